@@ -1,0 +1,2 @@
+//! Developer tasks with logic.
+fn main() {}
