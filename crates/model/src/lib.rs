@@ -1,1 +1,34 @@
-//! wharf-model
+//! What the cluster is made of: the nouns every other crate speaks in.
+//!
+//! Nothing here does I/O, reads a clock or is asynchronous; everything is plain data with `serde`. A record that is
+//! stored or sent is one of these types. Collections are ordered, so that equal things serialise to equal bytes.
+
+mod app;
+mod assignment;
+mod event;
+mod ids;
+mod names;
+mod network;
+mod node;
+mod spec;
+mod task;
+mod units;
+
+pub use app::{
+    AppKey, AppRecord, By, Image, NamedIn, Release, ReleaseNumber, Rollout, RolloutState, ServiceKey,
+    ServiceRecord, ServiceRevision, VolumeRecord,
+};
+pub use assignment::{
+    AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, NetworkAssignment, NodeReport, Peer,
+    Route, RouteTable, Target, TaskAssignment, TaskReport, VolumeAssignment,
+};
+pub use event::{Event, EventKind, Subject};
+pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId, TokenId, VolumeId};
+pub use names::{AppName, EnvironmentName, InvalidName, NetworkName, NodeName, ServiceName, VolumeName};
+pub use network::{AddressPool, NetworkRecord, mac_for};
+pub use node::{
+    Availability, EngineFacts, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role, Roles,
+};
+pub use spec::*;
+pub use task::{Exit, Health, IllegalMove, Phase, Progress, Slot, StopReason, Task, TaskStatus};
+pub use units::{Bytes, Cpus, Generation, Millis, Revision, Timestamp};

@@ -1,0 +1,225 @@
+//! Apps, their releases and their services.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AppName, AppSpec, EnvironmentName, Generation, Mode, NodeId, ServiceName, ServiceSpec, Timestamp,
+    VolumeId, VolumeName, VolumeSpec,
+};
+
+/// What is unique in the cluster by its environment and its name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NamedIn<N> {
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// The name in it.
+    pub name: N,
+}
+/// An app in its environment.
+pub type AppKey = NamedIn<AppName>;
+impl fmt::Display for AppKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.environment, self.name)
+    }
+}
+
+/// A service of an app.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceKey {
+    /// The app.
+    pub app: AppKey,
+    /// The service.
+    pub name: ServiceName,
+}
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.app, self.name)
+    }
+}
+
+/// The number of a release, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReleaseNumber(pub u64);
+impl fmt::Display for ReleaseNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Who did something, and from where.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct By {
+    /// The user of the certificate.
+    pub user: String,
+    /// What the client says of itself: `ada@laptop`.
+    #[serde(default)]
+    pub client: String,
+}
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.client.is_empty() { f.write_str(&self.user) } else { f.write_str(&self.client) }
+    }
+}
+
+/// An app. Changed by people through the API, and its rollout by the leader's controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppRecord {
+    /// Its name and environment.
+    pub key: AppKey,
+    /// Counts every change of intent: releases, scaling, stops, starts and restarts.
+    pub generation: Generation,
+    /// The release it is on or moving to.
+    pub release: ReleaseNumber,
+    /// How far the latest change has come.
+    pub rollout: Rollout,
+    /// It is being taken down; when nothing is left of it, so is its record.
+    #[serde(default)]
+    pub removed: bool,
+    /// Take its volumes with it.
+    #[serde(default)]
+    pub remove_volumes: bool,
+    /// When it was first deployed.
+    pub created_at: Timestamp,
+}
+
+/// How far a change of an app has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// The generation it carries out.
+    pub generation: Generation,
+    /// What was asked for, in words: `release 3`, `scale web=5`.
+    pub what: String,
+    /// Who asked.
+    pub by: By,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// Where it is.
+    pub state: RolloutState,
+    /// Why it is there, in words.
+    #[serde(default)]
+    pub reason: String,
+    /// When it reached a final state.
+    #[serde(default)]
+    pub ended_at: Option<Timestamp>,
+}
+
+/// Where a change of an app is. Ends are final; the next change begins a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutState {
+    /// Under way.
+    Progressing,
+    /// Every service is as wanted.
+    Done,
+    /// It failed and stays where it is.
+    Failed,
+    /// It failed, and the app is back at the release before.
+    RolledBack,
+    /// A newer change took its place.
+    Superseded,
+}
+impl RolloutState {
+    /// Whether it is an end.
+    pub const fn is_over(self) -> bool {
+        match self {
+            Self::Progressing => false,
+            Self::Done | Self::Failed | Self::RolledBack | Self::Superseded => true,
+        }
+    }
+}
+impl fmt::Display for RolloutState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Progressing => "progressing",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::RolledBack => "rolled back",
+            Self::Superseded => "superseded",
+        })
+    }
+}
+
+/// An immutable numbered snapshot of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// Whose.
+    pub app: AppKey,
+    /// Its number.
+    pub number: ReleaseNumber,
+    /// The whole normalised app; secrets by digest only.
+    pub spec: AppSpec,
+    /// What each image reference was at that time.
+    pub images: BTreeMap<ServiceName, Image>,
+    /// Who made it.
+    pub by: By,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+/// An image, pinned.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Image {
+    /// As written: `mariadb:11`.
+    pub reference: String,
+    /// Digest of its manifest at the registry (`sha256:…`): what nodes pull.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// The engine's id of it (`sha256:…`), where it is known only to engines and no registry could be asked.
+    #[serde(default)]
+    pub id: Option<String>,
+}
+
+/// What a service should be now. Written through the API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRecord {
+    /// Its name, app and environment.
+    pub key: ServiceKey,
+    /// Which [`ServiceRevision`] its tasks should follow; grows when containers must be replaced.
+    pub generation: Generation,
+    /// How many tasks: the file's number, or that of a later `scale`.
+    pub mode: Mode,
+    /// Wants no tasks for now.
+    #[serde(default)]
+    pub stopped: bool,
+    /// No longer part of the app: its tasks go, and then its record.
+    #[serde(default)]
+    pub removed: bool,
+}
+
+/// How tasks of one generation of a service are made. Immutable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRevision {
+    /// Whose.
+    pub key: ServiceKey,
+    /// Which.
+    pub generation: Generation,
+    /// The release it came with.
+    pub release: ReleaseNumber,
+    /// What to run.
+    pub spec: ServiceSpec,
+    /// The image, pinned.
+    pub image: Image,
+    /// It differs from the one before only by having been asked for (`restart`).
+    #[serde(default)]
+    pub restart: bool,
+}
+
+/// A named volume of an app. A `local` volume belongs to the node that it was first used on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Its identifier.
+    pub id: VolumeId,
+    /// Whose it is.
+    pub app: AppKey,
+    /// Its key in the Compose file.
+    pub name: VolumeName,
+    /// What was asked for.
+    pub spec: VolumeSpec,
+    /// The nodes that hold data of it. A volume of a service with several tasks has one folder on each of their nodes.
+    pub nodes: Vec<NodeId>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}

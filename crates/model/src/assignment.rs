@@ -1,0 +1,215 @@
+//! What a server tells an agent, and what an agent reports.
+//!
+//! An assignment set is whole: what is not in it is not wanted on the node. Its generation only grows, and an agent refuses an older one.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    FileMount, Image, NetworkId, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceSpec, Slot,
+    TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec,
+};
+
+/// Everything one node should do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignmentSet {
+    /// The cluster's epoch: grows when its store was restored from a backup.
+    pub epoch: u64,
+    /// The store's revision this was made from. Sets are ordered by epoch and revision.
+    pub revision: Revision,
+    /// Whom it is for; an agent refuses another node's.
+    pub node: NodeId,
+    /// Tasks that should run or be stopped here. A task absent from it is forgotten, and its container removed.
+    pub tasks: BTreeMap<TaskId, TaskAssignment>,
+    /// Networks that should exist here.
+    pub networks: BTreeMap<NetworkId, NetworkAssignment>,
+    /// Volumes that should exist here.
+    pub volumes: BTreeMap<VolumeId, VolumeAssignment>,
+    /// Volumes whose data must be deleted here; kept until the agent reports it done.
+    #[serde(default)]
+    pub removed_volumes: Vec<VolumeId>,
+    /// Names answered to the node's containers.
+    pub dns: DnsTable,
+    /// Ports the node's gateway listens on; empty without the role.
+    pub routes: RouteTable,
+}
+
+/// One task for a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskAssignment {
+    /// The task.
+    pub id: TaskId,
+    /// What it is a task of.
+    pub service: ServiceKey,
+    /// Its position.
+    pub slot: Slot,
+    /// What it is called; the container's host name unless the service has one. Unique among running tasks of the cluster, not over time.
+    pub name: String,
+    /// What should be done with it.
+    pub target: Target,
+    /// How it is made.
+    pub spec: ServiceSpec,
+    /// The image, pinned.
+    pub image: Image,
+    /// The networks it is on, in the order in which to connect them: the first is its default route.
+    pub attachments: Vec<Attachment>,
+    /// The volumes its mounts name.
+    pub volumes: BTreeMap<VolumeName, VolumeId>,
+    /// Configs and secrets it mounts.
+    #[serde(default)]
+    pub files: Vec<FileAssignment>,
+    /// Whose network namespace it shares (`network_mode: service:…`).
+    #[serde(default)]
+    pub network_of: Option<TaskId>,
+}
+
+/// What should be done with a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// Bring it up and keep watch over it.
+    Run,
+    /// Stop it within its grace period and remove its container.
+    Stop,
+}
+
+/// A task on a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Which.
+    pub network: NetworkId,
+    /// Its address there; its MAC address is [`crate::mac_for`] of it.
+    pub address: Ipv4Addr,
+}
+
+/// A config or secret for a task, with its content.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileAssignment {
+    /// Where and how it is mounted.
+    pub mount: FileMount,
+    /// Whether it must never touch a disk.
+    pub secret: bool,
+    /// Content in base64.
+    pub content: String,
+}
+impl std::fmt::Debug for FileAssignment {
+    /// Never shows the content.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileAssignment")
+            .field("mount", &self.mount)
+            .field("secret", &self.secret)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A network that should exist on the node: a Docker bridge network with a VXLAN port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkAssignment {
+    /// The network.
+    pub id: NetworkId,
+    /// What it is called in `docker network ls`: `<app>_<network>`.
+    pub name: String,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// One subnet for the whole cluster.
+    pub subnet: Ipv4Net,
+    /// The address of this node's bridge; its MAC address is [`crate::mac_for`] of it.
+    pub gateway: Ipv4Addr,
+    /// No way out of the cluster.
+    pub internal: bool,
+    /// Containers made by hand may join.
+    pub attachable: bool,
+    /// Every address of the network that lives on another node, its gateways included.
+    pub peers: Vec<Peer>,
+}
+
+/// An address that lives on another node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Peer {
+    /// The address on the network.
+    pub address: Ipv4Addr,
+    /// The node's address, where its VXLAN port answers.
+    pub node: IpAddr,
+}
+
+/// A volume that should exist on the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeAssignment {
+    /// The volume.
+    pub id: VolumeId,
+    /// What it is called in `docker volume ls`: `<app>_<volume>`.
+    pub name: String,
+    /// What was asked for.
+    pub spec: VolumeSpec,
+}
+
+/// The names that containers of the node may ask for: by network, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DnsTable {
+    /// The revision it was made from.
+    pub version: Revision,
+    /// Names and addresses of ready, not draining tasks, by network.
+    pub networks: BTreeMap<NetworkId, BTreeMap<String, Vec<Ipv4Addr>>>,
+}
+
+/// The ports a gateway listens on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RouteTable {
+    /// The revision it was made from.
+    pub version: Revision,
+    /// One for each published port.
+    pub routes: Vec<Route>,
+}
+
+/// One published port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The service behind it.
+    pub service: ServiceKey,
+    /// Where it listens.
+    pub port: u16,
+    /// Transport.
+    pub protocol: Protocol,
+    /// Address to listen on; every one if absent.
+    #[serde(default)]
+    pub host_ip: Option<IpAddr>,
+    /// Ready, not draining tasks.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One ready task behind a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The task.
+    pub task: TaskId,
+    /// Where it answers.
+    pub address: SocketAddrV4,
+}
+
+/// What an agent says of its node. Of two, the one with the higher sequence is the newer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Counts this agent process's reports.
+    pub sequence: u64,
+    /// The set it works on.
+    pub observed: Revision,
+    /// The node.
+    pub facts: NodeFacts,
+    /// What is not as it should be on the node itself: a network that cannot be made, a port that is taken.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// What an agent says of one task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// The task.
+    pub task: TaskId,
+    /// How it is.
+    pub status: TaskStatus,
+}

@@ -1,0 +1,188 @@
+//! Machines.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Bytes, Cpus, Generation, NodeId, NodeName, Timestamp};
+
+/// A machine of the cluster, as people want it. Written by joining and by people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its identifier; also the common name of its certificate.
+    pub id: NodeId,
+    /// Unique in the cluster.
+    pub name: NodeName,
+    /// Counts changes made by people.
+    pub generation: Generation,
+    /// Whether it takes work.
+    pub availability: Availability,
+    /// Labels, for constraints and preferences.
+    pub labels: BTreeMap<String, String>,
+    /// What else it is besides an agent.
+    pub roles: Roles,
+    /// When it joined.
+    pub joined_at: Timestamp,
+    /// Serial number of its certificate in force, in hexadecimal; an older one is refused.
+    pub certificate: String,
+}
+
+/// Whether a node takes work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Availability {
+    /// It takes tasks.
+    #[default]
+    Active,
+    /// It keeps its tasks and takes no new ones.
+    Pause,
+    /// It takes no tasks, and those it has move elsewhere.
+    Drain,
+}
+impl fmt::Display for Availability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Active => "active",
+            Self::Pause => "pause",
+            Self::Drain => "drain",
+        })
+    }
+}
+
+/// What else a node is besides an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Roles {
+    /// A server process runs on it.
+    pub server: bool,
+    /// Published ports listen on it.
+    pub gateway: bool,
+}
+impl Roles {
+    /// The roles it has, `agent` first.
+    pub fn list(self) -> Vec<Role> {
+        let all = [(true, Role::Agent), (self.server, Role::Server), (self.gateway, Role::Gateway)];
+        all.into_iter().filter(|(has, _)| *has).map(|(_, role)| role).collect()
+    }
+}
+
+/// One of the three roles of the binary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The node's hand.
+    Agent,
+    /// The control plane.
+    Server,
+    /// The entry.
+    Gateway,
+}
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Agent => "agent",
+            Self::Server => "server",
+            Self::Gateway => "gateway",
+        })
+    }
+}
+
+/// What is observed of a node. Written by the leader only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Whether it can be counted on.
+    pub state: NodeState,
+    /// Since when.
+    pub since: Timestamp,
+    /// Why, in words for people; empty when ready.
+    #[serde(default)]
+    pub reason: String,
+    /// What it last said of itself.
+    pub facts: Option<NodeFacts>,
+}
+
+/// Whether a node can be counted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// It has joined and not yet reported.
+    Joining,
+    /// Its agent is connected and its engine answers.
+    Ready,
+    /// Its agent is connected, and its engine does not answer.
+    EngineDown,
+    /// Its agent is not connected, for less than the node lease: its tasks may well be running.
+    Unreachable,
+    /// Its agent has not been connected for longer than the node lease: its tasks are counted lost.
+    Down,
+}
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Joining => "joining",
+            Self::Ready => "ready",
+            Self::EngineDown => "engine-down",
+            Self::Unreachable => "unreachable",
+            Self::Down => "down",
+        })
+    }
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// The machine's host name.
+    pub hostname: String,
+    /// The address other nodes reach it at.
+    pub address: IpAddr,
+    /// What runs on it.
+    pub platform: Platform,
+    /// Processor capacity.
+    pub cpus: Cpus,
+    /// Memory capacity.
+    pub memory: Bytes,
+    /// Kernel release.
+    pub kernel: String,
+    /// 1 or 2.
+    pub cgroup_version: u8,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// The engine, if it answers.
+    pub engine: Option<EngineFacts>,
+    /// Why the engine does not answer, if it does not.
+    #[serde(default)]
+    pub engine_error: Option<String>,
+    /// TCP and UDP ports below 1024·64 that something outside Wharf listens on; placement and gateways keep off them.
+    #[serde(default)]
+    pub taken_ports: Vec<u16>,
+}
+
+/// Operating system and architecture, in OCI's terms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// For example `linux`.
+    pub os: String,
+    /// For example `amd64`.
+    pub arch: String,
+}
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.arch)
+    }
+}
+
+/// A node's Docker Engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineFacts {
+    /// For example `20.10.24`.
+    pub version: String,
+    /// The API version in use with it.
+    pub api_version: String,
+    /// Labels of the engine.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether containers survive its restart.
+    pub live_restore: bool,
+    /// For example `overlay2`.
+    pub storage_driver: String,
+}

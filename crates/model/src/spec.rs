@@ -1,0 +1,841 @@
+//! What an app should be: the normalised form of a Compose file.
+//!
+//! The vocabulary is that of the Compose Specification; short forms are expanded, variables are substituted, defaults that
+//! every implementation shares are filled in, and what cannot be honoured never gets this far (crates/compose refuses it).
+//! Equality of two specifications means that no container needs replacing.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AppName, Bytes, Cpus, Millis, NetworkName, ServiceName, VolumeName};
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A whole app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AppSpec {
+    /// The project name.
+    pub name: AppName,
+    /// What should run.
+    pub services: BTreeMap<ServiceName, ServiceSpec>,
+    /// Every network a service is on, `default` among them where it is used.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub networks: BTreeMap<NetworkName, NetworkSpec>,
+    /// Every named volume.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub volumes: BTreeMap<VolumeName, VolumeSpec>,
+    /// Configs, by key.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub configs: BTreeMap<String, FileSpec>,
+    /// Secrets, by key. Their content leaves the server only sealed or to the agent that needs it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub secrets: BTreeMap<String, FileSpec>,
+}
+
+/// A config or a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileSpec {
+    /// Its name outside the app, where it differs.
+    #[serde(skip_serializing_if = "is_default")]
+    pub name: Option<String>,
+    /// Its content in base64, as given with the file; absent for external ones and in answers to clients.
+    #[serde(skip_serializing_if = "is_default")]
+    pub content: Option<String>,
+    /// SHA-256 of the content in hexadecimal, so that a change is seen without the content.
+    #[serde(skip_serializing_if = "is_default")]
+    pub digest: Option<String>,
+    /// Made outside this app.
+    #[serde(skip_serializing_if = "is_default")]
+    pub external: bool,
+}
+
+/// One service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// The image reference as written, for example `mariadb:11`.
+    pub image: String,
+    /// When to ask the registry.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pull_policy: PullPolicy,
+    /// How many tasks.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mode: Mode,
+    /// How each container is made.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub container: ContainerSpec,
+    /// What must be there first.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub depends_on: BTreeMap<ServiceName, Dependency>,
+    /// How it is connected.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub network_mode: NetworkMode,
+    /// The networks it is on, with [`NetworkMode::Networks`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub networks: BTreeMap<NetworkName, NetworkAttachment>,
+    /// The ports it publishes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ports: Vec<PortSpec>,
+    /// Container ports it says it listens on (`expose`); informative.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub expose: Vec<String>,
+    /// What happens when a task ends.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub restart: RestartPolicy,
+    /// How tasks are replaced.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub update: UpdatePolicy,
+    /// Where tasks may run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placement: PlacementSpec,
+    /// What tasks need and may use.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub resources: Resources,
+    /// The check inside the container, run by the engine.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub healthcheck: Option<Healthcheck>,
+    /// Wharf's own check, made from the node (`x-wharf.probe`); it wins over `healthcheck`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub probe: Option<Probe>,
+    /// Labels of the service, not of its containers (`deploy.labels`).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub labels: BTreeMap<String, String>,
+    /// The configs it mounts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub configs: Vec<FileMount>,
+    /// The secrets it mounts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub secrets: Vec<FileMount>,
+}
+
+/// When an image is asked for at its registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PullPolicy {
+    /// If the node does not have it.
+    #[default]
+    Missing,
+    /// At every release.
+    Always,
+    /// Never: the node must have it.
+    Never,
+}
+
+/// How many tasks a service has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Mode {
+    /// So many, in slots 1 to `replicas`.
+    Replicated {
+        /// Wanted number of tasks.
+        replicas: u32,
+    },
+    /// One on every node that may run it.
+    Global,
+}
+impl Default for Mode {
+    fn default() -> Self {
+        Self::Replicated { replicas: 1 }
+    }
+}
+
+/// How a container is made: everything Docker Engine is told at creation except networks, ports and names.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContainerSpec {
+    /// Overrides the image's `CMD`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub command: Option<Vec<String>>,
+    /// Overrides the image's `ENTRYPOINT`; an empty list clears it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub entrypoint: Option<Vec<String>>,
+    /// Environment; `None` removes a variable that the image sets.
+    #[serde(skip_serializing_if = "is_default")]
+    pub environment: BTreeMap<String, Option<String>>,
+    /// Overrides the image's `WORKDIR`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub working_dir: Option<String>,
+    /// Overrides the image's `USER`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub user: Option<String>,
+    /// Host name; the task's name if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub hostname: Option<String>,
+    /// Domain name.
+    #[serde(skip_serializing_if = "is_default")]
+    pub domainname: Option<String>,
+    /// Labels of the container.
+    #[serde(skip_serializing_if = "is_default")]
+    pub labels: BTreeMap<String, String>,
+    /// OCI annotations (Docker Engine 24 and later).
+    #[serde(skip_serializing_if = "is_default")]
+    pub annotations: BTreeMap<String, String>,
+    /// Give it a terminal.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tty: bool,
+    /// Keep standard input open.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stdin_open: bool,
+    /// Run an init process as PID 1.
+    #[serde(skip_serializing_if = "is_default")]
+    pub init: Option<bool>,
+    /// Read-only root file system.
+    #[serde(skip_serializing_if = "is_default")]
+    pub read_only: bool,
+    /// All capabilities and devices.
+    #[serde(skip_serializing_if = "is_default")]
+    pub privileged: bool,
+    /// Capabilities added.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cap_add: Vec<String>,
+    /// Capabilities dropped.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cap_drop: Vec<String>,
+    /// Security options, as Docker takes them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub security_opt: Vec<String>,
+    /// Additional groups.
+    #[serde(skip_serializing_if = "is_default")]
+    pub group_add: Vec<String>,
+    /// Devices of the host.
+    #[serde(skip_serializing_if = "is_default")]
+    pub devices: Vec<DeviceMapping>,
+    /// Rules for the device cgroup.
+    #[serde(skip_serializing_if = "is_default")]
+    pub device_cgroup_rules: Vec<String>,
+    /// Name servers used instead of the cluster's.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dns: Vec<IpAddr>,
+    /// Search domains.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dns_search: Vec<String>,
+    /// Resolver options.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dns_opt: Vec<String>,
+    /// Lines for `/etc/hosts`: `name:address`; `host-gateway` is passed on.
+    #[serde(skip_serializing_if = "is_default")]
+    pub extra_hosts: Vec<String>,
+    /// IPC namespace mode.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ipc: Option<String>,
+    /// PID namespace mode.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pid: Option<String>,
+    /// UTS namespace mode.
+    #[serde(skip_serializing_if = "is_default")]
+    pub uts: Option<String>,
+    /// User namespace mode.
+    #[serde(skip_serializing_if = "is_default")]
+    pub userns_mode: Option<String>,
+    /// Cgroup namespace mode: `host` or `private`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cgroup: Option<String>,
+    /// Parent cgroup.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cgroup_parent: Option<String>,
+    /// Size of `/dev/shm`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub shm_size: Option<Bytes>,
+    /// Kernel parameters.
+    #[serde(skip_serializing_if = "is_default")]
+    pub sysctls: BTreeMap<String, String>,
+    /// Resource limits of the process.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ulimits: BTreeMap<String, Ulimit>,
+    /// Temporary file systems: path and options.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tmpfs: BTreeMap<String, String>,
+    /// Everything mounted.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mounts: Vec<MountSpec>,
+    /// Where the engine sends its output; Docker's default if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub logging: Option<Logging>,
+    /// Do not kill it when memory is out.
+    #[serde(skip_serializing_if = "is_default")]
+    pub oom_kill_disable: bool,
+    /// Its preference as the kernel's victim, −1000 to 1000.
+    #[serde(skip_serializing_if = "is_default")]
+    pub oom_score_adj: Option<i64>,
+    /// 0 to 100.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mem_swappiness: Option<i64>,
+    /// Memory and swap together; −1 is unlimited.
+    #[serde(skip_serializing_if = "is_default")]
+    pub memswap_limit: Option<i64>,
+    /// Relative weight of processor time.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpu_shares: Option<i64>,
+    /// CFS period in microseconds.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpu_period: Option<i64>,
+    /// CFS quota in microseconds.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpu_quota: Option<i64>,
+    /// Real-time period in microseconds.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpu_rt_period: Option<i64>,
+    /// Real-time runtime in microseconds.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpu_rt_runtime: Option<i64>,
+    /// Cores it may use: `0-3`, `0,1`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpuset: Option<String>,
+    /// Block I/O weight and limits.
+    #[serde(skip_serializing_if = "is_default")]
+    pub blkio: Option<Blkio>,
+    /// OCI runtime.
+    #[serde(skip_serializing_if = "is_default")]
+    pub runtime: Option<String>,
+    /// Storage driver options.
+    #[serde(skip_serializing_if = "is_default")]
+    pub storage_opt: BTreeMap<String, String>,
+    /// Signal that asks it to stop; the image's if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stop_signal: Option<String>,
+    /// Time between that signal and SIGKILL; 10 s if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stop_grace_period: Option<Millis>,
+}
+
+/// A device of the host given to a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceMapping {
+    /// Path on the host.
+    pub source: String,
+    /// Path in the container.
+    pub target: String,
+    /// Some of `rwm`.
+    pub permissions: String,
+}
+
+/// A soft and a hard limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ulimit {
+    /// In force.
+    pub soft: i64,
+    /// Up to which the process may raise it.
+    pub hard: i64,
+}
+
+/// Block I/O.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Blkio {
+    /// 10 to 1000.
+    #[serde(skip_serializing_if = "is_default")]
+    pub weight: Option<u16>,
+    /// Weight by device path.
+    #[serde(skip_serializing_if = "is_default")]
+    pub weight_device: BTreeMap<String, u16>,
+    /// Bytes per second by device path.
+    #[serde(skip_serializing_if = "is_default")]
+    pub device_read_bps: BTreeMap<String, u64>,
+    /// Bytes per second by device path.
+    #[serde(skip_serializing_if = "is_default")]
+    pub device_write_bps: BTreeMap<String, u64>,
+    /// Operations per second by device path.
+    #[serde(skip_serializing_if = "is_default")]
+    pub device_read_iops: BTreeMap<String, u64>,
+    /// Operations per second by device path.
+    #[serde(skip_serializing_if = "is_default")]
+    pub device_write_iops: BTreeMap<String, u64>,
+}
+
+/// Where the engine sends a container's output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logging {
+    /// Docker's logging driver; its default if absent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub driver: Option<String>,
+    /// The driver's options.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub options: BTreeMap<String, String>,
+}
+
+/// Something mounted into a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountSpec {
+    /// What.
+    pub source: MountSource,
+    /// Where, an absolute path in the container.
+    pub target: String,
+    /// Not writable.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub read_only: bool,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
+pub enum MountSource {
+    /// A named volume of the app.
+    Volume {
+        /// Its key under `volumes:`.
+        volume: VolumeName,
+        /// Do not copy the image's content into an empty volume.
+        #[serde(default, skip_serializing_if = "is_default")]
+        nocopy: bool,
+        /// A folder inside the volume (Docker Engine 26 and later).
+        #[serde(default, skip_serializing_if = "is_default")]
+        subpath: Option<String>,
+    },
+    /// A volume of its own for each task, removed with it.
+    Anonymous,
+    /// A path of the node.
+    Bind {
+        /// Absolute path on the node.
+        path: String,
+        /// Make the folder if it is absent.
+        #[serde(default, skip_serializing_if = "is_default")]
+        create: bool,
+        /// Bind propagation.
+        #[serde(default, skip_serializing_if = "is_default")]
+        propagation: Option<String>,
+        /// SELinux relabelling: `z` or `Z`.
+        #[serde(default, skip_serializing_if = "is_default")]
+        selinux: Option<String>,
+    },
+    /// Memory.
+    Tmpfs {
+        /// Its limit.
+        #[serde(default, skip_serializing_if = "is_default")]
+        size: Option<Bytes>,
+        /// Permission bits.
+        #[serde(default, skip_serializing_if = "is_default")]
+        mode: Option<u32>,
+    },
+}
+
+/// A config or secret mounted as a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileMount {
+    /// Its key under `configs:` or `secrets:`.
+    pub source: String,
+    /// Absolute path in the container.
+    pub target: String,
+    /// Owner, a number.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uid: Option<u32>,
+    /// Group, a number.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gid: Option<u32>,
+    /// Permission bits; 0o444 if absent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mode: Option<u32>,
+}
+
+/// What another service must have reached before this one starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dependency {
+    /// How far it must be.
+    pub condition: DependencyCondition,
+    /// Replace this service's tasks when that one is replaced.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub restart: bool,
+    /// An absent or failing dependency stops this service; if false it is only awaited as long as it can still come.
+    pub required: bool,
+}
+
+/// `depends_on` conditions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DependencyCondition {
+    /// At least one task runs.
+    ServiceStarted,
+    /// At least one task is ready.
+    ServiceHealthy,
+    /// Every task ended with exit code 0.
+    ServiceCompletedSuccessfully,
+}
+
+/// How a service is connected.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// By the networks it lists.
+    #[default]
+    Networks,
+    /// By the node's own network namespace.
+    Host,
+    /// Not at all.
+    None,
+    /// By the namespace of another service's task on the same node.
+    Service(ServiceName),
+}
+
+/// How a service is on one network.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkAttachment {
+    /// Further names on this network.
+    #[serde(skip_serializing_if = "is_default")]
+    pub aliases: Vec<String>,
+    /// A fixed address; only with one replica.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ipv4_address: Option<Ipv4Addr>,
+    /// The order in which networks are connected: highest first.
+    #[serde(skip_serializing_if = "is_default")]
+    pub priority: i32,
+}
+
+/// A network of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkSpec {
+    /// Its name outside the app, where it differs.
+    #[serde(skip_serializing_if = "is_default")]
+    pub name: Option<String>,
+    /// Made outside this app: another app's network of that name in the same environment.
+    #[serde(skip_serializing_if = "is_default")]
+    pub external: bool,
+    /// No way out of the cluster.
+    #[serde(skip_serializing_if = "is_default")]
+    pub internal: bool,
+    /// Containers made by hand may join.
+    #[serde(skip_serializing_if = "is_default")]
+    pub attachable: bool,
+    /// Driver options.
+    #[serde(skip_serializing_if = "is_default")]
+    pub driver_opts: BTreeMap<String, String>,
+    /// A wanted subnet; one from the cluster's pool if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub subnet: Option<ipnet::Ipv4Net>,
+    /// Labels.
+    #[serde(skip_serializing_if = "is_default")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A named volume of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VolumeSpec {
+    /// Its name outside the app, where it differs.
+    #[serde(skip_serializing_if = "is_default")]
+    pub name: Option<String>,
+    /// Made outside this app; never removed with it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub external: bool,
+    /// `local` if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub driver: Option<String>,
+    /// Options of the `local` driver (`type`, `o`, `device`).
+    #[serde(skip_serializing_if = "is_default")]
+    pub driver_opts: BTreeMap<String, String>,
+    /// Labels.
+    #[serde(skip_serializing_if = "is_default")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A published port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortSpec {
+    /// Port in the container.
+    pub target: u16,
+    /// Port on the nodes; one from the gateway's range if absent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub published: Option<u16>,
+    /// Transport.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub protocol: Protocol,
+    /// On every gateway, or on the task's node only.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mode: PublishMode,
+    /// Address to listen on; every one if absent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub host_ip: Option<IpAddr>,
+    /// What people call it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub name: Option<String>,
+    /// The protocol spoken, for example `http`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub app_protocol: Option<String>,
+}
+
+/// Transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+impl Protocol {
+    /// `tcp` or `udp`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// Where a published port listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PublishMode {
+    /// On every gateway, balanced over the ready tasks.
+    #[default]
+    Ingress,
+    /// On the node of each task, by the engine.
+    Host,
+}
+
+/// What happens when a task ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RestartPolicy {
+    /// When it is started again.
+    pub condition: RestartCondition,
+    /// Wait before the first restart; doubled for each further failure in a row, up to five minutes.
+    pub delay: Millis,
+    /// Give up after so many; never if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub max_attempts: Option<u32>,
+    /// A task that ran longer than this starts a clean record.
+    pub window: Millis,
+}
+impl Default for RestartPolicy {
+    /// Compose's default for a service without `restart` or `deploy.restart_policy` is not to restart; a service that
+    /// should run is what people deploy to a cluster, so Swarm's default, `any`, is ours too.
+    fn default() -> Self {
+        Self {
+            condition: RestartCondition::Any,
+            delay: Millis(1_000),
+            max_attempts: None,
+            window: Millis::from_secs(60),
+        }
+    }
+}
+
+/// When an ended task is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartCondition {
+    /// Never: a one-shot service; exit code 0 completes it.
+    None,
+    /// If its exit code was not 0.
+    OnFailure,
+    /// Always.
+    Any,
+}
+
+/// How tasks are replaced by those of a newer release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdatePolicy {
+    /// Which comes first; start-first where it can be if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub order: Option<UpdateOrder>,
+    /// How many slots at once; 0 is all.
+    pub parallelism: u32,
+    /// Pause between slots.
+    pub delay: Millis,
+    /// How long a new task must stay ready before the next slot.
+    pub monitor: Millis,
+    /// What a failure does.
+    pub failure_action: FailureAction,
+}
+impl Default for UpdatePolicy {
+    fn default() -> Self {
+        Self {
+            order: None,
+            parallelism: 1,
+            delay: Millis(0),
+            monitor: Millis(0),
+            failure_action: FailureAction::Rollback,
+        }
+    }
+}
+
+/// Start-first or stop-first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOrder {
+    /// The new task is ready before the old one stops.
+    StartFirst,
+    /// The old task has stopped before the new one starts.
+    StopFirst,
+}
+
+/// What a failing update does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureAction {
+    /// Stay where it is and say so.
+    Pause,
+    /// Go on.
+    Continue,
+    /// Return to the release before.
+    Rollback,
+}
+
+/// Where tasks may run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementSpec {
+    /// All must hold.
+    #[serde(skip_serializing_if = "is_default")]
+    pub constraints: Vec<Constraint>,
+    /// Spread over the values of these node labels, in order (`node.labels.zone`).
+    #[serde(skip_serializing_if = "is_default")]
+    pub spread: Vec<String>,
+    /// At most so many tasks of the service on one node.
+    #[serde(skip_serializing_if = "is_default")]
+    pub max_replicas_per_node: Option<u32>,
+    /// `os/arch[/variant]` the image is for.
+    #[serde(skip_serializing_if = "is_default")]
+    pub platform: Option<String>,
+}
+
+/// A constraint in Swarm's language: `node.labels.disk == ssd`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Constraint {
+    /// `node.id`, `node.hostname`, `node.role`, `node.platform.os`, `node.platform.arch`, `node.labels.KEY` or `engine.labels.KEY`.
+    pub key: String,
+    /// `==` if true, `!=` if not.
+    pub equal: bool,
+    /// What it is compared with.
+    pub value: String,
+}
+impl std::fmt::Display for Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.key, if self.equal { "==" } else { "!=" }, self.value)
+    }
+}
+
+/// What a task needs and may use.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Resources {
+    /// At most.
+    #[serde(skip_serializing_if = "is_default")]
+    pub limits: ResourceSet,
+    /// At least: what placement counts.
+    #[serde(skip_serializing_if = "is_default")]
+    pub reservations: ResourceSet,
+    /// Devices by driver or capability, for example GPUs.
+    #[serde(skip_serializing_if = "is_default")]
+    pub devices: Vec<DeviceRequest>,
+}
+
+/// Amounts of resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResourceSet {
+    /// Processor time.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpus: Option<Cpus>,
+    /// Memory.
+    #[serde(skip_serializing_if = "is_default")]
+    pub memory: Option<Bytes>,
+    /// Processes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pids: Option<i64>,
+}
+
+/// A request for devices, as Docker takes it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeviceRequest {
+    /// For example `nvidia`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub driver: Option<String>,
+    /// How many; −1 is all.
+    #[serde(skip_serializing_if = "is_default")]
+    pub count: Option<i64>,
+    /// Which.
+    #[serde(skip_serializing_if = "is_default")]
+    pub device_ids: Vec<String>,
+    /// For example `gpu`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub capabilities: Vec<String>,
+    /// The driver's options.
+    #[serde(skip_serializing_if = "is_default")]
+    pub options: BTreeMap<String, String>,
+}
+
+/// The check inside the container, run by the engine. Absent fields are the image's, or Docker's defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Healthcheck {
+    /// `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", text]`; the image's if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub test: Option<Vec<String>>,
+    /// Between checks.
+    #[serde(skip_serializing_if = "is_default")]
+    pub interval: Option<Millis>,
+    /// For one check.
+    #[serde(skip_serializing_if = "is_default")]
+    pub timeout: Option<Millis>,
+    /// Failures in a row that make it unhealthy.
+    #[serde(skip_serializing_if = "is_default")]
+    pub retries: Option<u32>,
+    /// Time in which failures do not count.
+    #[serde(skip_serializing_if = "is_default")]
+    pub start_period: Option<Millis>,
+    /// Between checks in that time (Docker Engine 25 and later).
+    #[serde(skip_serializing_if = "is_default")]
+    pub start_interval: Option<Millis>,
+}
+impl Healthcheck {
+    /// Whether it says that there is no check.
+    pub fn is_disabled(&self) -> bool {
+        self.test.as_ref().is_some_and(|test| test.first().is_some_and(|kind| kind == "NONE"))
+    }
+}
+
+/// Wharf's own check, made from the node, so that the image needs no tool for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Probe {
+    /// What is asked.
+    pub kind: ProbeKind,
+    /// Between checks.
+    pub interval: Millis,
+    /// For one check.
+    pub timeout: Millis,
+    /// Failures in a row that make it unhealthy.
+    pub retries: u32,
+    /// Time after the start in which failures do not count.
+    pub start_period: Millis,
+}
+
+/// What a probe asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type", deny_unknown_fields)]
+pub enum ProbeKind {
+    /// A GET that must answer with a status of 200 to 399.
+    Http {
+        /// Container port.
+        port: u16,
+        /// Path and query.
+        path: String,
+    },
+    /// A connection that must be accepted.
+    Tcp {
+        /// Container port.
+        port: u16,
+    },
+    /// A command in the container that must exit with 0.
+    Exec {
+        /// Program and arguments.
+        command: Vec<String>,
+    },
+}
