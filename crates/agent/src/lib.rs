@@ -1,1 +1,15 @@
-//! wharf-agent
+//! Makes one node match its assignments: images, networks, volumes, files, containers, probes, and what is reported of them.
+//!
+//! Containers outlive the agent: nothing here changes a container because the agent stops, starts or loses its servers,
+//! and nothing that does not carry this cluster's labels is ever changed or removed.
+
+pub mod assignments;
+pub mod dns;
+pub mod facts;
+pub mod network;
+pub mod node;
+pub mod probe;
+pub mod reports;
+pub mod runtime;
+pub mod session;
+pub mod tasks;

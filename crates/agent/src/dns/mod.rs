@@ -1,0 +1,1 @@
+//! Answers the DNS questions of the node's containers from the table that the server sent.

@@ -1,0 +1,1 @@
+//! The kernel side of the node's networks: VXLAN ports, forwarding and neighbour entries.

@@ -1,0 +1,1 @@
+//! Ties the node together: assignments in, networks, volumes and task loops at work, reports out.

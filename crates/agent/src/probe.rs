@@ -1,0 +1,1 @@
+//! Asks a task from the outside, over its network address, whether it serves.

@@ -1,0 +1,1 @@
+//! The connections to the servers, over which they call this node.

@@ -1,0 +1,1 @@
+//! One loop per task: what to do next, and doing it.
