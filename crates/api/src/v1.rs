@@ -1,0 +1,651 @@
+//! The types of API v1: what servers and clients say to each other, as JSON.
+//!
+//! Within v1 fields and endpoints are added, never changed. Requests refuse unknown fields; answers may grow, so clients ignore what
+//! they do not know. Specifications of apps are in the vocabulary of the Compose Specification ([`wharf_model::AppSpec`]).
+//! Times are milliseconds since the epoch.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use wharf_model::{AppSpec, Bytes, Cpus, TaskStatus};
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// One of a fixed set of codes, for programs.
+    #[schema(value_type = String)]
+    pub code: Code,
+    /// What went wrong, as a sentence for people.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Who holds an app that is busy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<RolloutView>,
+}
+
+/// What kind of refusal a [`Problem`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The request is malformed or asks for something impossible.
+    Invalid,
+    /// The client is not known or may not do this.
+    Forbidden,
+    /// There is no such thing.
+    NotFound,
+    /// The state moved: plan again.
+    Moved,
+    /// Another change of the app is under way.
+    Busy,
+    /// It stands in the way of something else.
+    Conflict,
+    /// A join token is wrong, used up or expired.
+    Token,
+    /// Two clocks differ too much.
+    Clock,
+    /// The node that would answer is not connected.
+    NodeUnreachable,
+    /// The store or the leader does not answer; try again.
+    Unavailable,
+    /// A bug.
+    Internal,
+}
+
+/// The server that answers.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// Version of the server.
+    pub version: String,
+    /// Version of this API.
+    pub api: String,
+    /// The server's identifier.
+    pub server: String,
+    /// The cluster's identifier.
+    pub cluster: String,
+    /// The cluster's name.
+    pub cluster_name: String,
+    /// `embedded` or `etcd`.
+    pub store: String,
+    /// The server that decides, if there is one now.
+    pub leader: Option<String>,
+    /// The server's clock.
+    pub now: u64,
+}
+
+/// A server of the control plane.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Server {
+    /// Identifier.
+    pub id: String,
+    /// Where it answers: `host:port`.
+    pub addresses: Vec<String>,
+    /// Version of the binary.
+    pub version: String,
+    /// Whether it decides.
+    pub leader: bool,
+    /// When it started.
+    pub started_at: u64,
+}
+
+/// A machine of the cluster.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    /// Identifier.
+    pub id: String,
+    /// Unique name.
+    pub name: String,
+    /// Counts changes made by people.
+    pub generation: u64,
+    /// `joining`, `ready`, `engine-down`, `unreachable` or `down`.
+    pub state: String,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Since when it is in that state.
+    pub since: u64,
+    /// `active`, `pause` or `drain`.
+    pub availability: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// `agent`, `server`, `gateway`.
+    pub roles: Vec<String>,
+    /// Address other nodes reach it at.
+    pub address: Option<String>,
+    /// `os/arch`.
+    pub platform: Option<String>,
+    /// Capacity, in thousandths of a core.
+    #[schema(value_type = Option<u64>)]
+    pub cpus: Option<Cpus>,
+    /// Capacity.
+    #[schema(value_type = Option<u64>)]
+    pub memory: Option<Bytes>,
+    /// Reserved by tasks, in thousandths of a core.
+    #[schema(value_type = u64)]
+    pub cpus_reserved: Cpus,
+    /// Reserved by tasks.
+    #[schema(value_type = u64)]
+    pub memory_reserved: Bytes,
+    /// Version of its Docker Engine.
+    pub engine_version: Option<String>,
+    /// API version in use with it.
+    pub engine_api_version: Option<String>,
+    /// Version of its agent.
+    pub agent_version: Option<String>,
+    /// Kernel release.
+    pub kernel: Option<String>,
+    /// 1 or 2.
+    pub cgroup_version: Option<u8>,
+    /// Tasks on it that are not over.
+    pub tasks: usize,
+    /// When it joined.
+    pub joined_at: u64,
+    /// What is not as it should be on the node itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+/// A change of a node; what is absent stays.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeChange {
+    /// `active`, `pause` or `drain`.
+    pub availability: Option<String>,
+    /// Labels to set.
+    pub labels: BTreeMap<String, String>,
+    /// Labels to remove.
+    pub remove_labels: Vec<String>,
+    /// Whether published ports listen on it.
+    pub gateway: Option<bool>,
+    /// Only if its generation is still this one.
+    pub if_generation: Option<u64>,
+}
+
+/// A join token, without its secret.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Token {
+    /// Identifier.
+    pub id: String,
+    /// `agent` or `server`.
+    pub role: String,
+    /// When it was made.
+    pub created_at: u64,
+    /// When it ends.
+    pub expires_at: u64,
+    /// Who made it.
+    pub created_by: String,
+}
+
+/// A wish for a join token.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenCreate {
+    /// `agent` or `server`.
+    pub role: String,
+    /// How long it is good for, in seconds.
+    pub ttl_seconds: u64,
+    /// End every other token of that role.
+    #[serde(default)]
+    pub rotate: bool,
+}
+
+/// A new join token; the secret is shown this once.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenCreated {
+    /// The token as a whole.
+    pub token: String,
+    /// The command to run on the new machine.
+    pub command: String,
+    /// When it ends.
+    pub expires_at: u64,
+}
+
+/// What to do with an app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "action", deny_unknown_fields)]
+pub enum Action {
+    /// Make it as this says.
+    Up {
+        /// The normalised Compose file.
+        #[schema(value_type = Object)]
+        spec: Box<AppSpec>,
+        /// Ask the registry again for every image, also those the release already pins.
+        #[serde(default)]
+        pull: bool,
+        /// Replace containers that have not changed, too.
+        #[serde(default)]
+        force_recreate: bool,
+    },
+    /// Take it down.
+    Down {
+        /// Delete its volumes and their data.
+        volumes: bool,
+    },
+    /// Run so many tasks of each of these services.
+    Scale {
+        /// Wanted number of tasks, by service.
+        replicas: BTreeMap<String, u32>,
+    },
+    /// Replace the tasks of these services by new ones; of all if empty.
+    Restart {
+        /// Services.
+        services: Vec<String>,
+    },
+    /// Want no tasks of these services; of all if empty.
+    Stop {
+        /// Services.
+        services: Vec<String>,
+    },
+    /// Want tasks of these stopped services again; of all if empty.
+    Start {
+        /// Services.
+        services: Vec<String>,
+    },
+}
+
+/// What an action would do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Plan {
+    /// The environment.
+    pub environment: String,
+    /// The app.
+    pub app: String,
+    /// Names exactly this plan on exactly the state it was made from.
+    pub fingerprint: String,
+    /// The release it would make, if it would make one.
+    pub release: Option<u64>,
+    /// What would be done, in order.
+    pub operations: Vec<Operation>,
+    /// What is legal and worth knowing.
+    pub warnings: Vec<String>,
+    /// What stands in its way; a plan with any is not carried out.
+    pub refusals: Vec<Refusal>,
+}
+impl Plan {
+    /// Whether everything is as wanted already.
+    pub fn is_noop(&self) -> bool {
+        self.operations.iter().all(|operation| operation.change == Change::Keep)
+    }
+}
+
+/// One thing a plan would do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Operation {
+    /// What happens to it.
+    #[schema(value_type = String)]
+    pub change: Change,
+    /// `service`, `network`, `volume`, `config`, `secret` or `app`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// What happens to a thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// It is made.
+    Create,
+    /// It is changed in place.
+    Update,
+    /// Its containers are replaced.
+    Replace,
+    /// It is removed.
+    Remove,
+    /// It stays as it is.
+    Keep,
+}
+impl Change {
+    /// The symbol a plan shows it with.
+    pub const fn symbol(self) -> char {
+        match self {
+            Self::Create => '+',
+            Self::Update => '~',
+            Self::Replace => '±',
+            Self::Remove => '-',
+            Self::Keep => '=',
+        }
+    }
+}
+
+/// What stands in a plan's way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Refusal {
+    /// Why.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// A wish to plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlanRequest {
+    /// What to do.
+    pub action: Action,
+}
+
+/// A wish to carry out a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyRequest {
+    /// What to do.
+    pub action: Action,
+    /// The plan that was agreed to: if it would be another one by now, nothing is done ([`Code::Moved`]).
+    pub fingerprint: String,
+    /// What the client says of itself: `ada@laptop`.
+    pub client: String,
+}
+
+/// An action that has begun.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Applied {
+    /// The app's generation that carries it; wait for the rollout of it.
+    pub generation: u64,
+    /// The release the app is moving to.
+    pub release: u64,
+}
+
+/// An app in a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct App {
+    /// The environment.
+    pub environment: String,
+    /// The name.
+    pub name: String,
+    /// Counts changes.
+    pub generation: u64,
+    /// The release it is on or moving to.
+    pub release: u64,
+    /// How far the latest change has come.
+    pub rollout: RolloutView,
+    /// Services.
+    pub services: usize,
+    /// Tasks that are ready.
+    pub ready: usize,
+    /// Tasks that are wanted.
+    pub wanted: usize,
+    /// When it was first deployed.
+    pub created_at: u64,
+}
+
+/// How far a change of an app has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RolloutView {
+    /// The generation it carries out.
+    pub generation: u64,
+    /// What was asked for.
+    pub what: String,
+    /// Who asked.
+    pub by: String,
+    /// When it began.
+    pub started_at: u64,
+    /// `progressing`, `done`, `failed`, `rolled_back` or `superseded`.
+    pub state: String,
+    /// Why it is there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<u64>,
+}
+
+/// An app with everything that belongs to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AppStatus {
+    /// The app.
+    pub app: App,
+    /// Its services.
+    pub services: Vec<ServiceStatus>,
+    /// Its networks.
+    pub networks: Vec<NetworkView>,
+    /// Its volumes.
+    pub volumes: Vec<VolumeView>,
+    /// Where its published ports answer: `http://10.0.0.1:8080`.
+    pub urls: Vec<String>,
+}
+
+/// A service and its tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceStatus {
+    /// The name.
+    pub name: String,
+    /// Which revision its tasks should follow.
+    pub generation: u64,
+    /// The image reference.
+    pub image: String,
+    /// What it is pinned to.
+    pub pinned: Option<String>,
+    /// `replicated` or `global`.
+    pub mode: String,
+    /// Wanted tasks.
+    pub wanted: usize,
+    /// Ready tasks.
+    pub ready: usize,
+    /// It was stopped.
+    pub stopped: bool,
+    /// Published ports: `8080->80/tcp`.
+    pub ports: Vec<String>,
+    /// What is not as wanted, each with its reason.
+    pub waiting: Vec<String>,
+    /// Tasks: those that are not over, and the latest that is of each slot that has no other.
+    pub tasks: Vec<Task>,
+    /// What it is made from.
+    #[schema(value_type = Object)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<Box<wharf_model::ServiceSpec>>,
+}
+
+/// One scheduled container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Task {
+    /// Identifier.
+    pub id: String,
+    /// `<app>-<service>-<slot>`.
+    pub name: String,
+    /// The environment.
+    pub environment: String,
+    /// The app.
+    pub app: String,
+    /// The service.
+    pub service: String,
+    /// Its position; 0 in global services.
+    pub slot: u32,
+    /// The revision of the service it was made for.
+    pub generation: u64,
+    /// The release that revision came with.
+    pub release: u64,
+    /// The image reference.
+    pub image: String,
+    /// Identifier of its node, once it has one.
+    pub node_id: Option<String>,
+    /// Name of its node.
+    pub node: Option<String>,
+    /// Addresses by network.
+    pub addresses: BTreeMap<String, String>,
+    /// Whether it serves.
+    pub ready: bool,
+    /// Why the cluster no longer wants it, if so.
+    pub stop: Option<String>,
+    /// When it was made.
+    pub created_at: u64,
+    /// What its node last said of it.
+    #[schema(value_type = Object)]
+    pub status: TaskStatus,
+}
+
+/// A network of an app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkView {
+    /// Its key in the Compose file.
+    pub name: String,
+    /// Identifier.
+    pub id: String,
+    /// Its addresses.
+    pub subnet: String,
+    /// VXLAN network identifier.
+    pub vni: u32,
+}
+
+/// A volume of an app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeView {
+    /// Its key in the Compose file.
+    pub name: String,
+    /// Identifier.
+    pub id: String,
+    /// Names of the nodes that hold data of it.
+    pub nodes: Vec<String>,
+}
+
+/// A release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Release {
+    /// Its number.
+    pub number: u64,
+    /// When.
+    pub created_at: u64,
+    /// Who.
+    pub by: String,
+    /// Image pins by service.
+    pub images: BTreeMap<String, String>,
+    /// The app is on it now.
+    pub current: bool,
+    /// The whole normalised app.
+    #[schema(value_type = Object)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<Box<AppSpec>>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Identifier; later events sort later.
+    pub id: String,
+    /// When.
+    pub at: u64,
+    /// `task`, `node`, `app` or `server`.
+    pub kind: String,
+    /// What happened.
+    pub message: String,
+    /// The app concerned: `environment/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// The service concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The task concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// The node concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Who caused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// One line of a task's output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    /// The task's name.
+    pub task: String,
+    /// Its service.
+    pub service: String,
+    /// Its node's name.
+    pub node: String,
+    /// When its node's engine took it, in milliseconds since the epoch.
+    pub at: u64,
+    /// `stdout`, `stderr`, or `wharf` for what Wharf itself says about the stream.
+    pub stream: String,
+    /// The line, without its end.
+    pub text: String,
+}
+
+/// What to run in a task.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Variables added to the container's: `NAME=value`.
+    pub environment: Vec<String>,
+    /// Give it a terminal.
+    pub tty: bool,
+    /// Pass standard input on.
+    pub stdin: bool,
+    /// As whom.
+    pub user: Option<String>,
+    /// Where.
+    pub working_dir: Option<String>,
+    /// With all capabilities.
+    pub privileged: bool,
+    /// Size of the terminal: columns and rows.
+    pub size: Option<(u16, u16)>,
+}
+
+/// What a task uses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Usage {
+    /// The task's identifier.
+    pub task: String,
+    /// The task's name.
+    pub name: String,
+    /// Its service.
+    pub service: String,
+    /// Its node's name.
+    pub node: String,
+    /// Processor time, in thousandths of a core, over the last second or so.
+    #[schema(value_type = u64)]
+    pub cpus: Cpus,
+    /// Memory in use, without page cache that can be dropped.
+    #[schema(value_type = u64)]
+    pub memory: Bytes,
+    /// Its limit, the node's memory if it has none.
+    #[schema(value_type = u64)]
+    pub memory_limit: Bytes,
+    /// Received since it started.
+    #[schema(value_type = u64)]
+    pub network_rx: Bytes,
+    /// Sent since it started.
+    #[schema(value_type = u64)]
+    pub network_tx: Bytes,
+    /// Read from disks since it started.
+    #[schema(value_type = u64)]
+    pub block_read: Bytes,
+    /// Written to disks since it started.
+    #[schema(value_type = u64)]
+    pub block_write: Bytes,
+    /// Processes.
+    pub pids: u64,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// The things.
+    pub items: Vec<T>,
+    /// Ask for what comes after this; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// One finding of `doctor`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Finding {
+    /// `ok`, `warning` or `problem`.
+    pub level: String,
+    /// What was looked at.
+    pub subject: String,
+    /// What was found.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
