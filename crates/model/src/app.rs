@@ -75,6 +75,9 @@ pub struct AppRecord {
     pub release: ReleaseNumber,
     /// How far the latest change has come.
     pub rollout: Rollout,
+    /// What it was before the latest release: where a failing rollout returns to. Absent for the first release.
+    #[serde(default)]
+    pub previous: Option<Previous>,
     /// It is being taken down; when nothing is left of it, so is its record.
     #[serde(default)]
     pub removed: bool,
@@ -83,6 +86,17 @@ pub struct AppRecord {
     pub remove_volumes: bool,
     /// When it was first deployed.
     pub created_at: Timestamp,
+}
+
+/// What an app was before a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    /// The app's generation that this precedes: only that one's rollout returns here.
+    pub before: Generation,
+    /// The release it was on.
+    pub release: ReleaseNumber,
+    /// Its services as they were. Their revisions are kept as long as this is.
+    pub services: Vec<ServiceRecord>,
 }
 
 /// How far a change of an app has come.
@@ -177,7 +191,8 @@ pub struct Image {
 pub struct ServiceRecord {
     /// Its name, app and environment.
     pub key: ServiceKey,
-    /// Which [`ServiceRevision`] its tasks should follow; grows when containers must be replaced.
+    /// Which [`ServiceRevision`] its tasks should follow; grows when containers must be replaced, and goes back to an
+    /// earlier one only when a failing rollout returns to the release before.
     pub generation: Generation,
     /// How many tasks: the file's number, or that of a later `scale`.
     pub mode: Mode,

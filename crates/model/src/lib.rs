@@ -15,8 +15,8 @@ mod task;
 mod units;
 
 pub use app::{
-    AppKey, AppRecord, By, Image, NamedIn, Release, ReleaseNumber, Rollout, RolloutState, ServiceKey,
-    ServiceRecord, ServiceRevision, VolumeRecord,
+    AppKey, AppRecord, By, Image, NamedIn, Previous, Release, ReleaseNumber, Rollout, RolloutState,
+    ServiceKey, ServiceRecord, ServiceRevision, VolumeRecord,
 };
 pub use assignment::{
     AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, NetworkAssignment, NodeReport, Peer,

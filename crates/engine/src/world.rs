@@ -1,0 +1,572 @@
+//! What a pass reads: everything the store holds that decisions need, with the indexes they need it by.
+//!
+//! The server keeps it up to date from the store's watch, one `insert_…` or `remove_…` per event; inserting the same value again
+//! changes nothing. The indexes always agree with the records, in whatever order these arrive. Nothing is removed by implication.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use ipnet::Ipv4Net;
+use wharf_model::{
+    AddressPool, AppKey, AppRecord, Bytes, Cpus, Generation, NetworkId, NetworkName, NetworkRecord, NodeId,
+    NodeRecord, NodeState, NodeStatus, Phase, Protocol, PublishMode, Release, ReleaseNumber, Revision,
+    ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Task, TaskId, TaskStatus, VolumeId, VolumeName,
+    VolumeRecord,
+};
+
+use crate::Change;
+
+/// A machine: as people want it, and as it is observed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// What people want of it.
+    pub record: NodeRecord,
+    /// What is observed of it; absent until the first status is written.
+    pub status: Option<NodeStatus>,
+}
+impl Node {
+    /// Its state; joining until it is known.
+    pub fn state(&self) -> NodeState {
+        self.status.as_ref().map_or(NodeState::Joining, |status| status.state)
+    }
+    /// What it said of itself.
+    pub fn facts(&self) -> Option<&wharf_model::NodeFacts> {
+        self.status.as_ref()?.facts.as_ref()
+    }
+}
+
+/// What a node's unfinished tasks hold of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Load {
+    /// How many there are.
+    pub tasks: u32,
+    /// How many there are of each service.
+    pub services: BTreeMap<ServiceKey, u32>,
+    /// Processor time they reserve.
+    pub cpus: Cpus,
+    /// Memory they reserve.
+    pub memory: Bytes,
+    /// Ports of the node they publish, and how many do.
+    pub host_ports: BTreeMap<(u16, Protocol), u32>,
+}
+
+/// What one unfinished task holds of its node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Holding {
+    pub(crate) cpus: Cpus,
+    pub(crate) memory: Bytes,
+    pub(crate) host_ports: Vec<(u16, Protocol)>,
+}
+impl Holding {
+    pub(crate) fn of(revision: &ServiceRevision) -> Self {
+        let reserved = &revision.spec.resources.reservations;
+        let ports = revision.spec.ports.iter().filter(|port| port.mode == PublishMode::Host);
+        Self {
+            cpus: reserved.cpus.unwrap_or_default(),
+            memory: reserved.memory.unwrap_or_default(),
+            host_ports: ports.filter_map(|port| Some((port.published?, port.protocol))).collect(),
+        }
+    }
+}
+impl Load {
+    pub(crate) fn add(&mut self, service: &ServiceKey, holding: &Holding) {
+        self.tasks += 1;
+        *self.services.entry(service.clone()).or_default() += 1;
+        self.cpus.0 += holding.cpus.0;
+        self.memory.0 += holding.memory.0;
+        for port in &holding.host_ports {
+            *self.host_ports.entry(*port).or_default() += 1;
+        }
+    }
+    pub(crate) fn subtract(&mut self, service: &ServiceKey, holding: &Holding) {
+        self.tasks = self.tasks.saturating_sub(1);
+        decrement(&mut self.services, service);
+        self.cpus.0 = self.cpus.0.saturating_sub(holding.cpus.0);
+        self.memory.0 = self.memory.0.saturating_sub(holding.memory.0);
+        for port in &holding.host_ports {
+            decrement(&mut self.host_ports, port);
+        }
+    }
+}
+fn decrement<K: Ord>(counts: &mut BTreeMap<K, u32>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+/// Everything a pass reads.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    /// The cluster's epoch: grows when its store was restored from a backup.
+    pub epoch: u64,
+    /// The store's revision all this is true at.
+    pub revision: Revision,
+    /// Where networks are taken from.
+    pub pool: AddressPool,
+    nodes: BTreeMap<NodeId, Node>,
+    apps: BTreeMap<AppKey, Arc<AppRecord>>,
+    services: BTreeMap<ServiceKey, Arc<ServiceRecord>>,
+    revisions: BTreeMap<ServiceKey, BTreeMap<Generation, Arc<ServiceRevision>>>,
+    releases: BTreeMap<AppKey, BTreeMap<ReleaseNumber, Arc<Release>>>,
+    tasks: BTreeMap<TaskId, Arc<Task>>,
+    networks: BTreeMap<NetworkId, Arc<NetworkRecord>>,
+    volumes: BTreeMap<VolumeId, Arc<VolumeRecord>>,
+    files: BTreeMap<String, Arc<str>>,
+
+    tasks_of_service: BTreeMap<ServiceKey, BTreeSet<TaskId>>,
+    tasks_on_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
+    /// Of every task that has one, finished or not: subnets are disjoint, so an address says its network.
+    addresses: BTreeMap<Ipv4Addr, BTreeSet<TaskId>>,
+    networks_by_name: BTreeMap<(AppKey, NetworkName), NetworkId>,
+    volumes_by_name: BTreeMap<(AppKey, VolumeName), VolumeId>,
+    /// What each unfinished task was counted with, so that it is taken off again exactly so.
+    holdings: BTreeMap<TaskId, (NodeId, ServiceKey, Holding)>,
+    loads: BTreeMap<NodeId, Load>,
+    dirty: BTreeSet<AppKey>,
+}
+
+/// Reading.
+impl World {
+    /// Every node.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+    /// A node.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+    /// A node's name; its id if the node is gone.
+    pub fn node_name(&self, id: NodeId) -> String {
+        self.node(id).map_or_else(|| id.to_string(), |node| node.record.name.to_string())
+    }
+    /// What a node's unfinished tasks hold of it.
+    pub fn load(&self, node: NodeId) -> Load {
+        self.loads.get(&node).cloned().unwrap_or_default()
+    }
+    /// Every app.
+    pub fn apps(&self) -> impl Iterator<Item = &Arc<AppRecord>> {
+        self.apps.values()
+    }
+    /// An app.
+    pub fn app(&self, key: &AppKey) -> Option<&Arc<AppRecord>> {
+        self.apps.get(key)
+    }
+    /// Every service of every app.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceRecord>> {
+        self.services.values()
+    }
+    /// The services of an app, removed ones that still have tasks among them.
+    pub fn services_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<ServiceRecord>> {
+        // Service names are never empty, so no key of the app sorts before this; one past the app ends the walk.
+        let app = app.clone();
+        self.services
+            .range(lowest_key(&app)..)
+            .map(|(_, record)| record)
+            .take_while(move |record| record.key.app == app)
+    }
+    /// A service.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<ServiceRecord>> {
+        self.services.get(key)
+    }
+    /// How tasks of one generation of a service are made.
+    pub fn revision_of(&self, key: &ServiceKey, generation: Generation) -> Option<&Arc<ServiceRevision>> {
+        self.revisions.get(key)?.get(&generation)
+    }
+    /// Every known revision of a service, oldest first.
+    pub fn revisions_of(&self, key: &ServiceKey) -> impl Iterator<Item = &Arc<ServiceRevision>> {
+        self.revisions.get(key).into_iter().flat_map(BTreeMap::values)
+    }
+    /// A release.
+    pub fn release(&self, app: &AppKey, number: ReleaseNumber) -> Option<&Arc<Release>> {
+        self.releases.get(app)?.get(&number)
+    }
+    /// Every known release of an app, oldest first.
+    pub fn releases_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<Release>> {
+        self.releases.get(app).into_iter().flat_map(BTreeMap::values)
+    }
+    /// Every task.
+    pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks.values()
+    }
+    /// A task.
+    pub fn task(&self, id: TaskId) -> Option<&Arc<Task>> {
+        self.tasks.get(&id)
+    }
+    /// The tasks of a service, finished ones that are still kept among them; oldest first.
+    pub fn tasks_of(&self, service: &ServiceKey) -> impl Iterator<Item = &Arc<Task>> {
+        self.known(self.tasks_of_service.get(service))
+    }
+    /// The tasks of a node, finished ones that are still kept among them; oldest first.
+    pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = &Arc<Task>> {
+        self.known(self.tasks_on_node.get(&node))
+    }
+    /// Every network.
+    pub fn networks(&self) -> impl Iterator<Item = &Arc<NetworkRecord>> {
+        self.networks.values()
+    }
+    /// A network.
+    pub fn network(&self, id: NetworkId) -> Option<&Arc<NetworkRecord>> {
+        self.networks.get(&id)
+    }
+    /// The networks an app made.
+    pub fn networks_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<NetworkRecord>> {
+        let app = app.clone();
+        self.networks.values().filter(move |network| network.app == app)
+    }
+    /// The network that `name` means in `app`: its own, or for an external one that of another app of the environment.
+    pub fn network_named(&self, app: &AppKey, name: &NetworkName) -> Option<&Arc<NetworkRecord>> {
+        if let Some(id) = self.networks_by_name.get(&(app.clone(), name.clone())) {
+            return self.networks.get(id);
+        }
+        let release = self.app(app).and_then(|record| self.release(app, record.release));
+        let spec = release.and_then(|release| release.spec.networks.get(name)).filter(|spec| spec.external)?;
+        self.network_called(&app.environment, spec.name.as_deref().unwrap_or(name.as_str()))
+    }
+    /// The network that other apps of an environment know by this name.
+    pub fn network_called(
+        &self,
+        environment: &wharf_model::EnvironmentName,
+        name: &str,
+    ) -> Option<&Arc<NetworkRecord>> {
+        self.networks
+            .values()
+            .find(|network| network.app.environment == *environment && outer_network_name(network) == name)
+    }
+    /// Every volume.
+    pub fn volumes(&self) -> impl Iterator<Item = &Arc<VolumeRecord>> {
+        self.volumes.values()
+    }
+    /// The volumes of an app; they outlive it unless they were asked to go with it.
+    pub fn volumes_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<VolumeRecord>> {
+        let app = app.clone();
+        self.volumes.values().filter(move |volume| volume.app == app)
+    }
+    /// The volume of an app with this key.
+    pub fn volume_named(&self, app: &AppKey, name: &VolumeName) -> Option<&Arc<VolumeRecord>> {
+        self.volumes.get(self.volumes_by_name.get(&(app.clone(), name.clone()))?)
+    }
+    /// The content, in base64, of the config or secret with this digest.
+    pub fn file(&self, digest: &str) -> Option<&Arc<str>> {
+        self.files.get(digest)
+    }
+    /// Who has or had each address of a subnet, finished tasks that are still kept among them.
+    pub fn addresses_in(&self, subnet: Ipv4Net) -> impl Iterator<Item = (Ipv4Addr, &Arc<Task>)> {
+        self.addresses
+            .range(subnet.network()..=subnet.broadcast())
+            .flat_map(|(address, tasks)| tasks.iter().map(|id| (*address, id)))
+            .filter_map(|(address, id)| Some((address, self.tasks.get(id)?)))
+    }
+    fn known<'a>(&'a self, ids: Option<&'a BTreeSet<TaskId>>) -> impl Iterator<Item = &'a Arc<Task>> {
+        ids.into_iter().flatten().filter_map(|id| self.tasks.get(id))
+    }
+}
+
+/// What other apps call a network: its own name if it has one, `<app>_<network>` otherwise.
+pub(crate) fn outer_network_name(network: &NetworkRecord) -> String {
+    network.spec.name.clone().unwrap_or_else(|| format!("{}_{}", network.app.name, network.name))
+}
+
+/// A key that no service of the app sorts before.
+fn lowest_key(app: &AppKey) -> ServiceKey {
+    // `-` is the lowest character a service name may have.
+    let name = ServiceName::try_from("-".to_owned()).unwrap_or_else(|_| unreachable!("`-` is a legal key"));
+    ServiceKey { app: app.clone(), name }
+}
+
+/// Which apps a change may have touched.
+impl World {
+    /// The apps that may have to be decided anew since this was last asked.
+    pub fn take_dirty(&mut self) -> BTreeSet<AppKey> {
+        std::mem::take(&mut self.dirty)
+    }
+    /// Whether an app waits to be decided.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+    /// Marks an app, for a timer or a full pass.
+    pub fn mark(&mut self, app: &AppKey) {
+        self.dirty.insert(app.clone());
+    }
+    /// Marks every app: what a changed node can mean, and what the periodic full pass does.
+    pub fn mark_all(&mut self) {
+        self.dirty.extend(self.apps.keys().cloned());
+    }
+}
+
+/// Writing, as the store reports it.
+impl World {
+    /// A node joined or was changed by people.
+    pub fn insert_node(&mut self, record: NodeRecord) {
+        match self.nodes.get_mut(&record.id) {
+            Some(node) if node.record == record => return,
+            Some(node) => node.record = record,
+            None => {
+                self.nodes.insert(record.id, Node { record, status: None });
+            }
+        }
+        self.mark_all();
+    }
+    /// What is observed of a node changed. Facts that no decision reads do not mark apps.
+    ///
+    /// Answers whether the node is known; a status of an unknown node is dropped.
+    pub fn set_node_status(&mut self, id: NodeId, status: NodeStatus) -> bool {
+        let Some(node) = self.nodes.get_mut(&id) else { return false };
+        let matters = |status: &NodeStatus| {
+            let facts = status.facts.as_ref();
+            let labels = facts.and_then(|facts| facts.engine.as_ref()).map(|engine| engine.labels.clone());
+            let capacity = facts.map(|facts| {
+                (facts.address, facts.platform.clone(), facts.cpus, facts.memory, facts.taken_ports.clone())
+            });
+            (status.state, capacity, labels)
+        };
+        let changed = node.status.as_ref().is_none_or(|old| matters(old) != matters(&status));
+        node.status = Some(status);
+        if changed {
+            self.mark_all();
+        }
+        true
+    }
+    /// A node was removed from the cluster.
+    pub fn remove_node(&mut self, id: NodeId) {
+        if self.nodes.remove(&id).is_some() {
+            self.mark_all();
+        }
+    }
+    /// An app as it is stored now.
+    pub fn insert_app(&mut self, record: AppRecord) {
+        if self.apps.get(&record.key).is_none_or(|old| **old != record) {
+            self.mark(&record.key);
+            self.apps.insert(record.key.clone(), Arc::new(record));
+        }
+    }
+    /// An app is gone.
+    pub fn remove_app(&mut self, key: &AppKey) {
+        self.apps.remove(key);
+    }
+    /// A service as it is stored now.
+    pub fn insert_service(&mut self, record: ServiceRecord) {
+        if self.services.get(&record.key).is_none_or(|old| **old != record) {
+            self.mark(&record.key.app);
+            self.services.insert(record.key.clone(), Arc::new(record));
+        }
+    }
+    /// A service is gone.
+    pub fn remove_service(&mut self, key: &ServiceKey) {
+        if self.services.remove(key).is_some() {
+            self.mark(&key.app);
+        }
+    }
+    /// A revision as it is stored.
+    pub fn insert_revision(&mut self, revision: ServiceRevision) {
+        let (key, generation) = (revision.key.clone(), revision.generation);
+        let revisions = self.revisions.entry(key.clone()).or_default();
+        if revisions.insert(generation, Arc::new(revision)).is_none() {
+            self.mark(&key.app);
+        }
+        // Tasks that were counted before their revision was known are counted again.
+        let tasks: Vec<_> =
+            self.tasks_of(&key).filter(|task| task.generation == generation).cloned().collect();
+        for task in tasks {
+            self.release_holding(task.id);
+            self.count_holding(&task);
+        }
+    }
+    /// A revision is gone.
+    pub fn remove_revision(&mut self, key: &ServiceKey, generation: Generation) {
+        if let Some(revisions) = self.revisions.get_mut(key) {
+            revisions.remove(&generation);
+            if revisions.is_empty() {
+                self.revisions.remove(key);
+            }
+        }
+    }
+    /// A release as it is stored.
+    pub fn insert_release(&mut self, release: Release) {
+        self.mark(&release.app);
+        self.releases.entry(release.app.clone()).or_default().insert(release.number, Arc::new(release));
+    }
+    /// A release is gone.
+    pub fn remove_release(&mut self, app: &AppKey, number: ReleaseNumber) {
+        if let Some(releases) = self.releases.get_mut(app) {
+            releases.remove(&number);
+            if releases.is_empty() {
+                self.releases.remove(app);
+            }
+        }
+    }
+    /// A task as it is stored now. A status that is newer than the task's own is kept: the two are stored apart.
+    pub fn insert_task(&mut self, mut task: Task) {
+        if let Some(old) = self.tasks.get(&task.id) {
+            if !task.status.is_newer_than(&old.status) {
+                task.status = old.status.clone();
+            }
+            if **old == task {
+                return;
+            }
+        }
+        self.replace_task(task);
+    }
+    /// What is known of a task, as it is stored now.
+    ///
+    /// Answers whether the task is known; a status of an unknown task is dropped.
+    pub fn set_task_status(&mut self, id: TaskId, status: TaskStatus) -> bool {
+        let Some(old) = self.tasks.get(&id) else { return false };
+        if old.status != status {
+            let task = Task { status, ..Task::clone(old) };
+            self.replace_task(task);
+        }
+        true
+    }
+    /// A task and its status are gone.
+    pub fn remove_task(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.remove(&id) {
+            self.unindex(&task);
+            self.mark(&task.service.app);
+        }
+    }
+    /// A network as it is stored now.
+    pub fn insert_network(&mut self, network: NetworkRecord) {
+        self.mark(&network.app);
+        self.networks_by_name.insert((network.app.clone(), network.name.clone()), network.id);
+        if self.networks.insert(network.id, Arc::new(network)).is_none() {
+            // Any app of the environment may have waited for it as an external one.
+            self.mark_all();
+        }
+    }
+    /// A network is gone.
+    pub fn remove_network(&mut self, id: NetworkId) {
+        if let Some(network) = self.networks.remove(&id) {
+            self.networks_by_name.remove(&(network.app.clone(), network.name.clone()));
+            self.mark(&network.app);
+        }
+    }
+    /// A volume as it is stored now.
+    pub fn insert_volume(&mut self, volume: VolumeRecord) {
+        self.mark(&volume.app);
+        self.volumes_by_name.insert((volume.app.clone(), volume.name.clone()), volume.id);
+        self.volumes.insert(volume.id, Arc::new(volume));
+    }
+    /// A volume is gone.
+    pub fn remove_volume(&mut self, id: VolumeId) {
+        if let Some(volume) = self.volumes.remove(&id) {
+            self.volumes_by_name.remove(&(volume.app.clone(), volume.name.clone()));
+            self.mark(&volume.app);
+        }
+    }
+    /// The content of a config or secret, in base64, by the digest its [`wharf_model::FileSpec`] carries.
+    pub fn insert_file(&mut self, digest: String, content: Arc<str>) {
+        self.files.insert(digest, content);
+    }
+    /// A content nothing refers to any more.
+    pub fn remove_file(&mut self, digest: &str) {
+        self.files.remove(digest);
+    }
+
+    /// Carries a change out here, as the store's watch will report it. Doing it twice does no harm.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::CreateTask(task) => self.insert_task(task.clone()),
+            Change::PlaceTask { task, node, addresses } => self.edit_task(*task, |task| {
+                task.node = Some(*node);
+                task.addresses.clone_from(addresses);
+            }),
+            Change::StopTask { task, reason } => self.edit_task(*task, |task| task.stop = Some(*reason)),
+            Change::LoseTask { task, message, at } => self.edit_task(*task, |task| {
+                if !task.status.phase.is_over() {
+                    task.status.phase = Phase::Lost;
+                    task.status.message.clone_from(message);
+                    task.status.ended_at = Some(*at);
+                }
+            }),
+            Change::RemoveTask(id) => self.remove_task(*id),
+            Change::PutNetwork(network) => self.insert_network(network.clone()),
+            Change::RemoveNetwork(id) => self.remove_network(*id),
+            Change::PutVolume(volume) => self.insert_volume(volume.clone()),
+            Change::RemoveVolume(id) => self.remove_volume(*id),
+            Change::PutApp(app) => self.insert_app(app.clone()),
+            Change::SetRollout { app, rollout } => {
+                if let Some(record) = self.apps.get(app) {
+                    let record = AppRecord { rollout: rollout.clone(), ..AppRecord::clone(record) };
+                    self.insert_app(record);
+                }
+            }
+            Change::RemoveApp(key) => self.remove_app(key),
+            Change::PutService(service) => self.insert_service(service.clone()),
+            Change::RemoveService(key) => self.remove_service(key),
+            Change::PutRevision(revision) => self.insert_revision(revision.clone()),
+            Change::RemoveRevision(key, generation) => self.remove_revision(key, *generation),
+            Change::PutRelease(release) => self.insert_release(release.clone()),
+            Change::RemoveRelease(app, number) => self.remove_release(app, *number),
+            Change::SetNodeStatus { node, status } => {
+                self.set_node_status(*node, status.clone());
+            }
+        }
+    }
+
+    fn edit_task(&mut self, id: TaskId, edit: impl FnOnce(&mut Task)) {
+        if let Some(old) = self.tasks.get(&id) {
+            let mut task = Task::clone(old);
+            edit(&mut task);
+            if task != **old {
+                self.replace_task(task);
+            }
+        }
+    }
+    fn replace_task(&mut self, task: Task) {
+        if let Some(old) = self.tasks.remove(&task.id) {
+            self.unindex(&old);
+        }
+        self.mark(&task.service.app);
+        self.tasks_of_service.entry(task.service.clone()).or_default().insert(task.id);
+        if let Some(node) = task.node {
+            self.tasks_on_node.entry(node).or_default().insert(task.id);
+        }
+        for address in task.addresses.values() {
+            self.addresses.entry(*address).or_default().insert(task.id);
+        }
+        let task = Arc::new(task);
+        self.count_holding(&task);
+        self.tasks.insert(task.id, task);
+    }
+    fn unindex(&mut self, task: &Task) {
+        withdraw(&mut self.tasks_of_service, &task.service, task.id);
+        if let Some(node) = task.node {
+            withdraw(&mut self.tasks_on_node, &node, task.id);
+        }
+        for address in task.addresses.values() {
+            withdraw(&mut self.addresses, address, task.id);
+        }
+        self.release_holding(task.id);
+    }
+    fn count_holding(&mut self, task: &Task) {
+        let Some(node) = task.node.filter(|_| !task.is_over()) else { return };
+        let holding = self
+            .revision_of(&task.service, task.generation)
+            .map(|revision| Holding::of(revision))
+            .unwrap_or_default();
+        self.loads.entry(node).or_default().add(&task.service, &holding);
+        self.holdings.insert(task.id, (node, task.service.clone(), holding));
+    }
+    fn release_holding(&mut self, id: TaskId) {
+        if let Some((node, service, holding)) = self.holdings.remove(&id)
+            && let Some(load) = self.loads.get_mut(&node)
+        {
+            load.subtract(&service, &holding);
+        }
+    }
+}
+
+fn withdraw<K: Ord>(index: &mut BTreeMap<K, BTreeSet<TaskId>>, key: &K, id: TaskId) {
+    if let Some(ids) = index.get_mut(key) {
+        ids.remove(&id);
+        if ids.is_empty() {
+            index.remove(key);
+        }
+    }
+}
