@@ -1,0 +1,1 @@
+//! What every backend promises, as a suite of tests.
