@@ -54,7 +54,8 @@ use registry::{Owner, Record};
 use resolver::Resolver;
 
 /// What a cluster needs of the machine, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 14] = [
+    ("busybox", "busybox-static"),
     ("dockerd", "docker.io"),
     ("containerd", "containerd"),
     ("runc", "runc"),
@@ -107,6 +108,7 @@ pub struct Builder {
     attach_host: bool,
     engine_args: Vec<String>,
     is_manual: bool,
+    is_bare: bool,
 }
 
 impl Builder {
@@ -147,6 +149,12 @@ impl Builder {
         self
     }
 
+    /// Nodes without engines: up in a moment, for tests that need none. `Node::engine_start` still works.
+    pub fn without_engines(mut self) -> Self {
+        self.is_bare = true;
+        self
+    }
+
     /// The cluster stays until it is taken down, whatever becomes of this process. Names are
     /// resolved by this very program, started with the arguments `resolver ADDRESS`.
     pub fn manual(mut self) -> Self {
@@ -163,7 +171,7 @@ impl Builder {
         ensure!((1..=200).contains(&self.nodes), "a cluster has 1 to 200 nodes, not {}", self.nodes);
         gc().context("cannot remove the clusters of dead owners")?;
         let mut cluster = self.enter()?;
-        match cluster.start(self.seed.as_ref()) {
+        match cluster.start(&self) {
             Ok(()) => Ok(cluster),
             Err(error) => {
                 let error = error.context(format!("cannot start the test cluster {}", cluster.name()));
@@ -173,6 +181,11 @@ impl Builder {
                 }
             }
         }
+    }
+
+    fn start(&self, node: &Node) -> Result<()> {
+        node.create(self.seed.as_ref())?;
+        if self.is_bare { node.boot_bare() } else { node.boot() }
     }
 
     /// Takes a name and addresses, and makes sure that what follows will be removed.
@@ -239,6 +252,7 @@ impl Cluster {
             attach_host: false,
             engine_args: Vec::new(),
             is_manual: false,
+            is_bare: false,
         }
     }
 
@@ -253,7 +267,7 @@ impl Cluster {
         Ok(records.map(|record| Self { record: Arc::new(record), guard: None, resolver: None }).collect())
     }
 
-    fn start(&mut self, seed: Option<&Seed>) -> Result<()> {
+    fn start(&mut self, plan: &Builder) -> Result<()> {
         let record = self.record.clone();
         for member in ["switch", "client"] {
             Cgroup::new(&record.name, member).ensure()?;
@@ -265,11 +279,8 @@ impl Cluster {
         self.resolve_names().context("cannot start the name server")?;
         self.settle_client()?;
         let failures: Vec<anyhow::Error> = thread::scope(|scope| {
-            let boots: Vec<_> = self
-                .nodes()
-                .into_iter()
-                .map(|node| scope.spawn(move || node.create(seed).and_then(|()| node.boot())))
-                .collect();
+            let boots: Vec<_> =
+                self.nodes().into_iter().map(|node| scope.spawn(move || plan.start(&node))).collect();
             boots
                 .into_iter()
                 .filter_map(|boot| boot.join().unwrap_or_else(|_| Err(anyhow!("a boot panicked"))).err())
@@ -416,7 +427,7 @@ impl Cluster {
             for to in self.nodes() {
                 let address = to.address().to_string();
                 try_wait_until(within, &format!("{} reaches {}", from.name(), to.name()), || {
-                    from.run(["ping", "-c1", "-W1", &address])
+                    from.run(["busybox", "ping", "-c1", "-W1", &address])
                 })?;
             }
         }

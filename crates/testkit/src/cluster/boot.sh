@@ -5,6 +5,9 @@ set -eu
 read -r outer _ </proc/self/stat
 hostname "$NODE_NAME"
 
+# The network namespaces of others are none of the node's business, and it must not keep them alive.
+umount -l /run/netns 2>/dev/null || true
+
 # The node's directory stays reachable as /run/testbed, whatever is covered below.
 cd "$NODE_DIR"
 mount -t tmpfs -o mode=755 tmpfs /run

@@ -182,11 +182,14 @@ pub(crate) fn lose(record: &Record, shares: &[(u8, f64)]) -> Result<()> {
     for &(index, share) in shares {
         ensure!((0.0..=1.0).contains(&share), "a share of packets is from 0 to 1, not {share}");
         let port = port(index);
-        let limit = format!("{:.0}", share * 10_000.0);
+        // "Below N of M" is no rule when it is always true.
+        let chance = if share < 1.0 {
+            format!("numgen random mod 10000 < {:.0}", share * 10_000.0)
+        } else {
+            String::new()
+        };
         for direction in ["iifname", "oifname"] {
-            rules += &format!(
-                "add rule bridge testbed loss {direction} {port} numgen random mod 10000 < {limit} drop\n"
-            );
+            rules += &format!("add rule bridge testbed loss {direction} {port} {chance} drop\n");
         }
     }
     nft(record, &rules)

@@ -310,14 +310,17 @@ impl Node {
 
     fn end_processes(&self) -> Result<()> {
         let cgroup = self.cgroup();
-        // The first process takes the node's others with it; what came in from outside follows.
+        let start = Instant::now();
         try_wait_until(BOOTING, &format!("node {} goes down", self.index), || {
             let pids = cgroup.processes();
+            // The first process takes the node's others with it, and the parents that wait outside its
+            // namespaces reap them and end; whoever does not is killed too.
+            let all = (start.elapsed() > Duration::from_secs(1)).then_some(&pids);
             // A process may end between being listed and being signalled.
             self.init_pid()
-                .into_iter()
-                .chain(pids.iter().copied())
-                .for_each(|pid| drop(process::kill(pid, Signal::SIGKILL)));
+                .iter()
+                .chain(all.into_iter().flatten())
+                .for_each(|&pid| drop(process::kill(pid, Signal::SIGKILL)));
             if pids.is_empty() { Ok(()) } else { Err(format!("{pids:?} still run")) }
         })?;
         cgroup.sweep();
