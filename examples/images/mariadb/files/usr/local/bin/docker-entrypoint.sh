@@ -50,32 +50,35 @@ read_settings() {
     fi
 }
 
+# Not echo: that of sh changes backslashes.
+statement() { printf '%s\n' "$1"; }
+
 accounts() {
     secret=$(sql_text "$root_password")
-    echo "SET @@SESSION.SQL_LOG_BIN = 0;"
-    echo "SET @@SESSION.SQL_MODE = REPLACE(@@SESSION.SQL_MODE, 'NO_BACKSLASH_ESCAPES', '');"
+    statement "SET @@SESSION.SQL_LOG_BIN = 0;"
+    statement "SET @@SESSION.SQL_MODE = REPLACE(@@SESSION.SQL_MODE, 'NO_BACKSLASH_ESCAPES', '');"
     health_password=$(random_password)
     printf '[client]\nuser=healthcheck\npassword=%s\n' "$health_password" >"$datadir/.my-healthcheck.cnf"
     chmod 600 "$datadir/.my-healthcheck.cnf"
     for host in 127.0.0.1 ::1 localhost; do
-        echo "CREATE USER 'healthcheck'@'$host' IDENTIFIED BY '$health_password';"
-        echo "GRANT USAGE ON *.* TO 'healthcheck'@'$host';"
+        statement "CREATE USER 'healthcheck'@'$host' IDENTIFIED BY '$health_password';"
+        statement "GRANT USAGE ON *.* TO 'healthcheck'@'$host';"
     done
-    if [ -n "$database" ]; then echo "CREATE DATABASE IF NOT EXISTS \`$(sql_name "$database")\`;"; fi
+    if [ -n "$database" ]; then statement "CREATE DATABASE IF NOT EXISTS \`$(sql_name "$database")\`;"; fi
     if [ -n "$user" ]; then
-        echo "CREATE USER '$(sql_text "$user")'@'%' IDENTIFIED BY '$(sql_text "$password")';"
+        statement "CREATE USER '$(sql_text "$user")'@'%' IDENTIFIED BY '$(sql_text "$password")';"
         if [ -n "$database" ]; then
             # In a database name of a GRANT, _ and % are patterns.
             pattern=$(sql_name "$database" | sed 's/[_%]/\\&/g')
-            echo "GRANT ALL ON \`$pattern\`.* TO '$(sql_text "$user")'@'%';"
+            statement "GRANT ALL ON \`$pattern\`.* TO '$(sql_text "$user")'@'%';"
         fi
     fi
     host=$(sql_text "${root_host:-%}")
     if [ "$host" != localhost ]; then
-        echo "CREATE USER 'root'@'$host' IDENTIFIED BY '$secret';"
-        echo "GRANT ALL ON *.* TO 'root'@'$host' WITH GRANT OPTION;"
+        statement "CREATE USER 'root'@'$host' IDENTIFIED BY '$secret';"
+        statement "GRANT ALL ON *.* TO 'root'@'$host' WITH GRANT OPTION;"
     fi
-    echo "ALTER USER 'root'@'localhost' IDENTIFIED BY '$secret';"
+    statement "ALTER USER 'root'@'localhost' IDENTIFIED BY '$secret';"
 }
 
 as_root() { MYSQL_PWD=${root_password_now-} mariadb --protocol=socket --socket="$socket" --user=root "$@"; }

@@ -12,10 +12,9 @@ note() { printf '%s [entrypoint] %s\n' "$(date -u +%FT%TZ)" "$*" >&2; }
 
 copy_wordpress() {
     note "copying WordPress to $PWD"
-    # index.php last: it is what says that the copy is complete.
-    tar -C "$source" --exclude=./index.php -cf - . | tar --no-overwrite-dir --skip-old-files --no-same-owner -xf -
-    cp "$source/index.php" index.php
-    if [ "$(id -u)" = 0 ]; then chown -R www-data:www-data .; fi
+    # index.php last: it is what says that the copy is complete. The source belongs to www-data, and so does the copy.
+    tar -C "$source" --exclude=./index.php --exclude=./wp-config-docker.php -cf - . | tar --skip-old-files -xf -
+    cp -p "$source/index.php" index.php
 }
 
 # Each "put your unique phrase here" becomes a phrase of its own.
