@@ -1,0 +1,149 @@
+//! What a server asks of a node over its session, and what the node answers: paths and types.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `PUT /v1/assignments` | [`AssignmentSet`](wharf_model::AssignmentSet) | [`Have`]; 409 with [`Have`] if it holds a newer set |
+//! | `GET /v1/reports` | | JSON lines of [`Report`], without end |
+//! | `PUT /v1/servers` | [`super::wire::Servers`] | nothing |
+//! | `POST /v1/images/resolve` | [`ResolveImage`] | [`Image`](wharf_model::Image) |
+//! | `GET /v1/tasks/{id}/logs` | [`LogsQuery`] in the query | JSON lines of [`OutputLine`] |
+//! | `POST /v1/tasks/{id}/exec` | frames, the first a [`Frame::Start`](super::Frame::Start) | frames, the last an exit or an error |
+//! | `GET /v1/tasks/{id}/stats` | | [`TaskUsage`] |
+//! | `GET /v1/tasks/{id}/inspect` | | the engine's JSON |
+//! | `GET /v1/node` | | [`NodeReport`] |
+//!
+//! A refusal is a [`Problem`](crate::v1::Problem), as in the API.
+
+use serde::{Deserialize, Serialize};
+use wharf_model::{Bytes, Cpus, NodeReport, Revision, TaskReport, Timestamp, VolumeId};
+
+/// The set of assignments a node holds. Sets are ordered by epoch and revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Have {
+    /// Its epoch.
+    pub epoch: u64,
+    /// The revision it was made from.
+    pub revision: Revision,
+}
+
+/// One line of a node's reports.
+///
+/// The stream begins with the node and every task it knows, then says [`Report::Synced`], then goes on with what changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "report", content = "of")]
+pub enum Report {
+    /// The node itself.
+    Node(Box<NodeReport>),
+    /// One task.
+    Task(Box<TaskReport>),
+    /// The data of a volume that was to be removed is gone.
+    VolumeRemoved(VolumeId),
+    /// Everything the node knew when the stream began has been said.
+    Synced,
+    /// The node is alive; sent every two seconds, whatever else is sent.
+    Heartbeat,
+}
+
+/// A wish to know what an image reference stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveImage {
+    /// As written: `mariadb:11`.
+    pub reference: String,
+    /// Ask the registry also if the node's engine has an image of that name.
+    #[serde(default)]
+    pub refresh: bool,
+}
+
+/// Which of a task's output is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogsQuery {
+    /// Go on with what comes.
+    pub follow: bool,
+    /// Only so many of the last lines there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tail: Option<u64>,
+    /// Only lines from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Only lines before then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+impl LogsQuery {
+    /// As the query of a URL.
+    pub fn to_query(&self) -> String {
+        let mut query = format!("follow={}", self.follow);
+        let numbers =
+            [("tail", self.tail), ("since", self.since.map(|at| at.0)), ("until", self.until.map(|at| at.0))];
+        for (name, number) in numbers {
+            if let Some(number) = number {
+                query.push_str(&format!("&{name}={number}"));
+            }
+        }
+        query
+    }
+}
+
+/// Where a line of output was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// Not the task: what the node has to say about the stream, such as that lines are missing.
+    Wharf,
+}
+
+/// One line a task wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputLine {
+    /// When the node's engine took it.
+    pub at: Timestamp,
+    /// Where it was written.
+    pub stream: OutputStream,
+    /// The line without its end; bytes that are no UTF-8 are replaced.
+    pub text: String,
+}
+
+/// What a task uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TaskUsage {
+    /// Processor time over the last second or so.
+    pub cpus: Cpus,
+    /// Memory in use, without page cache that can be dropped.
+    pub memory: Bytes,
+    /// Its limit; the node's memory if it has none.
+    pub memory_limit: Bytes,
+    /// Received since it started.
+    pub network_rx: Bytes,
+    /// Sent since it started.
+    pub network_tx: Bytes,
+    /// Read from disks since it started.
+    pub block_read: Bytes,
+    /// Written to disks since it started.
+    pub block_write: Bytes,
+    /// Processes.
+    pub pids: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logs_query_names_only_what_is_asked_for() {
+        let query = LogsQuery { follow: true, tail: Some(10), since: Some(Timestamp(5)), until: None };
+        assert_eq!(query.to_query(), "follow=true&tail=10&since=5");
+        assert_eq!(LogsQuery::default().to_query(), "follow=false");
+    }
+
+    #[test]
+    fn a_heartbeat_is_one_short_line() {
+        assert_eq!(serde_json::to_string(&Report::Heartbeat).unwrap(), r#"{"report":"heartbeat"}"#);
+    }
+}
