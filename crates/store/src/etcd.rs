@@ -60,6 +60,9 @@ pub struct Options {
     pub user: Option<(String, String)>,
     /// How many comparisons and how many operations etcd takes in a transaction (`--max-txn-ops`).
     pub batch_keys: usize,
+    /// How many bytes of keys and values a batch may have; etcd takes a little more than that in a request
+    /// (`--max-request-bytes`).
+    pub batch_bytes: usize,
     /// Spreads the attempts of several servers to reconnect; each has its own.
     pub seed: u64,
 }
@@ -76,6 +79,7 @@ impl Options {
             tls: None,
             user: None,
             batch_keys: crate::PORTABLE_KEYS,
+            batch_bytes: crate::PORTABLE_BYTES + crate::PORTABLE_BYTES / 4,
             seed: 0,
         }
     }
@@ -309,9 +313,6 @@ impl Etcd {
                 let text = message(&error);
                 if text.contains("database space exceeded") || text.contains("no space") {
                     StoreError::Full { place, source: error.into() }
-                } else if text.contains("request is too large") || text.contains("too many operations") {
-                    let limit = self.shared.options.batch_keys;
-                    StoreError::TooLarge { what: format!("was refused by etcd ({text})"), limit }
                 } else {
                     StoreError::unavailable(place, Cause::of(&error))
                 }
@@ -338,12 +339,12 @@ impl Etcd {
             pages.push(page);
             match next {
                 Some(next) => start = next,
-                None => return self.snapshot(at, pages),
+                None => return Ok(self.snapshot(at, &pages)),
             }
         }
     }
 
-    fn snapshot(&self, revision: Revision, pages: Vec<GetResponse>) -> Result<Snapshot, Failure> {
+    fn snapshot(&self, revision: Revision, pages: &[GetResponse]) -> Snapshot {
         let mut entries = BTreeMap::new();
         for kv in pages.iter().flat_map(GetResponse::kvs) {
             let entry = Entry { value: kv.value().to_vec(), written_at: rev(kv.mod_revision()) };
@@ -352,7 +353,7 @@ impl Etcd {
                 entries.insert(name, entry);
             }
         }
-        Ok(Snapshot { revision, entries })
+        Snapshot { revision, entries }
     }
 
     fn transaction(&self, batch: &Batch) -> Txn {
@@ -383,7 +384,27 @@ impl Etcd {
         if written > limit {
             return Err(StoreError::TooLarge { what: format!("writes {written} keys"), limit });
         }
+        let limit = self.shared.options.batch_bytes;
+        if batch.size() > limit {
+            return Err(StoreError::TooLarge { what: format!("has {} bytes", batch.size()), limit });
+        }
         Ok(())
+    }
+
+    /// What etcd means that takes less than our options say.
+    fn too_large(&self, batch: &Batch, failure: &Failure) -> Option<StoreError> {
+        let Failure::Answer(error) = failure else { return None };
+        let (keys, bytes) = (batch.expectations().len().max(batch.writes().len()), batch.size());
+        let text = message(error);
+        if text.contains("too many operations") {
+            let what = format!("has {keys} keys, which this etcd refuses (--max-txn-ops)");
+            Some(StoreError::TooLarge { what, limit: keys - 1 })
+        } else if text.contains("request is too large") || text.contains("larger than max") {
+            let what = format!("has {bytes} bytes, which this etcd refuses (--max-request-bytes)");
+            Some(StoreError::TooLarge { what, limit: bytes - 1 })
+        } else {
+            None
+        }
     }
 }
 
@@ -440,7 +461,7 @@ impl Backend for Etcd {
                 Failure::was_not_sent,
             )
             .await
-            .map_err(|failure| self.error(failure))?;
+            .map_err(|failure| self.too_large(&batch, &failure).unwrap_or_else(|| self.error(failure)))?;
         match response.succeeded() {
             true => Ok(revision_of(response.header())),
             false => Err(conflict(&batch, &response)),

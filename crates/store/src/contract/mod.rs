@@ -7,6 +7,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what broke by panicking")]
 
+pub mod members;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::join_all};
