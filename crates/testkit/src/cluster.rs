@@ -28,11 +28,13 @@ mod process;
 mod registry;
 mod resolver;
 mod seed;
+mod service;
 mod wait;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -41,12 +43,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sched::{CloneFlags, setns};
 
 pub use node::{Node, Power};
 pub use process::{Output, PATIENCE, Running, Signal};
 pub use registry::gc;
 pub use resolver::serve_here as serve_names;
 pub use seed::Seed;
+pub use service::Service;
 pub use wait::{try_wait_until, wait_until};
 
 use cgroup::Cgroup;
@@ -360,6 +364,19 @@ impl Cluster {
         process::complete(self.client_command(args), "a program of the client", &[], PATIENCE)
     }
 
+    /// Does something in this process, on the client's place on the switch: the sockets made in `act`,
+    /// and the threads started in it, are in the cluster's network.
+    pub fn in_network<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T> {
+        let namespace = fs::File::open(self.record.namespace_path("client"))?;
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| -> Result<T> {
+                setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                Ok(act())
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Makes a program `/usr/local/bin/wharf` in every node, now and at every boot. Programs that run
     /// keep the file they were started from, so this is also how an upgrade begins.
     pub fn install(&self, program: &Path) -> Result<()> {
@@ -419,6 +436,16 @@ impl Cluster {
         }
         // There is no guard, or it was killed, or something resisted: this says what.
         self.record.remove()
+    }
+
+    /// Makes the cluster one that stays until it is taken down by hand.
+    fn keep(&mut self) -> Result<()> {
+        Record { owner: Owner::Manual, guard: None, ..(*self.record).clone() }.write()?;
+        if let Some(mut guard) = self.guard.take() {
+            guard.kill()?;
+            guard.wait()?;
+        }
+        Ok(())
     }
 
     /// Waits until every node's address answers from every other that is not cut off from it.
@@ -507,6 +534,13 @@ impl Drop for Cluster {
         }
         if thread::panicking() {
             eprintln!("cluster {}:\n{}", self.name(), self.log_tails());
+            if std::env::var_os("WHARF_TESTBED_KEEP").is_some() {
+                match self.keep() {
+                    Ok(()) => eprintln!("cluster {} is kept: look at it, then take it down", self.name()),
+                    Err(error) => eprintln!("cluster {} could not be kept: {error:#}", self.name()),
+                }
+                return;
+            }
         }
         if let Err(error) = self.end() {
             eprintln!("cluster {} could not be removed: {error:#}", self.name());

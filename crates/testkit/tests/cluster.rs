@@ -3,8 +3,11 @@
 //!
 //! Real namespaces and engines: needs root and Docker Engine, or skips, saying so.
 
+#![expect(clippy::unwrap_used, reason = "in tests, also in their helpers, a panic is the message")]
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,7 +34,11 @@ fn must_reach(from: &Node, to: &Node) {
 /// A TCP connection between two nodes that both ends want to keep.
 fn connect(from: &Node, to: &Node) -> [Running; 2] {
     let server = to.spawn(["busybox", "nc", "-ll", "-p", "9000", "-e", "sleep", "1000"]).unwrap();
-    let script = format!("until sleep 1000 | busybox nc {} 9000; do sleep 0.02; done", to.address());
+    wait_until(SOON, "the server listens", || {
+        let listeners = to.run(["ss", "-Htln", "sport", "=", ":9000"]).unwrap();
+        if listeners.is_empty() { Err("nothing listens") } else { Ok(()) }
+    });
+    let script = format!("sleep 1000 | busybox nc {} 9000", to.address());
     let client = from.spawn(["sh", "-c", &script]).unwrap();
     wait_until(SOON, "the connection stands", || is_connected(from).then_some(()).ok_or("no connection"));
     [server, client]
@@ -113,6 +120,10 @@ fn the_test_server_serves_a_client_on_the_switch() {
         "wharf/testserver:1",
     ])
     .unwrap();
+    let address = SocketAddr::from((node.address(), 80));
+    let own = || cluster.in_network(|| TcpStream::connect_timeout(&address, SOON)?.local_addr()).unwrap();
+    let own = wait_until(SOON, "a socket of this process connects", own);
+    assert_eq!(own.ip(), cluster.client_address(), "it is on the switch, not on this machine's network");
     let get = |path: &str| {
         let request = format!(
             "printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' | busybox timeout 5 busybox nc {} 80",
@@ -243,12 +254,26 @@ fn containers_outlive_their_engine_but_not_their_node() {
     node.engine_restart().unwrap();
     assert_eq!(state(), before, "an orderly restart leaves it too");
 
+    let service = node.service("agent");
+    service
+        .run(["sh", "-c", "trap 'echo stopped; exit' TERM; echo started; while :; do sleep 0.05; done"])
+        .unwrap();
+    wait_until(SOON, "the service starts", || {
+        (service.log() == "started\n").then_some(()).ok_or(service.log())
+    });
+    service.stop().unwrap();
+    assert_eq!((service.log().as_str(), service.is_running().unwrap()), ("started\nstopped\n", false));
+    service.start().unwrap();
+    service.kill().unwrap();
+    assert!(!service.is_running().unwrap());
+
     node.power_off().unwrap();
     assert!(node.engine_pids().is_empty(), "the engine went with the power");
     let start = Instant::now();
     node.boot().unwrap();
     println!("boot of a node with its engine: {:.2?}", start.elapsed());
     assert!(state().starts_with("exited"), "{}", state());
+    assert!(service.is_running().unwrap(), "services start with their node");
     node.docker(["start", "web"]).unwrap();
     assert!(state().starts_with("running"));
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use wharf_testkit::cluster::{self, Cluster, Node, Seed};
+use wharf_testkit::cluster::{self, Cluster, Node, Seed, Service};
 
 /// Real nodes on one machine: each a set of namespaces with its own Docker Engine.
 #[derive(Parser)]
@@ -88,6 +88,15 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// A program that starts with a node, as under systemd: `service 2 agent run -- wharf agent run`,
+    /// then `service 2 agent stop`, `start`, `restart`, `kill`.
+    Service {
+        node: u8,
+        name: String,
+        act: ServiceAct,
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
     /// Make a program `/usr/local/bin/wharf` on every node.
     Install { program: PathBuf },
     /// Show the logs of a node: its engine's and those of what was started in it.
@@ -122,6 +131,9 @@ struct Up {
     /// Engines without any image.
     #[arg(long, conflicts_with = "images")]
     empty: bool,
+    /// Nodes without engines.
+    #[arg(long)]
+    no_engines: bool,
     /// Give this machine's own network an interface on the switch (address .3), for a browser or a CLI.
     #[arg(long)]
     attach_host: bool,
@@ -151,6 +163,16 @@ enum EngineAct {
     Stop,
     Start,
     Restart,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ServiceAct {
+    /// Define it as the given command and start it.
+    Run,
+    Start,
+    Stop,
+    Restart,
+    Kill,
 }
 
 fn parse_prefix(text: &str) -> Result<[u8; 2], String> {
@@ -200,7 +222,10 @@ fn carry_out(arguments: &Arguments) -> Result<()> {
         Verb::Up(options) => up(name, options),
         Verb::Down { all: true } => down_all(),
         Verb::Down { all: false } => down(name),
-        Verb::Ps => Ok(print!("{}", open()?.status()?)),
+        Verb::Ps => {
+            print!("{}", open()?.status()?);
+            Ok(())
+        }
         Verb::Ls => list(),
         Verb::PowerOff(nodes) => each(&open()?, nodes, Node::power_off),
         Verb::Boot(nodes) => each(&open()?, nodes, Node::boot),
@@ -219,10 +244,16 @@ fn carry_out(arguments: &Arguments) -> Result<()> {
         Verb::Docker { node: index, arguments } => {
             become_command(node(*index)?.docker_command().args(arguments))
         }
+        Verb::Service { node: index, name, act, command } => {
+            service(&node(*index)?.service(name), *act, command)
+        }
         Verb::Install { program } => open()?.install(program),
         Verb::Logs { node: index, follow, tail } => logs(&node(*index)?, *follow, *tail),
         Verb::Gc => collect_garbage(),
-        Verb::Seed { images } => Ok(println!("{}", seed(images)?.dir().display())),
+        Verb::Seed { images } => {
+            println!("{}", seed(images)?.dir().display());
+            Ok(())
+        }
         Verb::Resolver { address } => cluster::serve_names(*address),
     }
 }
@@ -237,6 +268,9 @@ fn up(name: &str, options: &Up) -> Result<()> {
     if !options.empty {
         builder =
             builder.seed(seed(&options.images).context("no image seed; `--empty` starts without images")?);
+    }
+    if options.no_engines {
+        builder = builder.without_engines();
     }
     for argument in &options.engine_args {
         builder = builder.engine_arg(argument);
@@ -309,6 +343,16 @@ fn engine(node: &Node, act: EngineAct) -> Result<()> {
         EngineAct::Stop => node.engine_stop(),
         EngineAct::Start => node.engine_start(),
         EngineAct::Restart => node.engine_restart(),
+    }
+}
+
+fn service(service: &Service, act: ServiceAct, command: &[String]) -> Result<()> {
+    match act {
+        ServiceAct::Run => service.run(command),
+        ServiceAct::Start => service.start(),
+        ServiceAct::Stop => service.stop(),
+        ServiceAct::Restart => service.restart(),
+        ServiceAct::Kill => service.kill(),
     }
 }
 

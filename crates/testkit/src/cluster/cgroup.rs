@@ -84,7 +84,8 @@ impl Cgroup {
             (Path::new(ROOT).join("memory").join(&self.path).join("memory.limit_in_bytes"), "-1")
         };
         let value = bytes.map_or_else(|| lifted.to_owned(), |bytes| bytes.to_string());
-        fs::write(&file, value).with_context(|| format!("cannot set {}", file.display()))
+        fs::write(&file, value)
+            .with_context(|| format!("cannot set {} (is there a memory controller?)", file.display()))
     }
 
     /// Whether a process is in this cgroup or below it.

@@ -5,7 +5,11 @@
 name=$1 dir=$2 entry=$3 link=$4
 # Whatever ends the owner must not end the one that cleans up behind it.
 trap '' INT TERM HUP QUIT PIPE
-[ "${5:-}" = guard ] && while read -r _; do :; done
+if [ "${5:-}" = guard ]; then
+  while read -r _; do :; done
+  # Somebody else may have removed the cluster, and another may have got the name since.
+  grep -Eq "\"guard\": ($$|null)" "$entry/cluster.json" 2>/dev/null || exit 0
+fi
 
 cgroups() { for g in /sys/fs/cgroup/wharf-testbed."$name" /sys/fs/cgroup/*/wharf-testbed."$name"; do [ -d "$g" ] && echo "$g"; done; }
 

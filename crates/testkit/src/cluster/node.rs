@@ -21,6 +21,7 @@ use super::network::{self, Port};
 use super::process::{self, Output, PATIENCE, Running, Signal};
 use super::registry::Record;
 use super::seed::Seed;
+use super::service::Service;
 use super::wait::try_wait_until;
 
 const BOOT: &str = include_str!("boot.sh");
@@ -258,13 +259,19 @@ impl Node {
         self.cgroup().ensure()
     }
 
-    /// Switches the node on: plugs it in, starts its processes and its engine, and waits for both.
+    /// Switches the node on: plugs it in, starts its engine, then its services.
     pub fn boot(&self) -> Result<()> {
         self.boot_bare()?;
-        self.engine_start()
+        self.engine_start()?;
+        Service::all(self).iter().try_for_each(Service::start)
     }
 
-    /// As [`boot`](Self::boot), without the engine.
+    /// A program that starts with the node, by its name. It need not be defined yet; see [`Service::run`].
+    pub fn service(&self, name: &str) -> Service {
+        Service::new(self.clone(), name)
+    }
+
+    /// As [`boot`](Self::boot), without the engine and without services.
     pub fn boot_bare(&self) -> Result<()> {
         ensure!(self.init_pid().is_none(), "node {} is already running", self.index);
         // What a crash left of the network is no longer there after a boot.

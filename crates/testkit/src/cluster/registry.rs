@@ -98,7 +98,14 @@ impl Record {
     }
 
     /// Removes all there is of the cluster. Doing it twice, or beside a guard that does it, is harmless.
+    /// What has got the name since is left alone.
     pub(crate) fn remove(&self) -> Result<()> {
+        if all()?
+            .iter()
+            .any(|other| other.name == self.name && (other.guard, &other.owner) != (self.guard, &self.owner))
+        {
+            return Ok(());
+        }
         let mut command = self.removal(false);
         command.stdin(Stdio::null());
         process::complete(command, &format!("removal of cluster {}", self.name), &[], process::PATIENCE)?
