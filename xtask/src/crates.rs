@@ -110,7 +110,9 @@ impl Graph {
                 continue;
             };
             let direct = self.dependencies.get(member).into_iter().flatten();
-            for dependency in direct.filter(|dependency| self.members.contains(*dependency)) {
+            for dependency in
+                direct.filter(|dependency| *dependency != member && self.members.contains(*dependency))
+            {
                 if !allowed.contains(&dependency.as_str()) {
                     findings.push(format!("{member}: must not depend on {dependency}"));
                 }
