@@ -442,7 +442,7 @@ impl Backend for Etcd {
             match self.read_once(prefix).await {
                 // A compaction between two pages: what the first ones showed cannot be completed.
                 Err(Failure::Answer(error)) if is_compacted(&error) && attempt < READ_ATTEMPTS => {
-                    attempt += 1
+                    attempt += 1;
                 }
                 outcome => return outcome.map_err(|failure| self.error(failure)),
             }

@@ -2,6 +2,12 @@
 //!
 //! Without the `etcd` program these tests say so and pass; with `WHARF_REQUIRE_ETCD=1` they fail.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and says so when it skips"
+)]
+
 use std::{io, sync::Arc, time::Duration};
 
 use futures::StreamExt;

@@ -1,5 +1,11 @@
 //! What the embedded store does when the process is killed, the file is damaged, or the disk is full.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and says so when it skips"
+)]
+
 use std::{
     collections::BTreeMap,
     fs,

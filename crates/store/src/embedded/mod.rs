@@ -237,6 +237,6 @@ impl Backend for Embedded {
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Changes, StoreError> {
-        recent::watch(Arc::clone(&self.handle.shared), prefix.to_owned(), after)
+        recent::watch(&self.handle.shared, prefix.to_owned(), after)
     }
 }

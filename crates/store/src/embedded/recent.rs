@@ -94,13 +94,13 @@ struct Place {
     latest: watch::Receiver<Revision>,
 }
 
-pub(super) fn watch(shared: Arc<Shared>, prefix: String, after: Revision) -> Result<Changes, StoreError> {
+pub(super) fn watch(shared: &Arc<Shared>, prefix: String, after: Revision) -> Result<Changes, StoreError> {
     if after > *shared.latest.borrow() {
         // A position in the future is one in another past: the file was replaced by an older one.
         return Err(StoreError::Compacted { after });
     }
     let latest = shared.latest.subscribe();
-    let shared = Arc::downgrade(&shared);
+    let shared = Arc::downgrade(shared);
     let place = Place { shared, prefix, through: after, pending: VecDeque::new(), latest };
     let changes = stream::unfold(Some(place), |place| async {
         let mut place = place?;
