@@ -43,7 +43,8 @@ pub struct NetworkRecord {
 }
 
 /// The MAC address that belongs to an address: locally administered, so that an address which moves keeps its neighbours' caches right.
+/// Docker Engine before 25 takes no MAC address for a second network and derives one from the address: by this same rule.
 pub const fn mac_for(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
-    [0x02, 0x57, a, b, c, d]
+    [0x02, 0x42, a, b, c, d]
 }

@@ -1,0 +1,537 @@
+//! Turns a task into what Docker Engine is told when its container is made.
+//!
+//! - Pure: the same task on the same node gives the same container.
+//! - Every field of a specification is taken apart by name here, so that a new one breaks the build until it is honoured.
+//! - What the engine in use is too old for is an error with a hint, never left out.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard::models::{
+    ContainerCreateBody, DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig,
+    HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum,
+    MountTmpfsOptions, MountType, MountVolumeOptions, NetworkingConfig, PortBinding, ResourcesBlkioWeightDevice,
+    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum, ThrottleDevice,
+};
+use wharf_model::{
+    Blkio, ContainerSpec, Cpus, Healthcheck, Millis, MountSource, MountSpec, NetworkMode, PortSpec, PublishMode,
+    ResourceSet, Resources, ServiceSpec, TaskAssignment, mac_for,
+};
+
+use super::{Connection, Labels, Result, RuntimeError, Surroundings};
+
+/// How long a container may take to stop if its service does not say.
+pub const DEFAULT_GRACE: Millis = Millis::from_secs(10);
+
+/// A version of the engine's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ApiVersion {
+    /// Before the point.
+    pub major: u16,
+    /// After it.
+    pub minor: u16,
+}
+impl ApiVersion {
+    /// The oldest that is supported: Docker Engine 20.10.
+    pub const OLDEST: Self = Self { major: 1, minor: 41 };
+    /// Takes several networks in one create, a MAC address for each, and `start_interval`.
+    const ENDPOINTS: Self = Self { major: 1, minor: 44 };
+    const ANNOTATIONS: Self = Self { major: 1, minor: 43 };
+    /// Takes an order of default routes; older engines go by the networks' names.
+    const GATEWAY_PRIORITY: Self = Self { major: 1, minor: 48 };
+    const SUBPATH: Self = Self { major: 1, minor: 45 };
+    /// Makes the folders of bind mounts itself.
+    const CREATE_MOUNTPOINT: Self = Self { major: 1, minor: 42 };
+
+    /// Reads `1.41`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once('.')?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+}
+impl std::fmt::Display for ApiVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// What is said at a container's creation, and what must follow before its start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Creation {
+    /// The body of the create call.
+    pub body: ContainerCreateBody,
+    /// Networks that an older engine does not take there: connected one by one afterwards, in this order.
+    pub connect: Vec<(String, EndpointSettings)>,
+}
+
+/// What the engine is told to make a task's container.
+///
+/// # Errors
+/// If the engine's API is too old for something the service asks for, or the node misses something it needs.
+pub fn container_config(
+    task: &TaskAssignment,
+    surroundings: &Surroundings,
+    labels: &Labels,
+    api: ApiVersion,
+) -> Result<Creation> {
+    let ServiceSpec {
+        image: _,       // pinned in the assignment; the node knows its identifier
+        pull_policy: _, // asked about when the image is made ready
+        mode: _,
+        container,
+        depends_on: _,
+        network_mode,
+        networks: _, // the assignment's attachments carry them
+        ports,
+        expose: _, // goes into `exposed_ports` below
+        restart: _,
+        update: _,
+        placement: _, // the scheduler's
+        resources,
+        healthcheck,
+        probe,
+        labels: _,  // the service's, not its containers'
+        configs: _, // the assignment's files carry both
+        secrets: _,
+    } = &task.spec;
+    let check = match (probe, healthcheck) {
+        // Wharf asks; a second check inside the container would only cost.
+        (Some(_), _) => Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
+        (None, Some(check)) => Some(health_config(check, api)?),
+        (None, None) => None,
+    };
+    let (first, connect) = endpoints(network_mode, &surroundings.networks, api);
+    let mut body = ContainerCreateBody {
+        image: Some(surroundings.image_id.clone()),
+        labels: Some(labels.of_task(task)),
+        healthcheck: check,
+        exposed_ports: exposed(ports, &task.spec.expose),
+        networking_config: first,
+        host_config: Some(HostConfig {
+            network_mode: Some(engine_network_mode(network_mode, surroundings)?),
+            port_bindings: port_bindings(ports),
+            // The engine never starts anything by itself: after a reboot the agent first asks who owns the work.
+            restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+            ..HostConfig::default()
+        }),
+        ..ContainerCreateBody::default()
+    };
+    fill_container(&mut body, task, container, surroundings, api)?;
+    fill_resources(host(&mut body), resources, container)?;
+    if body.hostname.is_none() && may_have_hostname(network_mode, container) {
+        body.hostname = Some(host_name(&task.name));
+    }
+    Ok(Creation { body, connect })
+}
+
+fn host(body: &mut ContainerCreateBody) -> &mut HostConfig {
+    body.host_config.get_or_insert_with(HostConfig::default)
+}
+
+fn fill_container(
+    body: &mut ContainerCreateBody,
+    task: &TaskAssignment,
+    spec: &ContainerSpec,
+    surroundings: &Surroundings,
+    api: ApiVersion,
+) -> Result<()> {
+    let ContainerSpec {
+        command,
+        entrypoint,
+        environment,
+        working_dir,
+        user,
+        hostname,
+        domainname,
+        labels: _, // merged with ours in `Labels::of_task`
+        annotations,
+        tty,
+        stdin_open,
+        init,
+        read_only,
+        privileged,
+        cap_add,
+        cap_drop,
+        security_opt,
+        group_add,
+        devices,
+        device_cgroup_rules,
+        dns,
+        dns_search,
+        dns_opt,
+        extra_hosts,
+        ipc,
+        pid,
+        uts,
+        userns_mode,
+        cgroup,
+        cgroup_parent,
+        shm_size,
+        sysctls,
+        ulimits,
+        tmpfs,
+        mounts,
+        logging,
+        oom_kill_disable,
+        oom_score_adj,
+        mem_swappiness,
+        memswap_limit,
+        cpu_shares,
+        cpu_period,
+        cpu_quota,
+        cpu_rt_period,
+        cpu_rt_runtime,
+        cpuset,
+        blkio,
+        runtime,
+        storage_opt,
+        stop_signal,
+        stop_grace_period,
+    } = spec;
+    if !annotations.is_empty() && api < ApiVersion::ANNOTATIONS {
+        return Err(too_old("annotations", "24", api));
+    }
+    let (bind_mounts, binds) = split_mounts(mounts, surroundings, api)?;
+
+    body.cmd.clone_from(command);
+    // Docker clears the image's entry point for a list with one empty string; an empty list would leave it.
+    body.entrypoint =
+        entrypoint.clone().map(|list| if list.is_empty() { vec![String::new()] } else { list });
+    body.env = filled(environment.iter().map(|(key, value)| match value {
+        Some(value) => format!("{key}={value}"),
+        // Without `=`, Docker takes the variable out of the image's own.
+        None => key.clone(),
+    }));
+    body.working_dir.clone_from(working_dir);
+    body.user.clone_from(user);
+    body.hostname.clone_from(hostname);
+    body.domainname.clone_from(domainname);
+    body.tty = Some(*tty);
+    body.open_stdin = Some(*stdin_open);
+    body.stop_signal.clone_from(stop_signal);
+    body.stop_timeout = Some(whole_seconds(stop_grace_period.unwrap_or(DEFAULT_GRACE)));
+
+    let host = host(body);
+    host.annotations = map(annotations);
+    host.init = *init;
+    host.readonly_rootfs = Some(*read_only);
+    host.privileged = Some(*privileged);
+    host.cap_add = filled(cap_add.iter().cloned());
+    host.cap_drop = filled(cap_drop.iter().cloned());
+    host.security_opt = filled(security_opt.iter().cloned());
+    host.group_add = filled(group_add.iter().cloned());
+    host.devices = filled(devices.iter().map(|device| DeviceMapping {
+        path_on_host: Some(device.source.clone()),
+        path_in_container: Some(device.target.clone()),
+        cgroup_permissions: Some(device.permissions.clone()),
+    }));
+    host.device_cgroup_rules = filled(device_cgroup_rules.iter().cloned());
+    host.dns = name_servers(dns, task, surroundings);
+    host.dns_search = filled(dns_search.iter().cloned());
+    host.dns_options = filled(dns_opt.iter().cloned());
+    host.extra_hosts = filled(extra_hosts.iter().cloned());
+    host.ipc_mode.clone_from(ipc);
+    host.pid_mode.clone_from(pid);
+    host.uts_mode.clone_from(uts);
+    host.userns_mode.clone_from(userns_mode);
+    host.cgroupns_mode = match cgroup.as_deref() {
+        None => None,
+        Some("host") => Some(HostConfigCgroupnsModeEnum::HOST),
+        Some("private") => Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        Some(other) => return Err(RuntimeError::fatal(format!("`cgroup: {other}` is neither `host` nor `private`"))),
+    };
+    host.cgroup_parent.clone_from(cgroup_parent);
+    host.shm_size = shm_size.map(|size| signed(size.0));
+    host.sysctls = map(sysctls);
+    host.ulimits = filled(ulimits.iter().map(|(name, limit)| ResourcesUlimits {
+        name: Some(name.clone()),
+        soft: Some(limit.soft),
+        hard: Some(limit.hard),
+    }));
+    host.tmpfs = map(tmpfs);
+    host.mounts = filled(bind_mounts);
+    host.binds = filled(binds);
+    host.log_config = logging
+        .as_ref()
+        .map(|logging| HostConfigLogConfig { typ: logging.driver.clone(), config: map(&logging.options) });
+    host.oom_kill_disable = oom_kill_disable.then_some(true);
+    host.oom_score_adj = *oom_score_adj;
+    host.memory_swappiness = *mem_swappiness;
+    host.memory_swap = *memswap_limit;
+    host.cpu_shares = *cpu_shares;
+    host.cpu_period = *cpu_period;
+    host.cpu_quota = *cpu_quota;
+    host.cpu_realtime_period = *cpu_rt_period;
+    host.cpu_realtime_runtime = *cpu_rt_runtime;
+    host.cpuset_cpus.clone_from(cpuset);
+    host.runtime.clone_from(runtime);
+    host.storage_opt = map(storage_opt);
+    if let Some(blkio) = blkio {
+        fill_blkio(host, blkio);
+    }
+    Ok(())
+}
+
+fn fill_blkio(host: &mut HostConfig, blkio: &Blkio) {
+    let Blkio { weight, weight_device, device_read_bps, device_write_bps, device_read_iops, device_write_iops } =
+        blkio;
+    let throttle = |rates: &BTreeMap<String, u64>| {
+        filled(rates.iter().map(|(path, rate)| ThrottleDevice { path: Some(path.clone()), rate: Some(signed(*rate)) }))
+    };
+    host.blkio_weight = *weight;
+    host.blkio_weight_device = filled(weight_device.iter().map(|(path, weight)| ResourcesBlkioWeightDevice {
+        path: Some(path.clone()),
+        weight: Some(usize::from(*weight)),
+    }));
+    host.blkio_device_read_bps = throttle(device_read_bps);
+    host.blkio_device_write_bps = throttle(device_write_bps);
+    host.blkio_device_read_iops = throttle(device_read_iops);
+    host.blkio_device_write_iops = throttle(device_write_iops);
+}
+
+fn fill_resources(host: &mut HostConfig, resources: &Resources, container: &ContainerSpec) -> Result<()> {
+    let Resources { limits, reservations, devices } = resources;
+    let ResourceSet { cpus, memory, pids } = limits;
+    // Reserved processors are the scheduler's arithmetic; reserved memory is also the kernel's soft limit, and a
+    // reservation of processes has no meaning to an engine.
+    let ResourceSet { cpus: _, memory: reserved_memory, pids: _ } = reservations;
+    if cpus.is_some() && (container.cpu_quota.is_some() || container.cpu_period.is_some()) {
+        return Err(RuntimeError::fatal("a limit of `cpus` and `cpu_quota` or `cpu_period` exclude each other")
+            .with_hint("use one of the two in the Compose file"));
+    }
+    host.nano_cpus = cpus.map(|cpus: Cpus| signed(cpus.nano()));
+    host.memory = memory.map(|bytes| signed(bytes.0));
+    host.memory_reservation = reserved_memory.map(|bytes| signed(bytes.0));
+    host.pids_limit = *pids;
+    host.device_requests = filled(devices.iter().map(|request| DeviceRequest {
+        driver: request.driver.clone(),
+        count: request.count,
+        device_ids: filled(request.device_ids.iter().cloned()),
+        capabilities: (!request.capabilities.is_empty()).then(|| vec![request.capabilities.clone()]),
+        options: map(&request.options),
+    }));
+    Ok(())
+}
+
+fn health_config(check: &Healthcheck, api: ApiVersion) -> Result<HealthConfig> {
+    let Healthcheck { test, interval, timeout, retries, start_period, start_interval } = check;
+    if start_interval.is_some() && api < ApiVersion::ENDPOINTS {
+        return Err(too_old("healthcheck.start_interval", "25", api));
+    }
+    let nanos = |time: &Option<Millis>| time.map(|time| signed(time.0.saturating_mul(1_000_000)));
+    Ok(HealthConfig {
+        test: test.clone(),
+        interval: nanos(interval),
+        timeout: nanos(timeout),
+        retries: retries.map(i64::from),
+        start_period: nanos(start_period),
+        start_interval: nanos(start_interval),
+    })
+}
+
+/// What goes into `mounts` and what only the older form `source:target:options` can say: relabelling for SELinux, and
+/// making a missing folder before API 1.42.
+fn split_mounts(specs: &[MountSpec], surroundings: &Surroundings, api: ApiVersion) -> Result<(Vec<Mount>, Vec<String>)> {
+    let (mut mounts, mut binds) = (Vec::new(), Vec::new());
+    for MountSpec { source, target, read_only } in specs {
+        let mount = Mount { target: Some(target.clone()), read_only: Some(*read_only), ..Mount::default() };
+        match source {
+            MountSource::Volume { volume, nocopy, subpath } => {
+                if subpath.is_some() && api < ApiVersion::SUBPATH {
+                    return Err(too_old("volume.subpath", "26", api));
+                }
+                let name = surroundings.volumes.get(volume).ok_or_else(|| {
+                    RuntimeError::fatal(format!("the volume `{volume}` was not assigned to this node"))
+                })?;
+                mounts.push(Mount {
+                    typ: Some(MountType::VOLUME),
+                    source: Some(name.clone()),
+                    volume_options: Some(MountVolumeOptions {
+                        no_copy: nocopy.then_some(true),
+                        subpath: subpath.clone(),
+                        ..MountVolumeOptions::default()
+                    }),
+                    ..mount
+                });
+            }
+            MountSource::Anonymous => mounts.push(Mount { typ: Some(MountType::VOLUME), ..mount }),
+            MountSource::Bind { path, create, propagation, selinux } => {
+                let makes_folder = *create && api < ApiVersion::CREATE_MOUNTPOINT;
+                if makes_folder || selinux.is_some() {
+                    let options = [
+                        Some(if *read_only { "ro" } else { "rw" }),
+                        propagation.as_deref(),
+                        selinux.as_deref(),
+                    ];
+                    let options = options.into_iter().flatten().collect::<Vec<_>>().join(",");
+                    binds.push(format!("{path}:{target}:{options}"));
+                } else {
+                    mounts.push(Mount {
+                        typ: Some(MountType::BIND),
+                        source: Some(path.clone()),
+                        bind_options: Some(MountBindOptions {
+                            propagation: propagation.as_deref().map(bind_propagation).transpose()?,
+                            create_mountpoint: create.then_some(true),
+                            ..MountBindOptions::default()
+                        }),
+                        ..mount
+                    });
+                }
+            }
+            MountSource::Tmpfs { size, mode } => mounts.push(Mount {
+                typ: Some(MountType::TMPFS),
+                tmpfs_options: Some(MountTmpfsOptions {
+                    size_bytes: size.map(|size| signed(size.0)),
+                    mode: mode.map(i64::from),
+                    options: None,
+                }),
+                ..mount
+            }),
+        }
+    }
+    mounts.extend(surroundings.files.iter().map(|file| Mount {
+        typ: Some(MountType::BIND),
+        source: Some(file.source.clone()),
+        target: Some(file.target.clone()),
+        read_only: Some(true),
+        ..Mount::default()
+    }));
+    Ok((mounts, binds))
+}
+
+fn bind_propagation(text: &str) -> Result<MountBindOptionsPropagationEnum> {
+    Ok(match text {
+        "private" => MountBindOptionsPropagationEnum::PRIVATE,
+        "rprivate" => MountBindOptionsPropagationEnum::RPRIVATE,
+        "shared" => MountBindOptionsPropagationEnum::SHARED,
+        "rshared" => MountBindOptionsPropagationEnum::RSHARED,
+        "slave" => MountBindOptionsPropagationEnum::SLAVE,
+        "rslave" => MountBindOptionsPropagationEnum::RSLAVE,
+        other => return Err(RuntimeError::fatal(format!("`{other}` is not a bind propagation"))),
+    })
+}
+
+fn engine_network_mode(mode: &NetworkMode, surroundings: &Surroundings) -> Result<String> {
+    match mode {
+        NetworkMode::Host => Ok("host".to_owned()),
+        NetworkMode::None => Ok("none".to_owned()),
+        NetworkMode::Service(service) => match &surroundings.network_of {
+            Some(container) => Ok(format!("container:{container}")),
+            None => Err(RuntimeError::temporary(format!(
+                "no task of `{service}` runs on this node whose network could be shared"
+            ))),
+        },
+        NetworkMode::Networks => Ok(match surroundings.networks.first() {
+            Some(connection) => connection.network.clone(),
+            None => "none".to_owned(),
+        }),
+    }
+}
+
+/// The endpoints for the create call, and those that must be connected afterwards.
+fn endpoints(
+    mode: &NetworkMode,
+    connections: &[Connection],
+    api: ApiVersion,
+) -> (Option<NetworkingConfig>, Vec<(String, EndpointSettings)>) {
+    if *mode != NetworkMode::Networks || connections.is_empty() {
+        return (None, Vec::new());
+    }
+    let last = i64::try_from(connections.len()).unwrap_or(i64::MAX);
+    let all = connections
+        .iter()
+        .zip((1..=last).rev())
+        .map(|(connection, priority)| (connection.network.clone(), endpoint(connection, priority, api)));
+    let (create, connect) = if api >= ApiVersion::ENDPOINTS {
+        (all.collect(), Vec::new())
+    } else {
+        let mut all = all;
+        (all.by_ref().take(1).collect::<HashMap<_, _>>(), all.collect())
+    };
+    (Some(NetworkingConfig { endpoints_config: Some(create) }), connect)
+}
+
+/// No aliases: the engine would answer them with this node's tasks alone. Before API 1.44 an endpoint takes no MAC address; those engines derive it from the address by the same rule as
+/// [`mac_for`].
+fn endpoint(connection: &Connection, priority: i64, api: ApiVersion) -> EndpointSettings {
+    EndpointSettings {
+        ipam_config: Some(EndpointIpamConfig {
+            ipv4_address: Some(connection.address.to_string()),
+            ..EndpointIpamConfig::default()
+        }),
+        mac_address: (api >= ApiVersion::ENDPOINTS).then(|| mac_text(mac_for(connection.address))),
+        gw_priority: (api >= ApiVersion::GATEWAY_PRIORITY).then_some(priority),
+        ..EndpointSettings::default()
+    }
+}
+
+/// `02:42:…`.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The node answers DNS on each of its bridges; one that shares another's network has that one's resolver.
+fn name_servers(own: &[std::net::IpAddr], task: &TaskAssignment, surroundings: &Surroundings) -> Option<Vec<String>> {
+    if !own.is_empty() {
+        return filled(own.iter().map(ToString::to_string));
+    }
+    let shares = !matches!(task.spec.network_mode, NetworkMode::Networks);
+    let gateway = surroundings.networks.first().filter(|_| !shares)?.gateway;
+    Some(vec![gateway.to_string()])
+}
+
+/// The engine refuses a host name for a container in somebody else's network or UTS namespace.
+fn may_have_hostname(mode: &NetworkMode, container: &ContainerSpec) -> bool {
+    let own_network = match mode {
+        NetworkMode::Networks | NetworkMode::None => true,
+        NetworkMode::Host | NetworkMode::Service(_) => false,
+    };
+    own_network && container.uts.is_none()
+}
+
+/// The kernel takes 64 characters, and a label of a name 63.
+fn host_name(task: &str) -> String {
+    let name: String = task.chars().map(|c| if c == '_' { '-' } else { c }).take(63).collect();
+    name.trim_end_matches(['-', '.']).to_owned()
+}
+
+fn exposed(ports: &[PortSpec], expose: &[String]) -> Option<Vec<String>> {
+    let published = ports.iter().map(|port| format!("{}/{}", port.target, port.protocol.as_str()));
+    let said = expose.iter().map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") });
+    let all: std::collections::BTreeSet<_> = published.chain(said).collect();
+    filled(all)
+}
+
+fn port_bindings(ports: &[PortSpec]) -> Option<HashMap<String, Option<Vec<PortBinding>>>> {
+    let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
+    for port in ports.iter().filter(|port| port.mode == PublishMode::Host) {
+        let binding = PortBinding {
+            host_ip: port.host_ip.map(|address| address.to_string()),
+            host_port: port.published.map(|port| port.to_string()),
+        };
+        let key = format!("{}/{}", port.target, port.protocol.as_str());
+        bindings.entry(key).or_default().get_or_insert_with(Vec::new).push(binding);
+    }
+    (!bindings.is_empty()).then_some(bindings)
+}
+
+fn too_old(what: &str, engine: &str, api: ApiVersion) -> RuntimeError {
+    RuntimeError::fatal(format!("`{what}` needs Docker Engine {engine} or later; this one speaks API {api}"))
+        .with_hint(format!("update Docker Engine on this node, or leave `{what}` out"))
+}
+
+fn filled<T>(items: impl IntoIterator<Item = T>) -> Option<Vec<T>> {
+    let items: Vec<T> = items.into_iter().collect();
+    (!items.is_empty()).then_some(items)
+}
+
+fn map(entries: &BTreeMap<String, String>) -> Option<HashMap<String, String>> {
+    (!entries.is_empty()).then(|| entries.clone().into_iter().collect())
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn whole_seconds(time: Millis) -> i64 {
+    signed(time.0.div_ceil(1000))
+}
