@@ -1,1 +1,218 @@
-//! The kernel side of the node's networks: VXLAN ports, forwarding and neighbour entries.
+//! The node's networks: the kernel's side of each, and the names its containers ask for.
+//!
+//! - Exact: after a pass the kernel has every bridge, VXLAN port, forwarding entry and neighbour that was assigned, and on our devices
+//!   no other. What is right is not touched, so that a pass never interrupts traffic.
+//! - Nothing is learned and nothing is flooded: a frame for an address the server did not name goes nowhere.
+//! - Traffic needs neither the agent nor Docker to be alive; a pass every five seconds mends what others changed.
+//! - Bridges are made before Docker's networks, and Docker takes them over: they outlive `docker network rm`, and are removed by
+//!   [`KernelNetwork::remove_bridges`] once nothing uses them.
+//!
+//! `plan` decides, without input or output; `kernel` reads and writes; `netlink` carries both.
+
+mod devices;
+mod docker;
+mod kernel;
+mod netlink;
+mod plan;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use wharf_model::{DnsTable, NetworkAssignment, NetworkId, Revision};
+use wharf_process::{Tasks, errors};
+
+use self::devices::Devices;
+pub use self::{
+    devices::{NetworkError, Pass},
+    docker::{DockerNetwork, NETWORK_LABEL, VNI_LABEL, docker_network_options},
+};
+use crate::dns::{self, Listen, Responder, Sources, Upstreams};
+
+/// UDP port of the VXLAN packets: neither the standard's 4789, which Docker Swarm uses, nor 8472, which flannel does.
+pub const VXLAN_PORT: u16 = 4790;
+
+/// How often the kernel is compared with the tables.
+const REPAIR: Duration = Duration::from_secs(5);
+
+/// How a node takes part in networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkOptions {
+    /// The address at which the other nodes reach this one; an interface of this node must have it.
+    pub node: IpAddr,
+    /// The same on all nodes: [`VXLAN_PORT`] unless something else uses it.
+    pub vxlan_port: u16,
+    /// Where containers' questions for other names go.
+    pub upstreams: Upstreams,
+}
+
+impl NetworkOptions {
+    /// The defaults of a node with this address: names of the world are resolved as the node itself resolves them.
+    #[must_use]
+    pub fn new(node: IpAddr) -> Self {
+        let upstreams = Upstreams::File(PathBuf::from("/etc/resolv.conf"));
+        Self { node, vxlan_port: VXLAN_PORT, upstreams }
+    }
+}
+
+/// The networks of this node's kernel, with the responder that answers on them.
+pub struct KernelNetwork {
+    devices: Devices,
+    responder: Responder,
+    state: Mutex<State>,
+    mended: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    wanted: BTreeMap<NetworkId, Listen>,
+    /// What the last pass could not do.
+    problems: BTreeMap<NetworkId, String>,
+    /// Why the last pass failed altogether.
+    failure: Option<String>,
+}
+
+impl KernelNetwork {
+    /// Looks after the network namespace of the calling thread. Changes nothing yet. DNS is served by `tasks`.
+    ///
+    /// # Errors
+    /// If there is no way to talk to the kernel.
+    pub fn open(options: NetworkOptions, tasks: &Tasks) -> Result<Self, NetworkError> {
+        Ok(Self {
+            devices: Devices::open(options.node, options.vxlan_port)?,
+            responder: Responder::new(options.upstreams, tasks),
+            state: Mutex::default(),
+            mended: AtomicU64::new(0),
+        })
+    }
+
+    /// Makes the kernel as `networks` say, all of them and no others, and answers DNS on their gateways. To be called before containers
+    /// of a changed set start. Bridges of networks that are gone stay until [`KernelNetwork::remove_bridges`].
+    ///
+    /// # Errors
+    /// If the kernel's tables cannot be read or changed at all; what fails for one network is in [`Pass::problems`].
+    pub async fn prepare(
+        &self,
+        networks: &BTreeMap<NetworkId, NetworkAssignment>,
+    ) -> Result<Pass, NetworkError> {
+        let outcome = self.devices.prepare(networks).await;
+        self.state.lock().wanted = listens(networks);
+        self.finish(outcome).await
+    }
+
+    /// Compares the kernel with what was last prepared, and mends it. What it mended is logged and counted.
+    ///
+    /// # Errors
+    /// As [`KernelNetwork::prepare`].
+    pub async fn repair(&self) -> Result<Pass, NetworkError> {
+        let outcome = self.devices.repair().await;
+        if let Ok(pass) = &outcome
+            && pass.changes > 0
+        {
+            self.mended.fetch_add(pass.changes as u64, Ordering::Relaxed);
+            tracing::warn!(changes = pass.changes, problems = ?pass.problems, "networks mended");
+        }
+        self.finish(outcome).await
+    }
+
+    /// Repairs every five seconds until `stop`. What is in the kernel stays there.
+    pub async fn run(&self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                // Cancel-safe: nothing is under way.
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(REPAIR) => {}
+            }
+            // Not told again until it changes.
+            let before = self.state.lock().failure.clone();
+            if let Err(error) = self.repair().await {
+                let error = errors::chain(&error);
+                if before.as_ref() != Some(&error) {
+                    tracing::warn!(error, "networks not compared with the kernel");
+                }
+            }
+        }
+    }
+
+    /// Removes the bridges of networks that are no longer prepared, except those in `keep` and those with a container plugged in. To
+    /// be called after Docker's networks on them were removed, with the bridges of those that could not be. Answers how many.
+    ///
+    /// # Errors
+    /// If the kernel's tables cannot be read or changed at all.
+    pub async fn remove_bridges(&self, keep: BTreeSet<String>) -> Result<usize, NetworkError> {
+        self.devices.remove_bridges(keep).await
+    }
+
+    /// The largest packet of the networks' devices: that of the interface with the node's address, less what VXLAN adds.
+    ///
+    /// # Errors
+    /// If the node's address is on no interface, or the kernel cannot be asked.
+    pub async fn mtu(&self) -> Result<u32, NetworkError> {
+        self.devices.mtu().await
+    }
+
+    /// Serves these names from now on. `sources` says which networks the tasks of this node are on.
+    pub fn publish(&self, table: &DnsTable, sources: &Sources) {
+        self.responder.publish(table, sources);
+    }
+
+    /// The version of the names that are served.
+    #[must_use]
+    pub fn version(&self) -> Option<Revision> {
+        self.responder.version()
+    }
+
+    /// What is not as it should be, in words for people.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let state = self.state.lock();
+        let mut problems: Vec<String> =
+            state.failure.iter().chain(state.problems.values()).cloned().collect();
+        drop(state);
+        problems.extend(self.responder.problems());
+        problems
+    }
+
+    /// How many changes repairs have made since the start. Each is something that others did to our devices.
+    #[must_use]
+    pub fn mended(&self) -> u64 {
+        self.mended.load(Ordering::Relaxed)
+    }
+
+    /// The responder, for its counters.
+    #[must_use]
+    pub fn responder(&self) -> &Responder {
+        &self.responder
+    }
+
+    async fn finish(&self, outcome: Result<Pass, NetworkError>) -> Result<Pass, NetworkError> {
+        let wanted = {
+            let mut state = self.state.lock();
+            match &outcome {
+                Ok(pass) => (state.problems, state.failure) = (pass.problems.clone(), None),
+                Err(error) => state.failure = Some(errors::chain(error)),
+            }
+            state.wanted.clone()
+        };
+        // Also after a failure: the addresses may be there all the same.
+        self.responder.listen(&wanted).await;
+        outcome
+    }
+}
+
+fn listens(networks: &BTreeMap<NetworkId, NetworkAssignment>) -> BTreeMap<NetworkId, Listen> {
+    let listen = |network: &NetworkAssignment| Listen {
+        address: SocketAddr::new(network.gateway.into(), dns::PORT),
+        subnet: network.subnet,
+    };
+    networks.iter().map(|(id, network)| (*id, listen(network))).collect()
+}

@@ -1,0 +1,214 @@
+//! The node's bridges and VXLAN ports: made, kept as they were assigned, removed.
+//!
+//! - A pass reads the kernel, compares, and changes what differs. Assignments and repairs are the same pass, so that a repair can
+//!   do nothing that an assignment would not.
+//! - One pass at a time. A pass that was begun is finished, also when nobody waits for it any more.
+//! - What fails for one network is its problem, told by name, and tried again by the next pass.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use wharf_model::{NetworkAssignment, NetworkId};
+
+use super::{
+    kernel::{Observed, carry_out, observe, remove_bridges},
+    netlink::Netlink,
+    plan::{Plan, Underlay, WantedNetwork, bridge_name, plan, unused_bridges},
+};
+
+/// What VXLAN puts around a packet: two headers of Ethernet and VXLAN, and UDP over IPv4 or IPv6.
+const OVERHEAD_V4: u32 = 50;
+const OVERHEAD_V6: u32 = 70;
+
+/// Why the node's networks cannot be looked after at all.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No socket to the kernel.
+    #[error("cannot open a netlink socket")]
+    Open(#[source] io::Error),
+    /// The kernel does not answer, or its tables cannot be read.
+    #[error("cannot read or change the kernel's network tables")]
+    Netlink(#[source] io::Error),
+    /// Packets could not be sent from the address that the other nodes know.
+    #[error(
+        "no interface of this node has its address {0}: start the agent with the address other nodes reach it at"
+    )]
+    NoUplink(IpAddr),
+}
+
+/// What one pass did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use = "says which networks are not as they should be"]
+pub struct Pass {
+    /// How many changes were made to the kernel; 0 if everything was right.
+    pub changes: usize,
+    /// What could not be done, by network.
+    pub problems: BTreeMap<NetworkId, String>,
+}
+
+/// The kernel's side of the node's networks.
+#[derive(Clone)]
+pub(super) struct Devices {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: IpAddr,
+    vxlan_port: u16,
+    /// Held through a pass; only ever taken on a thread where blocking is allowed.
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Absent after it failed, until the next pass.
+    netlink: Option<Netlink>,
+    wanted: BTreeMap<u32, WantedNetwork>,
+    ids: BTreeMap<u32, NetworkId>,
+    /// Networks whose assignment makes no sense.
+    refused: BTreeMap<NetworkId, String>,
+}
+
+impl Devices {
+    /// Looks after the devices of the calling thread's network namespace. Changes nothing yet.
+    pub(super) fn open(node: IpAddr, vxlan_port: u16) -> Result<Self, NetworkError> {
+        let netlink = Some(Netlink::open().map_err(NetworkError::Open)?);
+        let (wanted, ids, refused) = Default::default();
+        let state = Mutex::new(State { netlink, wanted, ids, refused });
+        Ok(Self { shared: Arc::new(Shared { node, vxlan_port, state }) })
+    }
+
+    /// Takes `networks` for what is wanted, and makes the kernel so.
+    pub(super) async fn prepare(
+        &self,
+        networks: &BTreeMap<NetworkId, NetworkAssignment>,
+    ) -> Result<Pass, NetworkError> {
+        let (shared, wanted) = (Arc::clone(&self.shared), Wanted::of(networks, self.shared.node));
+        wharf_process::blocking(move || {
+            let mut state = shared.state.lock();
+            (state.wanted, state.ids, state.refused) = (wanted.networks, wanted.ids, wanted.refused);
+            shared.pass(&mut state)
+        })
+        .await
+    }
+
+    /// Makes the kernel again as it was last wanted.
+    pub(super) async fn repair(&self) -> Result<Pass, NetworkError> {
+        let shared = Arc::clone(&self.shared);
+        wharf_process::blocking(move || shared.pass(&mut shared.state.lock())).await
+    }
+
+    /// The largest packet inside a network.
+    pub(super) async fn mtu(&self) -> Result<u32, NetworkError> {
+        let shared = Arc::clone(&self.shared);
+        wharf_process::blocking(move || {
+            let observed = with(&mut shared.state.lock().netlink, observe).map_err(NetworkError::Netlink)?;
+            Ok(shared.underlay(&observed)?.mtu)
+        })
+        .await
+    }
+
+    /// Removes bridges of networks that are no longer wanted, except those named and those into which something is plugged.
+    /// Answers how many.
+    pub(super) async fn remove_bridges(&self, keep: BTreeSet<String>) -> Result<usize, NetworkError> {
+        let shared = Arc::clone(&self.shared);
+        wharf_process::blocking(move || {
+            let mut state = shared.state.lock();
+            let State { netlink, wanted, .. } = &mut *state;
+            with(netlink, |netlink| {
+                let actual = observe(netlink)?.actual;
+                let mut unused = unused_bridges(wanted, &actual);
+                unused.retain(|vni| !keep.contains(&bridge_name(*vni)));
+                let failed = remove_bridges(netlink, &unused, &actual)?;
+                for error in &failed {
+                    tracing::warn!(%error, "bridge not removed");
+                }
+                Ok(unused.len() - failed.len())
+            })
+            .map_err(NetworkError::Netlink)
+        })
+        .await
+    }
+}
+
+/// Assignments as the plan wants them.
+#[derive(Default)]
+struct Wanted {
+    networks: BTreeMap<u32, WantedNetwork>,
+    ids: BTreeMap<u32, NetworkId>,
+    refused: BTreeMap<NetworkId, String>,
+}
+
+impl Wanted {
+    fn of(assignments: &BTreeMap<NetworkId, NetworkAssignment>, node: IpAddr) -> Self {
+        let mut wanted = Self::default();
+        for (id, assignment) in assignments {
+            let vni = assignment.vni;
+            if let Some(other) = wanted.ids.get(&vni) {
+                let text =
+                    format!("network {}: its VXLAN identifier {vni} is that of {other}", assignment.name);
+                wanted.refused.insert(*id, text);
+            } else if !(1..1 << 24).contains(&vni) {
+                let text = format!("network {}: {vni} is no VXLAN identifier", assignment.name);
+                wanted.refused.insert(*id, text);
+            } else {
+                let mut network = WantedNetwork::from(assignment);
+                // What lives here is found without us.
+                network.peers.retain(|_, peer| *peer != node);
+                wanted.networks.insert(vni, network);
+                wanted.ids.insert(vni, *id);
+            }
+        }
+        wanted
+    }
+}
+
+impl Shared {
+    fn pass(&self, state: &mut State) -> Result<Pass, NetworkError> {
+        let State { netlink, wanted, ids, refused } = state;
+        let observed = with(netlink, observe).map_err(NetworkError::Netlink)?;
+        let plan = self.plan(wanted, &observed)?;
+        let mut pass = Pass { changes: plan.values().map(Vec::len).sum(), problems: refused.clone() };
+        if pass.changes == 0 {
+            return Ok(pass);
+        }
+        let underlay = self.underlay(&observed)?;
+        let failures = with(netlink, |netlink| carry_out(netlink, &plan, &underlay, &observed.actual))
+            .map_err(NetworkError::Netlink)?;
+        for (vni, (tried, error)) in failures {
+            match ids.get(&vni) {
+                Some(id) => drop(pass.problems.insert(*id, format!("{tried}: {error}"))),
+                None => tracing::warn!(vni, %error, "{tried}"),
+            }
+        }
+        Ok(pass)
+    }
+
+    fn plan(&self, wanted: &BTreeMap<u32, WantedNetwork>, observed: &Observed) -> Result<Plan, NetworkError> {
+        if wanted.is_empty() && observed.actual.ports.is_empty() {
+            return Ok(Plan::new());
+        }
+        Ok(plan(wanted, &self.underlay(observed)?, &observed.actual))
+    }
+
+    fn underlay(&self, observed: &Observed) -> Result<Underlay, NetworkError> {
+        let mtu = observed.uplink_mtu(self.node).ok_or(NetworkError::NoUplink(self.node))?;
+        let overhead = if self.node.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
+        Ok(Underlay { node: self.node, vxlan_port: self.vxlan_port, mtu: mtu.saturating_sub(overhead) })
+    }
+}
+
+/// Uses the socket, and gives it up if it fails: what it would answer next belongs to what failed.
+fn with<T>(netlink: &mut Option<Netlink>, work: impl FnOnce(&mut Netlink) -> io::Result<T>) -> io::Result<T> {
+    let mut socket = match netlink.take() {
+        Some(socket) => socket,
+        None => Netlink::open()?,
+    };
+    let result = work(&mut socket)?;
+    *netlink = Some(socket);
+    Ok(result)
+}

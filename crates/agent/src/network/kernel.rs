@@ -1,0 +1,526 @@
+//! Reads what the kernel has of our networks, and carries plans out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use rtnetlink::{
+    AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVxlan,
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
+        link::{
+            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+            LinkMessage,
+        },
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    },
+};
+
+use super::{
+    netlink::{Change, Netlink},
+    plan::{Actual, Bridge, Mac, Operation, Plan, Port, PortMake, Underlay, bridge_name, port_name, vni_of},
+};
+
+/// What is there, and what the networks could run over.
+#[derive(Debug, Default)]
+pub(super) struct Observed {
+    pub(super) actual: Actual,
+    /// The largest packet of each interface that holds an address.
+    uplinks: BTreeMap<IpAddr, u32>,
+}
+
+impl Observed {
+    /// The largest packet of the interface that holds the node's address; none if no interface does.
+    pub(super) fn uplink_mtu(&self, node: IpAddr) -> Option<u32> {
+        self.uplinks.get(&node).copied()
+    }
+}
+
+/// What failed of a plan, by network: what was tried, and why not.
+pub(super) type Failures = BTreeMap<u32, (String, io::Error)>;
+
+/// Reads everything. A few system calls per thousand entries.
+pub(super) fn observe(netlink: &mut Netlink) -> io::Result<Observed> {
+    let mut observed = Observed::default();
+    let links = links(netlink)?;
+    observed.actual = devices(&links);
+    add_addresses(netlink, &links, &mut observed)?;
+    add_entries(netlink, &mut observed.actual)?;
+    Ok(observed)
+}
+
+fn links(netlink: &mut Netlink) -> io::Result<Vec<LinkMessage>> {
+    let answers = netlink.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let link = |message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    };
+    Ok(answers.into_iter().filter_map(link).collect())
+}
+
+/// Our bridges and ports among the links: those with our names and of the right kind.
+fn devices(links: &[LinkMessage]) -> Actual {
+    let mut actual = Actual::default();
+    for link in links.iter().map(Link) {
+        let Some(name) = link.name() else { continue };
+        match (vni_of(name, "wh"), vni_of(name, "wv"), link.kind()) {
+            (Some(vni), _, Some(InfoKind::Bridge)) => drop(actual.bridges.insert(vni, link.bridge())),
+            (_, Some(vni), Some(InfoKind::Vxlan)) => drop(actual.ports.insert(vni, link.port())),
+            _ => {}
+        }
+    }
+    let ours: BTreeSet<u32> = actual.ports.values().map(|port| port.index).collect();
+    for link in links.iter().map(Link).filter(|link| !ours.contains(&link.0.header.index)) {
+        let Some(master) = link.master() else { continue };
+        for bridge in actual.bridges.values_mut().filter(|bridge| bridge.index == master) {
+            bridge.in_use = true;
+        }
+    }
+    actual
+}
+
+fn add_addresses(netlink: &mut Netlink, links: &[LinkMessage], observed: &mut Observed) -> io::Result<()> {
+    let mtus: BTreeMap<u32, u32> = links.iter().map(|link| (link.header.index, Link(link).mtu())).collect();
+    for answer in netlink.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+        let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
+        // On a point-to-point link only `Local` is this machine's own.
+        let local = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+        let other = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        });
+        let Some(address) = local.or(other) else { continue };
+        if let Some(mtu) = mtus.get(&message.header.index) {
+            observed.uplinks.insert(address, *mtu);
+        }
+        let mut bridges = observed.actual.bridges.values_mut();
+        if let (Some(bridge), IpAddr::V4(address)) =
+            (bridges.find(|bridge| bridge.index == message.header.index), address)
+        {
+            bridge.addresses.insert((address, message.header.prefix_len));
+        }
+    }
+    Ok(())
+}
+
+fn add_entries(netlink: &mut Netlink, actual: &mut Actual) -> io::Result<()> {
+    let mut ports: BTreeMap<u32, &mut Port> =
+        actual.ports.values_mut().map(|port| (port.index, port)).collect();
+    if ports.is_empty() {
+        return Ok(());
+    }
+    for family in [AddressFamily::Bridge, AddressFamily::Inet] {
+        let mut request = NeighbourMessage::default();
+        request.header.family = family;
+        for answer in netlink.dump(&RouteNetlinkMessage::GetNeighbour(request))? {
+            let RouteNetlinkMessage::NewNeighbour(entry) = answer else { continue };
+            if let Some(port) = ports.get_mut(&entry.header.ifindex) {
+                add_entry(port, &entry);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn add_entry(port: &mut Port, entry: &NeighbourMessage) {
+    let mac = entry.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(mac) => Mac::try_from(mac.as_slice()).ok(),
+        _ => None,
+    });
+    let destination = entry.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(address) => ip(address),
+        _ => None,
+    });
+    let own = entry.header.flags.contains(NeighbourFlags::Own);
+    match (entry.header.family, mac, destination) {
+        (AddressFamily::Bridge, Some(mac), Some(node)) if own => {
+            port.forwarding.entry(mac).or_default().insert(node);
+        }
+        // The port's own address is permanent; what was learned is neither.
+        (AddressFamily::Bridge, Some(mac), _) if !own && entry.header.state == NeighbourState::Noarp => {
+            port.switching.insert(mac);
+        }
+        (AddressFamily::Inet, Some(mac), Some(IpAddr::V4(address)))
+            if entry.header.state == NeighbourState::Permanent =>
+        {
+            port.neighbours.insert(address, mac);
+        }
+        _ => {}
+    }
+}
+
+/// The kernel writes the destination of a forwarding entry in the node's family, whatever the entry's own is.
+fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(address) => Some((*address).into()),
+        NeighbourAddress::Inet6(address) => Some((*address).into()),
+        NeighbourAddress::Other(bytes) => <[u8; 4]>::try_from(bytes.as_slice())
+            .map(IpAddr::from)
+            .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+            .ok(),
+        _ => None,
+    }
+}
+
+/// A link, with the questions we have about one.
+struct Link<'a>(&'a LinkMessage);
+
+impl<'a> Link<'a> {
+    fn find<T>(&self, question: impl FnMut(&'a LinkAttribute) -> Option<T>) -> Option<T> {
+        self.0.attributes.iter().find_map(question)
+    }
+
+    fn name(&self) -> Option<&'a str> {
+        self.find(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    fn mac(&self) -> Mac {
+        let mac = self.find(|attribute| match attribute {
+            LinkAttribute::Address(mac) => Mac::try_from(mac.as_slice()).ok(),
+            _ => None,
+        });
+        mac.unwrap_or_default()
+    }
+
+    fn mtu(&self) -> u32 {
+        let mtu = self.find(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        mtu.unwrap_or_default()
+    }
+
+    fn master(&self) -> Option<u32> {
+        self.find(|attribute| match attribute {
+            LinkAttribute::Controller(index) => Some(*index),
+            _ => None,
+        })
+    }
+
+    fn up(&self) -> bool {
+        self.0.header.flags.contains(LinkFlags::Up)
+    }
+
+    fn info(&self) -> &'a [LinkInfo] {
+        let info = self.find(|attribute| match attribute {
+            LinkAttribute::LinkInfo(info) => Some(info.as_slice()),
+            _ => None,
+        });
+        info.unwrap_or_default()
+    }
+
+    fn kind(&self) -> Option<&'a InfoKind> {
+        self.info().iter().find_map(|info| match info {
+            LinkInfo::Kind(kind) => Some(kind),
+            _ => None,
+        })
+    }
+
+    fn bridge(&self) -> Bridge {
+        Bridge {
+            index: self.0.header.index,
+            mac: self.mac(),
+            mtu: self.mtu(),
+            up: self.up(),
+            addresses: BTreeSet::new(),
+            in_use: false,
+        }
+    }
+
+    fn port(&self) -> Port {
+        Port {
+            index: self.0.header.index,
+            mtu: self.mtu(),
+            up: self.up(),
+            master: self.master(),
+            make: self.make(),
+            bridge_learns: self.bridge_learns(),
+            forwarding: BTreeMap::new(),
+            switching: BTreeSet::new(),
+            neighbours: BTreeMap::new(),
+        }
+    }
+
+    fn make(&self) -> PortMake {
+        let mut make = PortMake { vni: 0, local: None, vxlan_port: 0, learning: false, proxy: false };
+        let data = self.info().iter().find_map(|info| match info {
+            LinkInfo::Data(InfoData::Vxlan(data)) => Some(data.as_slice()),
+            _ => None,
+        });
+        for info in data.unwrap_or_default() {
+            match info {
+                InfoVxlan::Id(vni) => make.vni = *vni,
+                InfoVxlan::Local(address) => make.local = Some((*address).into()),
+                InfoVxlan::Local6(address) => make.local = Some((*address).into()),
+                InfoVxlan::Port(port) => make.vxlan_port = *port,
+                InfoVxlan::Learning(learning) => make.learning = *learning,
+                InfoVxlan::Proxy(proxy) => make.proxy = *proxy,
+                _ => {}
+            }
+        }
+        make
+    }
+
+    fn bridge_learns(&self) -> bool {
+        self.info().iter().any(|info| match info {
+            LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
+                data.iter().any(|info| matches!(info, InfoBridgePort::Learning(true)))
+            }
+            _ => false,
+        })
+    }
+}
+
+/// Carries a plan out as far as it can be: what fails for one network does not keep the others from theirs.
+pub(super) fn carry_out(
+    netlink: &mut Netlink,
+    plan: &Plan,
+    underlay: &Underlay,
+    actual: &Actual,
+) -> io::Result<Failures> {
+    let mut failures = Failures::new();
+    let makes = |operation: &Operation| {
+        matches!(operation, Operation::AddBridge { .. } | Operation::AddPort | Operation::RemovePort)
+    };
+    let mut indexes = Indexes::of(actual);
+    run(netlink, plan, makes, |vni, operation| changes(vni, operation, underlay, &indexes), &mut failures)?;
+    if plan.values().flatten().any(makes) {
+        indexes = Indexes::of(&devices(&links(netlink)?));
+    }
+    run(
+        netlink,
+        plan,
+        |operation| !makes(operation),
+        |vni, operation| changes(vni, operation, underlay, &indexes),
+        &mut failures,
+    )?;
+    Ok(failures)
+}
+
+/// Removes the bridges of these networks.
+pub(super) fn remove_bridges(
+    netlink: &mut Netlink,
+    vnis: &[u32],
+    actual: &Actual,
+) -> io::Result<Vec<io::Error>> {
+    let indexes = vnis.iter().filter_map(|vni| actual.bridges.get(vni)).map(|bridge| bridge.index);
+    let failed = netlink.apply(indexes.map(remove_link))?;
+    Ok(failed.into_iter().map(|(_, error)| error).collect())
+}
+
+fn run<'a>(
+    netlink: &mut Netlink,
+    plan: &'a Plan,
+    selected: impl Fn(&Operation) -> bool,
+    changes: impl Fn(u32, &Operation) -> Vec<Change>,
+    failures: &mut Failures,
+) -> io::Result<()> {
+    let operations =
+        plan.iter().flat_map(|(vni, operations)| operations.iter().map(move |operation| (*vni, operation)));
+    let mut origins: Vec<(u32, &'a Operation)> = Vec::new();
+    let mut all = Vec::new();
+    for (vni, operation) in operations.filter(|(_, operation)| selected(operation)) {
+        for change in changes(vni, operation) {
+            origins.push((vni, operation));
+            all.push(change);
+        }
+    }
+    for (position, error) in netlink.apply(all)? {
+        let (vni, operation) = origins[position];
+        if !is_done(operation, &error) {
+            failures.entry(vni).or_insert_with(|| (describe(vni, operation), error));
+        }
+    }
+    Ok(())
+}
+
+/// Whether what should be gone is gone already.
+fn is_done(operation: &Operation, error: &io::Error) -> bool {
+    let gone = matches!(
+        error.raw_os_error(),
+        Some(nix::libc::ENOENT | nix::libc::ENODEV | nix::libc::ESRCH | nix::libc::EADDRNOTAVAIL)
+    );
+    match operation {
+        Operation::RemoveAddress { .. }
+        | Operation::RemovePort
+        | Operation::StopForwarding { .. }
+        | Operation::StopSwitching { .. }
+        | Operation::StopResolving { .. } => gone,
+        Operation::AddBridge { .. }
+        | Operation::SetBridge { .. }
+        | Operation::AddAddress { .. }
+        | Operation::AddPort
+        | Operation::SetPort { .. }
+        | Operation::Forward { .. }
+        | Operation::Switch { .. }
+        | Operation::Resolve { .. } => false,
+    }
+}
+
+fn describe(vni: u32, operation: &Operation) -> String {
+    let (bridge, port) = (bridge_name(vni), port_name(vni));
+    match operation {
+        Operation::AddBridge { .. } => format!("cannot make the bridge {bridge}"),
+        Operation::SetBridge { .. } => format!("cannot set up the bridge {bridge}"),
+        Operation::AddAddress { address, prefix } => format!("cannot give {bridge} {address}/{prefix}"),
+        Operation::RemoveAddress { address, prefix } => {
+            format!("cannot take {address}/{prefix} from {bridge}")
+        }
+        Operation::RemovePort => format!("cannot remove the VXLAN port {port}"),
+        Operation::AddPort => format!("cannot make the VXLAN port {port}"),
+        Operation::SetPort { .. } => format!("cannot set up the VXLAN port {port}"),
+        Operation::StopForwarding { .. } | Operation::StopSwitching { .. } => {
+            format!("cannot remove a forwarding entry of {port}")
+        }
+        Operation::Forward { .. } | Operation::Switch { .. } => {
+            format!("cannot add a forwarding entry to {port}")
+        }
+        Operation::StopResolving { .. } => format!("cannot remove a neighbour of {port}"),
+        Operation::Resolve { .. } => format!("cannot add a neighbour to {port}"),
+    }
+}
+
+/// The kernel's numbers of the devices. A device that could not be made has none: 0 is refused by the kernel.
+struct Indexes {
+    bridges: BTreeMap<u32, u32>,
+    ports: BTreeMap<u32, u32>,
+}
+
+impl Indexes {
+    fn of(actual: &Actual) -> Self {
+        Self {
+            bridges: actual.bridges.iter().map(|(vni, bridge)| (*vni, bridge.index)).collect(),
+            ports: actual.ports.iter().map(|(vni, port)| (*vni, port.index)).collect(),
+        }
+    }
+
+    fn bridge(&self, vni: u32) -> u32 {
+        self.bridges.get(&vni).copied().unwrap_or_default()
+    }
+
+    fn port(&self, vni: u32) -> u32 {
+        self.ports.get(&vni).copied().unwrap_or_default()
+    }
+}
+
+const MAKE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+const ENSURE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+
+fn changes(vni: u32, operation: &Operation, underlay: &Underlay, indexes: &Indexes) -> Vec<Change> {
+    let (bridge, port) = (indexes.bridge(vni), indexes.port(vni));
+    match operation {
+        Operation::AddBridge { mac, mtu } => {
+            let link = LinkBridge::new(&bridge_name(vni)).address(mac.to_vec()).mtu(*mtu).up().build();
+            vec![Change { message: RouteNetlinkMessage::NewLink(link), flags: MAKE }]
+        }
+        Operation::SetBridge { mac, mtu } => {
+            vec![set_link(LinkUnspec::new_with_index(bridge).address(mac.to_vec()).mtu(*mtu).up())]
+        }
+        Operation::AddAddress { address, prefix } => {
+            let message = RouteNetlinkMessage::NewAddress(on_bridge(bridge, *address, *prefix));
+            vec![Change { message, flags: ENSURE }]
+        }
+        Operation::RemoveAddress { address, prefix } => {
+            let message = RouteNetlinkMessage::DelAddress(on_bridge(bridge, *address, *prefix));
+            vec![Change { message, flags: 0 }]
+        }
+        Operation::RemovePort => vec![remove_link(port)],
+        Operation::AddPort => vec![add_port(vni, underlay)],
+        Operation::SetPort { mtu } => vec![
+            set_link(LinkUnspec::new_with_index(port).controller(bridge).mtu(*mtu)),
+            bridge_does_not_learn(port),
+            set_link(LinkUnspec::new_with_index(port).up()),
+        ],
+        Operation::StopForwarding { mac, node } => vec![del(forwarding(port, *mac, *node))],
+        Operation::StopSwitching { mac } => vec![del(switching(port, *mac))],
+        Operation::StopResolving { address } => vec![del(neighbour(port, *address))],
+        Operation::Forward { mac, node } => vec![ensure(forwarding(port, *mac, *node))],
+        Operation::Switch { mac } => vec![ensure(switching(port, *mac))],
+        Operation::Resolve { address, mac } => {
+            let mut entry = neighbour(port, *address);
+            entry.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+            vec![ensure(entry)]
+        }
+    }
+}
+
+fn add_port(vni: u32, underlay: &Underlay) -> Change {
+    let link = LinkVxlan::new(&port_name(vni), vni).port(underlay.vxlan_port).learning(false).proxy(true);
+    let link = match underlay.node {
+        IpAddr::V4(address) => link.local(address),
+        IpAddr::V6(address) => link.local6(address),
+    };
+    Change { message: RouteNetlinkMessage::NewLink(link.mtu(underlay.mtu).build()), flags: MAKE }
+}
+
+fn set_link(link: LinkMessageBuilder<LinkUnspec>) -> Change {
+    Change { message: RouteNetlinkMessage::SetLink(link.build()), flags: 0 }
+}
+
+/// Only `RTM_NEWLINK` reads what a bridge keeps of its port; without the flag to create, it changes.
+fn bridge_does_not_learn(port: u32) -> Change {
+    let link = LinkBridgePort::new(port).learning(false).build();
+    Change { message: RouteNetlinkMessage::NewLink(link), flags: 0 }
+}
+
+fn remove_link(index: u32) -> Change {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    Change { message: RouteNetlinkMessage::DelLink(link), flags: 0 }
+}
+
+fn on_bridge(index: u32, address: Ipv4Addr, prefix: u8) -> AddressMessage {
+    AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, prefix).build()
+}
+
+/// Which node answers for a hardware address; kept by the VXLAN device.
+fn forwarding(port: u32, mac: Mac, node: IpAddr) -> NeighbourMessage {
+    let mut entry = entry(port, AddressFamily::Bridge, NeighbourState::Permanent);
+    entry.header.flags = NeighbourFlags::Own;
+    entry.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        NeighbourAttribute::Destination(NeighbourAddress::from(node)),
+    ];
+    entry
+}
+
+/// Which port of the bridge a hardware address is behind; kept by the bridge.
+fn switching(port: u32, mac: Mac) -> NeighbourMessage {
+    let mut entry = entry(port, AddressFamily::Bridge, NeighbourState::Noarp);
+    entry.header.flags = NeighbourFlags::Controller;
+    entry.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+    entry
+}
+
+/// An answer to ARP; kept with the VXLAN device.
+fn neighbour(port: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut entry = entry(port, AddressFamily::Inet, NeighbourState::Permanent);
+    entry.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::from(IpAddr::V4(address)))];
+    entry
+}
+
+fn entry(port: u32, family: AddressFamily, state: NeighbourState) -> NeighbourMessage {
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = family;
+    entry.header.ifindex = port;
+    entry.header.state = state;
+    entry
+}
+
+fn ensure(entry: NeighbourMessage) -> Change {
+    Change { message: RouteNetlinkMessage::NewNeighbour(entry), flags: ENSURE }
+}
+
+fn del(entry: NeighbourMessage) -> Change {
+    Change { message: RouteNetlinkMessage::DelNeighbour(entry), flags: 0 }
+}

@@ -1,0 +1,285 @@
+//! What the plan promises, for any wanted and any actual state; what the kernel does with it is tested in namespaces
+//! (`tests/network.rs`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use proptest::{collection, prelude::*};
+use wharf_model::mac_for;
+
+use super::plan::{
+    Actual, Bridge, Mac, Operation, Plan, Port, PortMake, Underlay, WantedNetwork, bridge_name, plan,
+    port_name, unused_bridges, vni_of,
+};
+
+const UNDERLAY: Underlay =
+    Underlay { node: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), vxlan_port: 4790, mtu: 1450 };
+
+fn node(last: u8) -> IpAddr {
+    Ipv4Addr::new(192, 0, 2, last).into()
+}
+
+fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 192, 0, last)
+}
+
+/// What the kernel does with an operation, in memory.
+fn apply(actual: &mut Actual, plan: &Plan) {
+    for (vni, operations) in plan {
+        for operation in operations {
+            apply_one(actual, *vni, operation);
+        }
+    }
+}
+
+fn apply_one(actual: &mut Actual, vni: u32, operation: &Operation) {
+    match operation {
+        Operation::AddBridge { mac, mtu } => {
+            let (mac, mtu) = (*mac, *mtu);
+            let addresses = BTreeSet::new();
+            let made = Bridge { index: 1000 + vni, mac, mtu, up: true, addresses, in_use: false };
+            assert!(actual.bridges.insert(vni, made).is_none(), "made where there was none");
+        }
+        Operation::AddPort => {
+            let port = Port {
+                index: 2000 + vni,
+                mtu: 1,
+                up: false,
+                master: None,
+                make: PortMake::of(vni, &UNDERLAY),
+                bridge_learns: true,
+                forwarding: BTreeMap::new(),
+                switching: BTreeSet::new(),
+                neighbours: BTreeMap::new(),
+            };
+            assert!(actual.ports.insert(vni, port).is_none(), "made where there was none");
+        }
+        Operation::RemovePort => drop(actual.ports.remove(&vni).expect("removed where there was one")),
+        Operation::SetBridge { .. } | Operation::AddAddress { .. } | Operation::RemoveAddress { .. } => {
+            apply_to_bridge(actual.bridges.get_mut(&vni).expect("there is a bridge"), operation);
+        }
+        _ => {
+            let bridge = actual.bridges[&vni].index;
+            apply_to_port(actual.ports.get_mut(&vni).expect("there is a port"), bridge, operation);
+        }
+    }
+}
+
+fn apply_to_bridge(bridge: &mut Bridge, operation: &Operation) {
+    match operation {
+        Operation::SetBridge { mac, mtu } => (bridge.mac, bridge.mtu, bridge.up) = (*mac, *mtu, true),
+        Operation::AddAddress { address, prefix } => assert!(bridge.addresses.insert((*address, *prefix))),
+        Operation::RemoveAddress { address, prefix } => {
+            assert!(bridge.addresses.remove(&(*address, *prefix)));
+        }
+        other => panic!("{other:?} is not a bridge's"),
+    }
+}
+
+fn apply_to_port(port: &mut Port, bridge: u32, operation: &Operation) {
+    match operation {
+        Operation::SetPort { mtu } => {
+            if port.master != Some(bridge) {
+                port.switching.clear();
+            }
+            (port.mtu, port.up, port.master, port.bridge_learns) = (*mtu, true, Some(bridge), false);
+        }
+        Operation::Forward { mac, node } => {
+            let nodes = port.forwarding.entry(*mac).or_default();
+            // The kernel replaces the first destination of several.
+            nodes.pop_first();
+            nodes.insert(*node);
+        }
+        Operation::StopForwarding { mac, node } => {
+            let nodes = port.forwarding.get_mut(mac).expect("it is forwarded");
+            assert!(nodes.remove(node));
+            if nodes.is_empty() {
+                port.forwarding.remove(mac);
+            }
+        }
+        Operation::Switch { mac } => assert!(port.switching.insert(*mac)),
+        Operation::StopSwitching { mac } => assert!(port.switching.remove(mac)),
+        Operation::Resolve { address, mac } => drop(port.neighbours.insert(*address, *mac)),
+        Operation::StopResolving { address } => assert!(port.neighbours.remove(address).is_some()),
+        other => panic!("{other:?} is not a port's"),
+    }
+}
+
+/// Whether the kernel has exactly what is wanted.
+fn is_exact(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual) -> Result<(), TestCaseError> {
+    prop_assert!(actual.ports.keys().eq(wanted.keys()), "ports {:?}", actual.ports.keys());
+    for (vni, network) in wanted {
+        let (bridge, port) = (&actual.bridges[vni], &actual.ports[vni]);
+        prop_assert_eq!(bridge.mac, mac_for(network.gateway));
+        prop_assert!(bridge.up && bridge.mtu == UNDERLAY.mtu);
+        prop_assert_eq!(&bridge.addresses, &BTreeSet::from([(network.gateway, network.prefix)]));
+        prop_assert_eq!(port.make, PortMake::of(*vni, &UNDERLAY));
+        prop_assert!(port.up && !port.bridge_learns && port.mtu == UNDERLAY.mtu);
+        prop_assert_eq!(port.master, Some(bridge.index));
+        let peers = || network.peers.iter().map(|(address, node)| (mac_for(*address), *address, *node));
+        let forwarding: BTreeMap<Mac, BTreeSet<IpAddr>> =
+            peers().map(|(mac, _, node)| (mac, BTreeSet::from([node]))).collect();
+        prop_assert_eq!(&port.forwarding, &forwarding);
+        prop_assert_eq!(&port.switching, &peers().map(|(mac, _, _)| mac).collect::<BTreeSet<_>>());
+        let neighbours: BTreeMap<Ipv4Addr, Mac> = peers().map(|(mac, address, _)| (address, mac)).collect();
+        prop_assert_eq!(&port.neighbours, &neighbours);
+    }
+    Ok(())
+}
+
+prop_compose! {
+    fn wanted_network()(
+        gateway in 1_u8..3,
+        prefix in 20_u8..22,
+        peers in collection::btree_map(3_u8..9, 2_u8..5, 0..6),
+    ) -> WantedNetwork {
+        let peers = peers.into_iter().map(|(last, on)| (address(last), node(on))).collect();
+        WantedNetwork { gateway: address(gateway), prefix, peers }
+    }
+}
+
+prop_compose! {
+    fn bridge(vni: u32)(
+        gateway in 1_u8..3,
+        mtu in 1449_u32..1451,
+        up: bool,
+        in_use: bool,
+        addresses in collection::btree_set((1_u8..4, 20_u8..22), 0..3),
+    ) -> Bridge {
+        let addresses = addresses.into_iter().map(|(last, prefix)| (address(last), prefix)).collect();
+        Bridge { index: 1000 + vni, mac: mac_for(address(gateway)), mtu, up, addresses, in_use }
+    }
+}
+
+fn make(vni: u32) -> impl Strategy<Value = PortMake> {
+    let other = (1_u8..3, any::<bool>()).prop_map(move |(on, learning)| PortMake {
+        local: Some(node(on)),
+        learning,
+        ..PortMake::of(vni, &UNDERLAY)
+    });
+    prop_oneof![Just(PortMake::of(vni, &UNDERLAY)), other]
+}
+
+type Entries = (BTreeMap<Mac, BTreeSet<IpAddr>>, BTreeSet<Mac>, BTreeMap<Ipv4Addr, Mac>);
+
+fn entries() -> impl Strategy<Value = Entries> {
+    let mac = || (3_u8..11).prop_map(|last| mac_for(address(last)));
+    let nodes = collection::btree_set((2_u8..5).prop_map(node), 1..3);
+    (
+        collection::btree_map(mac(), nodes, 0..6),
+        collection::btree_set(mac(), 0..6),
+        collection::btree_map((3_u8..11).prop_map(address), mac(), 0..6),
+    )
+}
+
+prop_compose! {
+    fn port(vni: u32)(
+        mtu in 1449_u32..1451,
+        up: bool,
+        master in prop::option::of(prop_oneof![Just(1000 + vni), Just(7)]),
+        make in make(vni),
+        bridge_learns: bool,
+        (forwarding, switching, neighbours) in entries(),
+    ) -> Port {
+        let index = 2000 + vni;
+        Port { index, mtu, up, master, make, bridge_learns, forwarding, switching, neighbours }
+    }
+}
+
+fn actual() -> impl Strategy<Value = Actual> {
+    let vnis = || prop::sample::subsequence(vec![1_u32, 2, 3], 0..=3);
+    (vnis(), vnis()).prop_flat_map(|(bridges, ports)| {
+        let bridges: Vec<_> = bridges.into_iter().map(|vni| (Just(vni), bridge(vni))).collect();
+        let ports: Vec<_> = ports.into_iter().map(|vni| (Just(vni), port(vni))).collect();
+        (bridges, ports).prop_map(|(bridges, ports)| {
+            let bridges: BTreeMap<u32, Bridge> = bridges.into_iter().collect();
+            let mut ports: BTreeMap<u32, Port> = ports.into_iter().collect();
+            // A bridge that goes takes its ports' membership with it.
+            for (_, port) in ports.iter_mut().filter(|(vni, _)| !bridges.contains_key(vni)) {
+                port.master = port.master.filter(|master| *master < 1000);
+            }
+            Actual { bridges, ports }
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_there_one_plan_makes_it_exact_and_a_second_has_nothing_to_do(
+        wanted in collection::btree_map(1_u32..4, wanted_network(), 0..3),
+        mut actual in actual(),
+    ) {
+        let first = plan(&wanted, &UNDERLAY, &actual);
+        apply(&mut actual, &first);
+        is_exact(&wanted, &actual)?;
+        prop_assert_eq!(plan(&wanted, &UNDERLAY, &actual), Plan::new());
+    }
+
+    #[test]
+    fn what_is_right_is_not_touched(
+        before in wanted_network(),
+        peers in collection::btree_map(3_u8..9, 2_u8..5, 0..6),
+    ) {
+        let mut actual = Actual::default();
+        let wanted = BTreeMap::from([(1, before.clone())]);
+        apply(&mut actual, &plan(&wanted, &UNDERLAY, &Actual::default()));
+        let peers: BTreeMap<_, _> = peers.into_iter().map(|(last, on)| (address(last), node(on))).collect();
+        let kept: BTreeSet<Mac> = peers
+            .iter()
+            .filter(|(address, node)| before.peers.get(*address) == Some(*node))
+            .map(|(address, _)| mac_for(*address))
+            .collect();
+        let after = BTreeMap::from([(1, WantedNetwork { peers, ..before })]);
+        for operation in plan(&after, &UNDERLAY, &actual).values().flatten() {
+            match operation {
+                Operation::Forward { mac, .. } | Operation::StopForwarding { mac, .. }
+                | Operation::Switch { mac } | Operation::StopSwitching { mac }
+                | Operation::Resolve { mac, .. } => prop_assert!(!kept.contains(mac), "{operation:?}"),
+                Operation::StopResolving { address } => prop_assert!(!kept.contains(&mac_for(*address))),
+                device => prop_assert!(false, "peers change no device: {device:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_bridges_that_nobody_wants_and_nobody_uses_are_removed(
+        wanted in collection::btree_map(1_u32..4, wanted_network(), 0..3),
+        actual in actual(),
+    ) {
+        for vni in unused_bridges(&wanted, &actual) {
+            prop_assert!(!wanted.contains_key(&vni) && !actual.bridges[&vni].in_use);
+        }
+        let left = actual.bridges.iter().filter(|(vni, bridge)| !wanted.contains_key(vni) && !bridge.in_use);
+        prop_assert_eq!(unused_bridges(&wanted, &actual).len(), left.count());
+    }
+
+    #[test]
+    fn device_names_fit_and_read_back(vni in 1_u32..1 << 24) {
+        prop_assert!(bridge_name(vni).len() <= 15 && port_name(vni).len() <= 15);
+        prop_assert_eq!(vni_of(&bridge_name(vni), "wh"), Some(vni));
+        prop_assert_eq!(vni_of(&port_name(vni), "wv"), Some(vni));
+    }
+}
+
+#[test]
+fn names_of_others_are_not_ours() {
+    for name in ["wh", "wh0", "wh01", "whale", "wh1000000", "wlan0", "whFF", "wh+1"] {
+        assert_eq!(vni_of(name, "wh"), None, "{name}");
+    }
+}
+
+#[test]
+fn an_address_that_moves_is_redirected_in_one_step() {
+    let network = |on| WantedNetwork {
+        gateway: address(1),
+        prefix: 20,
+        peers: BTreeMap::from([(address(5), node(on))]),
+    };
+    let mut actual = Actual::default();
+    apply(&mut actual, &plan(&BTreeMap::from([(1, network(2))]), &UNDERLAY, &Actual::default()));
+    let plan = plan(&BTreeMap::from([(1, network(3))]), &UNDERLAY, &actual);
+    let moved = Operation::Forward { mac: mac_for(address(5)), node: node(3) };
+    assert_eq!(plan, Plan::from([(1, vec![moved])]));
+}
