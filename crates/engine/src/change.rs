@@ -1,11 +1,9 @@
 //! What a decision consists of, and the generator of ids that it is handed.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
-
 use wharf_model::{
-    AppKey, AppRecord, Generation, NetworkId, NetworkName, NetworkRecord, NodeId, NodeStatus, Release,
-    ReleaseNumber, Rollout, ServiceKey, ServiceRecord, ServiceRevision, StopReason, Task, TaskId, Timestamp,
-    VolumeId, VolumeRecord,
+    AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeStatus, Release, ReleaseNumber,
+    Rollout, ServiceKey, ServiceRecord, ServiceRevision, StopReason, Task, TaskId, Timestamp, VolumeId,
+    VolumeRecord,
 };
 
 use crate::Waiting;
@@ -41,17 +39,8 @@ impl Decision {
 /// One thing to write to the store. Each names the whole new value, so that writing it twice does no harm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// A new task; with a node and addresses if one was found for it at once.
+    /// A new task, with its node and addresses: tasks are made when a node has been found for them.
     CreateTask(Task),
-    /// A task that had no node gets one. Written once per task.
-    PlaceTask {
-        /// The task.
-        task: TaskId,
-        /// Its node.
-        node: NodeId,
-        /// Its addresses.
-        addresses: BTreeMap<NetworkName, Ipv4Addr>,
-    },
     /// A task is no longer wanted. Never taken back.
     StopTask {
         /// The task.

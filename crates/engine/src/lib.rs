@@ -4,11 +4,27 @@
 //! with a [`Decision`]: what to commit, what is not as desired and why, and when to look again. Collections are ordered, and
 //! ids come from a generator, so the same input always gives the same answer.
 
+mod assign;
 mod change;
+#[cfg(test)]
+mod fixtures;
+mod network;
+mod nodes;
+mod pass;
 mod place;
+mod plan;
+mod rollout;
+mod spec;
+mod tasks;
 mod waiting;
 mod world;
 
+pub use assign::Assigner;
 pub use change::{Change, Decision, Ids, SeededIds};
-pub use waiting::{About, Reason, Waiting};
+pub use nodes::{Leases, Link, decide as decide_node};
+pub use pass::decide;
+pub use place::{NoPlace, Pin, PinnedBy, Refusal};
+pub use plan::{Action, Operation, Plan, PlanRefusal, Request, Thing, plan, plan_down, release, request};
+pub use spec::{StopFirst, effective_order};
+pub use waiting::{About, DependencyState, NetworkRefusal, Reason, Waiting};
 pub use world::{Load, Node, World};

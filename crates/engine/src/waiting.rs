@@ -9,7 +9,7 @@ use wharf_model::{
     TaskId, Timestamp, VolumeName,
 };
 
-use crate::place::NoPlace;
+use crate::place::{self, NoPlace};
 
 /// One thing that is not as desired, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +154,8 @@ pub enum Reason {
         /// Until when.
         until: Timestamp,
     },
+    /// The rollout failed, and nothing more of it is carried out.
+    Paused,
     /// The slot should move away from its node and cannot.
     Stays {
         /// The node it is on.
@@ -186,6 +188,11 @@ pub enum Reason {
     VolumeData {
         /// The nodes.
         nodes: Vec<String>,
+    },
+    /// A network is no longer part of its app, and other apps' tasks are on it.
+    NetworkInUse {
+        /// Whose.
+        by: Vec<AppKey>,
     },
     /// The store holds no such revision: a broken invariant, said rather than hidden.
     NoRevision,
@@ -255,6 +262,170 @@ pub enum NetworkRefusal {
         /// Whose it is.
         by: String,
     },
+}
+impl Waiting {
+    /// Whether it waits for room on nodes: something that ends in another app can change that.
+    pub fn is_for_room(&self) -> bool {
+        match &self.reason {
+            Reason::NoPlace(because) | Reason::Stays { because, .. } => because.is_for_want_of_room(),
+            Reason::NoNetwork { .. } => true,
+            Reason::Dependency { .. }
+            | Reason::Dependents { .. }
+            | Reason::Backoff { .. }
+            | Reason::GaveUp { .. }
+            | Reason::Coming { .. }
+            | Reason::NotHealthy { .. }
+            | Reason::Unhealthy { .. }
+            | Reason::Stopping { .. }
+            | Reason::Turn { .. }
+            | Reason::UpdateDelay { .. }
+            | Reason::Monitor { .. }
+            | Reason::Paused
+            | Reason::NodeUnreachable { .. }
+            | Reason::VolumeOnDownNode { .. }
+            | Reason::VolumeData { .. }
+            | Reason::NetworkInUse { .. }
+            | Reason::NoRevision => false,
+        }
+    }
+}
+impl fmt::Display for Waiting {
+    /// The whole sentence, without a full stop: it may stand in a list.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let about = &self.about;
+        match &self.reason {
+            Reason::NoPlace(because) => place::sentence(f, about, because),
+            Reason::Dependency { on, condition, state } => dependency(f, about, on, *condition, state),
+            Reason::Dependents { services } => {
+                let names = services.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+                write!(f, "{about} stops once {names}, which depends on it, has stopped")
+            }
+            Reason::Backoff { failures: 1, ended, .. } => {
+                write!(f, "{about} ended ({ended}) and is started again shortly")
+            }
+            Reason::Backoff { failures, ended, .. } => {
+                write!(
+                    f,
+                    "{about} ended {failures} times in a row, last with: {ended}; it is started again after a pause"
+                )
+            }
+            Reason::GaveUp { attempts: 1, ended, hint } => {
+                write!(f, "{about} ended and is not started again: {ended}")?;
+                hint_after(f, hint.as_deref())
+            }
+            Reason::GaveUp { attempts, ended, hint } => {
+                write!(
+                    f,
+                    "{about} ended {attempts} times and is not started again, as its restart policy says: {ended}"
+                )?;
+                hint_after(f, hint.as_deref())
+            }
+            Reason::Coming { phase, node, message } if message.is_empty() => {
+                write!(f, "{about} is {phase} on {node}")
+            }
+            Reason::Coming { phase, node, message } => write!(f, "{about} is {phase} on {node}: {message}"),
+            Reason::NotHealthy { node, output } => {
+                write!(f, "{about} runs on {node} and its check has not passed yet")?;
+                check_said(f, output.as_deref())
+            }
+            Reason::Unhealthy { node, output } => {
+                write!(f, "{about} is unhealthy on {node}, and its restart policy leaves it so")?;
+                check_said(f, output.as_deref())
+            }
+            Reason::Stopping { node, why } => write!(f, "{about} is being stopped on {node}: {why}"),
+            Reason::Turn { parallelism } => {
+                write!(
+                    f,
+                    "{about} waits for its turn: {parallelism} at a time {} replaced",
+                    if *parallelism == 1 { "is" } else { "are" }
+                )
+            }
+            Reason::UpdateDelay { .. } => {
+                write!(f, "{about} waits for its turn: the update policy pauses between replacements")
+            }
+            Reason::Monitor { .. } => {
+                write!(f, "{about} is ready and watched a little longer, as the update policy says")
+            }
+            Reason::Paused => write!(
+                f,
+                "{about} is not replaced: the rollout failed; hint: `wharf up` with a corrected file begins a new one"
+            ),
+            Reason::Stays { node, why, because } => {
+                write!(f, "{about} stays on {node} for now although {}: ", why_leaves(*why))?;
+                place::sentence(f, &"its replacement", because)
+            }
+            Reason::NodeUnreachable { node } => {
+                write!(f, "{about} is on {node}, which does not answer; it may well be running")
+            }
+            Reason::VolumeOnDownNode { volume, node } => write!(
+                f,
+                "{about} waits for {node}, which is down and holds the data of its volume {volume}; hint: bring {node} back, \
+                 or give up the data there with `wharf node rm {node}`, after which it starts elsewhere with an empty volume"
+            ),
+            Reason::NoNetwork { network, because } => match about {
+                About::Network(..) => write!(f, "{about} cannot be made: {because}"),
+                About::App(_) | About::Service(_) | About::Slot { .. } | About::Volume(..) => {
+                    write!(f, "{about} cannot join network {network}: {because}")
+                }
+            },
+            Reason::VolumeData { nodes } => {
+                write!(f, "{about} is being deleted; its data is still on {}", nodes.join(", "))
+            }
+            Reason::NetworkInUse { by } => {
+                let names = by.iter().map(|app| app.name.to_string()).collect::<Vec<_>>().join(", ");
+                write!(f, "{about} is kept: tasks of {names} are on it")
+            }
+            Reason::NoRevision => {
+                write!(f, "{about} has no stored revision to follow; this is a bug of ours")
+            }
+        }
+    }
+}
+fn why_leaves(why: StopReason) -> &'static str {
+    match why {
+        StopReason::Drained => "that node is being drained",
+        StopReason::Outdated => "a newer release is to take its place",
+        StopReason::Restarted => "it is to be restarted",
+        StopReason::ScaledDown
+        | StopReason::Stopped
+        | StopReason::Removed
+        | StopReason::NodeDown
+        | StopReason::Unhealthy => "it should not",
+    }
+}
+fn hint_after(f: &mut fmt::Formatter<'_>, hint: Option<&str>) -> fmt::Result {
+    hint.map_or(Ok(()), |hint| write!(f, "; hint: {hint}"))
+}
+fn check_said(f: &mut fmt::Formatter<'_>, output: Option<&str>) -> fmt::Result {
+    match output.map(str::trim).filter(|output| !output.is_empty()) {
+        Some(output) => write!(f, "; it last said: {output}"),
+        None => Ok(()),
+    }
+}
+fn dependency(
+    f: &mut fmt::Formatter<'_>,
+    about: &About,
+    on: &ServiceName,
+    condition: DependencyCondition,
+    state: &DependencyState,
+) -> fmt::Result {
+    let wanted = match condition {
+        DependencyCondition::ServiceStarted => format!("{on} to be started"),
+        DependencyCondition::ServiceHealthy => format!("{on} to be healthy"),
+        DependencyCondition::ServiceCompletedSuccessfully => format!("{on} to complete"),
+    };
+    write!(f, "{about} waits for {wanted}: ")?;
+    match state {
+        DependencyState::Absent => write!(f, "there is no service {on}"),
+        DependencyState::Stopped => write!(f, "{on} was stopped; hint: `wharf start {on}`"),
+        DependencyState::NoTask => write!(f, "{on} has no running task yet"),
+        DependencyState::Phase(phase) => write!(f, "{on} is {phase}"),
+        DependencyState::NotHealthy { output } => {
+            write!(f, "{on} runs and its check has not passed yet")?;
+            check_said(f, output.as_deref())
+        }
+        DependencyState::GaveUp { ended } => write!(f, "{on} ended and is not started again: {ended}"),
+    }
 }
 impl fmt::Display for NetworkRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

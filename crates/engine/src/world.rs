@@ -149,6 +149,9 @@ impl World {
     pub fn load(&self, node: NodeId) -> Load {
         self.loads.get(&node).cloned().unwrap_or_default()
     }
+    pub(crate) fn load_ref(&self, node: NodeId) -> Option<&Load> {
+        self.loads.get(&node)
+    }
     /// Every app.
     pub fn apps(&self) -> impl Iterator<Item = &Arc<AppRecord>> {
         self.apps.values()
@@ -181,6 +184,12 @@ impl World {
     /// Every known revision of a service, oldest first.
     pub fn revisions_of(&self, key: &ServiceKey) -> impl Iterator<Item = &Arc<ServiceRevision>> {
         self.revisions.get(key).into_iter().flat_map(BTreeMap::values)
+    }
+    /// The services of an app of which revisions are known, also those whose records are gone.
+    pub(crate) fn revised_services(&self, app: &AppKey) -> impl Iterator<Item = &ServiceKey> {
+        let app = app.clone();
+        let from = self.revisions.range(lowest_key(&app)..).map(|(key, _)| key);
+        from.take_while(move |key| key.app == app)
     }
     /// A release.
     pub fn release(&self, app: &AppKey, number: ReleaseNumber) -> Option<&Arc<Release>> {
@@ -225,7 +234,8 @@ impl World {
             return self.networks.get(id);
         }
         let release = self.app(app).and_then(|record| self.release(app, record.release));
-        let spec = release.and_then(|release| release.spec.networks.get(name)).filter(|spec| spec.external)?;
+        let spec =
+            release.and_then(|release| release.spec.networks.get(name)).filter(|spec| spec.external)?;
         self.network_called(&app.environment, spec.name.as_deref().unwrap_or(name.as_str()))
     }
     /// The network that other apps of an environment know by this name.
@@ -472,10 +482,6 @@ impl World {
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::CreateTask(task) => self.insert_task(task.clone()),
-            Change::PlaceTask { task, node, addresses } => self.edit_task(*task, |task| {
-                task.node = Some(*node);
-                task.addresses.clone_from(addresses);
-            }),
             Change::StopTask { task, reason } => self.edit_task(*task, |task| task.stop = Some(*reason)),
             Change::LoseTask { task, message, at } => self.edit_task(*task, |task| {
                 if !task.status.phase.is_over() {

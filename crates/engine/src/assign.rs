@@ -1,0 +1,291 @@
+//! What each node should do: its part of the world, whole.
+//!
+//! A task is in its node's set from its making until it is over, and in no other's. Names and published ports lead to ready tasks
+//! that nobody has asked to stop, and to no others. What several nodes need is worked out once per [`Assigner`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+};
+
+use wharf_model::{
+    AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, FileMount, FileSpec, NetworkAssignment,
+    NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, Route, RouteTable, ServiceKey,
+    ServiceRevision, Slot, Target, Task, TaskAssignment, VolumeAssignment, VolumeId, VolumeRecord,
+};
+
+use crate::{World, network, spec};
+
+/// Makes assignment sets from one state of the world.
+#[derive(Debug)]
+pub struct Assigner<'a> {
+    world: &'a World,
+    /// Networks by the start of their subnet, so that an address leads to its network.
+    by_subnet: BTreeMap<Ipv4Addr, NetworkId>,
+    /// Of each network: the addresses of unfinished tasks, and on which node they live.
+    members: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, NodeId>>,
+    names: BTreeMap<NetworkId, BTreeMap<String, Vec<Ipv4Addr>>>,
+    routes: Vec<Route>,
+    /// Networks that gateways need to reach the tasks behind published ports.
+    entries: BTreeSet<NetworkId>,
+}
+
+impl<'a> Assigner<'a> {
+    /// Works out what the nodes have in common.
+    pub fn new(world: &'a World) -> Self {
+        let by_subnet = world.networks().map(|network| (network.subnet.network(), network.id)).collect();
+        let mut assigner = Self {
+            world,
+            by_subnet,
+            members: BTreeMap::new(),
+            names: BTreeMap::new(),
+            routes: Vec::new(),
+            entries: BTreeSet::new(),
+        };
+        for task in world.tasks().filter(|task| !task.is_over()) {
+            assigner.add_member(task);
+            if assigner.serves(task) {
+                assigner.add_names(task);
+            }
+        }
+        for addresses in assigner.names.values_mut().flat_map(BTreeMap::values_mut) {
+            addresses.sort_unstable();
+            addresses.dedup();
+        }
+        assigner.add_routes();
+        assigner
+    }
+
+    /// The set for one node; empty for a node that is not part of the cluster.
+    pub fn for_node(&self, node: NodeId) -> AssignmentSet {
+        let tasks: Vec<_> = self.world.tasks_on(node).filter(|task| !task.is_over()).collect();
+        let assignments: BTreeMap<_, _> =
+            tasks.iter().filter_map(|task| Some((task.id, self.task(task)?))).collect();
+        let networks = self.networks(node, &tasks);
+        let of_node = |id: &NetworkId| networks.contains_key(id);
+        let names = self.names.iter().filter(|(id, _)| of_node(id)).map(|(id, names)| (*id, names.clone()));
+        let gateway = self.world.node(node).is_some_and(|node| node.record.roles.gateway);
+        AssignmentSet {
+            epoch: self.world.epoch,
+            revision: self.world.revision,
+            node,
+            volumes: self.volumes(&tasks),
+            removed_volumes: self.removed_volumes(node, &tasks),
+            dns: DnsTable { version: self.world.revision, networks: names.collect() },
+            routes: RouteTable {
+                version: self.world.revision,
+                routes: if gateway { self.routes.clone() } else { Vec::new() },
+            },
+            tasks: assignments,
+            networks,
+        }
+    }
+
+    /// Ready, wanted, and on a node that is not given up.
+    fn serves(&self, task: &Task) -> bool {
+        let down = || {
+            task.node
+                .and_then(|node| self.world.node(node))
+                .is_none_or(|node| node.state() == NodeState::Down)
+        };
+        task.is_ready() && !down()
+    }
+    fn network_at(&self, address: Ipv4Addr) -> Option<NetworkId> {
+        network::network_of_address(&self.by_subnet, self.world, address)
+    }
+    fn revision(&self, task: &Task) -> Option<&'a Arc<ServiceRevision>> {
+        self.world.revision_of(&task.service, task.generation)
+    }
+
+    fn add_member(&mut self, task: &Task) {
+        for address in task.addresses.values() {
+            if let (Some(id), Some(node)) = (self.network_at(*address), task.node) {
+                self.members.entry(id).or_default().insert(*address, node);
+            }
+        }
+    }
+    /// The names one ready task answers to on each of its networks.
+    fn add_names(&mut self, task: &Task) {
+        let Some(revision) = self.revision(task) else { return };
+        let (service, app) = (&task.service.name, &task.service.app.name);
+        let mut common =
+            vec![service.to_string(), format!("{service}.{app}"), format!("tasks.{service}"), task.name()];
+        if task.slot != Slot(0) {
+            common.push(format!("{service}.{}", task.slot));
+        }
+        common.extend(revision.spec.container.hostname.clone());
+        for (network, address) in &task.addresses {
+            let Some(id) = self.network_at(*address) else { continue };
+            let aliases = revision.spec.networks.get(network).map(|attachment| attachment.aliases.as_slice());
+            let names = self.names.entry(id).or_default();
+            for name in common.iter().chain(aliases.unwrap_or_default()) {
+                names.entry(name.to_ascii_lowercase()).or_default().push(*address);
+            }
+        }
+    }
+
+    fn add_routes(&mut self) {
+        for record in self.world.services() {
+            let app_is_removed = self.world.app(&record.key.app).is_none_or(|app| app.removed);
+            let Some(revision) = self.world.revision_of(&record.key, record.generation) else { continue };
+            if app_is_removed || record.removed {
+                continue;
+            }
+            for port in spec::ingress_ports(&revision.spec) {
+                let Some(published) = port.published else { continue };
+                let tasks = self.world.tasks_of(&record.key).filter(|task| self.serves(task));
+                let endpoints = tasks.filter_map(|task| {
+                    let address = self.entry_address(task)?;
+                    Some(Endpoint { task: task.id, address: SocketAddrV4::new(address, port.target) })
+                });
+                let mut endpoints: Vec<_> = endpoints.collect();
+                endpoints.sort_unstable();
+                self.routes.push(Route {
+                    service: record.key.clone(),
+                    port: published,
+                    protocol: port.protocol,
+                    host_ip: port.host_ip,
+                    endpoints,
+                });
+            }
+            let entry = network::entry(&revision.spec)
+                .and_then(|name| self.world.network_named(&record.key.app, name));
+            self.entries.extend(entry.map(|network| network.id));
+        }
+        self.routes.sort_by_key(|route| (route.port, route.protocol, route.service.clone()));
+    }
+    /// Where gateways reach a task: on its first network, on its node, or where the task is whose network it shares.
+    fn entry_address(&self, task: &Task) -> Option<Ipv4Addr> {
+        let revision = self.revision(task)?;
+        match &revision.spec.network_mode {
+            NetworkMode::Networks => {
+                let (name, _) = spec::attachments(&revision.spec).into_iter().next()?;
+                task.addresses.get(name).copied()
+            }
+            NetworkMode::Host => match self.world.node(task.node?)?.facts()?.address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            },
+            NetworkMode::None => None,
+            NetworkMode::Service(_) => self.entry_address(self.network_owner(task, revision)?),
+        }
+    }
+    /// The task whose network this one shares: the newest older one on its node.
+    fn network_owner(&self, task: &Task, revision: &ServiceRevision) -> Option<&'a Arc<Task>> {
+        let NetworkMode::Service(name) = &revision.spec.network_mode else { return None };
+        if *name == task.service.name {
+            return None;
+        }
+        let owner = ServiceKey { app: task.service.app.clone(), name: name.clone() };
+        let older = |owner: &&Arc<Task>| owner.node == task.node && !owner.is_over() && owner.id < task.id;
+        self.world.tasks_of(&owner).filter(older).last()
+    }
+
+    fn task(&self, task: &Task) -> Option<TaskAssignment> {
+        let revision = self.revision(task)?;
+        let attachments = spec::attachments(&revision.spec).into_iter().filter_map(|(name, _)| {
+            let address = *task.addresses.get(name)?;
+            Some(Attachment { network: self.network_at(address)?, address })
+        });
+        let volumes = self.volumes_of(task, revision);
+        Some(TaskAssignment {
+            id: task.id,
+            service: task.service.clone(),
+            slot: task.slot,
+            name: task.name(),
+            target: if task.stop.is_some() { Target::Stop } else { Target::Run },
+            spec: revision.spec.clone(),
+            image: revision.image.clone(),
+            attachments: attachments.collect(),
+            volumes: volumes.map(|volume| (volume.name.clone(), volume.id)).collect(),
+            files: self.files(revision),
+            network_of: self.network_owner(task, revision).map(|owner| owner.id),
+        })
+    }
+    fn volumes_of(
+        &self,
+        task: &Task,
+        revision: &'a ServiceRevision,
+    ) -> impl Iterator<Item = &'a Arc<VolumeRecord>> {
+        let app = task.service.app.clone();
+        spec::named_volumes(&revision.spec).filter_map(move |(name, _)| self.world.volume_named(&app, name))
+    }
+    /// The configs and secrets of a task that the store has content for.
+    fn files(&self, revision: &ServiceRevision) -> Vec<FileAssignment> {
+        let Some(release) = self.world.release(&revision.key.app, revision.release) else {
+            return Vec::new();
+        };
+        let file = |mount: &FileMount, files: &BTreeMap<String, FileSpec>, secret| {
+            let file = files.get(&mount.source)?;
+            let stored = || file.digest.as_deref().and_then(|digest| self.world.file(digest));
+            let content = file.content.clone().or_else(|| stored().map(|content| content.to_string()))?;
+            Some(FileAssignment { mount: mount.clone(), secret, content })
+        };
+        let spec = &revision.spec;
+        let configs = spec.configs.iter().filter_map(|mount| file(mount, &release.spec.configs, false));
+        configs
+            .chain(spec.secrets.iter().filter_map(|mount| file(mount, &release.spec.secrets, true)))
+            .collect()
+    }
+
+    fn networks(&self, node: NodeId, tasks: &[&Arc<Task>]) -> BTreeMap<NetworkId, NetworkAssignment> {
+        let addresses = tasks.iter().flat_map(|task| task.addresses.values());
+        let mut needed: BTreeSet<_> = addresses.filter_map(|address| self.network_at(*address)).collect();
+        if self.world.node(node).is_some_and(|node| node.record.roles.gateway) {
+            needed.extend(&self.entries);
+        }
+        let records = needed.into_iter().filter_map(|id| self.world.network(id));
+        records.filter_map(|record| Some((record.id, self.network(node, record)?))).collect()
+    }
+    /// A network without an address for the node is left out until the next pass has given it one.
+    fn network(&self, node: NodeId, record: &NetworkRecord) -> Option<NetworkAssignment> {
+        let gateway = *record.gateways.get(&node)?;
+        let none = BTreeMap::new();
+        let members = self.members.get(&record.id).unwrap_or(&none);
+        let tasks = members.iter().map(|(address, node)| (*address, *node));
+        let gateways = record.gateways.iter().map(|(node, address)| (*address, *node));
+        let elsewhere = tasks.chain(gateways).filter(|(_, other)| *other != node);
+        let peers =
+            elsewhere.filter_map(|(address, node)| Some(Peer { address, node: self.reachable(node)? }));
+        let mut peers: Vec<_> = peers.collect();
+        peers.sort_unstable();
+        Some(NetworkAssignment {
+            id: record.id,
+            name: crate::world::outer_network_name(record),
+            vni: record.vni,
+            subnet: record.subnet,
+            gateway,
+            internal: record.spec.internal,
+            attachable: record.spec.attachable,
+            peers,
+        })
+    }
+    /// Where a node's VXLAN port answers, unless the node is given up.
+    fn reachable(&self, node: NodeId) -> Option<IpAddr> {
+        let node = self.world.node(node)?;
+        match node.state() {
+            NodeState::Down | NodeState::Joining => None,
+            NodeState::Ready | NodeState::EngineDown | NodeState::Unreachable => Some(node.facts()?.address),
+        }
+    }
+
+    fn volumes(&self, tasks: &[&Arc<Task>]) -> BTreeMap<VolumeId, VolumeAssignment> {
+        let used = tasks.iter().filter_map(|task| Some((task, self.revision(task)?)));
+        let records = used.flat_map(|(task, revision)| self.volumes_of(task, revision));
+        let assignment = |volume: &Arc<VolumeRecord>| VolumeAssignment {
+            id: volume.id,
+            name: volume.spec.name.clone().unwrap_or_else(|| format!("{}_{}", volume.app.name, volume.name)),
+            spec: volume.spec.clone(),
+        };
+        records.map(|volume| (volume.id, assignment(volume))).collect()
+    }
+    /// Volumes that go with their app, once none of its tasks is left on the node.
+    fn removed_volumes(&self, node: NodeId, tasks: &[&Arc<Task>]) -> Vec<VolumeId> {
+        let going = self.world.apps().filter(|app| app.removed && app.remove_volumes);
+        let going = going.filter(|app| !tasks.iter().any(|task| task.service.app == app.key));
+        let volumes = going.flat_map(|app| self.world.volumes_of(&app.key));
+        let here = volumes.filter(|volume| volume.nodes.contains(&node) && !volume.spec.external);
+        here.map(|volume| volume.id).collect()
+    }
+}

@@ -1,0 +1,309 @@
+//! What tests begin with: small clusters and apps, and a cluster that carries decisions out.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+
+use uuid::Uuid;
+use wharf_model::*;
+
+use crate::{Change, Decision, Node, Request, SeededIds, Waiting, World, decide, release, request};
+
+/// A ready node with 4 cores and 8 GiB at 10.0.0.n.
+pub(crate) fn node(n: u8) -> Node {
+    let facts = NodeFacts {
+        hostname: format!("n{n}"),
+        address: Ipv4Addr::new(10, 0, 0, n).into(),
+        platform: Platform { os: "linux".into(), arch: "amd64".into() },
+        cpus: Cpus(4000),
+        memory: Bytes(8 << 30),
+        kernel: "6.1".into(),
+        cgroup_version: 2,
+        agent_version: "0.1.0".into(),
+        engine: Some(EngineFacts {
+            version: "20.10.24".into(),
+            api_version: "1.41".into(),
+            labels: BTreeMap::new(),
+            live_restore: true,
+            storage_driver: "overlay2".into(),
+        }),
+        engine_error: None,
+        taken_ports: vec![],
+    };
+    Node {
+        record: NodeRecord {
+            id: node_id(n),
+            name: format!("n{n}").parse().unwrap(),
+            generation: Generation(1),
+            availability: Availability::Active,
+            labels: BTreeMap::new(),
+            roles: Roles { server: n == 1, gateway: n == 1 },
+            joined_at: Timestamp(0),
+            certificate: String::new(),
+        },
+        status: Some(NodeStatus {
+            state: NodeState::Ready,
+            since: Timestamp(0),
+            reason: String::new(),
+            facts: Some(facts),
+        }),
+    }
+}
+pub(crate) fn node_id(n: u8) -> NodeId {
+    NodeId::new(Uuid::from_u128(u128::from(n)))
+}
+pub(crate) fn app_key() -> AppKey {
+    NamedIn { environment: "prod".parse().unwrap(), name: "shop".parse().unwrap() }
+}
+pub(crate) fn key(service: &str) -> ServiceKey {
+    ServiceKey { app: app_key(), name: service.parse().unwrap() }
+}
+
+/// One task of `image:1` on the network `default`.
+pub(crate) fn service(image: &str) -> ServiceSpec {
+    ServiceSpec {
+        image: format!("{image}:1"),
+        pull_policy: PullPolicy::Missing,
+        mode: Mode::Replicated { replicas: 1 },
+        container: ContainerSpec::default(),
+        depends_on: BTreeMap::new(),
+        network_mode: NetworkMode::Networks,
+        networks: BTreeMap::from([("default".parse().unwrap(), NetworkAttachment::default())]),
+        ports: vec![],
+        expose: vec![],
+        restart: RestartPolicy::default(),
+        update: UpdatePolicy::default(),
+        placement: PlacementSpec::default(),
+        resources: Resources::default(),
+        healthcheck: None,
+        probe: None,
+        labels: BTreeMap::new(),
+        configs: vec![],
+        secrets: vec![],
+    }
+}
+pub(crate) fn replicas(mut spec: ServiceSpec, replicas: u32) -> ServiceSpec {
+    spec.mode = Mode::Replicated { replicas };
+    spec
+}
+pub(crate) fn with_volume(mut spec: ServiceSpec, volume: &str) -> ServiceSpec {
+    let source = MountSource::Volume { volume: volume.parse().unwrap(), nocopy: false, subpath: None };
+    spec.container.mounts.push(MountSpec { source, target: "/data".into(), read_only: false });
+    spec
+}
+pub(crate) fn after(mut spec: ServiceSpec, on: &str, condition: DependencyCondition) -> ServiceSpec {
+    let dependency = Dependency { condition, restart: false, required: true };
+    spec.depends_on.insert(on.parse().unwrap(), dependency);
+    spec
+}
+pub(crate) fn published(mut spec: ServiceSpec, port: u16, mode: PublishMode) -> ServiceSpec {
+    spec.ports.push(PortSpec {
+        target: 80,
+        published: Some(port),
+        protocol: Protocol::Tcp,
+        mode,
+        host_ip: None,
+        name: None,
+        app_protocol: None,
+    });
+    spec
+}
+pub(crate) fn app(services: &[(&str, ServiceSpec)]) -> AppSpec {
+    let services: BTreeMap<ServiceName, _> =
+        services.iter().map(|(name, spec)| (name.parse().unwrap(), spec.clone())).collect();
+    let volumes =
+        services.values().flat_map(|spec| crate::spec::named_volumes(spec).map(|(name, _)| name.clone()));
+    AppSpec {
+        name: "shop".parse().unwrap(),
+        volumes: volumes.map(|name| (name, VolumeSpec::default())).collect(),
+        networks: BTreeMap::from([("default".parse().unwrap(), NetworkSpec::default())]),
+        configs: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+        services,
+    }
+}
+pub(crate) fn images(spec: &AppSpec) -> BTreeMap<ServiceName, Image> {
+    let image = |spec: &ServiceSpec| Image {
+        reference: spec.image.clone(),
+        digest: Some(format!("sha256:{}", spec.image)),
+        id: None,
+    };
+    spec.services.iter().map(|(name, spec)| (name.clone(), image(spec))).collect()
+}
+pub(crate) fn by() -> By {
+    By { user: "ada".into(), client: "ada@laptop".into() }
+}
+
+/// What a task does once its node has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Script {
+    /// Comes up and stays.
+    Serve,
+    /// Comes up and never passes its check.
+    Sicken,
+    /// Runs, and ends with this code.
+    Exit(i64),
+    /// Never starts.
+    Refuse,
+}
+
+/// A cluster that carries decisions out, and nodes that do what they are told, one step at a time.
+pub(crate) struct Cluster {
+    pub(crate) world: World,
+    pub(crate) now: Timestamp,
+    pub(crate) ids: SeededIds,
+    /// What tasks of a service with this image do; `Serve` if it is not named.
+    pub(crate) scripts: BTreeMap<String, Script>,
+    /// Nodes that are cut off: their tasks neither move nor report.
+    pub(crate) cut_off: Vec<NodeId>,
+    pub(crate) last: Decision,
+    pub(crate) wake_at: Option<Timestamp>,
+}
+impl Cluster {
+    pub(crate) fn of(nodes: u8) -> Self {
+        let mut world = World::default();
+        for n in 1..=nodes {
+            let Node { record, status } = node(n);
+            world.insert_node(record);
+            world.set_node_status(node_id(n), status.unwrap());
+        }
+        Self {
+            world,
+            now: Timestamp(1_000_000),
+            ids: SeededIds::new(7),
+            scripts: BTreeMap::new(),
+            cut_off: vec![],
+            last: Decision::default(),
+            wake_at: None,
+        }
+    }
+    pub(crate) fn apply(&mut self, changes: &[Change]) {
+        for change in changes {
+            self.world.apply(change);
+        }
+    }
+    pub(crate) fn up(&mut self, spec: &AppSpec) {
+        let changes = release(&self.world, &app_key(), spec, &images(spec), &by(), self.now).unwrap();
+        self.apply(&changes);
+    }
+    pub(crate) fn ask(&mut self, asked: &Request) {
+        let changes = request(&self.world, &app_key(), asked, &by(), self.now).unwrap();
+        self.apply(&changes);
+    }
+    pub(crate) fn pass(&mut self) -> Decision {
+        self.last = decide(&self.world, &app_key(), self.now, &mut self.ids);
+        self.wake_at = self.last.wake_at;
+        let changes = self.last.changes.clone();
+        self.apply(&changes);
+        self.last.clone()
+    }
+    /// Every task of a reachable node takes one step.
+    pub(crate) fn step(&mut self) -> bool {
+        let tasks: Vec<_> = self.world.tasks().filter(|task| !task.is_over()).cloned().collect();
+        let mut moved = false;
+        for task in tasks.into_iter().filter(|task| !self.cut_off.contains(&task.node.unwrap())) {
+            let status = self.next(&task);
+            moved |= status != task.status;
+            self.world.set_task_status(task.id, status);
+        }
+        self.delete_volumes() || moved
+    }
+    fn next(&self, task: &Task) -> TaskStatus {
+        let mut status = task.status.clone();
+        let revision = self.world.revision_of(&task.service, task.generation).unwrap();
+        let script = self.scripts.get(&revision.image.reference).cloned().unwrap_or(Script::Serve);
+        status.sequence += 1;
+        if task.stop.is_some() {
+            status.phase = if status.phase < Phase::Stopping { Phase::Stopping } else { Phase::Stopped };
+            status.ended_at = Some(self.now).filter(|_| status.phase == Phase::Stopped);
+            return status;
+        }
+        match (status.phase, script) {
+            (Phase::Pending, _) => status.phase = Phase::Preparing,
+            (Phase::Preparing, Script::Refuse) => {
+                status.phase = Phase::Failed;
+                status.message = "no such image".into();
+                status.ended_at = Some(self.now);
+            }
+            (Phase::Preparing, _) => status.phase = Phase::Starting,
+            (Phase::Starting, script) => {
+                status.phase = Phase::Running;
+                status.started_at = Some(self.now);
+                if script == Script::Serve {
+                    status.ready_at = Some(self.now);
+                } else {
+                    status.health = Health::Starting;
+                }
+            }
+            (Phase::Running, Script::Exit(code)) => {
+                status.phase = if code == 0 { Phase::Complete } else { Phase::Failed };
+                status.exit = Some(Exit { code, oom: false });
+                status.ended_at = Some(self.now);
+            }
+            (Phase::Running, Script::Sicken) => {
+                status.health = Health::Unhealthy;
+                status.probe_output = Some("connection refused".into());
+            }
+            _ => return task.status.clone(),
+        }
+        status
+    }
+    /// Agents delete the data of volumes that go, and the server notes it.
+    fn delete_volumes(&mut self) -> bool {
+        let assigner = crate::Assigner::new(&self.world);
+        let mut deleted = Vec::new();
+        for node in self.world.nodes().map(|node| node.record.id).filter(|id| !self.cut_off.contains(id)) {
+            let volumes = assigner.for_node(node).removed_volumes;
+            deleted.extend(volumes.into_iter().map(|volume| (node, volume)));
+        }
+        for (node, id) in &deleted {
+            let mut volume = VolumeRecord::clone(self.world.volumes().find(|v| v.id == *id).unwrap());
+            volume.nodes.retain(|held| held != node);
+            self.world.insert_volume(volume);
+        }
+        !deleted.is_empty()
+    }
+    /// Passes and steps until nothing moves and nothing is asked for before `patience` has passed.
+    pub(crate) fn settle(&mut self) {
+        self.settle_for(Duration::from_secs(1200), &mut |_| {});
+    }
+    pub(crate) fn settle_for(&mut self, patience: Duration, check: &mut dyn FnMut(&Self)) {
+        let end = self.now + patience;
+        for _ in 0..2_000 {
+            let decision = self.pass();
+            check(self);
+            let moved = self.step();
+            check(self);
+            self.now = self.now + Duration::from_millis(10);
+            if decision.changes.is_empty() && !moved {
+                match decision.wake_at {
+                    Some(at) if at <= end => self.now = self.now.max(at),
+                    _ => return,
+                }
+            }
+        }
+        panic!("it does not settle; last decision: {:#?}", self.last);
+    }
+    pub(crate) fn waiting(&self) -> String {
+        self.last.waiting.iter().map(Waiting::to_string).collect::<Vec<_>>().join("\n")
+    }
+    pub(crate) fn tasks(&self, service: &str) -> Vec<Task> {
+        self.world.tasks_of(&key(service)).map(|task| Task::clone(task)).collect()
+    }
+    pub(crate) fn ready(&self, service: &str) -> Vec<Task> {
+        self.tasks(service).into_iter().filter(Task::is_ready).collect()
+    }
+    pub(crate) fn rollout(&self) -> &Rollout {
+        &self.world.app(&app_key()).unwrap().rollout
+    }
+    pub(crate) fn set_state(&mut self, n: u8, state: NodeState) {
+        let status = self.world.node(node_id(n)).unwrap().status.clone().unwrap();
+        self.world.set_node_status(node_id(n), NodeStatus { state, ..status });
+        self.cut_off.retain(|id| *id != node_id(n));
+        if matches!(state, NodeState::Down | NodeState::Unreachable) {
+            self.cut_off.push(node_id(n));
+        }
+    }
+    pub(crate) fn set_availability(&mut self, n: u8, availability: Availability) {
+        let record = self.world.node(node_id(n)).unwrap().record.clone();
+        self.world.insert_node(NodeRecord { availability, ..record });
+    }
+}

@@ -1,0 +1,328 @@
+//! Gives networks their subnets and identifiers, nodes their gateways, and tasks their addresses.
+//!
+//! No two networks overlap, and no two unfinished tasks or gateways share an address. Tasks count up from the bottom of a subnet and
+//! gateways down from its top; each new task gets the next free address after the one given out last, so that one which
+//! has just become free rests as long as possible.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use ipnet::Ipv4Net;
+use wharf_model::{
+    AddressPool, AppKey, NetworkId, NetworkName, NetworkRecord, NetworkSpec, NodeId, ServiceSpec, TaskId,
+    VolumeRecord,
+};
+
+use crate::{About, Change, NetworkRefusal, Reason, World, pass::Pass, spec};
+
+/// How many addresses at the bottom of a subnet nobody gets: its own, and one for what must have a fixed place.
+const RESERVED: u32 = 2;
+
+/// The subnet that a new network gets.
+pub(crate) fn subnet<'n>(
+    pool: AddressPool,
+    wanted: Option<Ipv4Net>,
+    networks: impl Iterator<Item = &'n NetworkRecord>,
+) -> Result<Ipv4Net, NetworkRefusal> {
+    let networks: Vec<_> = networks.collect();
+    let overlaps = |one: &Ipv4Net, other: &Ipv4Net| one.contains(other) || other.contains(one);
+    if let Some(subnet) = wanted.map(|subnet| subnet.trunc()) {
+        return match networks.iter().find(|network| overlaps(&network.subnet, &subnet)) {
+            None => Ok(subnet),
+            Some(other) => Err(NetworkRefusal::SubnetTaken {
+                subnet,
+                by: other.app.clone(),
+                network: other.name.clone(),
+            }),
+        };
+    }
+    let exhausted = NetworkRefusal::PoolExhausted { pool: pool.range };
+    let prefix = pool.prefix.max(pool.range.prefix_len());
+    let all = pool.range.subnets(prefix).map_err(|_| exhausted.clone())?;
+    let free: Vec<_> =
+        all.filter(|subnet| !networks.iter().any(|network| overlaps(&network.subnet, subnet))).collect();
+    let newest = networks.iter().filter(|network| pool.range.contains(&network.subnet));
+    let newest = newest.max_by_key(|network| network.id).map(|network| network.subnet);
+    let after = newest.and_then(|newest| free.iter().find(|subnet| **subnet > newest));
+    after.or(free.first()).copied().ok_or(exhausted)
+}
+
+/// The VXLAN identifier that a new network gets: one more than the highest, or the lowest free once those are used up.
+pub(crate) fn vni<'n>(networks: impl Iterator<Item = &'n NetworkRecord>) -> u32 {
+    const HIGHEST: u32 = 0x00FF_FFFF;
+    let used: BTreeSet<u32> = networks.map(|network| network.vni).collect();
+    let next = used.last().map_or(1, |highest| highest + 1);
+    if next <= HIGHEST { next } else { (1..=HIGHEST).find(|vni| !used.contains(vni)).unwrap_or(HIGHEST) }
+}
+
+/// Whether tasks may have this address: inside the subnet, and neither reserved nor its broadcast.
+fn assignable(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
+    let first = u32::from(subnet.network()).saturating_add(RESERVED);
+    let last = u32::from(subnet.broadcast()).saturating_sub(1);
+    (first..=last).contains(&u32::from(address))
+}
+
+/// The first free address after `cursor`, around the end of the subnet if need be.
+fn next_free(subnet: Ipv4Net, cursor: Option<Ipv4Addr>, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    let first = u32::from(subnet.network()).saturating_add(RESERVED);
+    let last = u32::from(subnet.broadcast()).saturating_sub(1);
+    let start = cursor.map_or(first, |cursor| u32::from(cursor).saturating_add(1)).max(first);
+    let mut candidates = (start..=last).chain(first..start.min(last + 1)).map(Ipv4Addr::from);
+    candidates.find(|address| !used.contains(address))
+}
+
+/// The network of a service through which gateways reach its tasks: the one it is connected to first.
+pub(crate) fn entry(spec: &ServiceSpec) -> Option<&NetworkName> {
+    let (name, _) = spec::attachments(spec).into_iter().next()?;
+    spec::ingress_ports(spec).next().map(|_| name)
+}
+
+impl Pass<'_> {
+    /// Every network of the release exists, and gateway nodes are on those that published ports lead to.
+    pub(crate) fn ensure_networks(&mut self) {
+        let Some(release) = self.release.filter(|_| !self.app.removed) else { return };
+        for (name, wanted) in &release.spec.networks {
+            if let Err(because) = self.ensure_network(name, wanted) {
+                let about = About::Network(self.app.key.clone(), name.clone());
+                self.wait(about, Reason::NoNetwork { network: name.clone(), because });
+            }
+        }
+        let gateways: Vec<_> = self.world.nodes().filter(|node| node.record.roles.gateway).collect();
+        let specs = self.services.iter().filter_map(|service| service.revision);
+        let entries: BTreeSet<_> = specs.filter_map(|revision| entry(&revision.spec)).collect();
+        for name in entries {
+            for node in &gateways {
+                if let Some(network) = self.network_named(name) {
+                    self.ensure_gateway(network, node.record.id);
+                }
+            }
+        }
+    }
+
+    fn ensure_network(&mut self, name: &NetworkName, wanted: &NetworkSpec) -> Result<(), NetworkRefusal> {
+        match self.network_named(name) {
+            Some(network) if network.app == self.app.key && network.spec != *wanted => {
+                let network = NetworkRecord { spec: wanted.clone(), ..network };
+                self.networks.insert(network.id, network);
+                Ok(())
+            }
+            Some(_) => Ok(()),
+            None if wanted.external => {
+                let name = wanted.name.clone().unwrap_or_else(|| name.to_string());
+                Err(NetworkRefusal::Missing { name })
+            }
+            None => {
+                let known = || self.known_networks();
+                let subnet = subnet(self.world.pool, wanted.subnet, known())?;
+                let vni = vni(known());
+                let network = NetworkRecord {
+                    id: self.id(),
+                    app: self.app.key.clone(),
+                    name: name.clone(),
+                    spec: wanted.clone(),
+                    vni,
+                    subnet,
+                    gateways: BTreeMap::new(),
+                };
+                self.networks.insert(network.id, network);
+                Ok(())
+            }
+        }
+    }
+
+    fn known_networks(&self) -> impl Iterator<Item = &NetworkRecord> {
+        let stored = self.world.networks().filter(|network| !self.networks.contains_key(&network.id));
+        stored.map(|network| &**network).chain(self.networks.values())
+    }
+    /// The network of this name as this pass leaves it.
+    pub(crate) fn network_named(&self, name: &NetworkName) -> Option<NetworkRecord> {
+        let drafted = self.networks.values().find(|n| n.app == self.app.key && n.name == *name);
+        drafted.cloned().or_else(|| {
+            let stored = self.world.network_named(&self.app.key, name)?;
+            Some(self.networks.get(&stored.id).cloned().unwrap_or_else(|| NetworkRecord::clone(stored)))
+        })
+    }
+
+    /// The node has an address of its own on the network, if one is left.
+    fn ensure_gateway(&mut self, mut network: NetworkRecord, node: NodeId) {
+        if network.gateways.contains_key(&node) {
+            return;
+        }
+        // Nodes that have left the cluster need theirs no longer.
+        network.gateways.retain(|node, _| self.world.node(*node).is_some());
+        let used = self.used_addresses(&network);
+        let first = u32::from(network.subnet.network()).saturating_add(RESERVED);
+        let last = u32::from(network.subnet.broadcast()).saturating_sub(1);
+        let free = (first..=last).rev().map(Ipv4Addr::from).find(|address| !used.contains(address));
+        if let Some(address) = free {
+            network.gateways.insert(node, address);
+        }
+        self.networks.insert(network.id, network);
+    }
+
+    fn used_addresses(&self, network: &NetworkRecord) -> BTreeSet<Ipv4Addr> {
+        let holders = self.world.addresses_in(network.subnet).filter(|(_, task)| !self.is_over(task.id));
+        let given = self.given.keys().copied().filter(|address| network.subnet.contains(address));
+        holders.map(|(address, _)| address).chain(given).chain(network.gateways.values().copied()).collect()
+    }
+    /// Whether a task is over by the end of this pass so far.
+    fn is_over(&self, id: TaskId) -> bool {
+        let Some(task) = self.world.task(id) else { return true };
+        let draft = self.tasks_of(&task.service).iter().find(|draft| draft.id == id);
+        draft.unwrap_or(task).is_over()
+    }
+
+    /// An address on each network of the service for a task on this node, which gets gateways on them.
+    ///
+    /// # Errors
+    /// Names the network and what stands in the way; then nothing has been given out.
+    pub(crate) fn give_addresses(
+        &mut self,
+        task: TaskId,
+        wanted: &ServiceSpec,
+        node: NodeId,
+    ) -> Result<BTreeMap<NetworkName, Ipv4Addr>, (NetworkName, NetworkRefusal)> {
+        let mut addresses = BTreeMap::new();
+        for (name, attachment) in spec::attachments(wanted) {
+            let address = self
+                .network_named(name)
+                .ok_or_else(|| NetworkRefusal::Missing { name: name.to_string() })
+                .and_then(|network| self.free_address(&network, attachment.ipv4_address))
+                .map_err(|refusal| (name.clone(), refusal))?;
+            addresses.insert(name.clone(), address);
+        }
+        self.given.extend(addresses.values().map(|address| (*address, task)));
+        for (name, _) in spec::attachments(wanted) {
+            if let Some(network) = self.network_named(name) {
+                self.ensure_gateway(network, node);
+            }
+        }
+        Ok(addresses)
+    }
+
+    fn free_address(
+        &self,
+        network: &NetworkRecord,
+        wanted: Option<Ipv4Addr>,
+    ) -> Result<Ipv4Addr, NetworkRefusal> {
+        let subnet = network.subnet;
+        let used = self.used_addresses(network);
+        match wanted {
+            Some(address) if !assignable(subnet, address) => {
+                Err(NetworkRefusal::AddressOutside { address, subnet })
+            }
+            Some(address) if used.contains(&address) => {
+                Err(NetworkRefusal::AddressTaken { address, by: self.holder(network, address) })
+            }
+            Some(address) => Ok(address),
+            None => {
+                let stored = self.world.addresses_in(subnet).map(|(address, task)| (task.id, address));
+                let given = self.given.iter().filter(|(address, _)| subnet.contains(*address));
+                let last = stored.chain(given.map(|(address, task)| (*task, *address))).max();
+                next_free(subnet, last.map(|(_, address)| address), &used)
+                    .ok_or(NetworkRefusal::SubnetFull { subnet })
+            }
+        }
+    }
+    fn holder(&self, network: &NetworkRecord, address: Ipv4Addr) -> String {
+        if let Some((node, _)) = network.gateways.iter().find(|(_, gateway)| **gateway == address) {
+            return format!("node {}", self.world.node_name(*node));
+        }
+        let mut holders = self.world.addresses_in(network.subnet).filter(|(at, _)| *at == address);
+        holders.find(|(_, task)| !self.is_over(task.id)).map_or_else(
+            || "a task that is being made".to_owned(),
+            |(_, task)| format!("{}.{} of app {}", task.service.name, task.slot, task.service.app.name),
+        )
+    }
+
+    /// Networks that the release no longer has and nobody is on.
+    pub(crate) fn forget_networks(&mut self) {
+        let wanted = |name: &NetworkName| {
+            !self.app.removed && self.release.is_none_or(|release| release.spec.networks.contains_key(name))
+        };
+        let unwanted = self.world.networks_of(&self.app.key).filter(|network| !wanted(&network.name));
+        let unwanted: Vec<_> =
+            unwanted.map(|network| (network.id, network.subnet, network.name.clone())).collect();
+        for (id, subnet, name) in unwanted {
+            let users: BTreeSet<_> = self
+                .world
+                .addresses_in(subnet)
+                .filter(|(_, task)| !self.is_over(task.id))
+                .map(|(_, task)| task.service.app.clone())
+                .collect();
+            if users.is_empty() {
+                self.networks.remove(&id);
+                self.change(Change::RemoveNetwork(id));
+            } else if users.iter().any(|app| *app != self.app.key) {
+                let about = About::Network(self.app.key.clone(), name);
+                self.wait(about, Reason::NetworkInUse { by: users.into_iter().collect::<Vec<AppKey>>() });
+            }
+        }
+    }
+
+    /// Every volume of the release has a record.
+    pub(crate) fn ensure_volumes(&mut self) {
+        let Some(release) = self.release.filter(|_| !self.app.removed) else { return };
+        for (name, wanted) in &release.spec.volumes {
+            if self.volume(name).is_none() {
+                let volume = VolumeRecord {
+                    id: self.id(),
+                    app: self.app.key.clone(),
+                    name: name.clone(),
+                    spec: wanted.clone(),
+                    nodes: Vec::new(),
+                    created_at: self.now,
+                };
+                self.volumes.insert(volume.id, volume);
+            }
+        }
+    }
+    /// The volume of this name as this pass leaves it.
+    pub(crate) fn volume(&self, name: &wharf_model::VolumeName) -> Option<&VolumeRecord> {
+        let drafted = self.volumes.values().find(|volume| volume.name == *name);
+        drafted.or_else(|| self.world.volume_named(&self.app.key, name).map(|volume| &**volume))
+    }
+    /// The node holds data of every named volume of the service from now on.
+    pub(crate) fn note_volumes(&mut self, wanted: &ServiceSpec, node: NodeId) {
+        for (name, _) in spec::named_volumes(wanted) {
+            if let Some(volume) = self.volume(name).filter(|volume| !volume.nodes.contains(&node)) {
+                let mut volume = volume.clone();
+                volume.nodes.push(node);
+                self.volumes.insert(volume.id, volume);
+            }
+        }
+    }
+    /// Volumes that go with their app, once no node has data of them.
+    pub(crate) fn forget_volumes(&mut self) {
+        if !self.app.removed || !self.app.remove_volumes {
+            return;
+        }
+        let volumes: Vec<_> = self.world.volumes_of(&self.app.key).cloned().collect();
+        for volume in volumes {
+            let holds = |node: &&NodeId| self.world.node(**node).is_some();
+            let nodes: Vec<_> =
+                volume.nodes.iter().filter(holds).map(|id| self.world.node_name(*id)).collect();
+            if nodes.is_empty() || volume.spec.external {
+                self.volumes.remove(&volume.id);
+                self.change(Change::RemoveVolume(volume.id));
+            } else {
+                self.wait(
+                    About::Volume(self.app.key.clone(), volume.name.clone()),
+                    Reason::VolumeData { nodes },
+                );
+            }
+        }
+    }
+}
+
+/// The network that a task is on under this name, by the task's address there: subnets never overlap.
+pub(crate) fn network_of_address(
+    networks: &BTreeMap<Ipv4Addr, NetworkId>,
+    world: &World,
+    address: Ipv4Addr,
+) -> Option<NetworkId> {
+    let (_, id) = networks.range(..=address).next_back()?;
+    world.network(*id).filter(|network| network.subnet.contains(&address)).map(|network| network.id)
+}

@@ -1,0 +1,318 @@
+//! One pass over one app: what it reads, and what it has decided so far.
+//!
+//! Decisions are noted in `out` and in the drafts at once, so that what is decided later in the pass sees what was decided before
+//! it. The world itself is never touched: a pass that is thrown away has no effect.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use wharf_model::{
+    AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeState, Phase, Release, ServiceKey,
+    ServiceName, ServiceRecord, ServiceRevision, Slot, StopReason, Task, TaskId, Timestamp, VolumeId,
+    VolumeRecord,
+};
+
+use crate::{About, Change, Decision, Ids, Reason, Waiting, World, place::Places, rollout, spec, tasks};
+
+/// Decides everything about one app: its networks, volumes, tasks, rollout, and what can be forgotten of it.
+///
+/// Whoever commits the answer applies its changes to the world (or waits for the watch) before deciding another app,
+/// because apps share nodes and addresses.
+pub fn decide(world: &World, app: &AppKey, now: Timestamp, ids: &mut dyn Ids) -> Decision {
+    let Some(app) = world.app(app) else { return Decision::default() };
+    let mut pass = Pass::new(world, app, now, ids);
+    pass.lose_tasks();
+    pass.ensure_networks();
+    pass.ensure_volumes();
+    let standings = tasks::decide(&mut pass);
+    rollout::decide(&mut pass, &standings);
+    pass.forget();
+    pass.finish()
+}
+
+/// A service of the app, with the revision its tasks should follow.
+#[derive(Debug, Clone)]
+pub(crate) struct Service<'a> {
+    pub(crate) record: &'a ServiceRecord,
+    pub(crate) revision: Option<&'a ServiceRevision>,
+    /// The generations whose tasks need no replacing: those whose containers are made just as the wanted ones.
+    pub(crate) fitting: BTreeSet<Generation>,
+}
+impl Service<'_> {
+    pub(crate) const fn name(&self) -> &ServiceName {
+        &self.record.key.name
+    }
+    pub(crate) fn fits(&self, task: &Task) -> bool {
+        self.fitting.contains(&task.generation)
+    }
+    /// Whether it wants no tasks.
+    pub(crate) const fn is_unwanted(&self, app: &AppRecord) -> bool {
+        app.removed || self.record.removed || self.record.stopped
+    }
+}
+
+pub(crate) struct Pass<'a> {
+    pub(crate) world: &'a World,
+    pub(crate) app: &'a AppRecord,
+    pub(crate) release: Option<&'a Release>,
+    pub(crate) now: Timestamp,
+    ids: &'a mut dyn Ids,
+    /// Dependencies before dependents.
+    pub(crate) services: Vec<Service<'a>>,
+    tasks: BTreeMap<ServiceKey, Vec<Arc<Task>>>,
+    pub(crate) networks: BTreeMap<NetworkId, NetworkRecord>,
+    pub(crate) volumes: BTreeMap<VolumeId, VolumeRecord>,
+    pub(crate) places: Places<'a>,
+    /// Addresses given out by this pass.
+    pub(crate) given: BTreeMap<Ipv4Addr, TaskId>,
+    pub(crate) out: Decision,
+}
+
+impl<'a> Pass<'a> {
+    fn new(world: &'a World, app: &'a AppRecord, now: Timestamp, ids: &'a mut dyn Ids) -> Self {
+        let services: Vec<_> = world.services_of(&app.key).map(|record| service(world, record)).collect();
+        let tasks = services.iter().map(|service| {
+            let key = &service.record.key;
+            (key.clone(), world.tasks_of(key).cloned().collect())
+        });
+        Self {
+            world,
+            app,
+            release: world.release(&app.key, app.release).map(|release| &**release),
+            now,
+            ids,
+            tasks: tasks.collect(),
+            services: spec::in_order(services, |service| {
+                let dependencies = service.revision.map(|revision| spec::dependencies(&revision.spec));
+                (service.name().clone(), dependencies.unwrap_or_default())
+            }),
+            networks: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            places: Places::new(world),
+            given: BTreeMap::new(),
+            out: Decision::default(),
+        }
+    }
+
+    pub(crate) fn id<K>(&mut self) -> wharf_model::Id<K> {
+        wharf_model::Id::from_parts(self.now.0, self.ids.random())
+    }
+    /// A service's tasks as this pass leaves them, oldest first.
+    pub(crate) fn tasks_of(&self, service: &ServiceKey) -> &[Arc<Task>] {
+        self.tasks.get(service).map(Vec::as_slice).unwrap_or_default()
+    }
+    pub(crate) fn all_tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks.values().flatten()
+    }
+    pub(crate) fn service(&self, name: &ServiceName) -> Option<&Service<'a>> {
+        self.services.iter().find(|service| service.name() == name)
+    }
+    pub(crate) fn state(&self, node: Option<NodeId>) -> Option<NodeState> {
+        self.world.node(node?).map(crate::Node::state)
+    }
+    pub(crate) fn node_name(&self, node: Option<NodeId>) -> String {
+        node.map_or_else(|| "no node".to_owned(), |node| self.world.node_name(node))
+    }
+    /// A moment of a node's clock on ours: node clocks may be wrong, so one that cannot be is replaced by the earliest that can.
+    pub(crate) fn moment(&self, task: &Task, at: Option<Timestamp>) -> Timestamp {
+        let possible = |at: &Timestamp| *at >= task.created_at && *at <= self.now;
+        let since_start = || match (task.status.started_at, at) {
+            (Some(started), Some(at)) => (task.created_at + at.since(started)).min(self.now),
+            _ => task.created_at,
+        };
+        at.filter(possible).unwrap_or_else(since_start)
+    }
+
+    pub(crate) fn wait(&mut self, about: About, reason: Reason) {
+        self.out.waiting.push(Waiting { about, reason });
+    }
+    pub(crate) fn change(&mut self, change: Change) {
+        self.out.changes.push(change);
+    }
+    pub(crate) fn stop(&mut self, task: &Task, reason: StopReason) {
+        if task.stop.is_none() && !task.is_over() {
+            self.change(Change::StopTask { task: task.id, reason });
+            self.edit(task, |task| task.stop = Some(reason));
+        }
+    }
+    fn lose(&mut self, task: &Task, message: String) {
+        let at = self.now;
+        self.edit(task, |task| {
+            task.status.phase = Phase::Lost;
+            task.status.message.clone_from(&message);
+            task.status.ended_at = Some(at);
+        });
+        self.change(Change::LoseTask { task: task.id, message, at });
+    }
+    fn forget_task(&mut self, task: &Task) {
+        self.change(Change::RemoveTask(task.id));
+        if let Some(tasks) = self.tasks.get_mut(&task.service) {
+            tasks.retain(|kept| kept.id != task.id);
+        }
+    }
+    fn edit(&mut self, task: &Task, edit: impl FnOnce(&mut Task)) {
+        let tasks = self.tasks.get_mut(&task.service);
+        if let Some(draft) = tasks.and_then(|tasks| tasks.iter_mut().find(|draft| draft.id == task.id)) {
+            edit(Arc::make_mut(draft));
+        }
+    }
+    /// A new task's id and time: later than every task the service has, whatever the clock says.
+    pub(crate) fn new_task(&mut self, service: &ServiceKey) -> (TaskId, Timestamp) {
+        let newest = self.tasks_of(service).iter().map(|task| task.created_at).max();
+        let after_newest = newest.filter(|newest| *newest >= self.now).map(|newest| Timestamp(newest.0 + 1));
+        let at = after_newest.unwrap_or(self.now);
+        (TaskId::from_parts(at.0, self.ids.random()), at)
+    }
+    pub(crate) fn create(&mut self, task: Task) {
+        self.change(Change::CreateTask(task.clone()));
+        self.tasks.entry(task.service.clone()).or_default().push(Arc::new(task));
+    }
+
+    /// Tasks whose node is down or gone are over, unless they wait there for their data to come back.
+    ///
+    /// A task with local data can run nowhere else; its node may return with its container still running, and then nothing
+    /// needs to happen at all.
+    fn lose_tasks(&mut self) {
+        let unfinished: Vec<_> = self.all_tasks().filter(|task| !task.is_over()).cloned().collect();
+        for task in unfinished {
+            let name = self.node_name(task.node);
+            match self.state(task.node) {
+                None => self.lose(&task, format!("its node {name} is no longer part of the cluster")),
+                Some(NodeState::Down) if task.stop.is_some() || !self.has_local_data(&task) => {
+                    self.lose(&task, format!("its node {name} is down"));
+                }
+                Some(
+                    NodeState::Down
+                    | NodeState::Joining
+                    | NodeState::Ready
+                    | NodeState::EngineDown
+                    | NodeState::Unreachable,
+                ) => {}
+            }
+        }
+    }
+    /// Whether the task mounts a named volume whose data is on its node and nowhere else to be had.
+    pub(crate) fn has_local_data(&self, task: &Task) -> bool {
+        let revision = self.world.revision_of(&task.service, task.generation);
+        let global = task.slot == Slot(0);
+        !global
+            && revision.is_some_and(|revision| {
+                spec::named_volumes(&revision.spec).any(|(name, _)| {
+                    self.volume(name).is_some_and(|volume| {
+                        spec::is_local(&volume.spec)
+                            && task.node.is_some_and(|node| volume.nodes.contains(&node))
+                    })
+                })
+            })
+    }
+
+    /// Removes what nobody needs: ended tasks beyond the last few, networks without tasks, services and apps without anything.
+    fn forget(&mut self) {
+        self.forget_tasks();
+        self.forget_services();
+        self.forget_networks();
+        self.forget_volumes();
+        self.forget_revisions();
+        let left = |change: &Change| matches!(change, Change::RemoveService(_));
+        let services_left = self.services.len() > self.out.changes.iter().filter(|c| left(c)).count();
+        let networks = self.world.networks_of(&self.app.key).count();
+        let gone = |change: &&Change| matches!(change, Change::RemoveNetwork(_));
+        let networks_left = networks > self.out.changes.iter().filter(gone).count();
+        let gone = |change: &&Change| matches!(change, Change::RemoveVolume(_));
+        let volumes_left = self.app.remove_volumes
+            && self.world.volumes_of(&self.app.key).count() > self.out.changes.iter().filter(gone).count();
+        if self.app.removed && !services_left && !networks_left && !volumes_left {
+            for release in self.world.releases_of(&self.app.key) {
+                self.out.changes.push(Change::RemoveRelease(release.app.clone(), release.number));
+            }
+            self.out.changes.push(Change::RemoveApp(self.app.key.clone()));
+        }
+    }
+    /// Keeps the last few ended tasks of each slot for people to look at, and for what the next one learns from them.
+    fn forget_tasks(&mut self) {
+        const KEPT: usize = 5;
+        for service in self.services.clone() {
+            let gone = self.app.removed || service.record.removed;
+            let mut ended = BTreeMap::<_, Vec<Arc<Task>>>::new();
+            for task in self.tasks_of(&service.record.key).iter().filter(|task| task.is_over()) {
+                let node = task.node.filter(|_| task.slot == Slot(0));
+                ended.entry((task.slot, node)).or_default().push(Arc::clone(task));
+            }
+            for ((_, node), tasks) in ended {
+                let node_gone = node.is_some_and(|node| self.world.node(node).is_none());
+                let kept = if gone || node_gone { 0 } else { KEPT };
+                for task in &tasks[..tasks.len().saturating_sub(kept)] {
+                    self.forget_task(task);
+                }
+            }
+        }
+    }
+    fn forget_services(&mut self) {
+        for service in self.services.clone() {
+            let key = &service.record.key;
+            let gone = self.app.removed || service.record.removed;
+            if gone && self.tasks_of(key).is_empty() {
+                self.change(Change::RemoveService(key.clone()));
+            }
+        }
+    }
+    /// Revisions that no task, no service and no way back refers to. Between the oldest that is needed and the newest none is
+    /// dropped: whether a restart was asked for in between can only be seen from all of them.
+    fn forget_revisions(&mut self) {
+        for key in self.world.revised_services(&self.app.key) {
+            let back = self.app.previous.as_ref().filter(|_| !self.app.removed);
+            let back = back.and_then(|previous| previous.services.iter().find(|record| record.key == *key));
+            let removed = self.out.changes.contains(&Change::RemoveService(key.clone()));
+            let record = self.world.service(key).filter(|_| !removed);
+            let tasks = self.tasks_of(key).iter().map(|task| task.generation);
+            let needed = [back, record.map(|record| &**record)].into_iter().flatten();
+            let oldest = tasks.chain(needed.map(|record| record.generation)).min();
+            for revision in self.world.revisions_of(key) {
+                if oldest.is_none_or(|oldest| revision.generation < oldest) {
+                    self.out.changes.push(Change::RemoveRevision(key.clone(), revision.generation));
+                }
+            }
+        }
+    }
+
+    /// What was drafted comes first, so that tasks never refer to what is not there.
+    fn finish(mut self) -> Decision {
+        let mut changes = Vec::new();
+        for (id, network) in self.networks {
+            if self.world.network(id).is_none_or(|stored| **stored != network) {
+                changes.push(Change::PutNetwork(network));
+            }
+        }
+        for (id, volume) in self.volumes {
+            if self
+                .world
+                .volumes_of(&self.app.key)
+                .find(|v| v.id == id)
+                .is_none_or(|stored| **stored != volume)
+            {
+                changes.push(Change::PutVolume(volume));
+            }
+        }
+        changes.append(&mut self.out.changes);
+        self.out.changes = changes;
+        self.out
+    }
+}
+
+fn service<'a>(world: &'a World, record: &'a ServiceRecord) -> Service<'a> {
+    let revision = world.revision_of(&record.key, record.generation).map(|revision| &**revision);
+    let fitting = world.revisions_of(&record.key).filter(|other| {
+        revision.is_some_and(|wanted| {
+            let (low, high) =
+                (other.generation.min(wanted.generation), other.generation.max(wanted.generation));
+            let restarts = world
+                .revisions_of(&record.key)
+                .any(|between| between.restart && between.generation > low && between.generation <= high);
+            other.generation == wanted.generation || (!restarts && spec::same_container(world, other, wanted))
+        })
+    });
+    Service { record, revision, fitting: fitting.map(|revision| revision.generation).collect() }
+}

@@ -1,0 +1,987 @@
+//! Works out what a release would change, and turns it into records.
+//!
+//! A plan is what people are shown and what is then carried out: its fingerprint covers the wanted app and the state it was worked out
+//! from, so that it is refused once either is another. Values of variables and commands never appear in it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use wharf_model::{
+    AppKey, AppRecord, AppSpec, By, Generation, Image, Mode, NetworkMode, NetworkName, Previous, Protocol,
+    PublishMode, Release, ReleaseNumber, Rollout, RolloutState, ServiceKey, ServiceName, ServiceRecord,
+    ServiceRevision, ServiceSpec, Timestamp, UpdateOrder, VolumeName,
+};
+
+use crate::{Change, World, spec, tasks};
+
+/// What happens to a thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// It is made.
+    Create,
+    /// It changes without its containers being replaced.
+    Change,
+    /// Its containers are replaced.
+    Replace,
+    /// It goes.
+    Remove,
+    /// It stays as it is.
+    Keep,
+}
+impl Action {
+    /// `+`, `~`, `±`, `-` or `=`.
+    pub const fn symbol(self) -> &'static str {
+        match self {
+            Self::Create => "+",
+            Self::Change => "~",
+            Self::Replace => "±",
+            Self::Remove => "-",
+            Self::Keep => "=",
+        }
+    }
+}
+
+/// What kind of thing an operation is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Thing {
+    /// A network.
+    Network,
+    /// A volume.
+    Volume,
+    /// A config.
+    Config,
+    /// A secret.
+    Secret,
+    /// A service.
+    Service,
+}
+impl fmt::Display for Thing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Network => "network",
+            Self::Volume => "volume",
+            Self::Config => "config",
+            Self::Secret => "secret",
+            Self::Service => "service",
+        })
+    }
+}
+
+/// One line of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// What happens.
+    pub action: Action,
+    /// To what kind of thing.
+    pub thing: Thing,
+    /// To which.
+    pub name: String,
+    /// Why: what differs. Empty for what stays.
+    pub reasons: Vec<String>,
+    /// How it is done, where that is worth knowing beforehand.
+    pub notes: Vec<String>,
+}
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:<8} {}", self.action.symbol(), self.thing, self.name)?;
+        if !self.reasons.is_empty() {
+            write!(f, ": {}", self.reasons.join(", "))?;
+        }
+        self.notes.iter().try_for_each(|note| write!(f, " ({note})"))
+    }
+}
+
+/// Why a plan cannot be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum PlanRefusal {
+    /// The app is being taken down.
+    BeingRemoved,
+    /// There is no such app.
+    NoApp,
+    /// There is no such service.
+    NoService {
+        /// The name asked for.
+        service: ServiceName,
+    },
+    /// A published port belongs to another service.
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Its transport.
+        protocol: Protocol,
+        /// Who wants it.
+        service: ServiceName,
+        /// Whose it is.
+        by: ServiceKey,
+    },
+    /// An external network exists in no app of the environment.
+    NetworkMissing {
+        /// Its key in the file.
+        network: NetworkName,
+        /// The name looked for.
+        name: String,
+    },
+    /// What cannot change while the network is in use.
+    NetworkFixed {
+        /// The network.
+        network: NetworkName,
+        /// Which property.
+        what: String,
+    },
+    /// What cannot change while the volume exists.
+    VolumeFixed {
+        /// The volume.
+        volume: VolumeName,
+    },
+    /// No image was pinned for a service.
+    NoImage {
+        /// The service.
+        service: ServiceName,
+    },
+    /// A global service has no number of tasks.
+    Global {
+        /// The service.
+        service: ServiceName,
+    },
+    /// The service has a fixed address, which only one task can have.
+    OneTaskOnly {
+        /// The service.
+        service: ServiceName,
+    },
+}
+impl fmt::Display for PlanRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BeingRemoved => {
+                f.write_str("the app is being taken down; hint: wait until `wharf app ls` no longer shows it")
+            }
+            Self::NoApp => {
+                f.write_str("there is no such app; hint: `wharf app ls --all` shows those there are")
+            }
+            Self::NoService { service } => write!(f, "the app has no service {service}"),
+            Self::PortTaken { port, protocol, service, by } => write!(
+                f,
+                "service {service} publishes port {port}/{}, which belongs to service {} of app {} in {}; \
+                 hint: publish another port, or take that app down",
+                protocol.as_str(),
+                by.name,
+                by.app.name,
+                by.app.environment
+            ),
+            Self::NetworkMissing { network, name } => write!(
+                f,
+                "network {network} is external, and no app of this environment has a network `{name}`; \
+                 hint: deploy the app that makes it first"
+            ),
+            Self::NetworkFixed { network, what } => write!(
+                f,
+                "the {what} of network {network} cannot change while it is in use; \
+                 hint: `wharf down` the app first, or use a network of another name"
+            ),
+            Self::VolumeFixed { volume } => write!(
+                f,
+                "the driver of volume {volume} cannot change while it exists; hint: use a volume of another name"
+            ),
+            Self::NoImage { service } => write!(f, "the image of service {service} has not been looked up"),
+            Self::Global { service } => {
+                write!(
+                    f,
+                    "service {service} is global: it has one task on every suitable node, and no number to set"
+                )
+            }
+            Self::OneTaskOnly { service } => {
+                write!(f, "service {service} has a fixed address, which only one task can have")
+            }
+        }
+    }
+}
+impl std::error::Error for PlanRefusal {}
+
+/// What a change of an app does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The app.
+    pub app: AppKey,
+    /// Everything it is about, what stays among it: networks, volumes and files first, then services in order of their start.
+    pub operations: Vec<Operation>,
+    /// What is allowed and unwise.
+    pub warnings: Vec<String>,
+    /// Why it cannot be carried out; all of it at once.
+    pub refusals: Vec<PlanRefusal>,
+    /// Digest of the state it was worked out from and of what is wanted.
+    pub fingerprint: String,
+}
+impl Plan {
+    /// Whether carrying it out changes nothing.
+    pub fn is_noop(&self) -> bool {
+        self.refusals.is_empty() && self.changing().next().is_none()
+    }
+    /// The operations that change something.
+    pub fn changing(&self) -> impl Iterator<Item = &Operation> {
+        self.operations.iter().filter(|operation| operation.action != Action::Keep)
+    }
+}
+impl fmt::Display for Plan {
+    /// One line for each operation that changes something, then warnings and refusals.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for operation in self.changing() {
+            writeln!(f, "{operation}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
+        }
+        self.refusals.iter().try_for_each(|refusal| writeln!(f, "refused: {refusal}"))
+    }
+}
+
+/// What would change if `wanted`, with these pinned images, became the app.
+pub fn plan(world: &World, app: &AppKey, wanted: &AppSpec, images: &BTreeMap<ServiceName, Image>) -> Plan {
+    let current = Current::of(world, app);
+    let mut plan = Plan {
+        app: app.clone(),
+        operations: Vec::new(),
+        warnings: Vec::new(),
+        refusals: Vec::new(),
+        fingerprint: fingerprint(&current, Some((wanted, images))),
+    };
+    if current.record.is_some_and(|record| record.removed) {
+        plan.refusals.push(PlanRefusal::BeingRemoved);
+    }
+    plan.networks(world, &current, wanted);
+    plan.volumes(world, &current, wanted);
+    plan.files(&current, wanted);
+    plan.services(&current, wanted, images);
+    plan.ports(world, wanted);
+    plan.warn(wanted);
+    plan
+}
+
+/// What taking an app down does, with or without its volumes.
+pub fn plan_down(world: &World, app: &AppKey, volumes: bool) -> Plan {
+    let current = Current::of(world, app);
+    let mut operations = Vec::new();
+    let remove = |thing, name: String, reasons: Vec<String>| Operation {
+        action: Action::Remove,
+        thing,
+        name,
+        reasons,
+        notes: Vec::new(),
+    };
+    for record in current.services.values().rev() {
+        let tasks = world.tasks_of(&record.key).filter(|task| !task.is_over()).count();
+        let reasons = if tasks > 0 { vec![stops(tasks)] } else { Vec::new() };
+        operations.push(remove(Thing::Service, record.key.name.to_string(), reasons));
+    }
+    for network in world.networks_of(app) {
+        operations.push(remove(Thing::Network, network.name.to_string(), Vec::new()));
+    }
+    for volume in world.volumes_of(app) {
+        let nodes: Vec<_> = volume.nodes.iter().map(|node| world.node_name(*node)).collect();
+        let data = if nodes.is_empty() { String::new() } else { format!("data on {}", nodes.join(", ")) };
+        let mut operation = remove(Thing::Volume, volume.name.to_string(), Vec::new());
+        if volumes && !volume.spec.external {
+            operation.reasons =
+                vec![if data.is_empty() { "it is empty".into() } else { format!("{data} is deleted") }];
+        } else {
+            operation.action = Action::Keep;
+        }
+        operations.push(operation);
+    }
+    let refusals = match current.record {
+        Some(_) => Vec::new(),
+        None => vec![PlanRefusal::NoApp],
+    };
+    let mut fingerprint = fingerprint(&current, None);
+    if volumes {
+        fingerprint.push_str("-volumes");
+    }
+    Plan { app: app.clone(), operations, warnings: Vec::new(), refusals, fingerprint }
+}
+
+fn stops(tasks: usize) -> String {
+    if tasks == 1 { "1 task stops".to_owned() } else { format!("{tasks} tasks stop") }
+}
+
+/// An app as it is.
+struct Current<'a> {
+    record: Option<&'a AppRecord>,
+    release: Option<&'a Release>,
+    services: BTreeMap<&'a ServiceName, &'a ServiceRecord>,
+    revisions: BTreeMap<&'a ServiceName, &'a ServiceRevision>,
+}
+impl<'a> Current<'a> {
+    fn of(world: &'a World, app: &AppKey) -> Self {
+        let record = world.app(app).map(|record| &**record);
+        let kept = world.services_of(app).filter(|service| !service.removed);
+        let services: BTreeMap<_, _> = kept.map(|service| (&service.key.name, &**service)).collect();
+        let revisions = services.iter().filter_map(|(name, service)| {
+            Some((*name, &**world.revision_of(&service.key, service.generation)?))
+        });
+        Self {
+            record,
+            release: record.and_then(|record| world.release(app, record.release)).map(|release| &**release),
+            revisions: revisions.collect(),
+            services,
+        }
+    }
+}
+
+/// What happens to one service, and what its containers' replacement follows from.
+struct ServiceChange {
+    action: Action,
+    reasons: Vec<String>,
+}
+
+impl Plan {
+    fn add(&mut self, action: Action, thing: Thing, name: impl fmt::Display, reasons: Vec<String>) {
+        self.operations.push(Operation { action, thing, name: name.to_string(), reasons, notes: Vec::new() });
+    }
+
+    fn networks(&mut self, world: &World, current: &Current<'_>, wanted: &AppSpec) {
+        for (name, spec) in &wanted.networks {
+            if spec.external {
+                let outer = spec.name.as_deref().unwrap_or(name.as_str());
+                let made_here = |network: &wharf_model::NetworkRecord| network.app == self.app;
+                match world.network_called(&self.app.environment, outer) {
+                    Some(network) if !made_here(network) => {
+                        self.add(Action::Keep, Thing::Network, name, Vec::new());
+                    }
+                    Some(_) | None => self
+                        .refusals
+                        .push(PlanRefusal::NetworkMissing { network: name.clone(), name: outer.to_owned() }),
+                }
+                continue;
+            }
+            let stored = world.networks_of(&self.app).find(|network| network.name == *name);
+            let old = stored.map(|network| &network.spec);
+            let old = old.or_else(|| current.release.and_then(|release| release.spec.networks.get(name)));
+            match old {
+                None => self.add(Action::Create, Thing::Network, name, Vec::new()),
+                Some(old) if old == spec => self.add(Action::Keep, Thing::Network, name, Vec::new()),
+                Some(old) => {
+                    let reasons = differences(old, spec);
+                    let subnet = stored.map(|network| network.subnet);
+                    let moved = spec.subnet.is_some_and(|new| subnet.is_some_and(|old| new.trunc() != old));
+                    let fixed = [
+                        (moved, "subnet"),
+                        (old.internal != spec.internal, "`internal` setting"),
+                        (old.name != spec.name, "name"),
+                        (old.driver_opts != spec.driver_opts, "`driver_opts`"),
+                        (old.external, "owner"),
+                    ];
+                    for (_, what) in fixed.into_iter().filter(|(changed, _)| *changed) {
+                        let refusal =
+                            PlanRefusal::NetworkFixed { network: name.clone(), what: what.to_owned() };
+                        self.refusals.push(refusal);
+                    }
+                    self.add(Action::Change, Thing::Network, name, reasons);
+                }
+            }
+        }
+        let gone =
+            world.networks_of(&self.app).filter(|network| !wanted.networks.contains_key(&network.name));
+        let gone: Vec<_> = gone.map(|network| network.name.clone()).collect();
+        for name in gone {
+            self.add(Action::Remove, Thing::Network, name, vec!["no longer in the file".to_owned()]);
+        }
+    }
+
+    fn volumes(&mut self, world: &World, current: &Current<'_>, wanted: &AppSpec) {
+        for (name, spec) in &wanted.volumes {
+            match world.volume_named(&self.app, name) {
+                None if current
+                    .release
+                    .is_some_and(|release| release.spec.volumes.get(name) == Some(spec)) =>
+                {
+                    self.add(Action::Keep, Thing::Volume, name, Vec::new());
+                }
+                None => self.add(Action::Create, Thing::Volume, name, Vec::new()),
+                Some(volume) if volume.spec == *spec => {
+                    self.add(Action::Keep, Thing::Volume, name, Vec::new());
+                    // The volume outlived an earlier app of this name.
+                    if current.record.is_none() && !volume.nodes.is_empty() {
+                        self.note(|| "its data is still there".to_owned());
+                    }
+                }
+                Some(volume) => {
+                    let (old, reasons) = (&volume.spec, differences(&volume.spec, spec));
+                    if (&old.driver, &old.driver_opts, &old.name, old.external)
+                        != (&spec.driver, &spec.driver_opts, &spec.name, spec.external)
+                    {
+                        self.refusals.push(PlanRefusal::VolumeFixed { volume: name.clone() });
+                    }
+                    self.add(Action::Change, Thing::Volume, name, reasons);
+                }
+            }
+        }
+        let release = current.release.map(|release| &release.spec.volumes);
+        let gone =
+            release.into_iter().flat_map(BTreeMap::keys).filter(|name| !wanted.volumes.contains_key(name));
+        for name in gone {
+            self.add(Action::Keep, Thing::Volume, name, Vec::new());
+            self.note(|| "no longer in the file; its data is kept".to_owned());
+        }
+    }
+    fn note(&mut self, note: impl FnOnce() -> String) {
+        if let Some(operation) = self.operations.last_mut() {
+            operation.notes.push(note());
+        }
+    }
+
+    fn files(&mut self, current: &Current<'_>, wanted: &AppSpec) {
+        let old = current.release.map(|release| &release.spec);
+        let none = BTreeMap::new();
+        let kinds = [
+            (Thing::Config, old.map_or(&none, |old| &old.configs), &wanted.configs),
+            (Thing::Secret, old.map_or(&none, |old| &old.secrets), &wanted.secrets),
+        ];
+        for (thing, old, new) in kinds {
+            for (name, file) in new {
+                let same = |old: &wharf_model::FileSpec| {
+                    old.external == file.external
+                        && old.name == file.name
+                        && content_of(old) == content_of(file)
+                };
+                match old.get(name) {
+                    None => self.add(Action::Create, thing, name, Vec::new()),
+                    Some(old) if same(old) => self.add(Action::Keep, thing, name, Vec::new()),
+                    Some(_) => self.add(Action::Change, thing, name, vec!["its content changed".to_owned()]),
+                }
+            }
+            for name in old.keys().filter(|name| !new.contains_key(*name)) {
+                self.add(Action::Remove, thing, name, vec!["no longer in the file".to_owned()]);
+            }
+        }
+    }
+
+    fn services(&mut self, current: &Current<'_>, wanted: &AppSpec, images: &BTreeMap<ServiceName, Image>) {
+        let changes = service_changes(current, wanted, images);
+        let in_order = spec::in_order(wanted.services.iter().collect(), |(name, spec)| {
+            ((*name).clone(), spec::dependencies(spec))
+        });
+        for (name, service) in in_order {
+            if !images.contains_key(name) {
+                self.refusals.push(PlanRefusal::NoImage { service: name.clone() });
+            }
+            let Some(change) = changes.get(name) else { continue };
+            self.add(change.action, Thing::Service, name, change.reasons.clone());
+            let (order, why) = spec::effective_order(service);
+            if let (Action::Replace, UpdateOrder::StopFirst, Some(why)) = (change.action, order, why) {
+                self.note(|| format!("the old task stops before the new one starts: {why}"));
+            }
+        }
+        for (name, _) in current.services.iter().filter(|(name, _)| !wanted.services.contains_key(**name)) {
+            self.add(Action::Remove, Thing::Service, name, vec!["no longer in the file".to_owned()]);
+        }
+    }
+
+    /// Ports published on every gateway are the cluster's: one service has each.
+    fn ports(&mut self, world: &World, wanted: &AppSpec) {
+        let mut taken = BTreeMap::<(u16, Protocol), Vec<(Option<std::net::IpAddr>, ServiceKey)>>::new();
+        for record in world.services().filter(|record| record.key.app != self.app && !record.removed) {
+            if let Some(revision) = world.revision_of(&record.key, record.generation) {
+                for port in spec::ingress_ports(&revision.spec) {
+                    let key = (port.published.unwrap_or_default(), port.protocol);
+                    taken.entry(key).or_default().push((port.host_ip, record.key.clone()));
+                }
+            }
+        }
+        for (name, service) in &wanted.services {
+            for port in spec::ingress_ports(service) {
+                let key = (port.published.unwrap_or_default(), port.protocol);
+                let holders = taken.entry(key).or_default();
+                let own = ServiceKey { app: self.app.clone(), name: name.clone() };
+                let clash = holders.iter().find(|(ip, by)| {
+                    *by != own && (ip.is_none() || port.host_ip.is_none() || *ip == port.host_ip)
+                });
+                if let Some((_, by)) = clash {
+                    self.refusals.push(PlanRefusal::PortTaken {
+                        port: key.0,
+                        protocol: key.1,
+                        service: name.clone(),
+                        by: by.clone(),
+                    });
+                }
+                holders.push((port.host_ip, own));
+            }
+        }
+    }
+
+    fn warn(&mut self, wanted: &AppSpec) {
+        for (name, service) in &wanted.services {
+            let (repository, tag) = match service.image.rsplit_once(':') {
+                Some((repository, tag)) if !tag.contains('/') => (repository, Some(tag)),
+                Some(_) | None => (service.image.as_str(), None),
+            };
+            let pinned = service.image.contains('@');
+            if !pinned && tag.is_none_or(|tag| tag == "latest") {
+                self.warnings.push(format!(
+                    "service {name} uses {repository} without a version (`latest`): the image of this release is kept, \
+                     and a later one may be another"
+                ));
+            }
+            let lone = matches!(service.mode, Mode::Replicated { replicas: 0 | 1 });
+            let shared = spec::named_volumes(service)
+                .find(|(volume, _)| wanted.volumes.get(*volume).is_none_or(spec::is_local));
+            if let (false, Some((volume, _))) = (lone, shared) {
+                self.warnings.push(format!(
+                    "service {name} has several tasks and volume {volume} is local: each of their nodes has data of its own"
+                ));
+            }
+            if service.network_mode == NetworkMode::None && service.ports.iter().any(is_ingress) {
+                self.warnings
+                    .push(format!("service {name} publishes ports and has no network: nothing can reach it"));
+            }
+        }
+    }
+}
+
+fn is_ingress(port: &wharf_model::PortSpec) -> bool {
+    port.mode == PublishMode::Ingress
+}
+
+fn content_of(file: &wharf_model::FileSpec) -> Option<&str> {
+    file.digest.as_deref().or(file.content.as_deref())
+}
+
+/// What happens to each wanted service, with what follows from others being replaced.
+fn service_changes<'w>(
+    current: &Current<'_>,
+    wanted: &'w AppSpec,
+    images: &BTreeMap<ServiceName, Image>,
+) -> BTreeMap<&'w ServiceName, ServiceChange> {
+    let mut changes: BTreeMap<_, _> = wanted
+        .services
+        .iter()
+        .map(|(name, spec)| (name, service_change(current, wanted, name, spec, images.get(name))))
+        .collect();
+    // A replaced dependency takes with it who asked for that, and so on along the order of starts.
+    let in_order = spec::in_order(wanted.services.iter().collect(), |(name, spec)| {
+        ((*name).clone(), spec::dependencies(spec))
+    });
+    for (name, spec) in in_order {
+        for (on, _) in spec::dependencies(spec).iter().filter(|(_, dependency)| dependency.restart) {
+            let replaced = changes.get(on).is_some_and(|change| change.action == Action::Replace);
+            let change = changes.get_mut(name).filter(|change| change.action != Action::Create);
+            if let (true, Some(change)) = (replaced, change) {
+                change.action = Action::Replace;
+                change.reasons.push(format!("{on} is replaced, and it restarts with it"));
+            }
+        }
+    }
+    changes
+}
+
+fn service_change(
+    current: &Current<'_>,
+    wanted: &AppSpec,
+    name: &ServiceName,
+    spec: &ServiceSpec,
+    image: Option<&Image>,
+) -> ServiceChange {
+    let (Some(record), Some(revision)) = (current.services.get(name), current.revisions.get(name)) else {
+        let reasons = vec![format!("image {}", spec.image), tasks_of_mode(spec.mode)];
+        return ServiceChange { action: Action::Create, reasons };
+    };
+    let image_reason = image.filter(|image| !spec::same_image(image, &revision.image)).map(|image| {
+        if image.reference == revision.image.reference {
+            let short = image.digest.as_deref().or(image.id.as_deref()).unwrap_or("unknown");
+            format!("image {} is another now ({})", image.reference, short_digest(short))
+        } else {
+            format!("image {} -> {}", revision.image.reference, image.reference)
+        }
+    });
+    let hard = differences(&spec::container_part(&revision.spec), &spec::container_part(spec));
+    let mut reasons: Vec<_> = image_reason.into_iter().chain(hard).collect();
+    reasons.extend(changed_files(current, wanted, revision, spec));
+    let replaced = !reasons.is_empty();
+    if replaced || soft_part_differs(&revision.spec, spec) {
+        reasons.extend(soft_differences(&revision.spec, spec));
+    }
+    let mode = (spec.mode != record.mode).then(|| mode_reason(record.mode, spec.mode));
+    reasons.extend(mode);
+    if record.stopped {
+        reasons.push("it is stopped and starts again".to_owned());
+    }
+    let action = match (replaced, reasons.is_empty()) {
+        (true, _) => Action::Replace,
+        (false, false) => Action::Change,
+        (false, true) => Action::Keep,
+    };
+    ServiceChange { action, reasons }
+}
+
+fn tasks_of_mode(mode: Mode) -> String {
+    match mode {
+        Mode::Replicated { replicas: 1 } => "1 task".to_owned(),
+        Mode::Replicated { replicas } => format!("{replicas} tasks"),
+        Mode::Global => "1 task on every suitable node".to_owned(),
+    }
+}
+fn mode_reason(old: Mode, new: Mode) -> String {
+    match (old, new) {
+        (Mode::Replicated { replicas: old }, Mode::Replicated { replicas: new }) => {
+            format!("{old} -> {new} {}", if new == 1 { "task" } else { "tasks" })
+        }
+        (_, new) => tasks_of_mode(new),
+    }
+}
+fn short_digest(digest: &str) -> &str {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    hex.get(..12).unwrap_or(hex)
+}
+
+fn changed_files(
+    current: &Current<'_>,
+    wanted: &AppSpec,
+    revision: &ServiceRevision,
+    spec: &ServiceSpec,
+) -> Option<String> {
+    let old = &current.release?.spec;
+    let before = spec::mounted_digests(&revision.spec, &old.configs, &old.secrets);
+    let after = spec::mounted_digests(spec, &wanted.configs, &wanted.secrets);
+    let changed: BTreeSet<_> = after
+        .iter()
+        .filter(|(name, digest)| before.iter().any(|(old, before)| old == name && before != digest))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let names = changed.into_iter().collect::<Vec<_>>().join(", ");
+    (!names.is_empty()).then(|| format!("content of {names} changed"))
+}
+
+/// The parts of a service that change without replacing its containers; its number of tasks is compared with the record's.
+fn soft_part(spec: &ServiceSpec) -> ServiceSpec {
+    let mut part = spec.clone();
+    let container = spec::container_part(spec);
+    part.container = Default::default();
+    part.healthcheck = None;
+    part.probe = None;
+    part.networks = BTreeMap::new();
+    part.placement = Default::default();
+    part.resources = Default::default();
+    part.configs = Vec::new();
+    part.secrets = Vec::new();
+    part.network_mode = Default::default();
+    part.ports.retain(|port| !container.ports.contains(port));
+    part.mode = Default::default();
+    part.image = String::new();
+    part
+}
+fn soft_part_differs(old: &ServiceSpec, new: &ServiceSpec) -> bool {
+    soft_part(old) != soft_part(new)
+}
+fn soft_differences(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
+    differences(&soft_part(old), &soft_part(new))
+}
+
+/// What differs between two specifications, key by key, without any value.
+fn differences<T: Serialize>(old: &T, new: &T) -> Vec<String> {
+    let object = |value: &T| match serde_json::to_value(value) {
+        Ok(Value::Object(map)) => map,
+        Ok(_) | Err(_) => serde_json::Map::new(),
+    };
+    let (old, new) = (object(old), object(new));
+    let mut reasons = Vec::new();
+    let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    for key in keys {
+        match (old.get(key), new.get(key)) {
+            (old, new) if old == new => {}
+            (old, new) if key == "container" => reasons.extend(differences(
+                &old.cloned().unwrap_or_else(|| Value::Object(Default::default())),
+                &new.cloned().unwrap_or_else(|| Value::Object(Default::default())),
+            )),
+            (old, new) if matches!(key.as_str(), "environment" | "labels" | "sysctls") => {
+                reasons.extend(entries(key, old, new));
+            }
+            (None, Some(_)) => reasons.push(format!("{key} added")),
+            (Some(_), None) => reasons.push(format!("{key} removed")),
+            (_, _) => reasons.push(format!("{key} changed")),
+        }
+    }
+    reasons
+}
+/// `environment LOG_LEVEL changed`: the keys of a map, never its values.
+fn entries(what: &str, old: Option<&Value>, new: Option<&Value>) -> Vec<String> {
+    let empty = serde_json::Map::new();
+    let map = |value: Option<&'_ Value>| value.and_then(Value::as_object).unwrap_or(&empty).clone();
+    let (old, new) = (map(old), map(new));
+    let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let changed = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
+    let describe = |key: &String| match (old.contains_key(key), new.contains_key(key)) {
+        (false, _) => format!("{what} {key} added"),
+        (true, false) => format!("{what} {key} removed"),
+        (true, true) => format!("{what} {key} changed"),
+    };
+    changed.map(describe).collect()
+}
+
+/// The bytes that say what a plan was worked out from and for: equal if and only if the plans are the same.
+fn fingerprint(current: &Current<'_>, wanted: Option<(&AppSpec, &BTreeMap<ServiceName, Image>)>) -> String {
+    let base = current.record.map(|record| (record.generation, record.release, record.removed));
+    let services: Vec<_> = current.services.values().collect();
+    let bytes = serde_json::to_vec(&(base, services, wanted)).unwrap_or_default();
+    hex::encode(&Sha256::digest(bytes)[..16])
+}
+
+/// The records of a release: what to commit so that `wanted` becomes the app.
+///
+/// Carries out exactly what [`plan`] says of the same arguments; the caller has compared fingerprints. The spec's secrets should carry
+/// digests only. A release that changes nothing is one too: whether to make it is the caller's choice ([`Plan::is_noop`]).
+///
+/// # Errors
+/// The plan's first refusal.
+pub fn release(
+    world: &World,
+    app: &AppKey,
+    wanted: &AppSpec,
+    images: &BTreeMap<ServiceName, Image>,
+    by: &By,
+    now: Timestamp,
+) -> Result<Vec<Change>, PlanRefusal> {
+    if let Some(refusal) = plan(world, app, wanted, images).refusals.into_iter().next() {
+        return Err(refusal);
+    }
+    let current = Current::of(world, app);
+    let number = next_release(world, app);
+    let generation = next_change(&current);
+    let mut changes = vec![Change::PutRelease(Release {
+        app: app.clone(),
+        number,
+        spec: wanted.clone(),
+        images: images.clone(),
+        by: by.clone(),
+        created_at: now,
+    })];
+    let service_changes = service_changes(&current, wanted, images);
+    for (name, service) in &wanted.services {
+        let key = ServiceKey { app: app.clone(), name: name.clone() };
+        let old = current.revisions.get(name);
+        let action = service_changes.get(name).map_or(Action::Create, |change| change.action);
+        let same = old.is_some_and(|old| old.spec == *service);
+        // A revision for every difference, since they are immutable; which of them replace containers follows from
+        // what differs, or from being asked for.
+        let generation = match (old, action) {
+            (Some(old), Action::Keep | Action::Change) if same => old.generation,
+            (_, action) => {
+                let unchanged = old.is_some_and(|old| {
+                    spec::container_part(&old.spec) == spec::container_part(service)
+                        && images.get(name).is_some_and(|image| spec::same_image(image, &old.image))
+                });
+                let revision = ServiceRevision {
+                    generation: tasks::next_generation(world, &key),
+                    key: key.clone(),
+                    release: number,
+                    spec: service.clone(),
+                    image: images
+                        .get(name)
+                        .cloned()
+                        .ok_or_else(|| PlanRefusal::NoImage { service: name.clone() })?,
+                    restart: action == Action::Replace && unchanged,
+                };
+                let generation = revision.generation;
+                changes.push(Change::PutRevision(revision));
+                generation
+            }
+        };
+        let record = ServiceRecord { key, generation, mode: service.mode, stopped: false, removed: false };
+        if current.services.get(name).is_none_or(|old| **old != record) {
+            changes.push(Change::PutService(record));
+        }
+    }
+    for record in world.services_of(app).filter(|record| !wanted.services.contains_key(&record.key.name)) {
+        if !record.removed {
+            changes.push(Change::PutService(ServiceRecord { removed: true, ..ServiceRecord::clone(record) }));
+        }
+    }
+    let previous = current.record.map(|record| Previous {
+        before: generation,
+        release: record.release,
+        services: current.services.values().map(|record| (*record).clone()).collect(),
+    });
+    changes.push(Change::PutApp(AppRecord {
+        key: app.clone(),
+        generation,
+        release: number,
+        rollout: rollout(generation, format!("release {number}"), by, now),
+        previous,
+        removed: false,
+        remove_volumes: false,
+        created_at: current.record.map_or(now, |record| record.created_at),
+    }));
+    Ok(changes)
+}
+
+fn next_release(world: &World, app: &AppKey) -> ReleaseNumber {
+    let highest = world.releases_of(app).map(|release| release.number).max();
+    ReleaseNumber(highest.map_or(1, |highest| highest.0 + 1))
+}
+fn next_change(current: &Current<'_>) -> Generation {
+    Generation(current.record.map_or(1, |record| record.generation.0 + 1))
+}
+fn rollout(generation: Generation, what: String, by: &By, now: Timestamp) -> Rollout {
+    Rollout {
+        generation,
+        what,
+        by: by.clone(),
+        started_at: now,
+        state: RolloutState::Progressing,
+        reason: String::new(),
+        ended_at: None,
+    }
+}
+
+/// A change of an app that is no release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// So many tasks for each of these services.
+    Scale(BTreeMap<ServiceName, u32>),
+    /// No tasks for these services, or for all if none is named.
+    Stop(Vec<ServiceName>),
+    /// Tasks again for these services, or for all if none is named.
+    Start(Vec<ServiceName>),
+    /// New tasks for these services, or for all if none is named, one after the other as the update policy says.
+    Restart(Vec<ServiceName>),
+    /// The whole app goes.
+    Down {
+        /// With its volumes and their data.
+        volumes: bool,
+    },
+}
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |f: &mut fmt::Formatter<'_>, verb: &str, names: &[ServiceName]| {
+            f.write_str(verb)?;
+            names.iter().try_for_each(|name| write!(f, " {name}"))
+        };
+        match self {
+            Self::Scale(numbers) => {
+                f.write_str("scale")?;
+                numbers.iter().try_for_each(|(name, replicas)| write!(f, " {name}={replicas}"))
+            }
+            Self::Stop(names) => list(f, "stop", names),
+            Self::Start(names) => list(f, "start", names),
+            Self::Restart(names) => list(f, "restart", names),
+            Self::Down { volumes: false } => f.write_str("down"),
+            Self::Down { volumes: true } => f.write_str("down --volumes"),
+        }
+    }
+}
+
+/// The records that a request changes; empty if all is so already.
+///
+/// # Errors
+/// If there is no such app or service, or the request does not fit it.
+pub fn request(
+    world: &World,
+    app: &AppKey,
+    request: &Request,
+    by: &By,
+    now: Timestamp,
+) -> Result<Vec<Change>, PlanRefusal> {
+    let current = Current::of(world, app);
+    let record = current.record.ok_or(PlanRefusal::NoApp)?;
+    let down = matches!(request, Request::Down { .. });
+    if record.removed && !down {
+        return Err(PlanRefusal::BeingRemoved);
+    }
+    let mut changes = match request {
+        Request::Scale(numbers) => scale(&current, numbers)?,
+        Request::Stop(names) => edit(&current, names, |record| record.stopped = true)?,
+        Request::Start(names) => edit(&current, names, |record| record.stopped = false)?,
+        Request::Restart(names) => restart(world, &current, names)?,
+        Request::Down { .. } => Vec::new(),
+    };
+    let volumes = *request == Request::Down { volumes: true };
+    let nothing = match request {
+        Request::Down { .. } => record.removed && (record.remove_volumes || !volumes),
+        Request::Scale(_) | Request::Stop(_) | Request::Start(_) | Request::Restart(_) => changes.is_empty(),
+    };
+    if nothing {
+        return Ok(Vec::new());
+    }
+    let generation = next_change(&current);
+    changes.push(Change::PutApp(AppRecord {
+        generation,
+        rollout: rollout(generation, request.to_string(), by, now),
+        removed: down,
+        remove_volumes: record.remove_volumes || volumes,
+        ..record.clone()
+    }));
+    Ok(changes)
+}
+
+fn named<'c>(current: &Current<'c>, names: &[ServiceName]) -> Result<Vec<&'c ServiceRecord>, PlanRefusal> {
+    if names.is_empty() {
+        return Ok(current.services.values().copied().collect());
+    }
+    let find = |name: &ServiceName| {
+        current.services.get(name).copied().ok_or_else(|| PlanRefusal::NoService { service: name.clone() })
+    };
+    names.iter().map(find).collect()
+}
+fn edit(
+    current: &Current<'_>,
+    names: &[ServiceName],
+    edit: impl Fn(&mut ServiceRecord),
+) -> Result<Vec<Change>, PlanRefusal> {
+    let edited = named(current, names)?.into_iter().filter_map(|record| {
+        let mut edited = record.clone();
+        edit(&mut edited);
+        (edited != *record).then_some(Change::PutService(edited))
+    });
+    Ok(edited.collect())
+}
+fn scale(current: &Current<'_>, numbers: &BTreeMap<ServiceName, u32>) -> Result<Vec<Change>, PlanRefusal> {
+    let mut changes = Vec::new();
+    for (name, replicas) in numbers {
+        for record in named(current, std::slice::from_ref(name))? {
+            let mode = Mode::Replicated { replicas: *replicas };
+            let revision = current.revisions.get(name);
+            let fixed = revision.is_some_and(|revision| {
+                revision.spec.networks.values().any(|attachment| attachment.ipv4_address.is_some())
+            });
+            if record.mode == Mode::Global {
+                return Err(PlanRefusal::Global { service: name.clone() });
+            }
+            if fixed && *replicas > 1 {
+                return Err(PlanRefusal::OneTaskOnly { service: name.clone() });
+            }
+            if record.mode != mode {
+                changes.push(Change::PutService(ServiceRecord { mode, ..record.clone() }));
+            }
+        }
+    }
+    Ok(changes)
+}
+fn restart(world: &World, current: &Current<'_>, names: &[ServiceName]) -> Result<Vec<Change>, PlanRefusal> {
+    let asked: Vec<_> = named(current, names)?.iter().map(|record| &record.key.name).collect();
+    let mut restarted: BTreeSet<_> = asked.into_iter().collect();
+    let in_order = spec::in_order(current.revisions.values().copied().collect(), |revision| {
+        (revision.key.name.clone(), spec::dependencies(&revision.spec))
+    });
+    let mut changes = Vec::new();
+    for revision in in_order {
+        let dependencies = spec::dependencies(&revision.spec);
+        let follows =
+            dependencies.iter().any(|(on, dependency)| dependency.restart && restarted.contains(on));
+        if !follows && !restarted.contains(&revision.key.name) {
+            continue;
+        }
+        restarted.insert(&revision.key.name);
+        let generation = tasks::next_generation(world, &revision.key);
+        changes.push(Change::PutRevision(ServiceRevision { generation, restart: true, ..revision.clone() }));
+        if let Some(record) = current.services.get(&revision.key.name) {
+            let record = ServiceRecord { generation, stopped: false, ..(*record).clone() };
+            changes.push(Change::PutService(record));
+        }
+    }
+    Ok(changes)
+}

@@ -1,0 +1,109 @@
+//! Decides how far the latest change of an app has come.
+//!
+//! It is done when every seat of every service is as wanted; it has failed as soon as one cannot come to that by itself. A failed
+//! release returns to the one before, if there is one and the failing service's `failure_action` says so (the default): the
+//! services are as they were, and the change ends as rolled back once they are ready again. Otherwise it ends as failed: its tasks
+//! stay for people to look at and are tried again ever less often, and what has not been replaced yet is left alone.
+
+use wharf_model::{AppRecord, FailureAction, Previous, Rollout, RolloutState};
+
+use crate::{
+    Change,
+    pass::Pass,
+    tasks::{ServiceStanding, Standing},
+};
+
+pub(crate) fn decide(pass: &mut Pass<'_>, services: &[ServiceStanding]) {
+    let rollout = &pass.app.rollout;
+    if rollout.state.is_over() || pass.app.removed {
+        return;
+    }
+    let settled = all(services, |standing| *standing == Standing::Settled) && networks_are_there(pass);
+    let failure = failure(pass, services);
+    let returning = pass.app.previous.as_ref().filter(|previous| is_return(pass.app, previous));
+    match (failure, returning) {
+        (Some((why, FailureAction::Rollback)), None) if way_back(pass.app).is_some() => roll_back(pass, &why),
+        (Some((why, _)), None) => end(pass, RolloutState::Failed, failed(pass, &why)),
+        (Some((why, _)), Some(_)) => {
+            let reason = format!("{}; and the return failed: {why}", rollout.reason);
+            end(pass, RolloutState::Failed, reason);
+        }
+        (None, Some(_)) if settled => end(pass, RolloutState::RolledBack, rollout.reason.clone()),
+        (None, None) if settled => end(pass, RolloutState::Done, String::new()),
+        (None, _) => {}
+    }
+}
+
+fn all(services: &[ServiceStanding], is: impl Fn(&Standing) -> bool) -> bool {
+    services.iter().all(|service| service.seats.iter().all(&is))
+}
+
+/// Networks that could not be made leave no seat of their own behind.
+fn networks_are_there(pass: &Pass<'_>) -> bool {
+    !pass.out.waiting.iter().any(|waiting| matches!(waiting.reason, crate::Reason::NoNetwork { .. }))
+}
+
+/// The first certain failure that ends the rollout. One whose service says `continue` does so only once all others are settled.
+fn failure(pass: &Pass<'_>, services: &[ServiceStanding]) -> Option<(String, FailureAction)> {
+    let failures = services.iter().flat_map(|service| {
+        let action = pass.service(&service.name).and_then(|service| service.revision);
+        let action = action.map_or(FailureAction::Pause, |revision| revision.spec.update.failure_action);
+        service.seats.iter().filter_map(move |seat| match seat {
+            Standing::Failed(why) => Some((why.clone(), action)),
+            Standing::Settled | Standing::Underway => None,
+        })
+    });
+    let others_settled = all(services, |standing| *standing != Standing::Underway);
+    let ends = |action: FailureAction| match action {
+        FailureAction::Pause | FailureAction::Rollback => true,
+        FailureAction::Continue => others_settled,
+    };
+    failures.into_iter().find(|(_, action)| ends(*action))
+}
+
+/// What the app was before the release that this rollout carries out.
+fn way_back(app: &AppRecord) -> Option<&Previous> {
+    app.previous.as_ref().filter(|previous| previous.before == app.rollout.generation)
+}
+/// Whether the app is on its way back already.
+fn is_return(app: &AppRecord, previous: &Previous) -> bool {
+    previous.before == app.rollout.generation && previous.release == app.release
+}
+
+fn roll_back(pass: &mut Pass<'_>, why: &str) {
+    let Some(previous) = way_back(pass.app).cloned() else { return };
+    for record in &previous.services {
+        if pass.world.service(&record.key).is_none_or(|now| **now != *record) {
+            pass.change(Change::PutService(record.clone()));
+        }
+    }
+    let kept = |key| previous.services.iter().any(|record| record.key == key);
+    for service in pass.services.clone() {
+        if !kept(service.record.key.clone()) && !service.record.removed {
+            let record = wharf_model::ServiceRecord { removed: true, ..service.record.clone() };
+            pass.change(Change::PutService(record));
+        }
+    }
+    let reason = format!(
+        "release {} failed, and the app returned to release {}: {why}",
+        pass.app.release, previous.release
+    );
+    let rollout = Rollout { reason, ..pass.app.rollout.clone() };
+    let app = AppRecord { release: previous.release, rollout, ..pass.app.clone() };
+    pass.change(Change::PutApp(app));
+}
+
+fn failed(pass: &Pass<'_>, why: &str) -> String {
+    let first = pass.app.previous.is_none();
+    let stays = if first {
+        "; there is no earlier release to return to, so its tasks stay and are tried again at growing intervals of up to 5 minutes"
+    } else {
+        "; the app stays where it is, and failing tasks are tried again at growing intervals of up to 5 minutes"
+    };
+    format!("{why}{stays}")
+}
+
+fn end(pass: &mut Pass<'_>, state: RolloutState, reason: String) {
+    let rollout = Rollout { state, reason, ended_at: Some(pass.now), ..pass.app.rollout.clone() };
+    pass.change(Change::SetRollout { app: pass.app.key.clone(), rollout });
+}

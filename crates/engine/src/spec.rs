@@ -1,0 +1,200 @@
+//! What decisions ask of specifications.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wharf_model::{
+    Dependency, DependencyCondition, FileSpec, MountSource, NetworkAttachment, NetworkMode, NetworkName,
+    PortSpec, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, UpdateOrder, VolumeName,
+    VolumeSpec,
+};
+
+use crate::World;
+
+/// The services that must be there first: those it depends on, and the one whose network it shares.
+pub(crate) fn dependencies(spec: &ServiceSpec) -> BTreeMap<ServiceName, Dependency> {
+    let mut dependencies = spec.depends_on.clone();
+    if let NetworkMode::Service(owner) = &spec.network_mode {
+        let started =
+            Dependency { condition: DependencyCondition::ServiceStarted, restart: true, required: true };
+        dependencies.entry(owner.clone()).or_insert(started);
+    }
+    dependencies
+}
+
+/// Dependencies before dependents, otherwise as given. A cycle, which no file can have, is cut where it is met.
+pub(crate) fn in_order<T>(
+    things: Vec<T>,
+    describe: impl Fn(&T) -> (ServiceName, BTreeMap<ServiceName, Dependency>),
+) -> Vec<T> {
+    fn visit(
+        name: &ServiceName,
+        edges: &BTreeMap<ServiceName, BTreeMap<ServiceName, Dependency>>,
+        seen: &mut BTreeSet<ServiceName>,
+        order: &mut Vec<ServiceName>,
+    ) {
+        if let Some(dependencies) = edges.get(name)
+            && seen.insert(name.clone())
+        {
+            for dependency in dependencies.keys() {
+                visit(dependency, edges, seen, order);
+            }
+            order.push(name.clone());
+        }
+    }
+    let edges: BTreeMap<_, _> = things.iter().map(&describe).collect();
+    let (mut seen, mut order) = (BTreeSet::new(), Vec::new());
+    for name in edges.keys() {
+        visit(name, &edges, &mut seen, &mut order);
+    }
+    let rank: BTreeMap<_, _> = order.into_iter().enumerate().map(|(rank, name)| (name, rank)).collect();
+    let mut things: Vec<_> =
+        things.into_iter().map(|thing| (rank.get(&describe(&thing).0).copied(), thing)).collect();
+    things.sort_by_key(|(rank, _)| *rank);
+    things.into_iter().map(|(_, thing)| thing).collect()
+}
+
+/// The named volumes it mounts, and whether it may write to them.
+pub(crate) fn named_volumes(spec: &ServiceSpec) -> impl Iterator<Item = (&VolumeName, bool)> {
+    spec.container.mounts.iter().filter_map(|mount| match &mount.source {
+        MountSource::Volume { volume, .. } => Some((volume, !mount.read_only)),
+        MountSource::Anonymous | MountSource::Bind { .. } | MountSource::Tmpfs { .. } => None,
+    })
+}
+
+/// Whether the data of a volume is on the node that uses it: no other driver, and no file system of the network.
+pub(crate) fn is_local(spec: &VolumeSpec) -> bool {
+    let driver = spec.driver.as_deref().unwrap_or("local");
+    let remote = ["nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p"];
+    driver == "local" && spec.driver_opts.get("type").is_none_or(|kind| !remote.contains(&kind.as_str()))
+}
+
+/// The networks it is on, in the order in which they are connected: the first is the default route.
+pub(crate) fn attachments(spec: &ServiceSpec) -> Vec<(&NetworkName, &NetworkAttachment)> {
+    let mut networks: Vec<_> = match spec.network_mode {
+        NetworkMode::Networks => spec.networks.iter().collect(),
+        NetworkMode::Host | NetworkMode::None | NetworkMode::Service(_) => Vec::new(),
+    };
+    networks.sort_by_key(|(_, attachment)| std::cmp::Reverse(attachment.priority));
+    networks
+}
+
+/// The ports it publishes on every gateway.
+pub(crate) fn ingress_ports(spec: &ServiceSpec) -> impl Iterator<Item = &PortSpec> {
+    spec.ports.iter().filter(|port| port.mode == PublishMode::Ingress && port.published.is_some())
+}
+
+/// Why a service's old task stops before its new one starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopFirst {
+    /// The file says so.
+    Asked,
+    /// Two tasks must not write to this volume at once.
+    Volume(VolumeName),
+    /// Two tasks cannot have this port of a node.
+    HostPort(u16),
+    /// Two tasks cannot have this address.
+    Address(std::net::Ipv4Addr),
+    /// It uses its node's own network, where two tasks would want the same ports.
+    HostNetwork,
+    /// It lives in the network of this service's task.
+    SharedNetwork(ServiceName),
+}
+impl std::fmt::Display for StopFirst {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Asked => f.write_str("the file says `order: stop-first`"),
+            Self::Volume(volume) => write!(f, "two tasks must not write to volume {volume} at once"),
+            Self::HostPort(port) => write!(f, "two tasks cannot have port {port} of a node"),
+            Self::Address(address) => write!(f, "two tasks cannot have the address {address}"),
+            Self::HostNetwork => f.write_str("it uses its node's own network"),
+            Self::SharedNetwork(service) => write!(f, "it shares the network of {service}"),
+        }
+    }
+}
+
+/// Which comes first when a task is replaced, the old one's stop (and why) or the new one's start.
+///
+/// Start-first unless something cannot be shared. `order: start-first` in the file overrides what is only unwise, writing to
+/// a volume twice, and not what is impossible.
+pub fn effective_order(spec: &ServiceSpec) -> (UpdateOrder, Option<StopFirst>) {
+    let why = stop_first(spec, true);
+    (if why.is_some() { UpdateOrder::StopFirst } else { UpdateOrder::StartFirst }, why)
+}
+
+/// As [`effective_order`]; a task that moves to another node has no quarrel with the old one's ports.
+pub(crate) fn stop_first(spec: &ServiceSpec, same_node: bool) -> Option<StopFirst> {
+    if let NetworkMode::Service(owner) = &spec.network_mode {
+        return Some(StopFirst::SharedNetwork(owner.clone()));
+    }
+    let address = attachments(spec).into_iter().find_map(|(_, attachment)| attachment.ipv4_address);
+    let host = |port: &&PortSpec| port.mode == PublishMode::Host && port.published.is_some();
+    let port = spec.ports.iter().find(host).and_then(|port| port.published).filter(|_| same_node);
+    let impossible = address.map(StopFirst::Address).or(port.map(StopFirst::HostPort));
+    let unwise = || {
+        let volume = named_volumes(spec).find(|(_, writes)| *writes).map(|(name, _)| name.clone());
+        let host = spec.network_mode == NetworkMode::Host && same_node;
+        volume.map(StopFirst::Volume).or(host.then_some(StopFirst::HostNetwork))
+    };
+    impossible.or_else(|| match spec.update.order {
+        Some(UpdateOrder::StopFirst) => Some(StopFirst::Asked),
+        Some(UpdateOrder::StartFirst) => None,
+        None => unwise(),
+    })
+}
+
+/// The parts of a service's specification that its containers are made from; what is left out changes without replacing any.
+pub(crate) fn container_part(spec: &ServiceSpec) -> ServiceSpec {
+    let mut part = spec.clone();
+    part.image = String::new();
+    part.pull_policy = Default::default();
+    part.mode = Default::default();
+    part.depends_on = BTreeMap::new();
+    part.restart = Default::default();
+    part.update = Default::default();
+    part.labels = BTreeMap::new();
+    part.expose = Vec::new();
+    // Gateways listen on these, not containers.
+    part.ports.retain(|port| port.mode == PublishMode::Host);
+    part
+}
+
+/// Digests of the configs and secrets a service mounts, so that a changed content is seen.
+pub(crate) fn mounted_digests<'a>(
+    spec: &ServiceSpec,
+    configs: &'a BTreeMap<String, FileSpec>,
+    secrets: &'a BTreeMap<String, FileSpec>,
+) -> Vec<(String, Option<&'a str>)> {
+    let look_up = |files: &'a BTreeMap<String, FileSpec>, source: &String| {
+        let file = files.get(source);
+        (source.clone(), file.and_then(|file| file.digest.as_deref().or(file.content.as_deref())))
+    };
+    let configs = spec.configs.iter().map(|mount| look_up(configs, &mount.source));
+    configs.chain(spec.secrets.iter().map(|mount| look_up(secrets, &mount.source))).collect()
+}
+
+/// Whether two revisions make the same containers.
+pub(crate) fn same_container(world: &World, one: &ServiceRevision, other: &ServiceRevision) -> bool {
+    let digests = |revision: &ServiceRevision| {
+        let release: Option<&Release> = world.release(&revision.key.app, revision.release).map(|r| &**r);
+        release.map(|release| {
+            let spec = &release.spec;
+            let digests = mounted_digests(&revision.spec, &spec.configs, &spec.secrets);
+            digests.into_iter().map(|(name, digest)| (name, digest.map(str::to_owned))).collect::<Vec<_>>()
+        })
+    };
+    let mounts_files = !one.spec.configs.is_empty() || !one.spec.secrets.is_empty();
+    same_image(&one.image, &other.image)
+        && container_part(&one.spec) == container_part(&other.spec)
+        && (!mounts_files || digests(one) == digests(other))
+}
+
+/// Whether two pinned images are one: by digest where both have one, by the engine's id otherwise, by reference if neither is known.
+pub(crate) fn same_image(one: &wharf_model::Image, other: &wharf_model::Image) -> bool {
+    match (&one.digest, &other.digest) {
+        (Some(one), Some(other)) => one == other,
+        _ => match (&one.id, &other.id) {
+            (Some(one_id), Some(other_id)) => one_id == other_id,
+            _ => one.reference == other.reference,
+        },
+    }
+}

@@ -1,0 +1,859 @@
+//! Decides which tasks the services of an app gain and lose.
+//!
+//! A service has seats: slots 1 to n if it is replicated, one per suitable node if it is global. A seat is as wanted when one
+//! task of a fitting generation is ready in it (or has completed), and every other task of it has ended. Held by the property
+//! tests: no seat gains a second task of one generation while one lives; a ready task is stopped for a newer one only when that
+//! one is ready, or, where the two cannot share something, when a place for the new one is known and it is the seat's turn.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use wharf_model::{
+    Availability, DependencyCondition, Generation, Health, Mode, NetworkMode, NodeId, NodeState, Phase,
+    RestartCondition, RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, Slot, StopReason,
+    Task, TaskId, Timestamp,
+};
+
+use crate::{
+    About, DependencyState, NoPlace, Reason, Waiting,
+    pass::{Pass, Service},
+    place::{self, Demand, Pin, PinnedBy},
+    spec,
+    world::Holding,
+};
+
+/// The longest wait between two attempts.
+pub(crate) const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
+/// So many failures in a row without ever being ready, and a rollout counts a seat as failed.
+const CERTAIN: usize = 3;
+/// The same for tasks whose process never even started: a missing image stays missing.
+const CERTAIN_UNSTARTED: usize = 2;
+
+/// How a seat or a whole service stands, as its rollout sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// As wanted.
+    Settled,
+    /// On its way.
+    Underway,
+    /// It has failed for certain; with why.
+    Failed(String),
+}
+
+/// One service's standings.
+#[derive(Debug, Clone)]
+pub(crate) struct ServiceStanding {
+    pub(crate) name: ServiceName,
+    pub(crate) seats: Vec<Standing>,
+}
+
+pub(crate) fn decide(pass: &mut Pass<'_>) -> Vec<ServiceStanding> {
+    let services = pass.services.clone();
+    let mut standings = Vec::new();
+    for service in &services {
+        let seats =
+            if service.is_unwanted(pass.app) { vec![stop_all(pass, service)] } else { pass.fill(service) };
+        standings.push(ServiceStanding { name: service.name().clone(), seats });
+    }
+    standings
+}
+
+/// A service that wants no tasks: dependents stop before what they depend on.
+fn stop_all(pass: &mut Pass<'_>, service: &Service<'_>) -> Standing {
+    let key = &service.record.key;
+    let why = match (pass.app.removed || service.record.removed, service.record.stopped) {
+        (true, _) => StopReason::Removed,
+        (false, true | false) => StopReason::Stopped,
+    };
+    let unfinished: Vec<_> = pass.tasks_of(key).iter().filter(|task| !task.is_over()).cloned().collect();
+    if unfinished.is_empty() {
+        return Standing::Settled;
+    }
+    let dependents = stopping_dependents(pass, service);
+    for task in unfinished {
+        if task.stop.is_some() {
+            wait_for_stop(pass, &task);
+        } else if dependents.is_empty() {
+            pass.stop(&task, why);
+            wait_for_stop(pass, &Task { stop: Some(why), ..Task::clone(&task) });
+        }
+    }
+    if !dependents.is_empty() {
+        pass.wait(About::Service(key.clone()), Reason::Dependents { services: dependents });
+    }
+    Standing::Underway
+}
+
+/// Services after this one in the order of start that are to stop too, depend on it, and still have tasks.
+fn stopping_dependents(pass: &Pass<'_>, service: &Service<'_>) -> Vec<ServiceName> {
+    let later = pass.services.iter().skip_while(|other| other.name() != service.name()).skip(1);
+    let stopping = later.filter(|other| other.is_unwanted(pass.app)).filter(|other| {
+        let depends =
+            |revision: &ServiceRevision| spec::dependencies(&revision.spec).contains_key(service.name());
+        other.revision.is_some_and(depends)
+            && pass.tasks_of(&other.record.key).iter().any(|task| !task.is_over())
+    });
+    stopping.map(|other| other.name().clone()).collect()
+}
+
+/// One place for one task.
+#[derive(Debug, Clone)]
+struct Seat {
+    slot: Slot,
+    /// The node, for global services.
+    node: Option<NodeId>,
+    /// Wanted, unfinished, of a fitting generation and where it may be: the best of them.
+    current: Option<Arc<Task>>,
+    /// Unfinished and not yet stopped, but to be replaced, and why.
+    leaving: Vec<(Arc<Task>, StopReason)>,
+    /// Asked to stop, not yet over.
+    stopping: Vec<Arc<Task>>,
+    /// Over, of a fitting generation, newest first.
+    ended: Vec<Arc<Task>>,
+    /// Where the seat's newest task is or was, of whatever generation.
+    home: Option<NodeId>,
+}
+
+/// Whether a task may be made in a seat now.
+enum Gate {
+    /// It may; so many have failed in a row before it.
+    Open(u32),
+    /// The seat's last task completed, and that is what was wanted.
+    Complete,
+    /// Not yet, or never.
+    Shut(Reason),
+}
+
+impl Pass<'_> {
+    /// Brings a service's seats nearer to what is wanted, and says how each stands.
+    fn fill(&mut self, service: &Service<'_>) -> Vec<Standing> {
+        let key = service.record.key.clone();
+        let Some(revision) = service.revision else {
+            self.wait(About::Service(key), Reason::NoRevision);
+            return vec![Standing::Underway];
+        };
+        let (seats, surplus) = self.seats(service, revision);
+        let mut standings = Vec::new();
+        for (task, why) in surplus {
+            if task.stop.is_none() {
+                self.stop(&task, why);
+            }
+            wait_for_stop(self, &Task { stop: task.stop.or(Some(why)), ..Task::clone(&task) });
+            standings.push(Standing::Underway);
+        }
+        let mut turns = self.turns(service, revision, &seats);
+        // Slots that serve nobody are replaced first.
+        let mut order: Vec<_> = seats.iter().collect();
+        order.sort_by_key(|seat| seat.leaving.iter().any(|(task, _)| task.is_ready()));
+        for seat in order {
+            standings.push(self.fill_seat(service, revision, seat, &mut turns));
+        }
+        standings
+    }
+
+    /// The seats a service should have with their tasks, and the unfinished tasks that belong to none.
+    fn seats(
+        &self,
+        service: &Service<'_>,
+        revision: &ServiceRevision,
+    ) -> (Vec<Seat>, Vec<(Arc<Task>, StopReason)>) {
+        let mut by_seat = BTreeMap::<(Slot, Option<NodeId>), Vec<Arc<Task>>>::new();
+        match service.record.mode {
+            Mode::Replicated { replicas } => {
+                by_seat.extend((1..=replicas).map(|slot| ((Slot(slot), None), Vec::new())));
+            }
+            Mode::Global => {
+                by_seat.extend(
+                    self.global_nodes(revision).into_iter().map(|node| ((Slot(0), Some(node)), Vec::new())),
+                );
+            }
+        }
+        let mut surplus = Vec::new();
+        for task in self.tasks_of(&service.record.key) {
+            let seat = (task.slot, task.node.filter(|_| task.slot == Slot(0)));
+            match by_seat.get_mut(&seat) {
+                Some(tasks) => tasks.push(Arc::clone(task)),
+                None if task.is_over() => {}
+                None => surplus.push((Arc::clone(task), self.why_surplus(task))),
+            }
+        }
+        let seats =
+            by_seat.into_iter().map(|((slot, node), tasks)| self.seat(service, revision, slot, node, &tasks));
+        let seats = seats.collect();
+        // The highest slots go first.
+        surplus.sort_by_key(|(task, _)| std::cmp::Reverse(task.slot));
+        (seats, surplus)
+    }
+    fn why_surplus(&self, task: &Task) -> StopReason {
+        let drained = |node: &crate::Node| node.record.availability == Availability::Drain;
+        let node = task.node.and_then(|node| self.world.node(node));
+        if task.slot == Slot(0) && node.is_some_and(drained) {
+            StopReason::Drained
+        } else {
+            StopReason::ScaledDown
+        }
+    }
+    /// The nodes on which a global service has a task: suitable, not being drained, and there.
+    fn global_nodes(&self, revision: &ServiceRevision) -> Vec<NodeId> {
+        let demand = Demand::of(revision);
+        let has_task = |id: NodeId| {
+            let mut tasks = self.tasks_of(&revision.key).iter();
+            tasks.any(|task| task.node == Some(id) && task.stop.is_none() && !task.is_over())
+        };
+        let nodes = self.world.nodes().filter(|node| {
+            let there = match node.state() {
+                NodeState::Ready | NodeState::EngineDown | NodeState::Unreachable => true,
+                NodeState::Joining | NodeState::Down => false,
+            };
+            let takes = match node.record.availability {
+                Availability::Active => true,
+                Availability::Pause => has_task(node.record.id),
+                Availability::Drain => false,
+            };
+            there && takes && place::belongs(node, &demand)
+        });
+        nodes.map(|node| node.record.id).collect()
+    }
+
+    fn seat(
+        &self,
+        service: &Service<'_>,
+        revision: &ServiceRevision,
+        slot: Slot,
+        node: Option<NodeId>,
+        tasks: &[Arc<Task>],
+    ) -> Seat {
+        let mut seat = Seat {
+            slot,
+            node,
+            current: None,
+            leaving: Vec::new(),
+            stopping: Vec::new(),
+            ended: Vec::new(),
+            home: tasks.last().and_then(|task| task.node),
+        };
+        for task in tasks.iter().rev() {
+            if task.is_over() {
+                if service.fits(task) {
+                    seat.ended.push(Arc::clone(task));
+                }
+            } else if task.stop.is_some() {
+                seat.stopping.push(Arc::clone(task));
+            } else if let Some(why) = self.why_leave(service, revision, task) {
+                seat.leaving.push((Arc::clone(task), why));
+            } else {
+                // Of two that could stay the one that serves does; of equals, the newer.
+                let replaced = match &seat.current {
+                    Some(current) if task.is_ready() && !current.is_ready() => {
+                        seat.current.replace(Arc::clone(task))
+                    }
+                    Some(_) => Some(Arc::clone(task)),
+                    None => seat.current.replace(Arc::clone(task)),
+                };
+                seat.leaving.extend(replaced.map(|task| (task, StopReason::ScaledDown)));
+            }
+        }
+        seat
+    }
+
+    /// Why an unfinished task should make way for another, if it should.
+    fn why_leave(
+        &self,
+        service: &Service<'_>,
+        revision: &ServiceRevision,
+        task: &Task,
+    ) -> Option<StopReason> {
+        if !service.fits(task) {
+            return Some(if revision.restart { StopReason::Restarted } else { StopReason::Outdated });
+        }
+        if is_unhealthy(task) && revision.spec.restart.condition != RestartCondition::None {
+            return Some(StopReason::Unhealthy);
+        }
+        let node = task.node.and_then(|node| self.world.node(node));
+        if node.is_some_and(|node| node.record.availability == Availability::Drain) {
+            return Some(StopReason::Drained);
+        }
+        let owner = self.network_owner(&revision.spec)?;
+        let kept = |owner: &Arc<Task>| owner.node == task.node && owner.id < task.id;
+        (!self.living(&owner).any(kept)).then_some(StopReason::Restarted)
+    }
+    fn network_owner(&self, spec: &ServiceSpec) -> Option<ServiceKey> {
+        match &spec.network_mode {
+            NetworkMode::Service(owner) => {
+                Some(ServiceKey { app: self.app.key.clone(), name: owner.clone() })
+            }
+            NetworkMode::Networks | NetworkMode::Host | NetworkMode::None => None,
+        }
+    }
+    /// The tasks of a service that are wanted and not over.
+    fn living(&self, service: &ServiceKey) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks_of(service).iter().filter(|task| task.stop.is_none() && !task.is_over())
+    }
+
+    /// What of a service's replacement may begin in this pass.
+    fn turns(&mut self, service: &Service<'_>, revision: &ServiceRevision, seats: &[Seat]) -> Turns {
+        let policy = &revision.spec.update;
+        let goes_on = policy.failure_action == wharf_model::FailureAction::Continue;
+        if self.app.rollout.state == RolloutState::Failed && !goes_on {
+            return Turns::None(Reason::Paused);
+        }
+        let outdated = |seat: &Seat| {
+            let replaced = |why: &StopReason| matches!(why, StopReason::Outdated | StopReason::Restarted);
+            seat.leaving.iter().any(|(_, why)| replaced(why))
+        };
+        if !seats.iter().any(outdated) {
+            return Turns::All;
+        }
+        let busy = seats.iter().filter(|seat| {
+            let failed = seat.ended.first().is_some_and(|task| failed(task));
+            match &seat.current {
+                Some(current) => !current.is_ready() || self.monitored_until(revision, current).is_some(),
+                None if failed => !goes_on,
+                None => seat.leaving.is_empty(),
+            }
+        });
+        let busy = busy.count();
+        let ready_at = |task: &Arc<Task>| self.moment(task, task.status.ready_at);
+        let replaced = seats.iter().filter_map(|seat| seat.current.as_ref()).filter(|task| task.is_ready());
+        let last = replaced.filter(|task| task.generation == service.record.generation).map(ready_at).max();
+        match last.map(|last| last + policy.delay.duration()).filter(|until| *until > self.now) {
+            Some(until) => {
+                self.out.wake(until);
+                Turns::None(Reason::UpdateDelay { until })
+            }
+            None if policy.parallelism == 0 => Turns::All,
+            None => {
+                let left = usize::try_from(policy.parallelism).unwrap_or(usize::MAX).saturating_sub(busy);
+                Turns::Some { left, parallelism: policy.parallelism }
+            }
+        }
+    }
+    /// Until when a ready task must still be watched before the next slot's turn.
+    fn monitored_until(&self, revision: &ServiceRevision, task: &Task) -> Option<Timestamp> {
+        let until = self.moment(task, task.status.ready_at) + revision.spec.update.monitor.duration();
+        let of_this_rollout =
+            task.created_at >= self.app.rollout.started_at && !self.app.rollout.state.is_over();
+        Some(until).filter(|until| of_this_rollout && *until > self.now)
+    }
+
+    fn fill_seat(
+        &mut self,
+        service: &Service<'_>,
+        revision: &ServiceRevision,
+        seat: &Seat,
+        turns: &mut Turns,
+    ) -> Standing {
+        for task in &seat.stopping {
+            wait_for_stop(self, task);
+        }
+        for (task, _) in seat.leaving.iter().filter(|(_, why)| *why == StopReason::Unhealthy) {
+            self.stop(task, StopReason::Unhealthy);
+            wait_for_stop(self, &Task { stop: Some(StopReason::Unhealthy), ..Task::clone(task) });
+        }
+        match &seat.current {
+            Some(current) if current.is_ready() => self.keep(revision, seat, current),
+            Some(current) => self.await_ready(revision, seat, current),
+            None => self.refill(service, revision, seat, turns),
+        }
+    }
+
+    /// The seat's task is ready: every other one goes.
+    fn keep(&mut self, revision: &ServiceRevision, seat: &Seat, current: &Task) -> Standing {
+        for (task, why) in &seat.leaving {
+            self.stop(task, *why);
+            wait_for_stop(self, &Task { stop: task.stop.or(Some(*why)), ..Task::clone(task) });
+        }
+        let about = self.about(current);
+        if let Some(until) = self.monitored_until(revision, current) {
+            self.out.wake(until);
+            self.wait(about, Reason::Monitor { until });
+            return Standing::Underway;
+        }
+        let node = self.node_name(current.node);
+        match self.state(current.node) {
+            Some(NodeState::Down) => {
+                let reason = self.down_reason(revision, current.node, node);
+                self.wait(about, reason);
+                return Standing::Underway;
+            }
+            Some(NodeState::Unreachable) => self.wait(about, Reason::NodeUnreachable { node }),
+            Some(NodeState::Joining | NodeState::Ready | NodeState::EngineDown) | None => {}
+        }
+        if seat.leaving.is_empty() && seat.stopping.is_empty() {
+            Standing::Settled
+        } else {
+            Standing::Underway
+        }
+    }
+
+    /// The seat's task is on its way up: nothing to do but to say how far it is.
+    fn await_ready(&mut self, revision: &ServiceRevision, seat: &Seat, task: &Task) -> Standing {
+        let (about, node) = (self.about(task), self.node_name(task.node));
+        let output = task.status.probe_output.clone();
+        let reason = match self.state(task.node) {
+            Some(NodeState::Down) => self.down_reason(revision, task.node, node),
+            Some(NodeState::Unreachable) => Reason::NodeUnreachable { node },
+            Some(NodeState::Joining | NodeState::Ready | NodeState::EngineDown) | None => {
+                match (task.status.phase, task.status.health) {
+                    (Phase::Running, Health::Unhealthy) => Reason::Unhealthy { node, output },
+                    (Phase::Running, Health::Unchecked | Health::Starting | Health::Healthy) => {
+                        Reason::NotHealthy { node, output }
+                    }
+                    (phase, _) => {
+                        let message = task.status.message.clone();
+                        Reason::Coming { phase, node, message }
+                    }
+                }
+            }
+        };
+        let stuck = matches!(reason, Reason::Unhealthy { .. });
+        self.wait(about.clone(), reason);
+        if stuck {
+            return Standing::Failed(format!("{about} is unhealthy, and its restart policy leaves it so"));
+        }
+        self.certain_failure(&about, seat).map_or(Standing::Underway, Standing::Failed)
+    }
+    fn down_reason(&self, revision: &ServiceRevision, id: Option<NodeId>, node: String) -> Reason {
+        let volume =
+            self.local_volume(&revision.spec).filter(|(_, nodes)| id.is_some_and(|id| nodes.contains(&id)));
+        match volume {
+            Some((volume, _)) => Reason::VolumeOnDownNode { volume, node },
+            None => Reason::NodeUnreachable { node },
+        }
+    }
+
+    /// The seat has no task that could stay: makes one, makes room for one, or says what that waits for.
+    fn refill(
+        &mut self,
+        service: &Service<'_>,
+        revision: &ServiceRevision,
+        seat: &Seat,
+        turns: &mut Turns,
+    ) -> Standing {
+        let about = self.about_seat(revision, seat);
+        let leaving: Vec<_> = seat.leaving.iter().filter(|(_, why)| *why != StopReason::Unhealthy).collect();
+        let begun = !seat.ended.is_empty();
+        let updated =
+            leaving.iter().any(|(_, why)| matches!(why, StopReason::Outdated | StopReason::Restarted));
+        if updated
+            && !begun
+            && let Some(reason) = turns.refused()
+        {
+            self.wait(about, reason);
+            return Standing::Underway;
+        }
+        let failures = match self.gate(service, revision, seat) {
+            Gate::Open(failures) => failures,
+            Gate::Complete => {
+                for (task, why) in leaving {
+                    self.stop(task, *why);
+                }
+                return if seat.leaving.is_empty() && seat.stopping.is_empty() {
+                    Standing::Settled
+                } else {
+                    Standing::Underway
+                };
+            }
+            Gate::Shut(reason) => {
+                let gave_up = matches!(reason, Reason::GaveUp { .. });
+                let text = Waiting { about: about.clone(), reason: reason.clone() }.to_string();
+                self.wait(about.clone(), reason);
+                let failed = gave_up.then_some(text).or_else(|| self.certain_failure(&about, seat));
+                return failed.map_or(Standing::Underway, Standing::Failed);
+            }
+        };
+        if updated && !begun {
+            turns.take();
+        }
+        if leaving.is_empty() {
+            if !self.must_wait_for(revision, seat) {
+                self.start(revision, seat, failures, &[]);
+            }
+        } else {
+            self.replace(revision, seat, failures, &leaving);
+        }
+        self.certain_failure(&about, seat).map_or(Standing::Underway, Standing::Failed)
+    }
+    /// Whether tasks of the seat that are stopping must be over before another starts.
+    fn must_wait_for(&self, revision: &ServiceRevision, seat: &Seat) -> bool {
+        let exclusive = spec::stop_first(&revision.spec, true).is_some();
+        let unhealthy = seat.leaving.iter().any(|(_, why)| *why == StopReason::Unhealthy);
+        let answers = |task: &&Arc<Task>| match self.state(task.node) {
+            Some(NodeState::Ready | NodeState::Joining | NodeState::EngineDown) => true,
+            // Whether it has stopped there cannot be known before the node is counted down.
+            Some(NodeState::Unreachable | NodeState::Down) | None => false,
+        };
+        unhealthy || seat.stopping.iter().any(|task| exclusive || answers(&task))
+    }
+    fn replace(
+        &mut self,
+        revision: &ServiceRevision,
+        seat: &Seat,
+        failures: u32,
+        leaving: &[&(Arc<Task>, StopReason)],
+    ) {
+        let moves = leaving.iter().all(|(_, why)| *why == StopReason::Drained);
+        if spec::stop_first(&revision.spec, !moves).is_none() {
+            self.start(revision, seat, failures, leaving);
+            return;
+        }
+        let instead_of: Vec<_> = leaving.iter().map(|(task, _)| &**task).collect();
+        match self.find(revision, seat, &instead_of) {
+            Ok(_) => {
+                for (task, why) in leaving {
+                    self.stop(task, *why);
+                    wait_for_stop(self, &Task { stop: Some(*why), ..Task::clone(task) });
+                }
+            }
+            Err(because) => self.cannot_place(revision, seat, leaving, because),
+        }
+    }
+
+    /// Makes a task on the best node, with its addresses.
+    fn start(
+        &mut self,
+        revision: &ServiceRevision,
+        seat: &Seat,
+        failures: u32,
+        leaving: &[&(Arc<Task>, StopReason)],
+    ) {
+        let node = match self.find(revision, seat, &[]) {
+            Ok(node) => node,
+            Err(because) => return self.cannot_place(revision, seat, leaving, because),
+        };
+        let (id, created_at) = self.new_task(&revision.key);
+        let addresses = match self.give_addresses(id, &revision.spec, node) {
+            Ok(addresses) => addresses,
+            Err((network, because)) => {
+                let about = self.about_seat(revision, seat);
+                return self.wait(about, Reason::NoNetwork { network, because });
+            }
+        };
+        self.note_volumes(&revision.spec, node);
+        self.places.promise(node, &revision.key, &Holding::of(revision));
+        let task = Task {
+            id,
+            service: revision.key.clone(),
+            slot: seat.slot,
+            generation: revision.generation,
+            node: Some(node),
+            addresses,
+            created_at,
+            stop: None,
+            failures,
+            status: Default::default(),
+        };
+        let about = self.about(&task);
+        self.wait(
+            about,
+            Reason::Coming {
+                phase: Phase::Pending,
+                node: self.node_name(Some(node)),
+                message: String::new(),
+            },
+        );
+        self.create(task);
+    }
+    fn cannot_place(
+        &mut self,
+        revision: &ServiceRevision,
+        seat: &Seat,
+        leaving: &[&(Arc<Task>, StopReason)],
+        because: NoPlace,
+    ) {
+        let down = |id: &NodeId| self.state(Some(*id)) == Some(NodeState::Down);
+        let volume = self.local_volume(&revision.spec);
+        let lost = volume.and_then(|(volume, nodes)| Some((volume, nodes.into_iter().find(down)?)));
+        let about = self.about_seat(revision, seat);
+        let reason = match (lost, leaving.first()) {
+            (Some((volume, node)), _) if because.pinned.is_some() => {
+                Reason::VolumeOnDownNode { volume, node: self.world.node_name(node) }
+            }
+            (_, Some((task, why))) => Reason::Stays { node: self.node_name(task.node), why: *why, because },
+            (_, None) => Reason::NoPlace(because),
+        };
+        self.wait(about, reason);
+    }
+
+    fn find(&self, revision: &ServiceRevision, seat: &Seat, instead_of: &[&Task]) -> Result<NodeId, NoPlace> {
+        let mut demand = Demand::of(revision);
+        demand.instead_of = instead_of.to_vec();
+        demand.avoid = seat.ended.first().filter(|task| failed(task)).and_then(|task| task.node);
+        demand.pin = self.pin(revision, seat);
+        if let Some((_, nodes)) = self.local_volume(&revision.spec) {
+            demand.prefer = nodes;
+        }
+        self.places.find(&demand)
+    }
+    /// What ties the seat's next task to certain nodes.
+    fn pin(&self, revision: &ServiceRevision, seat: &Seat) -> Option<Pin> {
+        if let Some(node) = seat.node {
+            return Some(Pin { nodes: vec![node], by: PinnedBy::Global });
+        }
+        if let Some(owner) = self.network_owner(&revision.spec) {
+            let same_slot = |task: &&Arc<Task>| task.slot == seat.slot;
+            let all: Vec<_> = self.living(&owner).collect();
+            let own: Vec<_> = all.iter().copied().filter(same_slot).collect();
+            let hosts = if own.is_empty() { all } else { own };
+            let nodes = hosts.iter().filter_map(|task| task.node).collect();
+            return Some(Pin { nodes, by: PinnedBy::Service(owner.name) });
+        }
+        let (volume, nodes) = self.local_volume(&revision.spec)?;
+        let single = self
+            .world
+            .service(&revision.key)
+            .is_some_and(|record| matches!(record.mode, Mode::Replicated { replicas: 1 }));
+        let home = seat.home.filter(|home| nodes.contains(home));
+        let nodes = home.map(|home| vec![home]).or(single.then_some(nodes))?;
+        Some(Pin { nodes, by: PinnedBy::Volume(volume) })
+    }
+    /// The first volume of a service that has data on nodes of the cluster which no other node can read, and those nodes.
+    fn local_volume(&self, spec: &ServiceSpec) -> Option<(wharf_model::VolumeName, Vec<NodeId>)> {
+        spec::named_volumes(spec).find_map(|(name, _)| {
+            let volume = self.volume(name).filter(|volume| spec::is_local(&volume.spec))?;
+            let nodes: Vec<_> =
+                volume.nodes.iter().copied().filter(|node| self.world.node(*node).is_some()).collect();
+            (!nodes.is_empty()).then(|| (name.clone(), nodes))
+        })
+    }
+
+    /// Whether the seat may have a new task: its dependencies are there, and its restart policy allows it.
+    fn gate(&mut self, service: &Service<'_>, revision: &ServiceRevision, seat: &Seat) -> Gate {
+        match seat.ended.first() {
+            // Only what has never been here waits for others: a task that is replaced does not start the app anew.
+            None => match self.missing_dependency(service, revision) {
+                Some(reason) => Gate::Shut(reason),
+                None => Gate::Open(0),
+            },
+            Some(last) => self.restart(revision, last),
+        }
+    }
+    fn restart(&mut self, revision: &ServiceRevision, last: &Task) -> Gate {
+        let policy = &revision.spec.restart;
+        let unhealthy = last.stop == Some(StopReason::Unhealthy);
+        let again = match (last.status.phase, last.stop) {
+            (Phase::Lost, _) => return Gate::Open(last.failures),
+            (Phase::Complete, _) if policy.condition != RestartCondition::Any && !unhealthy => {
+                return Gate::Complete;
+            }
+            (_, Some(StopReason::Unhealthy)) => true,
+            (_, Some(StopReason::ScaledDown | StopReason::Stopped)) => return Gate::Open(0),
+            (_, Some(_)) => return Gate::Open(last.failures),
+            (_, None) => policy.condition != RestartCondition::None,
+        };
+        let ran = match (last.status.started_at, last.status.ended_at) {
+            (Some(started), Some(ended)) => ended.since(started),
+            _ => Duration::ZERO,
+        };
+        let held = ran > policy.window.duration() && !policy.window.duration().is_zero();
+        let failures = if held { 1 } else { last.failures.saturating_add(1) };
+        if !again || policy.max_attempts.is_some_and(|most| failures > most) {
+            let hint = last.status.hint.clone();
+            return Gate::Shut(Reason::GaveUp { attempts: last.failures + 1, ended: ending(last), hint });
+        }
+        let until = self.moment(last, last.status.ended_at) + backoff(policy.delay.duration(), failures);
+        if until > self.now {
+            self.out.wake(until);
+            return Gate::Shut(Reason::Backoff { failures, until, ended: ending(last) });
+        }
+        Gate::Open(failures)
+    }
+
+    /// The first dependency that is not as far as it must be.
+    fn missing_dependency(&self, service: &Service<'_>, revision: &ServiceRevision) -> Option<Reason> {
+        let earlier = |name: &ServiceName| {
+            let position = |name: &ServiceName| self.services.iter().position(|s| s.name() == name);
+            position(name) < position(service.name())
+        };
+        spec::dependencies(&revision.spec).into_iter().find_map(|(on, dependency)| {
+            // No file has a cycle; should one get here, it must not stop the app for ever.
+            let state = self.dependency_state(&on, dependency.condition)?;
+            let can_come = match state {
+                DependencyState::Absent | DependencyState::Stopped | DependencyState::GaveUp { .. } => false,
+                DependencyState::NoTask | DependencyState::Phase(_) | DependencyState::NotHealthy { .. } => {
+                    true
+                }
+            };
+            let awaited = dependency.required || can_come;
+            (awaited && earlier(&on)).then_some(Reason::Dependency {
+                on,
+                condition: dependency.condition,
+                state,
+            })
+        })
+    }
+    /// How far a dependency is, if not far enough.
+    fn dependency_state(&self, on: &ServiceName, condition: DependencyCondition) -> Option<DependencyState> {
+        let Some(service) = self.service(on).filter(|service| !service.record.removed) else {
+            return Some(DependencyState::Absent);
+        };
+        if service.record.stopped {
+            return Some(DependencyState::Stopped);
+        }
+        if service.record.mode == (Mode::Replicated { replicas: 0 }) {
+            return None;
+        }
+        let tasks = self.tasks_of(&service.record.key).iter();
+        let tasks: Vec<_> = tasks.filter(|task| service.fits(task)).collect();
+        let is_complete = |task: &&&Arc<Task>| task.status.phase == Phase::Complete;
+        let complete =
+            tasks.iter().filter(is_complete).map(|task| (task.slot, task.node)).collect::<Vec<_>>();
+        let reached = match condition {
+            DependencyCondition::ServiceStarted => {
+                let runs = |task: &&Arc<Task>| task.stop.is_none() && task.status.phase == Phase::Running;
+                tasks.iter().any(runs) || !complete.is_empty()
+            }
+            DependencyCondition::ServiceHealthy => tasks.iter().any(|task| task.is_ready()),
+            DependencyCondition::ServiceCompletedSuccessfully => match service.record.mode {
+                Mode::Replicated { replicas } => {
+                    (1..=replicas).all(|slot| complete.iter().any(|(done, _)| *done == Slot(slot)))
+                }
+                Mode::Global => !complete.is_empty() && tasks.iter().all(|task| task.is_over()),
+            },
+        };
+        if reached {
+            return None;
+        }
+        let living = tasks.iter().filter(|task| task.stop.is_none() && !task.is_over());
+        Some(match living.max_by_key(|task| task.status.phase) {
+            Some(task) if task.status.phase == Phase::Running => match condition {
+                DependencyCondition::ServiceHealthy => {
+                    DependencyState::NotHealthy { output: task.status.probe_output.clone() }
+                }
+                DependencyCondition::ServiceStarted | DependencyCondition::ServiceCompletedSuccessfully => {
+                    DependencyState::Phase(Phase::Running)
+                }
+            },
+            Some(task) => DependencyState::Phase(task.status.phase),
+            None => match tasks.last() {
+                Some(last) if gave_up(service, last) => DependencyState::GaveUp { ended: ending(last) },
+                Some(_) | None => DependencyState::NoTask,
+            },
+        })
+    }
+
+    /// Why the seat can no longer come to what is wanted by itself, as far as its ended tasks say.
+    fn certain_failure(&self, about: &About, seat: &Seat) -> Option<String> {
+        let never_ready = seat.ended.iter().take_while(|task| failed(task) && task.status.ready_at.is_none());
+        let failures: Vec<_> = never_ready.collect();
+        let last = failures.first()?;
+        let unstarted =
+            failures.iter().all(|task| task.status.started_at.is_none() && task.status.exit.is_none());
+        let enough = if unstarted { CERTAIN_UNSTARTED } else { CERTAIN };
+        let recent = self.moment(last, last.status.ended_at) >= self.app.rollout.started_at;
+        (failures.len() >= enough && recent).then(|| {
+            let node = self.node_name(last.node);
+            format!("{about} failed {} times in a row, last on {node}: {}", failures.len(), ending(last))
+        })
+    }
+
+    pub(crate) fn about(&self, task: &Task) -> About {
+        let node = task.node.filter(|_| task.slot == Slot(0)).and_then(|node| self.world.node(node));
+        About::Slot {
+            service: task.service.clone(),
+            slot: task.slot,
+            node: node.map(|node| node.record.name.clone()),
+            task: Some(task.id),
+        }
+    }
+    fn about_seat(&self, revision: &ServiceRevision, seat: &Seat) -> About {
+        let node = seat.node.and_then(|node| self.world.node(node));
+        let task: Option<TaskId> = seat.leaving.first().map(|(task, _)| task.id);
+        About::Slot {
+            service: revision.key.clone(),
+            slot: seat.slot,
+            node: node.map(|node| node.record.name.clone()),
+            task: task.or_else(|| seat.ended.first().map(|task| task.id)),
+        }
+    }
+}
+
+/// What of a service's replacement may begin in one pass.
+enum Turns {
+    /// Everything.
+    All,
+    /// So many seats more.
+    Some { left: usize, parallelism: u32 },
+    /// Nothing, and why.
+    None(Reason),
+}
+impl Turns {
+    fn refused(&self) -> Option<Reason> {
+        match self {
+            Self::All | Self::Some { left: 1.., .. } => None,
+            Self::Some { left: 0, parallelism } => Some(Reason::Turn { parallelism: *parallelism }),
+            Self::None(reason) => Some(reason.clone()),
+        }
+    }
+    const fn take(&mut self) {
+        match self {
+            Self::Some { left, .. } => *left = left.saturating_sub(1),
+            Self::All | Self::None(_) => {}
+        }
+    }
+}
+
+fn wait_for_stop(pass: &mut Pass<'_>, task: &Task) {
+    if let (Some(why), false) = (task.stop, task.is_over()) {
+        let (about, node) = (pass.about(task), pass.node_name(task.node));
+        pass.wait(about, Reason::Stopping { node, why });
+    }
+}
+
+/// Whether its check has failed as often as is allowed.
+fn is_unhealthy(task: &Task) -> bool {
+    task.status.phase == Phase::Running && task.status.health == Health::Unhealthy
+}
+
+/// Whether an ended task ended in a way that counts against it.
+fn failed(task: &Task) -> bool {
+    match task.status.phase {
+        Phase::Failed => matches!(task.stop, None | Some(StopReason::Unhealthy)),
+        Phase::Stopped | Phase::Complete => task.stop == Some(StopReason::Unhealthy),
+        Phase::Pending
+        | Phase::Accepted
+        | Phase::Preparing
+        | Phase::Starting
+        | Phase::Running
+        | Phase::Stopping
+        | Phase::Lost => false,
+    }
+}
+
+/// Whether a service's restart policy leaves this ended task as it is.
+fn gave_up(service: &Service<'_>, last: &Task) -> bool {
+    let Some(policy) = service.revision.map(|revision| revision.spec.restart) else { return false };
+    failed(last)
+        && (policy.condition == RestartCondition::None
+            || policy.max_attempts.is_some_and(|most| last.failures + 1 > most))
+}
+
+/// Doubles with each failure, up to [`LONGEST_BACKOFF`].
+pub(crate) fn backoff(delay: Duration, failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(31);
+    delay.saturating_mul(1 << doublings).min(LONGEST_BACKOFF)
+}
+
+/// How a task ended, in words.
+pub(crate) fn ending(task: &Task) -> String {
+    let exit = task.status.exit.map(|exit| exit.to_string());
+    let unhealthy = (task.stop == Some(StopReason::Unhealthy)).then(|| {
+        let output = task.status.probe_output.as_deref().map(str::trim).filter(|output| !output.is_empty());
+        output.map_or("its check failed".to_owned(), |output| format!("its check failed: {output}"))
+    });
+    let message = Some(task.status.message.clone()).filter(|message| !message.is_empty());
+    unhealthy
+        .or(match (exit, message) {
+            (Some(exit), Some(message)) if !message.contains(&exit) => Some(format!("{exit}: {message}")),
+            (exit, message) => message.or(exit),
+        })
+        .unwrap_or_else(|| task.status.phase.to_string())
+}
+
+/// The generation after every one a service has had.
+pub(crate) fn next_generation(world: &crate::World, key: &ServiceKey) -> Generation {
+    let known = world.revisions_of(key).map(|revision| revision.generation);
+    let record = world.service(key).map(|record| record.generation);
+    let tasks = world.tasks_of(key).map(|task| task.generation);
+    let highest = known.chain(record).chain(tasks).max().unwrap_or_default();
+    Generation(highest.0 + 1)
+}
