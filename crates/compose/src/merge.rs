@@ -1,0 +1,164 @@
+//! Merges trees by the rules of the specification: mappings by key, lists appended, the rest replaced.
+//!
+//! Both trees are canonical. Commands and checks are replaced as a whole; ports, mounts and the like are unique by what
+//! they stand for, and the last one wins in the place of the first. `!reset` removes, `!override` replaces; afterwards no
+//! tag is left.
+
+use std::collections::HashMap;
+
+use crate::diagnostic::{Complaint, Key, Report};
+use crate::node::{Entry, Mapping, Node, Tag, Value};
+
+/// Merges `over` into `base`; both stand at `key`.
+pub(crate) fn merge(report: &mut Report, base: Node, over: Node, key: &Key<'_>) -> Node {
+    if over.tag == Tag::Override || replaces(key) || base.is_invalid() {
+        return Node { tag: Tag::None, ..over };
+    }
+    match (base.value, over.value) {
+        (value, Value::Null) => Node { span: base.span, tag: base.tag, value },
+        (Value::Mapping(mut below), Value::Mapping(above)) => {
+            if is_logging(key) && differing_drivers(&below, &above) {
+                return Node { span: over.span, tag: Tag::None, value: Value::Mapping(above) };
+            }
+            for (name, entry) in above {
+                merge_entry(report, &mut below, name, entry, key);
+            }
+            Node { span: over.span, tag: base.tag, value: Value::Mapping(below) }
+        }
+        (Value::Sequence(mut below), Value::Sequence(above)) => {
+            below.extend(above);
+            Node { span: over.span, tag: base.tag, value: Value::Sequence(below) }
+        }
+        (below @ (Value::Mapping(_) | Value::Sequence(_)), above)
+        | (below, above @ (Value::Mapping(_) | Value::Sequence(_)))
+            if !matches!(below, Value::Null) && !matches!(above, Value::Invalid) =>
+        {
+            let below = Node::new(base.span, below);
+            let above = Node::new(over.span, above);
+            let scalar_for_mapping = matches!(key, Key::Field(Key::Field(_, "ulimits"), _));
+            if !scalar_for_mapping {
+                let message = format!("{} cannot be merged with {}", above.kind(), below.kind());
+                report
+                    .error(Complaint::Conflict, over.span, key, message)
+                    .hint("use the same form in every file, or replace the value with `!override`");
+                report.relate(base.span, "the value it should be merged with");
+            }
+            above
+        }
+        (_, above) => Node { span: over.span, tag: Tag::None, value: above },
+    }
+}
+
+fn merge_entry(report: &mut Report, below: &mut Mapping, name: String, entry: Entry, key: &Key<'_>) {
+    if entry.node.tag == Tag::Reset {
+        below.remove(&name);
+        return;
+    }
+    let Some(slot) = below.get_mut(&name) else {
+        below.insert(name, entry.key, entry.node);
+        return;
+    };
+    let base = std::mem::replace(slot, Node::new(entry.key, Value::Null));
+    let merged = merge(report, base, entry.node, &key.field(&name));
+    below.insert(name, entry.key, merged);
+}
+
+/// Values that are replaced as a whole, even by nothing.
+fn replaces(key: &Key<'_>) -> bool {
+    let Key::Field(parent, name) = key else { return false };
+    match *name {
+        "command" | "entrypoint" => is_service(parent),
+        "test" => matches!(parent, Key::Field(service, "healthcheck") if is_service(service)),
+        _ => false,
+    }
+}
+fn is_service(key: &Key<'_>) -> bool {
+    matches!(key, Key::Field(Key::Field(Key::Root, "services"), _))
+}
+fn is_logging(key: &Key<'_>) -> bool {
+    matches!(key, Key::Field(service, "logging") if is_service(service))
+}
+fn differing_drivers(below: &Mapping, above: &Mapping) -> bool {
+    let driver = |mapping: &Mapping| mapping.get("driver").and_then(Node::as_str).map(str::to_owned);
+    matches!((driver(below), driver(above)), (Some(below), Some(above)) if below != above)
+}
+
+/// Removes what is still tagged `!reset`, and forgets tags.
+pub(crate) fn settle(node: &mut Node) {
+    node.tag = Tag::None;
+    match &mut node.value {
+        Value::Mapping(mapping) => {
+            mapping.retain(|_, entry| entry.node.tag != Tag::Reset);
+            for (_, entry) in mapping.iter_mut() {
+                settle(&mut entry.node);
+            }
+        }
+        Value::Sequence(items) => {
+            items.retain(|item| item.tag != Tag::Reset);
+            items.iter_mut().for_each(settle);
+        }
+        _ => {}
+    }
+}
+
+/// Leaves one of several items of a service that stand for the same.
+pub(crate) fn enforce_unicity(root: &mut Node) {
+    let Some(root) = root.as_mapping_mut() else { return };
+    let Some(services) = root.get_mut("services").and_then(Node::as_mapping_mut) else { return };
+    for (_, entry) in services.iter_mut() {
+        if let Some(service) = entry.node.as_mapping_mut() {
+            unique_items(service);
+        }
+    }
+}
+
+pub(crate) fn unique_items(service: &mut Mapping) {
+    for (name, entry) in service.iter_mut() {
+        let identity: fn(&Node) -> Option<String> = match name {
+            "cap_add" | "cap_drop" | "dns" | "dns_opt" | "dns_search" | "expose" | "links" | "profiles"
+            | "tmpfs" | "extra_hosts" | "group_add" | "security_opt" | "label_file" => text_identity,
+            "devices" | "volumes" => target_identity,
+            "env_file" => |item| item.as_mapping()?.get("path")?.scalar_text(),
+            "configs" | "secrets" => mount_identity,
+            "ports" => port_identity,
+            _ => continue,
+        };
+        if let Value::Sequence(items) = &mut entry.node.value {
+            unique(items, identity);
+        }
+    }
+}
+
+fn unique(items: &mut Vec<Node>, identity: fn(&Node) -> Option<String>) {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut kept: Vec<Node> = Vec::with_capacity(items.len());
+    for item in items.drain(..) {
+        match identity(&item) {
+            Some(id) => match seen.get(&id) {
+                Some(index) => kept[*index] = item,
+                None => {
+                    seen.insert(id, kept.len());
+                    kept.push(item);
+                }
+            },
+            None => kept.push(item),
+        }
+    }
+    *items = kept;
+}
+
+fn text_identity(item: &Node) -> Option<String> {
+    item.scalar_text()
+}
+fn target_identity(item: &Node) -> Option<String> {
+    item.as_mapping()?.get("target")?.scalar_text()
+}
+fn mount_identity(item: &Node) -> Option<String> {
+    let mount = item.as_mapping()?;
+    mount.get("target").or_else(|| mount.get("source"))?.scalar_text()
+}
+fn port_identity(item: &Node) -> Option<String> {
+    let port = item.as_mapping()?;
+    let text = |name: &str| port.get(name).and_then(Node::scalar_text).unwrap_or_default();
+    Some(format!("{}:{}:{}/{}", text("host_ip"), text("published"), text("target"), text("protocol")))
+}

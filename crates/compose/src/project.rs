@@ -1,0 +1,609 @@
+//! Assembles one tree out of all files: reads them, substitutes variables, follows `include` and `extends`, merges.
+//!
+//! Every file is checked and made canonical on its own, with its own base folder, before it meets another; so a
+//! complaint always names the file and line where something was written, and paths are absolute before they are mixed.
+//! Circles and runaway inclusion end in a complaint.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::canonical::{Base, canonical, clean};
+use crate::diagnostic::{Complaint, Key, Report, Span, did_you_mean};
+use crate::dotenv;
+use crate::interpolate;
+use crate::load::Files;
+use crate::merge;
+use crate::node::{Entry, Mapping, Node, Tag, Value};
+use crate::shape::{Shape, check};
+use crate::shapes;
+use crate::yaml;
+
+/// Larger files are no Compose files.
+const LARGEST: usize = 16 << 20;
+/// How deep files include files, and services extend services.
+const DEEPEST: usize = 32;
+
+pub(crate) type Environment = BTreeMap<String, String>;
+
+/// Reads files and remembers them.
+pub(crate) struct Assembly<'a> {
+    pub(crate) report: Report,
+    pub(crate) files: &'a dyn Files,
+    documents: HashMap<PathBuf, Option<(u16, Vec<Node>)>>,
+    including: Vec<PathBuf>,
+}
+
+/// What one group of files is read with.
+struct Scope<'a> {
+    environment: &'a Environment,
+    base: Base,
+}
+
+/// How a file came into play.
+#[derive(Clone, Copy)]
+pub(crate) struct Reference<'k> {
+    pub(crate) span: Span,
+    pub(crate) key: &'k Key<'k>,
+}
+
+impl<'a> Assembly<'a> {
+    pub(crate) fn new(files: &'a dyn Files, report: Report) -> Self {
+        Self { report, files, documents: HashMap::new(), including: Vec::new() }
+    }
+
+    /// The text of a file; complains where there is none.
+    pub(crate) fn text(&mut self, path: &Path, reference: Option<Reference<'_>>) -> Option<String> {
+        let problem = match self.files.read(path) {
+            Ok(bytes) if bytes.len() > LARGEST => {
+                format!("`{}` is too large: {} of at most {LARGEST} bytes", path.display(), bytes.len())
+            }
+            Ok(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => return Some(text),
+                Err(error) => {
+                    let valid = error.utf8_error().valid_up_to();
+                    let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
+                    format!("`{}` is not UTF-8 text: line {line} has other bytes", path.display())
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                format!("there is no file `{}`", path.display())
+            }
+            Err(error) => format!("`{}` cannot be read: {error}", path.display()),
+        };
+        match reference {
+            Some(Reference { span, key }) => self.report.error(Complaint::Unreadable, span, key, problem),
+            None => self.report.general(Complaint::Unreadable, problem),
+        };
+        None
+    }
+
+    /// The documents of a Compose file, as written.
+    fn documents(&mut self, path: &Path, reference: Option<Reference<'_>>) -> Option<(u16, Vec<Node>)> {
+        if let Some(known) = self.documents.get(path) {
+            return known.clone();
+        }
+        if self.report.is_full() {
+            self.report.general(Complaint::Unreadable, "too many files");
+            return None;
+        }
+        let read = self.text(path, reference).and_then(|text| {
+            let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
+            let file = self.report.add_source(path, text);
+            let documents = yaml::parse(&mut self.report, file)?;
+            Some((file, documents))
+        });
+        self.documents.insert(path.to_owned(), read.clone());
+        read
+    }
+
+    /// The last `name:` the files give, with its place, before substitution.
+    pub(crate) fn given_name(&mut self, files: &[PathBuf]) -> Option<Node> {
+        let mut name = None;
+        for path in files {
+            let Some((_, documents)) = self.documents(path, None) else { continue };
+            for document in &documents {
+                let found = document.as_mapping().and_then(|mapping| mapping.get("name"));
+                name = found.filter(|node| node.as_str().is_some()).cloned().or(name);
+            }
+        }
+        name
+    }
+
+    /// One canonical tree of all files, merged in order.
+    pub(crate) fn load(
+        &mut self,
+        files: &[PathBuf],
+        folder: &Path,
+        environment: &Environment,
+    ) -> Option<Node> {
+        let home = environment.get("HOME").cloned();
+        let scope = Scope { environment, base: Base { folder: folder.to_owned(), home } };
+        let mut merged: Option<Node> = None;
+        let mut unreadable = false;
+        for path in files {
+            let Some((file, documents)) = self.documents(path, None) else {
+                unreadable = true;
+                continue;
+            };
+            self.including.push(path.clone());
+            for document in documents {
+                let start = Span { file, line: 1, column: 1, length: 1 };
+                let Some(tree) = self.document(document, start, path, &scope, merged.as_ref()) else {
+                    continue;
+                };
+                merged = Some(match merged.take() {
+                    Some(base) => merge::merge(&mut self.report, base, tree, &Key::Root),
+                    None => tree,
+                });
+            }
+            self.including.pop();
+        }
+        if unreadable {
+            return None;
+        }
+        let mut tree = merged?;
+        merge::settle(&mut tree);
+        merge::enforce_unicity(&mut tree);
+        Some(tree)
+    }
+
+    /// Checks one document and resolves what it includes and extends.
+    fn document(
+        &mut self,
+        mut tree: Node,
+        start: Span,
+        path: &Path,
+        scope: &Scope<'_>,
+        before: Option<&Node>,
+    ) -> Option<Node> {
+        let lookup = |name: &str| scope.environment.get(name).cloned();
+        interpolate::interpolate(&mut self.report, &mut tree, &Key::Root, &lookup);
+        if tree.is_null() {
+            return None;
+        }
+        let shape = Shape::Map(&shapes::FILE);
+        if tree.as_mapping().is_none() {
+            let message = format!(
+                "a Compose file must be a mapping with keys such as `services`, but this is {}",
+                tree.kind()
+            );
+            let place = if tree.span.line > 0 { tree.span } else { start };
+            self.report.error(Complaint::WrongType, place, &Key::Root, message);
+            return None;
+        }
+        check(&mut self.report, &mut tree, &shape, &Key::Root, start);
+        if let Some(version) = tree.as_mapping_mut().and_then(|mapping| mapping.remove("version")) {
+            self.report
+                .warn(
+                    Complaint::Obsolete,
+                    version.key,
+                    &Key::Root.field("version"),
+                    "`version` is obsolete and has no effect",
+                )
+                .hint("remove it");
+        }
+        canonical(&mut self.report, &mut tree, &scope.base);
+        self.include(&mut tree, scope);
+        self.extend_all(&mut tree, path, scope, before);
+        Some(tree)
+    }
+
+    // --- include ---
+
+    fn include(&mut self, tree: &mut Node, scope: &Scope<'_>) {
+        let Some(root) = tree.as_mapping_mut() else { return };
+        let Some(Entry { node: Node { value: Value::Sequence(items), .. }, .. }) = root.remove("include")
+        else {
+            return;
+        };
+        let key = Key::Root.field("include");
+        for (index, item) in items.iter().enumerate() {
+            let key = key.item(index);
+            let Some(include) = item.as_mapping() else { continue };
+            let Some(included) = self.included(include, item.span, &key, scope) else { continue };
+            if let Value::Mapping(included) = included.value {
+                self.import(root, included, &key);
+            }
+        }
+    }
+
+    fn included(&mut self, include: &Mapping, span: Span, key: &Key<'_>, scope: &Scope<'_>) -> Option<Node> {
+        let texts = |name: &str| -> Vec<(String, Span)> {
+            let items = include.get(name).and_then(Node::as_sequence).unwrap_or_default();
+            items.iter().filter_map(|item| Some((item.as_str()?.to_owned(), item.span))).collect()
+        };
+        let paths = texts("path");
+        if paths.is_empty() {
+            self.report.error(Complaint::MissingKey, span, key, "an include needs `path`");
+            return None;
+        }
+        let mut files = Vec::new();
+        for (path, span) in &paths {
+            if is_remote(path) {
+                self.report
+                    .unsupported(
+                        *span,
+                        key,
+                        format!("`{path}` is not on this machine, and Wharf fetches no files"),
+                    )
+                    .hint("copy the file beside this one and include that");
+                return None;
+            }
+            files.push(PathBuf::from(scope.base.resolve(path)));
+        }
+        let place = paths[0].1;
+        if let Some(path) = files.iter().find(|path| self.including.contains(path)) {
+            let mut circle: Vec<String> = self
+                .including
+                .iter()
+                .skip_while(|other| *other != path)
+                .map(|p| p.display().to_string())
+                .collect();
+            circle.push(path.display().to_string());
+            let message = format!("files include each other: {}", circle.join(" -> "));
+            self.report.error(Complaint::Cycle, place, key, message);
+            return None;
+        }
+        if self.including.len() > DEEPEST {
+            let message = format!("files include each other more than {DEEPEST} levels deep");
+            self.report.error(Complaint::Cycle, place, key, message);
+            return None;
+        }
+        let folder = match include.get("project_directory").and_then(Node::as_str) {
+            Some(folder) => PathBuf::from(scope.base.resolve(folder)),
+            None => files[0].parent().map(Path::to_owned).unwrap_or_default(),
+        };
+        let mut environment = scope.environment.clone();
+        let listed = texts("env_file");
+        if include.contains("env_file") {
+            for (path, span) in listed {
+                if path == "/dev/null" {
+                    continue;
+                }
+                let path = PathBuf::from(scope.base.resolve(&path));
+                self.add_env_file(&path, Some(Reference { span, key }), &mut environment);
+            }
+        } else {
+            self.add_default_env_file(&folder, &mut environment);
+        }
+        for path in &files {
+            self.documents(path, Some(Reference { span: place, key }));
+        }
+        self.load(&files, &folder, &environment)
+    }
+
+    /// Takes what an included file defines; the same thing twice is no conflict.
+    fn import(&mut self, root: &mut Mapping, included: Mapping, key: &Key<'_>) {
+        for (group, entry) in included {
+            if matches!(group.as_str(), "name" | "version" | "include") {
+                continue;
+            }
+            let Value::Mapping(members) = entry.node.value else { continue };
+            if !root.contains(&group) {
+                root.insert(
+                    &group,
+                    entry.key,
+                    Node::new(entry.node.span, Value::Mapping(Mapping::default())),
+                );
+            }
+            let Some(own) = root.get_mut(&group).and_then(Node::as_mapping_mut) else { continue };
+            for (name, member) in members {
+                match own.entry(&name) {
+                    None => own.insert(name, member.key, member.node),
+                    Some(other) if crate::node::same(&other.node, &member.node) => {}
+                    Some(other) => {
+                        let (place, first) = (member.key, other.key);
+                        let message = format!("`{group}.{name}` is defined here and in an including file");
+                        self.report
+                            .error(Complaint::Conflict, place, &key.field(&name), message)
+                            .hint("name it differently, or change the included one in an override file");
+                        self.report.relate(first, "the other definition");
+                    }
+                }
+            }
+        }
+    }
+
+    // --- extends ---
+
+    fn extend_all(&mut self, tree: &mut Node, path: &Path, scope: &Scope<'_>, before: Option<&Node>) {
+        let services = tree.as_mapping().and_then(|root| root.get("services")).and_then(Node::as_mapping);
+        let Some(services) = services else { return };
+        if !services.iter().any(|(_, entry)| extends(&entry.node).is_some()) {
+            return;
+        }
+        let local = services.clone();
+        let earlier = before
+            .and_then(Node::as_mapping)
+            .and_then(|root| root.get("services"))
+            .and_then(Node::as_mapping);
+        let mut resolved: Vec<(String, Node)> = Vec::new();
+        for (name, entry) in local.iter() {
+            if extends(&entry.node).is_some() {
+                let mut chain = vec![(path.to_owned(), name.to_owned())];
+                let source = Source { path, services: &local, earlier };
+                let node = self.extended(name, entry.node.clone(), &source, scope, &mut chain);
+                resolved.push((name.to_owned(), node));
+            }
+        }
+        let services = tree.as_mapping_mut().and_then(|root| root.get_mut("services"));
+        let Some(services) = services.and_then(Node::as_mapping_mut) else { return };
+        for (name, node) in resolved {
+            if let Some(slot) = services.get_mut(&name) {
+                *slot = node;
+            }
+        }
+    }
+
+    /// A service with what it extends merged in below it.
+    fn extended(
+        &mut self,
+        name: &str,
+        mut service: Node,
+        source: &Source<'_>,
+        scope: &Scope<'_>,
+        chain: &mut Vec<(PathBuf, String)>,
+    ) -> Node {
+        let group = Key::Root.field("services");
+        let service_key = group.field(name);
+        let key = service_key.field("extends");
+        let Some(entry) = service.as_mapping_mut().and_then(|mapping| mapping.remove("extends")) else {
+            return service;
+        };
+        let Some(mapping) = entry.node.as_mapping() else { return service };
+        let (Some(wanted), span) = (mapping.get("service"), entry.place()) else { return service };
+        let (Some(wanted), place) = (wanted.as_str(), wanted.span) else { return service };
+        let file = mapping.get("file").filter(|node| node.as_str().is_some_and(|text| !text.is_empty()));
+        let base = match file {
+            None => self.base_here(wanted, place, &key, source, scope, chain),
+            Some(file) => self.base_elsewhere(wanted, file, span, &key, source, scope, chain),
+        };
+        let Some(base) = base else {
+            // Complained about; a part of a service must not be taken for the whole.
+            return Node::new(service.span, Value::Invalid);
+        };
+        let mut merged = merge::merge(&mut self.report, base, service, &service_key);
+        if let Some(mapping) = merged.as_mapping_mut() {
+            merge::unique_items(mapping);
+        }
+        merged
+    }
+
+    fn base_here(
+        &mut self,
+        wanted: &str,
+        place: Span,
+        key: &Key<'_>,
+        source: &Source<'_>,
+        scope: &Scope<'_>,
+        chain: &mut Vec<(PathBuf, String)>,
+    ) -> Option<Node> {
+        if !self.enter(source.path, wanted, place, key, chain) {
+            return None;
+        }
+        let found =
+            source.services.get(wanted).or_else(|| source.earlier.and_then(|earlier| earlier.get(wanted)));
+        let base = match found {
+            Some(found) => Some(self.extended(wanted, found.clone(), source, scope, chain)),
+            None => {
+                let hint = did_you_mean(wanted, source.services.keys());
+                let message = format!("there is no service `{wanted}` to extend");
+                self.report.error(Complaint::UnknownReference, place, key, message).hint_if(hint);
+                None
+            }
+        };
+        chain.pop();
+        base.filter(|base| !base.is_invalid())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of a recursion; each is a different thing")]
+    fn base_elsewhere(
+        &mut self,
+        wanted: &str,
+        file: &Node,
+        span: Span,
+        key: &Key<'_>,
+        source: &Source<'_>,
+        scope: &Scope<'_>,
+        chain: &mut Vec<(PathBuf, String)>,
+    ) -> Option<Node> {
+        let text = file.as_str().unwrap_or_default();
+        let place = if file.span.line > 0 { file.span } else { span };
+        if is_remote(text) {
+            self.report
+                .unsupported(
+                    place,
+                    key,
+                    format!("`{text}` is not on this machine, and Wharf fetches no files"),
+                )
+                .hint("copy the file beside this one and extend from that");
+            return None;
+        }
+        let path = PathBuf::from(scope.base.resolve(text));
+        if path == source.path {
+            return self.base_here(wanted, place, key, source, scope, chain);
+        }
+        if !self.enter(&path, wanted, place, key, chain) {
+            return None;
+        }
+        let base = self.service_of(&path, wanted, place, key, scope, chain);
+        chain.pop();
+        base.filter(|base| !base.is_invalid())
+    }
+
+    /// One service out of another file, checked and canonical; the rest of that file is left aside.
+    fn service_of(
+        &mut self,
+        path: &Path,
+        wanted: &str,
+        place: Span,
+        key: &Key<'_>,
+        scope: &Scope<'_>,
+        chain: &mut Vec<(PathBuf, String)>,
+    ) -> Option<Node> {
+        let (file, documents) = self.documents(path, Some(Reference { span: place, key }))?;
+        let folder = path.parent().map(Path::to_owned).unwrap_or_default();
+        let inner =
+            Scope { environment: scope.environment, base: Base { folder, home: scope.base.home.clone() } };
+        let mut services = Mapping::default();
+        for document in documents {
+            let Some(root) = document.as_mapping() else { continue };
+            let Some(group) = root.get("services").and_then(Node::as_mapping) else { continue };
+            for (name, entry) in group.iter() {
+                services.insert(name, entry.key, entry.node.clone());
+            }
+        }
+        if !services.contains(wanted) {
+            let hint = did_you_mean(wanted, services.keys());
+            let message = format!("`{}` has no service `{wanted}` to extend", path.display());
+            self.report.error(Complaint::UnknownReference, place, key, message).hint_if(hint);
+            return None;
+        }
+        // Only what is needed is looked at: the service itself, and what it extends in the same file.
+        let needed = needed_services(&services, wanted);
+        services.retain(|name, _| needed.iter().any(|other| other == name));
+        let start = Span { file, line: 1, column: 1, length: 1 };
+        let mut root = Mapping::default();
+        root.insert("services", start, Node::new(start, Value::Mapping(services)));
+        let mut tree = Node::new(start, Value::Mapping(root));
+        let lookup = |name: &str| inner.environment.get(name).cloned();
+        interpolate::interpolate(&mut self.report, &mut tree, &Key::Root, &lookup);
+        check(&mut self.report, &mut tree, &Shape::Map(&shapes::FILE), &Key::Root, start);
+        canonical(&mut self.report, &mut tree, &inner.base);
+        let services = tree.as_mapping()?.get("services")?.as_mapping()?;
+        let source = Source { path, services, earlier: None };
+        let found = services.get(wanted)?.clone();
+        Some(self.extended(wanted, found, &source, &inner, chain))
+    }
+
+    /// Steps into a service that is extended, unless that closes a circle.
+    fn enter(
+        &mut self,
+        path: &Path,
+        service: &str,
+        place: Span,
+        key: &Key<'_>,
+        chain: &mut Vec<(PathBuf, String)>,
+    ) -> bool {
+        let step = (path.to_owned(), service.to_owned());
+        if let Some(start) = chain.iter().position(|other| *other == step) {
+            let mut names: Vec<&str> = chain[start..].iter().map(|(_, name)| name.as_str()).collect();
+            names.push(service);
+            let message = format!("services extend each other: {}", names.join(" -> "));
+            self.report.error(Complaint::Cycle, place, key, message);
+            return false;
+        }
+        if chain.len() > DEEPEST {
+            let message = format!("services extend each other more than {DEEPEST} levels deep");
+            self.report.error(Complaint::Cycle, place, key, message);
+            return false;
+        }
+        chain.push(step);
+        true
+    }
+
+    // --- environment ---
+
+    /// Adds the variables of a file; those that are there win.
+    pub(crate) fn add_env_file(
+        &mut self,
+        path: &Path,
+        reference: Option<Reference<'_>>,
+        environment: &mut Environment,
+    ) {
+        let Some(text) = self.text(path, reference) else { return };
+        let outer = environment.clone();
+        let lookup = |name: &str| outer.get(name).cloned();
+        for (name, value) in self.variables(path, text, dotenv::Format::Compose, &lookup) {
+            if !outer.contains_key(&name) {
+                environment.insert(name, value);
+            }
+        }
+    }
+
+    /// Adds the variables of `.env`, if there is one.
+    pub(crate) fn add_default_env_file(&mut self, folder: &Path, environment: &mut Environment) {
+        let path = clean(&folder.join(".env"));
+        let missing = match self.files.read(&path) {
+            Ok(_) => false,
+            Err(error) => {
+                error.kind() == io::ErrorKind::NotFound || error.kind() == io::ErrorKind::IsADirectory
+            }
+        };
+        if !missing {
+            self.add_env_file(&path, None, environment);
+        }
+    }
+
+    /// Reads variables out of text, complaining about what cannot be read.
+    pub(crate) fn variables(
+        &mut self,
+        path: &Path,
+        text: String,
+        format: dotenv::Format,
+        lookup: interpolate::Lookup<'_>,
+    ) -> Vec<(String, String)> {
+        let parsed = dotenv::parse(&text, format, lookup);
+        match parsed {
+            Ok(variables) if variables.unset.is_empty() => variables.entries,
+            Ok(variables) => {
+                let file = self.report.add_source(path, text);
+                for (name, line) in &variables.unset {
+                    let length =
+                        u32::try_from(self.report.line(file, *line).chars().count()).unwrap_or(u32::MAX);
+                    let span = Span { file, line: *line, column: 1, length };
+                    let message =
+                        format!("The \"{name}\" variable is not set. Defaulting to a blank string.");
+                    self.report.warn(Complaint::UnsetVariable, span, &Key::Root, message);
+                }
+                variables.entries
+            }
+            Err(fault) => {
+                let file = self.report.add_source(path, text);
+                let span = Span { file, line: fault.line, column: fault.column, length: 1 };
+                self.report.error(Complaint::Syntax, span, &Key::Root, fault.message).hint_if(fault.hint);
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Where a service that extends comes from.
+struct Source<'a> {
+    path: &'a Path,
+    services: &'a Mapping,
+    /// The services of files before this one.
+    earlier: Option<&'a Mapping>,
+}
+
+fn extends(service: &Node) -> Option<&Node> {
+    service.as_mapping()?.get("extends").filter(|node| node.tag != Tag::Reset)
+}
+
+/// A service and what it extends without naming a file, all the way down.
+fn needed_services(services: &Mapping, wanted: &str) -> Vec<String> {
+    let mut needed = vec![wanted.to_owned()];
+    let mut next = 0;
+    while let Some(name) = needed.get(next) {
+        next += 1;
+        let extends = services.get(name).and_then(extends);
+        let base = match extends.map(|node| &node.value) {
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Mapping(mapping)) => mapping.get("service").and_then(Node::scalar_text),
+            _ => None,
+        };
+        if let Some(base) = base
+            && !needed.contains(&base)
+        {
+            needed.push(base);
+        }
+    }
+    needed
+}
+
+fn is_remote(path: &str) -> bool {
+    ["http://", "https://", "git://", "ssh://", "oci://", "github.com/", "git@"]
+        .iter()
+        .any(|prefix| path.starts_with(prefix))
+}

@@ -1,0 +1,151 @@
+//! Lengths of time, sizes and numbers, as the Compose Specification writes them.
+//!
+//! Each function answers the value or a sentence about what is wrong with the text.
+
+use wharf_model::{Cpus, Millis};
+
+/// `1h30m`, `1.5s`, `500ms`; the units are `us ms s m h d w`.
+pub(crate) fn duration(text: &str) -> Result<Millis, String> {
+    let wrong = || {
+        format!(
+            "`{text}` is not a duration: write numbers with units, such as `30s` or `1m30s` (us, ms, s, m, h, d, w)"
+        )
+    };
+    let trimmed = text.trim();
+    if trimmed == "0" {
+        return Ok(Millis(0));
+    }
+    if trimmed.is_empty() {
+        return Err("a duration cannot be empty: write for example `30s`".to_owned());
+    }
+    if trimmed.parse::<f64>().is_ok() && !trimmed.starts_with('-') {
+        return Err(format!("the duration `{text}` has no unit: write `{trimmed}s` for seconds"));
+    }
+    if trimmed.starts_with('-') {
+        return Err(format!("a duration cannot be negative, as `{text}` is"));
+    }
+    let mut rest = trimmed;
+    let mut nanoseconds = 0_f64;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(wrong)?;
+        let number: f64 = rest[..end].parse().map_err(|_| wrong())?;
+        rest = &rest[end..];
+        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit = match &rest[..end] {
+            "ns" => 1.0,
+            "us" | "µs" | "μs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 60e9,
+            "h" => 3_600e9,
+            "d" => 86_400e9,
+            "w" => 604_800e9,
+            _ => return Err(wrong()),
+        };
+        nanoseconds += number * unit;
+        rest = &rest[end..];
+    }
+    let milliseconds = (nanoseconds / 1e6).ceil();
+    if milliseconds > 1e15 {
+        return Err(format!("the duration `{text}` is too long"));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
+    Ok(Millis(milliseconds as u64))
+}
+
+/// `512m`, `1.5gb`, `64k`, `1048576`: binary multiples, as Docker reads them.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || {
+        format!("`{text}` is not a size: write a number with a unit, such as `512m` or `2g` (b, k, m, g, t)")
+    };
+    let trimmed = text.trim();
+    let end = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
+    if trimmed.starts_with('-') {
+        return Err(format!("a size cannot be negative, as `{text}` is"));
+    }
+    let number: f64 = trimmed[..end].parse().map_err(|_| wrong())?;
+    let unit = trimmed[end..].trim_start().to_ascii_lowercase();
+    let letters = unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(&unit);
+    let power = match letters {
+        "" if unit == "ib" => return Err(wrong()),
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        "p" => 5,
+        _ => return Err(wrong()),
+    };
+    let size = number * 1024_f64.powi(power);
+    if size >= 9e18 {
+        return Err(format!("the size `{text}` is too large"));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
+    Ok(size as u64)
+}
+
+/// Processor time: `0.5`, `2`.
+pub(crate) fn cpus(value: f64) -> Result<Cpus, String> {
+    if !value.is_finite() || value < 0.0 || value > 1e6 {
+        return Err(format!("`{value}` is not a number of processors: write for example `0.5` or `2`"));
+    }
+    let thousandths = (value * 1000.0).round();
+    if value > 0.0 && thousandths < 1.0 {
+        return Err(format!("`{value}` processors is too little: at least `0.001`"));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
+    Ok(Cpus(thousandths as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        for (text, expected) in [
+            ("30s", 30_000),
+            ("1m30s", 90_000),
+            ("1.5s", 1500),
+            ("500ms", 500),
+            ("1d", 86_400_000),
+            ("10us", 1),
+        ] {
+            assert_eq!(duration(text), Ok(Millis(expected)), "{text}");
+        }
+        assert_eq!(duration("30").unwrap_err(), "the duration `30` has no unit: write `30s` for seconds");
+        for text in ["", "s", "-1s", "1x", "1s2", "1..2s", "99999999999999w"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_binary() {
+        for (text, expected) in [
+            ("512m", 512 << 20),
+            ("1.5gb", 3 << 29),
+            ("64K", 64 << 10),
+            ("10", 10),
+            ("2GiB", 2 << 30),
+            ("5b", 5),
+        ] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "m", "-1m", "1x", "1mm", "99999999p"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in any::<String>()) {
+            let _ = (duration(&text), bytes(&text));
+        }
+        #[test]
+        fn whole_seconds_come_back(seconds in 0_u64..1_000_000) {
+            prop_assert_eq!(duration(&format!("{seconds}s")), Ok(Millis::from_secs(seconds)));
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Checks a tree against the shape that the specification gives it, and says everything that does not fit.
+//!
+//! After the check, unknown keys are gone, what has a wrong kind is [`Value::Invalid`], and booleans and numbers given as
+//! text are booleans and numbers. Later stages complain only about meaning.
+
+use crate::diagnostic::{Complaint, Key, Report, Span, did_you_mean};
+use crate::node::{Node, Tag, Value};
+use crate::quantity;
+use crate::shapes;
+
+/// What may stand somewhere.
+pub(crate) enum Shape {
+    /// Anything at all.
+    Any,
+    /// A string.
+    Text,
+    /// A string or a number.
+    TextOrNumber,
+    /// A string, number, boolean, or nothing.
+    Scalar,
+    /// A boolean, or text that reads as one.
+    Bool,
+    /// A whole number, or text that reads as one.
+    Int,
+    /// A number, or text that reads as one.
+    Number,
+    /// A number with a unit of time.
+    Duration,
+    /// A number of bytes with or without a unit.
+    Size,
+    /// One of some words.
+    Word(&'static [&'static str]),
+    /// A list of such.
+    List(&'static Shape),
+    /// A mapping with known keys.
+    Map(&'static Object),
+    /// A mapping from any keys to such.
+    MapOf(&'static Shape),
+    /// A mapping from names to such; says what is named.
+    Named(&'static str, &'static Shape),
+    /// Such, or nothing.
+    OrNull(&'static Shape),
+    /// One of several kinds, told apart by what is there.
+    Either(&'static [Shape]),
+}
+
+/// A mapping with known keys.
+pub(crate) struct Object {
+    /// What it is, with its article: "a service".
+    pub(crate) what: &'static str,
+    pub(crate) keys: &'static [(&'static str, Shape)],
+    pub(crate) required: &'static [&'static str],
+}
+
+pub(crate) fn check(report: &mut Report, node: &mut Node, shape: &Shape, key: &Key<'_>, place: Span) {
+    if node.tag == Tag::Reset || node.is_invalid() {
+        return;
+    }
+    match shape {
+        Shape::Any => {}
+        Shape::OrNull(inner) => {
+            if !node.is_null() {
+                check(report, node, inner, key, place);
+            }
+        }
+        Shape::Either(shapes) => match shapes.iter().find(|shape| shape.accepts(node)) {
+            Some(shape) => check(report, node, shape, key, place),
+            None => wrong_type(report, node, shape, key, place),
+        },
+        _ if !shape.accepts(node) => wrong_type(report, node, shape, key, place),
+        Shape::Text | Shape::TextOrNumber | Shape::Scalar => {}
+        Shape::Bool => boolean(report, node, key, place),
+        Shape::Int => integer(report, node, key, place),
+        Shape::Number => number(report, node, key, place),
+        Shape::Duration => {
+            if let Some(Err(problem)) = node.as_str().map(quantity::duration) {
+                report.error(Complaint::InvalidValue, place, key, problem);
+                node.value = Value::Invalid;
+            }
+        }
+        Shape::Size => {
+            let text = node.scalar_text().unwrap_or_default();
+            if let Err(problem) = quantity::bytes(&text)
+                && text != "-1"
+            {
+                report.error(Complaint::InvalidValue, place, key, problem);
+                node.value = Value::Invalid;
+            }
+        }
+        Shape::Word(words) => word(report, node, words, key, place),
+        Shape::List(inner) => {
+            if let Value::Sequence(items) = &mut node.value {
+                for (index, item) in items.iter_mut().enumerate() {
+                    let span = item.span;
+                    check(report, item, inner, &key.item(index), span);
+                }
+            }
+        }
+        Shape::MapOf(inner) => {
+            if let Value::Mapping(mapping) = &mut node.value {
+                for (name, entry) in mapping.iter_mut() {
+                    let place = entry.place();
+                    check(report, &mut entry.node, inner, &key.field(name), place);
+                }
+            }
+        }
+        Shape::Named(what, inner) => named(report, node, what, inner, key),
+        Shape::Map(object) => fields(report, node, object, key, place),
+    }
+}
+
+impl Shape {
+    /// Whether a value is of the kind, leaving its content aside.
+    fn accepts(&self, node: &Node) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Text | Self::Word(_) | Self::Duration => matches!(node.value, Value::String(_)),
+            Self::TextOrNumber | Self::Number | Self::Size => {
+                matches!(node.value, Value::String(_) | Value::Int(_) | Value::Float(_))
+            }
+            Self::Int => match node.value {
+                Value::Float(value) => value.fract() == 0.0,
+                Value::String(_) | Value::Int(_) => true,
+                _ => false,
+            },
+            Self::Scalar => !matches!(node.value, Value::Sequence(_) | Value::Mapping(_) | Value::Invalid),
+            Self::Bool => matches!(node.value, Value::Bool(_) | Value::String(_)),
+            Self::List(_) => matches!(node.value, Value::Sequence(_)),
+            Self::Map(_) | Self::MapOf(_) | Self::Named(..) => matches!(node.value, Value::Mapping(_)),
+            Self::OrNull(inner) => node.is_null() || inner.accepts(node),
+            Self::Either(shapes) => shapes.iter().any(|shape| shape.accepts(node)),
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Any => "anything".to_owned(),
+            Self::Text => "a string".to_owned(),
+            Self::TextOrNumber => "a string or a number".to_owned(),
+            Self::Scalar => "a string, a number or a boolean".to_owned(),
+            Self::Bool => "`true` or `false`".to_owned(),
+            Self::Int => "a whole number".to_owned(),
+            Self::Number => "a number".to_owned(),
+            Self::Duration => "a duration such as `30s`".to_owned(),
+            Self::Size => "a size such as `512m`".to_owned(),
+            Self::Word(words) => one_of(words),
+            Self::List(_) => "a list".to_owned(),
+            Self::Map(_) | Self::MapOf(_) | Self::Named(..) => "a mapping".to_owned(),
+            Self::OrNull(inner) => inner.describe(),
+            Self::Either(shapes) => {
+                let mut parts: Vec<String> = shapes.iter().map(Self::describe).collect();
+                parts.dedup();
+                parts.join(" or ")
+            }
+        }
+    }
+
+    fn takes_list(&self) -> bool {
+        match self {
+            Self::List(_) => true,
+            Self::OrNull(inner) => inner.takes_list(),
+            Self::Either(shapes) => shapes.iter().any(Self::takes_list),
+            _ => false,
+        }
+    }
+}
+
+/// "`a`, `b` or `c`".
+pub(crate) fn one_of(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    match quoted.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// `services.web.ports` for people: the last name, and where a list's item is meant, which one.
+fn subject(key: &Key<'_>) -> String {
+    match key {
+        Key::Root => "a Compose file".to_owned(),
+        Key::Field(_, name) => format!("`{name}`"),
+        Key::Item(parent, index) => format!("item {} of `{}`", index + 1, parent.name()),
+    }
+}
+
+fn wrong_type(report: &mut Report, node: &mut Node, shape: &Shape, key: &Key<'_>, place: Span) {
+    let expected = shape.describe();
+    let hint = match (&node.value, shape) {
+        (Value::Null, _) => Some("remove the key, or give it a value".to_owned()),
+        (Value::Int(number), Shape::Duration) => Some(format!("give it a unit: `{number}s`")),
+        (Value::Int(_) | Value::Float(_) | Value::Bool(_), _) if expected.starts_with("a string") => {
+            node.scalar_text().map(|text| format!("put it in quotes: \"{text}\""))
+        }
+        (Value::String(_) | Value::Int(_) | Value::Float(_) | Value::Bool(_), _) if shape.takes_list() => {
+            node.scalar_text().map(|text| format!("write it as a list: `- {text}`"))
+        }
+        (Value::Mapping(mapping), _) if mapping.len() == 1 && expected.starts_with("a string") => {
+            let entry = mapping.iter().next();
+            entry.and_then(|(name, entry)| {
+                let value = entry.node.scalar_text()?;
+                Some(format!(
+                    "a colon followed by a space makes a mapping; for text write \"{name}: {value}\""
+                ))
+            })
+        }
+        _ => None,
+    };
+    let found = match node.value {
+        Value::Null => "it is empty".to_owned(),
+        _ => format!("it is {}", node.kind()),
+    };
+    report
+        .error(Complaint::WrongType, place, key, format!("{} must be {expected}, but {found}", subject(key)))
+        .hint_if(hint);
+    node.value = Value::Invalid;
+}
+
+fn boolean(report: &mut Report, node: &mut Node, key: &Key<'_>, place: Span) {
+    let Value::String(text) = &node.value else { return };
+    let (value, modern) = match text.to_ascii_lowercase().as_str() {
+        "true" => (true, true),
+        "false" => (false, true),
+        "y" | "yes" | "on" => (true, false),
+        "n" | "no" | "off" => (false, false),
+        _ => {
+            let message = format!("{} must be `true` or `false`, not `{text}`", subject(key));
+            report.error(Complaint::InvalidValue, place, key, message);
+            node.value = Value::Invalid;
+            return;
+        }
+    };
+    if !modern {
+        let message = format!("`{text}` is no boolean in YAML 1.2; it is taken as `{value}`");
+        report.warn(Complaint::Obsolete, place, key, message).hint(format!("write `{value}`"));
+    }
+    node.value = Value::Bool(value);
+}
+
+fn integer(report: &mut Report, node: &mut Node, key: &Key<'_>, place: Span) {
+    match &node.value {
+        Value::String(text) => match text.parse::<i64>() {
+            Ok(number) => node.value = Value::Int(number),
+            Err(_) => {
+                let message = format!("{} must be a whole number, not `{text}`", subject(key));
+                report.error(Complaint::InvalidValue, place, key, message);
+                node.value = Value::Invalid;
+            }
+        },
+        Value::Float(value) if value.abs() < 1e15 => {
+            #[expect(clippy::cast_possible_truncation, reason = "whole, and small enough")]
+            let number = *value as i64;
+            node.value = Value::Int(number);
+        }
+        Value::Float(value) => {
+            let message = format!("`{value}` is too large for {}", subject(key));
+            report.error(Complaint::InvalidValue, place, key, message);
+            node.value = Value::Invalid;
+        }
+        _ => {}
+    }
+}
+
+fn number(report: &mut Report, node: &mut Node, key: &Key<'_>, place: Span) {
+    let Value::String(text) = &node.value else { return };
+    match text.trim().parse::<f64>() {
+        Ok(number) if number.is_finite() => node.value = Value::Float(number),
+        _ => {
+            let message = format!("{} must be a number, not `{text}`", subject(key));
+            report.error(Complaint::InvalidValue, place, key, message);
+            node.value = Value::Invalid;
+        }
+    }
+}
+
+fn word(report: &mut Report, node: &mut Node, words: &[&'static str], key: &Key<'_>, place: Span) {
+    let Some(text) = node.as_str() else { return };
+    if words.contains(&text) {
+        return;
+    }
+    let message = format!("{} must be {}, not `{text}`", subject(key), one_of(words));
+    let hint = did_you_mean(text, words.iter().copied());
+    report.error(Complaint::InvalidValue, place, key, message).hint_if(hint);
+    node.value = Value::Invalid;
+}
+
+fn named(report: &mut Report, node: &mut Node, what: &str, inner: &Shape, key: &Key<'_>) {
+    let Value::Mapping(mapping) = &mut node.value else { return };
+    mapping.retain(|name, entry| {
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if !name.is_empty() && name.chars().all(legal) {
+            return true;
+        }
+        let message = format!("`{name}` is not a name for {what}");
+        report
+            .error(Complaint::InvalidValue, entry.key, &key.field(name), message)
+            .hint("use letters, digits, `.`, `_` and `-`");
+        false
+    });
+    for (name, entry) in mapping.iter_mut() {
+        let place = entry.place();
+        check(report, &mut entry.node, inner, &key.field(name), place);
+    }
+}
+
+fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>, place: Span) {
+    let Value::Mapping(mapping) = &mut node.value else { return };
+    mapping.retain(|name, entry| {
+        if object.keys.iter().any(|(known, _)| *known == name) {
+            return true;
+        }
+        if name == "x-wharf" {
+            let message = format!("`x-wharf` has no meaning in {}", object.what);
+            report
+                .error(Complaint::UnknownKey, entry.key, &key.field(name), message)
+                .hint("it belongs into a service");
+        } else if !name.starts_with("x-") {
+            let message = format!("unknown key `{name}` in {}", object.what);
+            let hint = shapes::hint_for_unknown(name, object);
+            report.error(Complaint::UnknownKey, entry.key, &key.field(name), message).hint_if(hint);
+        }
+        // Extensions mean nothing to the loader, by design.
+        false
+    });
+    for (name, entry) in mapping.iter_mut() {
+        let place = entry.place();
+        if let Some((_, shape)) = object.keys.iter().find(|(known, _)| *known == name) {
+            check(report, &mut entry.node, shape, &key.field(name), place);
+        }
+    }
+    for required in object.required {
+        if !mapping.contains(required) {
+            let message = format!("{} needs `{required}`", object.what);
+            report.error(Complaint::MissingKey, place, key, message);
+            node.value = Value::Invalid;
+            return;
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! Gives the tree its meaning: every key goes into the model, or is refused with a reason.
+//!
+//! The tree is merged, canonical and of the right kinds. References are checked here, and so is everything that several
+//! keys say together. Each mapping is read by one `match` over its keys whose last arm refuses, so a key that gets a
+//! shape and no meaning is refused, not dropped.
+
+mod container;
+mod deploy;
+mod mounts;
+mod network;
+mod probe;
+mod service;
+mod values;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use base64::Engine as _;
+use sha2::{Digest, Sha256};
+use wharf_model::{
+    AppName, AppSpec, FileSpec, NetworkMode, ServiceName, ServiceSpec, VolumeName, VolumeSpec,
+};
+
+use crate::diagnostic::{Complaint, Key, Report, Span, did_you_mean};
+use crate::node::{Entry, Mapping, Node, Value};
+use crate::project::{Assembly, Environment, Reference};
+
+/// Configs and secrets travel in records of the store, which are small.
+const LARGEST_FILE: usize = 1_000_000;
+
+pub(crate) fn app(
+    assembly: &mut Assembly<'_>,
+    tree: &Node,
+    name: Option<AppName>,
+    profiles: &BTreeSet<String>,
+    environment: &Environment,
+) -> Option<AppSpec> {
+    let empty = Mapping::default();
+    let root = tree.as_mapping().unwrap_or(&empty);
+    let services = root.get("services").and_then(Node::as_mapping).unwrap_or(&empty);
+    let active = services.iter().filter(|(_, entry)| is_active(&entry.node, profiles));
+    let active: BTreeSet<String> = active.map(|(name, _)| name.to_owned()).collect();
+    let mut typing = Typing {
+        assembly,
+        environment,
+        root,
+        services,
+        active,
+        edges: BTreeMap::new(),
+        aliases: Vec::new(),
+        networks: BTreeMap::new(),
+        configs: BTreeSet::new(),
+        secrets: BTreeSet::new(),
+    };
+    typing.app(name)
+}
+
+/// A service without profiles is always active.
+fn is_active(service: &Node, profiles: &BTreeSet<String>) -> bool {
+    let wanted = service.as_mapping().and_then(|mapping| mapping.get("profiles")).and_then(Node::as_sequence);
+    let wanted = wanted.unwrap_or_default();
+    wanted.is_empty()
+        || profiles.contains("*")
+        || wanted.iter().filter_map(Node::as_str).any(|profile| profiles.contains(profile))
+}
+
+struct Typing<'a, 'f> {
+    assembly: &'a mut Assembly<'f>,
+    environment: &'a Environment,
+    root: &'a Mapping,
+    services: &'a Mapping,
+    active: BTreeSet<String>,
+    /// Which service needs which, and where that is written.
+    edges: BTreeMap<String, Vec<(String, Span)>>,
+    /// Further names of services, asked for by others (`links`).
+    aliases: Vec<(ServiceName, String)>,
+    /// Networks that services are on.
+    networks: BTreeMap<String, ()>,
+    /// Configs that services mount.
+    configs: BTreeSet<String>,
+    /// Secrets that services mount.
+    secrets: BTreeSet<String>,
+}
+
+impl Typing<'_, '_> {
+    fn report(&mut self) -> &mut Report {
+        &mut self.assembly.report
+    }
+
+    fn app(&mut self, name: Option<AppName>) -> Option<AppSpec> {
+        let mut services = BTreeMap::new();
+        let group = Key::Root.field("services");
+        let all = self.services;
+        for (service, entry) in all.iter() {
+            if !self.active.contains(service) || entry.node.is_invalid() {
+                continue;
+            }
+            let key = group.field(service);
+            let Some(name) = values::named::<ServiceName>(self.report(), service, entry.key, &key) else {
+                continue;
+            };
+            if let Some(spec) = self.service(&name, entry, &key) {
+                services.insert(name, spec);
+            }
+        }
+        if all.is_empty() && self.assembly.report.errors() == 0 {
+            let place = self.root.entry("services").map_or(Span::default(), |entry| entry.key);
+            self.report()
+                .error(Complaint::MissingKey, place, &group, "the Compose files define no service")
+                .hint("write at least one under `services`");
+        } else if self.active.is_empty() && self.assembly.report.errors() == 0 {
+            self.report()
+                .general(Complaint::MissingKey, "every service has a profile, and none of them is active")
+                .hint("activate one: `--profile NAME`");
+        }
+        self.check_circles();
+        self.check_published(&services);
+        self.add_aliases(&mut services);
+        let networks = self.network_specs();
+        let volumes = self.volume_specs();
+        let configs = self.file_specs("configs");
+        let secrets = self.file_specs("secrets");
+        Some(AppSpec { name: name?, services, networks, volumes, configs, secrets })
+    }
+
+    /// A service that another one names; complains if there is none, or it is not active.
+    fn reference(&mut self, name: &str, span: Span, key: &Key<'_>, required: bool) -> Option<ServiceName> {
+        if self.active.contains(name) {
+            return name.parse().ok();
+        }
+        if self.services.contains(name) {
+            if required {
+                let profiles = self.services.get(name).and_then(Node::as_mapping);
+                let profiles =
+                    profiles.and_then(|service| service.get("profiles")).and_then(Node::as_sequence);
+                let profile =
+                    profiles.and_then(|items| items.first()).and_then(Node::as_str).unwrap_or("NAME");
+                let hint = format!("activate it with `--profile {profile}`, or say `required: false`");
+                let message = format!("the service `{name}` is needed, but its profile is not active");
+                self.report().error(Complaint::UnknownReference, span, key, message).hint(hint);
+            }
+            return None;
+        }
+        if required {
+            let hint = did_you_mean(name, self.services.keys());
+            let message = format!("there is no service `{name}`");
+            self.report().error(Complaint::UnknownReference, span, key, message).hint_if(hint);
+        }
+        None
+    }
+
+    /// Whether something is declared at the top level; complains if not.
+    fn declared(&mut self, group: &str, name: &str, span: Span, key: &Key<'_>) -> bool {
+        let members = self.root.get(group).and_then(Node::as_mapping);
+        if members.is_some_and(|members| members.contains(name)) {
+            return true;
+        }
+        let what = group.trim_end_matches('s');
+        let known = members.into_iter().flat_map(Mapping::keys);
+        let hint = did_you_mean(name, known).unwrap_or_else(|| match group {
+            "networks" | "volumes" => format!("declare it at the top level: `{group}: {{{name}: }}`"),
+            _ => format!("declare it at the top level, under `{group}`"),
+        });
+        let message = format!("the {what} `{name}` is not defined");
+        self.report().error(Complaint::UnknownReference, span, key, message).hint(hint);
+        false
+    }
+
+    /// Services that wait for each other in a circle would wait for ever.
+    fn check_circles(&mut self) {
+        let edges = std::mem::take(&mut self.edges);
+        let mut done: BTreeSet<&str> = BTreeSet::new();
+        for start in edges.keys() {
+            // Depth first without recursion: `path` is the way from the start, with the next edge to follow.
+            let mut path: Vec<(&str, usize)> = vec![(start, 0)];
+            while let Some((service, next)) = path.last_mut() {
+                let service = *service;
+                let Some((needed, span)) = edges.get(service).and_then(|edges| edges.get(*next)) else {
+                    done.insert(service);
+                    path.pop();
+                    continue;
+                };
+                *next += 1;
+                if let Some(from) = path.iter().position(|(name, _)| name == needed) {
+                    let mut names: Vec<&str> = path[from..].iter().map(|(name, _)| *name).collect();
+                    names.push(needed);
+                    let key = Key::Root.field("services");
+                    let key = key.field(service);
+                    self.assembly
+                        .report
+                        .error(
+                            Complaint::Cycle,
+                            *span,
+                            &key.field("depends_on"),
+                            format!("services depend on each other: {}", names.join(" -> ")),
+                        )
+                        .hint("leave out one of these dependencies");
+                    done.extend(path.iter().map(|(name, _)| *name));
+                    break;
+                }
+                if !done.contains(needed.as_str()) {
+                    path.push((needed, 0));
+                }
+            }
+        }
+    }
+
+    /// One port of the cluster can lead to one service.
+    fn check_published(&mut self, services: &BTreeMap<ServiceName, ServiceSpec>) {
+        let mut taken: BTreeMap<(u16, &str, String), &ServiceName> = BTreeMap::new();
+        let mut clashes = Vec::new();
+        for (name, service) in services {
+            for port in &service.ports {
+                let Some(published) = port.published else { continue };
+                let address = port.host_ip.filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
+                let id = (published, port.protocol.as_str(), address.unwrap_or_default());
+                match taken.get(&id) {
+                    Some(other) if *other != name => {
+                        clashes.push((name, (*other).clone(), published, port.protocol.as_str()));
+                    }
+                    _ => {
+                        taken.insert(id, name);
+                    }
+                }
+            }
+        }
+        for (name, other, published, protocol) in clashes {
+            let place = |service: &ServiceName| {
+                let entry = self.services.get(service.as_str()).and_then(Node::as_mapping)?.entry("ports")?;
+                let items = entry.node.as_sequence()?;
+                let found = items.iter().find(|item| {
+                    let text =
+                        item.as_mapping().and_then(|port| port.get("published")).and_then(Node::as_str);
+                    text == Some(published.to_string().as_str())
+                });
+                Some(found.map_or(entry.key, |item| item.span))
+            };
+            let (span, first) = (place(name).unwrap_or_default(), place(&other));
+            let group = Key::Root.field("services");
+            let key = group.field(name.as_str());
+            let message = format!("the port {published}/{protocol} is published by `{other}` as well");
+            self.assembly
+                .report
+                .error(Complaint::Conflict, span, &key.field("ports"), message)
+                .hint("publish one of them on another port");
+            if let Some(first) = first {
+                self.assembly.report.relate(first, format!("published by `{other}` here"));
+            }
+        }
+    }
+
+    /// Names that links ask for, on every network of the service.
+    fn add_aliases(&mut self, services: &mut BTreeMap<ServiceName, ServiceSpec>) {
+        for (target, alias) in std::mem::take(&mut self.aliases) {
+            let Some(service) = services.get_mut(&target) else { continue };
+            if service.network_mode != NetworkMode::Networks {
+                continue;
+            }
+            for attachment in service.networks.values_mut() {
+                if !attachment.aliases.contains(&alias) {
+                    attachment.aliases.push(alias.clone());
+                }
+            }
+        }
+    }
+
+    fn volume_specs(&mut self) -> BTreeMap<VolumeName, VolumeSpec> {
+        let mut volumes = BTreeMap::new();
+        let group = Key::Root.field("volumes");
+        let Some(entry) = self.root.entry("volumes") else { return volumes };
+        for (name, entry) in values::entries(entry) {
+            let key = group.field(name);
+            let Some(volume) = values::named::<VolumeName>(self.report(), name, entry.key, &key) else {
+                continue;
+            };
+            let mut spec = VolumeSpec::default();
+            for (field, value) in values::entries(entry) {
+                let key = key.field(field);
+                match field {
+                    "name" => spec.name = values::full_text(self.report(), value, &key),
+                    "external" => spec.external = values::flag(value).unwrap_or_default(),
+                    "driver_opts" => spec.driver_opts = values::text_map(value),
+                    "labels" => spec.labels = values::text_map(value),
+                    "driver" => match value.node.as_str() {
+                        None | Some("" | "default" | "local") => {}
+                        Some(driver) => {
+                            let message = format!("the volume driver `{driver}` is not supported");
+                            self.report()
+                                .unsupported(value.place(), &key, message)
+                                .hint("use `local`; its `driver_opts` mount NFS and CIFS as well");
+                        }
+                    },
+                    _ => self.unforeseen(value, &key),
+                }
+            }
+            self.check_external(entry, &key, spec.external, &["driver", "driver_opts", "labels"]);
+            volumes.insert(volume, spec);
+        }
+        volumes
+    }
+
+    /// What is made elsewhere cannot be described here.
+    fn check_external(&mut self, entry: &Entry, key: &Key<'_>, external: bool, described: &[&str]) {
+        if !external {
+            return;
+        }
+        let found = values::entries(entry).find(|(field, _)| described.contains(field));
+        if let Some((field, value)) = found {
+            let message = format!("`{}` is external, so `{field}` has no effect on it", key.name());
+            self.report()
+                .error(Complaint::Conflict, value.key, &key.field(field), message)
+                .hint(format!("remove `{field}`, or `external: true`"));
+        }
+    }
+
+    /// A key that has a shape and no meaning yet.
+    fn unforeseen(&mut self, entry: &Entry, key: &Key<'_>) {
+        let message = format!("`{}` is not supported", key.name());
+        self.report().unsupported(entry.key, key, message).hint("remove it");
+    }
+
+    /// Configs or secrets that services mount, with their content.
+    fn file_specs(&mut self, group: &'static str) -> BTreeMap<String, FileSpec> {
+        let used = std::mem::take(if group == "configs" { &mut self.configs } else { &mut self.secrets });
+        let group_key = Key::Root.field(group);
+        let mut specs = BTreeMap::new();
+        let Some(declared) = self.root.entry(group) else { return specs };
+        for (name, entry) in values::entries(declared) {
+            if used.contains(name)
+                && let Some(spec) = self.file_spec(entry, &group_key.field(name))
+            {
+                specs.insert(name.to_owned(), spec);
+            }
+        }
+        specs
+    }
+
+    fn file_spec(&mut self, entry: &Entry, key: &Key<'_>) -> Option<FileSpec> {
+        let mut spec = FileSpec::default();
+        let mut sources: Vec<(&str, Span)> = Vec::new();
+        let mut content: Option<Vec<u8>> = None;
+        for (field, value) in values::entries(entry) {
+            let key = key.field(field);
+            match field {
+                "name" => spec.name = values::full_text(self.report(), value, &key),
+                "external" => spec.external = values::flag(value).unwrap_or_default(),
+                "content" => {
+                    sources.push(("content", value.key));
+                    content = values::text(value).map(String::into_bytes);
+                }
+                "environment" => {
+                    sources.push(("environment", value.key));
+                    content = self.from_environment(value, &key);
+                }
+                "file" => {
+                    sources.push(("file", value.key));
+                    content = self.from_file(value, &key);
+                }
+                "labels" | "driver" | "driver_opts" | "template_driver" => {
+                    let message = format!("`{field}` of configs and secrets is not supported");
+                    self.report().unsupported(value.key, &key, message).hint("remove it");
+                }
+                _ => self.unforeseen(value, &key),
+            }
+        }
+        if let [(first, one), (second, two), ..] = sources.as_slice() {
+            let message = format!("`{}` has both `{first}` and `{second}`", key.name());
+            self.report().error(Complaint::Conflict, *two, key, message).hint("keep one of them");
+            self.report().relate(*one, format!("`{first}` is here"));
+            return None;
+        }
+        match (sources.first(), spec.external) {
+            (Some((field, span)), true) => {
+                let message = format!("`{}` is external, so `{field}` has no effect on it", key.name());
+                self.report().error(Complaint::Conflict, *span, key, message).hint("keep one of them");
+            }
+            (None, false) => {
+                let message = format!("`{}` says nothing about its content", key.name());
+                self.report()
+                    .error(Complaint::MissingKey, entry.key, key, message)
+                    .hint("give it `file`, `environment` or `content`, or say `external: true`");
+            }
+            (None, true) => {}
+            (Some(_), false) => {
+                let content = content?;
+                if content.len() > LARGEST_FILE {
+                    let message = format!(
+                        "`{}` has {} bytes of content; configs and secrets have at most {LARGEST_FILE}",
+                        key.name(),
+                        content.len()
+                    );
+                    self.report()
+                        .error(Complaint::InvalidValue, entry.key, key, message)
+                        .hint("put large files into the image or a volume");
+                    return None;
+                }
+                spec.digest = Some(hex::encode(Sha256::digest(&content)));
+                spec.content = Some(base64::engine::general_purpose::STANDARD.encode(&content));
+            }
+        }
+        Some(spec)
+    }
+
+    fn from_environment(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Vec<u8>> {
+        let name = entry.node.as_str()?;
+        if let Some(value) = self.environment.get(name) {
+            return Some(value.clone().into_bytes());
+        }
+        let message = format!("the variable `{name}` is not set");
+        self.report()
+            .error(Complaint::UnsetVariable, entry.place(), key, message)
+            .hint("set it in the environment or in `.env`");
+        None
+    }
+
+    fn from_file(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Vec<u8>> {
+        let path = entry.node.as_str()?;
+        match self.assembly.files.read(Path::new(path)) {
+            Ok(content) => Some(content),
+            Err(error) => {
+                let problem = match error.kind() {
+                    std::io::ErrorKind::NotFound => format!("there is no file `{path}`"),
+                    _ => format!("`{path}` cannot be read: {error}"),
+                };
+                self.report().error(Complaint::Unreadable, entry.place(), key, problem);
+                None
+            }
+        }
+    }
+
+    /// Variables of `env_file` or `label_file`, in order; later ones win.
+    fn variables_of(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, String> {
+        let mut found: BTreeMap<String, String> = BTreeMap::new();
+        let items = entry.node.as_sequence().unwrap_or_default();
+        for (index, item) in items.iter().enumerate() {
+            let key = key.item(index);
+            let (path, required, format) = match &item.value {
+                Value::String(path) => (path.as_str(), true, None),
+                Value::Mapping(mapping) => {
+                    let Some(path) = mapping.get("path").and_then(Node::as_str) else { continue };
+                    let required = mapping.entry("required").and_then(values::flag).unwrap_or(true);
+                    (path, required, mapping.entry("format"))
+                }
+                _ => continue,
+            };
+            let format = match format.and_then(|entry| Some((entry, entry.node.as_str()?))) {
+                None | Some((_, "")) => crate::dotenv::Format::Compose,
+                Some((_, "raw")) => crate::dotenv::Format::Raw,
+                Some((entry, other)) => {
+                    let message = format!("`{other}` is not a format of env files");
+                    let place = entry.place();
+                    self.report()
+                        .error(Complaint::InvalidValue, place, &key.field("format"), message)
+                        .hint("leave it out, or write `raw`");
+                    continue;
+                }
+            };
+            let path = Path::new(path);
+            let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+            if !required && self.assembly.files.read(path).is_err_and(|error| absent(&error)) {
+                continue;
+            }
+            let reference = Reference { span: item.span, key: &key };
+            let Some(text) = self.assembly.text(path, Some(reference)) else { continue };
+            let environment = self.environment;
+            let before = found.clone();
+            let lookup = |name: &str| environment.get(name).or_else(|| before.get(name)).cloned();
+            found.extend(self.assembly.variables(path, text, format, &lookup));
+        }
+        found
+    }
+}

@@ -1,0 +1,360 @@
+//! How a service's containers are made: everything that goes to the engine as it stands.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use wharf_model::{Blkio, Bytes, ContainerSpec, DeviceMapping, Logging, Ulimit};
+
+use super::{Typing, values};
+use crate::diagnostic::{Complaint, Key};
+use crate::node::{Entry, Mapping, Node, Value};
+
+impl Typing<'_, '_> {
+    pub(super) fn container(&mut self, service: &Mapping, key: &Key<'_>) -> ContainerSpec {
+        let mut spec = ContainerSpec::default();
+        for (field, entry) in service.iter() {
+            let key = key.field(field);
+            if entry.node.is_invalid() {
+                continue;
+            }
+            self.container_key(&mut spec, field, entry, &key);
+        }
+        self.environment(service, key, &mut spec);
+        self.container_labels(service, key, &mut spec);
+        spec
+    }
+
+    /// One key; those that say nothing about containers are read elsewhere, and listed there.
+    fn container_key(&mut self, spec: &mut ContainerSpec, field: &str, entry: &Entry, key: &Key<'_>) {
+        match field {
+            "command" => spec.command = values::command(self.report(), entry, key),
+            "entrypoint" => spec.entrypoint = values::command(self.report(), entry, key),
+            "working_dir" => spec.working_dir = values::full_text(self.report(), entry, key),
+            "user" => spec.user = values::full_text(self.report(), entry, key),
+            "hostname" => spec.hostname = self.host_name(entry, key),
+            "domainname" => spec.domainname = values::full_text(self.report(), entry, key),
+            "annotations" => spec.annotations = values::text_map(entry),
+            "tty" => spec.tty = values::flag(entry).unwrap_or_default(),
+            "stdin_open" => spec.stdin_open = values::flag(entry).unwrap_or_default(),
+            "init" => spec.init = values::flag(entry),
+            "read_only" => spec.read_only = values::flag(entry).unwrap_or_default(),
+            "privileged" => spec.privileged = values::flag(entry).unwrap_or_default(),
+            "cap_add" => spec.cap_add = values::strings(entry),
+            "cap_drop" => spec.cap_drop = values::strings(entry),
+            "security_opt" => spec.security_opt = self.security_options(entry, key),
+            "group_add" => spec.group_add = values::strings(entry),
+            "devices" => spec.devices = self.devices(entry, key),
+            "device_cgroup_rules" => spec.device_cgroup_rules = values::strings(entry),
+            "dns" => spec.dns = self.name_servers(entry, key),
+            "dns_search" => spec.dns_search = values::strings(entry),
+            "dns_opt" => spec.dns_opt = values::strings(entry),
+            "extra_hosts" => spec.extra_hosts = extra_hosts(entry),
+            "ipc" => spec.ipc = self.namespace(entry, key, &["host", "none", "private", "shareable"]),
+            "pid" => spec.pid = self.namespace(entry, key, &["host"]),
+            "uts" => spec.uts = self.namespace(entry, key, &["host"]),
+            "userns_mode" => spec.userns_mode = self.namespace(entry, key, &["host"]),
+            "cgroup" => spec.cgroup = values::text(entry),
+            "cgroup_parent" => spec.cgroup_parent = values::full_text(self.report(), entry, key),
+            "shm_size" => spec.shm_size = values::size(self.report(), entry, key).map(Bytes),
+            "sysctls" => spec.sysctls = self.sysctls(entry, key),
+            "ulimits" => spec.ulimits = self.ulimits(entry, key),
+            "tmpfs" => spec.tmpfs = self.memory_mounts(entry, key),
+            "volumes" => spec.mounts = self.mounts(entry, key),
+            "logging" => spec.logging = logging(entry),
+            "oom_kill_disable" => spec.oom_kill_disable = values::flag(entry).unwrap_or_default(),
+            "oom_score_adj" => spec.oom_score_adj = values::whole(self.report(), entry, key, -1000..=1000),
+            "mem_swappiness" => spec.mem_swappiness = values::whole(self.report(), entry, key, -1..=100),
+            "memswap_limit" => spec.memswap_limit = values::size_or_unlimited(entry),
+            "cpu_shares" => spec.cpu_shares = values::whole(self.report(), entry, key, 0..=i64::MAX),
+            "cpu_period" => spec.cpu_period = values::microseconds(self.report(), entry, key),
+            "cpu_quota" => spec.cpu_quota = values::microseconds(self.report(), entry, key),
+            "cpu_rt_period" => spec.cpu_rt_period = values::microseconds(self.report(), entry, key),
+            "cpu_rt_runtime" => spec.cpu_rt_runtime = values::microseconds(self.report(), entry, key),
+            "cpuset" => spec.cpuset = values::full_text(self.report(), entry, key),
+            "blkio_config" => spec.blkio = Some(self.block_io(entry, key)),
+            "runtime" => spec.runtime = values::full_text(self.report(), entry, key),
+            "storage_opt" => spec.storage_opt = values::text_map(entry),
+            "stop_signal" => spec.stop_signal = self.signal(entry, key),
+            "stop_grace_period" => spec.stop_grace_period = values::duration(entry),
+            // Read by `Typing::service`; the rest is refused there.
+            "image" | "build" | "pull_policy" | "platform" | "scale" | "deploy" | "restart"
+            | "depends_on" | "links" | "networks" | "network_mode" | "ports" | "expose" | "healthcheck"
+            | "configs" | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf" | "environment"
+            | "env_file" | "labels" | "label_file" | "cpus" | "mem_limit" | "mem_reservation"
+            | "pids_limit" | "develop" | "attach" | "external_links" | "volumes_from" | "mac_address"
+            | "cpu_count" | "cpu_percent" | "isolation" | "credential_spec" | "pre_start" | "post_start"
+            | "pre_stop" | "provider" | "models" | "use_api_socket" | "pull_refresh_after" => {}
+            _ => self.unforeseen(entry, key),
+        }
+    }
+
+    /// `env_file` first, `environment` over it; bare names are taken from the environment.
+    fn environment(&mut self, service: &Mapping, key: &Key<'_>, spec: &mut ContainerSpec) {
+        if let Some(files) = service.entry("env_file") {
+            let found = self.variables_of(files, &key.field("env_file"));
+            spec.environment.extend(found.into_iter().map(|(name, value)| (name, Some(value))));
+        }
+        let Some(entry) = service.entry("environment") else { return };
+        for (name, entry) in values::entries(entry) {
+            match &entry.node.value {
+                Value::String(value) => {
+                    spec.environment.insert(name.to_owned(), Some(value.clone()));
+                }
+                Value::Null => {
+                    let outer = self.environment.get(name).cloned();
+                    let inner = spec.environment.get(name).cloned().flatten();
+                    spec.environment.insert(name.to_owned(), outer.or(inner));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn container_labels(&mut self, service: &Mapping, key: &Key<'_>, spec: &mut ContainerSpec) {
+        if let Some(files) = service.entry("label_file") {
+            spec.labels = self.variables_of(files, &key.field("label_file"));
+        }
+        if let Some(entry) = service.entry("labels") {
+            spec.labels.extend(values::text_map(entry));
+        }
+    }
+
+    fn host_name(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {
+        let name = values::full_text(self.report(), entry, key)?;
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+        };
+        if name.len() <= 253 && name.split('.').all(label) {
+            return Some(name);
+        }
+        let message = format!("`{name}` is not a host name");
+        self.report()
+            .error(Complaint::InvalidValue, entry.place(), key, message)
+            .hint("use letters, digits and `-`, with dots between labels");
+        None
+    }
+
+    fn security_options(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<String> {
+        for (index, item) in entry.node.as_sequence().unwrap_or_default().iter().enumerate() {
+            let Some(text) = item.as_str() else { continue };
+            let Some((_, profile)) = text.split_once(['=', ':']).filter(|(name, _)| *name == "seccomp")
+            else {
+                continue;
+            };
+            if profile != "unconfined" && profile != "builtin" && !profile.trim_start().starts_with('{') {
+                let message = format!("the seccomp profile `{profile}` is a file that the nodes do not have");
+                self.report()
+                    .unsupported(item.span, &key.item(index), message)
+                    .hint("write the profile itself as JSON after `seccomp=`, or `seccomp=unconfined`");
+            }
+        }
+        values::strings(entry)
+    }
+
+    fn devices(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<DeviceMapping> {
+        let mut devices = Vec::new();
+        for (index, item, device) in values::mappings(entry) {
+            let text = |name: &str| device.get(name).and_then(Node::as_str).unwrap_or_default().to_owned();
+            let (source, target, permissions) = (text("source"), text("target"), text("permissions"));
+            if !source.starts_with('/') {
+                let message = format!("the device `{source}` is not a path");
+                self.report()
+                    .unsupported(item.span, &key.item(index), message)
+                    .hint("name a path such as `/dev/ttyUSB0`; ask for GPUs with `gpus` or `deploy.resources.reservations.devices`");
+                continue;
+            }
+            devices.push(DeviceMapping { source, target, permissions });
+        }
+        devices
+    }
+
+    fn name_servers(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<IpAddr> {
+        let mut servers = Vec::new();
+        for (index, item) in entry.node.as_sequence().unwrap_or_default().iter().enumerate() {
+            let Some(text) = item.as_str() else { continue };
+            match text.parse() {
+                Ok(address) => servers.push(address),
+                Err(_) => {
+                    let message = format!("`{text}` is not an IP address of a name server");
+                    self.report().error(Complaint::InvalidValue, item.span, &key.item(index), message);
+                }
+            }
+        }
+        servers
+    }
+
+    /// A namespace of the node or the container's own, but not one of another container.
+    fn namespace(&mut self, entry: &Entry, key: &Key<'_>, known: &[&str]) -> Option<String> {
+        let mode = values::text(entry).filter(|mode| !mode.is_empty())?;
+        if known.contains(&mode.as_str()) {
+            return Some(mode);
+        }
+        let name = key.name();
+        if mode.starts_with("service:") || mode.starts_with("container:") {
+            let message =
+                format!("`{name}: {mode}` shares a namespace with a container that may run on another node");
+            self.report().unsupported(entry.place(), key, message).hint(
+                "run both programs in one container, or share the network with `network_mode: service:…`",
+            );
+        } else {
+            let message = format!("`{mode}` is not a mode of `{name}`");
+            let hint = crate::shape::one_of(known);
+            self.report().error(Complaint::InvalidValue, entry.place(), key, message).hint(hint);
+        }
+        None
+    }
+
+    fn sysctls(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, String> {
+        for (name, entry) in values::entries(entry) {
+            if entry.node.is_null() {
+                let message = format!("the kernel parameter `{name}` has no value");
+                self.report()
+                    .error(Complaint::InvalidValue, entry.key, &key.field(name), message)
+                    .hint(format!("write `{name}: 1`"));
+            }
+        }
+        values::text_map(entry)
+    }
+
+    fn ulimits(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, Ulimit> {
+        const NAMES: [&str; 15] = [
+            "as",
+            "core",
+            "cpu",
+            "data",
+            "fsize",
+            "locks",
+            "memlock",
+            "msgqueue",
+            "nice",
+            "nofile",
+            "nproc",
+            "rss",
+            "rtprio",
+            "rttime",
+            "sigpending",
+        ];
+        let mut limits = BTreeMap::new();
+        for (name, entry) in values::entries(entry) {
+            let key = key.field(name);
+            if !NAMES.contains(&name) && name != "stack" {
+                let hint = crate::diagnostic::did_you_mean(name, NAMES);
+                let message = format!("`{name}` is not a ulimit");
+                self.report().error(Complaint::InvalidValue, entry.key, &key, message).hint_if(hint);
+                continue;
+            }
+            let bounds = -1..=i64::MAX;
+            let limit = match entry.node.as_mapping() {
+                None => {
+                    values::whole(self.report(), entry, &key, bounds).map(|n| Ulimit { soft: n, hard: n })
+                }
+                Some(mapping) => {
+                    let mut read = |field: &str| {
+                        let entry = mapping.entry(field)?;
+                        values::whole(&mut self.assembly.report, entry, &key.field(field), bounds.clone())
+                    };
+                    read("soft").zip(read("hard")).map(|(soft, hard)| Ulimit { soft, hard })
+                }
+            };
+            if let Some(limit) = limit {
+                if limit.hard != -1 && (limit.soft > limit.hard || limit.soft == -1) {
+                    let message = format!("the soft limit of `{name}` is above its hard limit");
+                    self.report().error(Complaint::InvalidValue, entry.key, &key, message);
+                }
+                limits.insert(name.to_owned(), limit);
+            }
+        }
+        limits
+    }
+
+    fn block_io(&mut self, entry: &Entry, key: &Key<'_>) -> Blkio {
+        let mut spec = Blkio::default();
+        for (field, entry) in values::entries(entry) {
+            let key = key.field(field);
+            match field {
+                "weight" => spec.weight = values::whole(self.report(), entry, &key, 10..=1000),
+                "weight_device" => {
+                    for (index, item, mapping) in values::mappings(entry) {
+                        let path = mapping.get("path").and_then(Node::scalar_text);
+                        let weight = mapping.entry("weight").and_then(|weight| {
+                            values::whole(&mut self.assembly.report, weight, &key.item(index), 10..=1000)
+                        });
+                        match (path, weight) {
+                            (Some(path), Some(weight)) => {
+                                spec.weight_device.insert(path, weight);
+                            }
+                            _ => {
+                                self.report().error(
+                                    Complaint::MissingKey,
+                                    item.span,
+                                    &key.item(index),
+                                    "a device's weight needs `path` and `weight`",
+                                );
+                            }
+                        }
+                    }
+                }
+                "device_read_bps" => spec.device_read_bps = self.rates(entry, &key),
+                "device_write_bps" => spec.device_write_bps = self.rates(entry, &key),
+                "device_read_iops" => spec.device_read_iops = self.rates(entry, &key),
+                "device_write_iops" => spec.device_write_iops = self.rates(entry, &key),
+                _ => self.unforeseen(entry, &key),
+            }
+        }
+        spec
+    }
+
+    fn rates(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, u64> {
+        let mut rates = BTreeMap::new();
+        for (index, item, mapping) in values::mappings(entry) {
+            let key = key.item(index);
+            let path = mapping.get("path").and_then(Node::scalar_text);
+            let rate = mapping.entry("rate").and_then(|rate| values::size(self.report(), rate, &key));
+            match (path, rate) {
+                (Some(path), Some(rate)) => {
+                    rates.insert(path, rate);
+                }
+                _ => {
+                    self.report().error(
+                        Complaint::MissingKey,
+                        item.span,
+                        &key,
+                        "a device's limit needs `path` and `rate`",
+                    );
+                }
+            }
+        }
+        rates
+    }
+
+    fn signal(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {
+        let signal = values::full_text(self.report(), entry, key)?;
+        let number = signal.parse::<u8>().is_ok_and(|number| (1..=64).contains(&number));
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-');
+        let name = signal.starts_with(|c: char| c.is_ascii_alphabetic()) && signal.chars().all(legal);
+        if number || name {
+            return Some(signal);
+        }
+        let message = format!("`{signal}` is not a signal");
+        self.report()
+            .error(Complaint::InvalidValue, entry.place(), key, message)
+            .hint("write for example `SIGINT`");
+        None
+    }
+}
+
+/// The engine takes `name:address`.
+fn extra_hosts(entry: &Entry) -> Vec<String> {
+    values::strings(entry).into_iter().map(|line| line.replacen('=', ":", 1)).collect()
+}
+
+fn logging(entry: &Entry) -> Option<Logging> {
+    let mapping = entry.node.as_mapping()?;
+    let driver = mapping.get("driver").and_then(Node::as_str).filter(|driver| !driver.is_empty());
+    let options = mapping.entry("options").map(values::text_map).unwrap_or_default();
+    Some(Logging { driver: driver.map(str::to_owned), options })
+}

@@ -1,0 +1,269 @@
+//! What a service mounts: volumes, paths of the node, memory, configs and secrets.
+
+use std::collections::BTreeMap;
+
+use wharf_model::{Bytes, FileMount, MountSource, MountSpec, VolumeName};
+
+use super::{Typing, values};
+use crate::diagnostic::{Complaint, Key, Span};
+use crate::node::{Entry, Mapping, Node};
+use crate::short::is_windows;
+
+/// Paths that every node has by itself.
+const EVERYWHERE: [&str; 8] = [
+    "/dev",
+    "/proc",
+    "/sys",
+    "/etc/localtime",
+    "/etc/timezone",
+    "/var/run/docker.sock",
+    "/run/docker.sock",
+    "/var/lib/docker",
+];
+
+impl Typing<'_, '_> {
+    pub(super) fn mounts(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<MountSpec> {
+        let mut mounts = Vec::new();
+        for (index, item, mount) in values::mappings(entry) {
+            let key = key.item(index);
+            if let Some(mount) = self.mount(mount, item.span, &key) {
+                mounts.push(mount);
+            }
+        }
+        mounts
+    }
+
+    fn mount(&mut self, mount: &Mapping, span: Span, key: &Key<'_>) -> Option<MountSpec> {
+        let Some(target) = mount.get("target").and_then(Node::as_str) else {
+            if !mount.contains("target") {
+                self.report().error(
+                    Complaint::MissingKey,
+                    span,
+                    key,
+                    "a volume needs `target`, the path in the container",
+                );
+            }
+            return None;
+        };
+        let target = self.target(target, span, key)?;
+        let kind = mount.get("type").and_then(Node::as_str)?;
+        for (field, value) in mount.iter() {
+            let detail = matches!(field, "bind" | "volume" | "tmpfs" | "image");
+            let empty = value.node.as_mapping().is_some_and(Mapping::is_empty);
+            if detail && field != kind && !empty {
+                let message = format!("`{field}` has no meaning for a mount of type `{kind}`");
+                self.report().error(Complaint::Conflict, value.key, &key.field(field), message);
+            }
+            if field == "consistency" {
+                self.report()
+                    .warn(
+                        Complaint::Obsolete,
+                        value.key,
+                        &key.field(field),
+                        "`consistency` has no effect on Linux",
+                    )
+                    .hint("remove it");
+            }
+        }
+        let details = mount.entry(kind);
+        let source = mount.get("source").and_then(Node::as_str).filter(|source| !source.is_empty());
+        let place = mount.entry("source").map_or(span, Entry::place);
+        let read_only = mount.entry("read_only").and_then(values::flag).unwrap_or_default();
+        let source = match kind {
+            "bind" => self.bind(source, place, span, details, key)?,
+            "volume" => self.volume(source, place, details, key)?,
+            "tmpfs" => {
+                if source.is_some() {
+                    self.report().error(Complaint::Conflict, place, key, "a tmpfs has no source");
+                    return None;
+                }
+                self.memory(details, key)
+            }
+            other => {
+                self.report()
+                    .unsupported(span, key, format!("mounts of type `{other}` are not supported"))
+                    .hint("use a named volume: `type: volume`");
+                return None;
+            }
+        };
+        Some(MountSpec { source, target, read_only })
+    }
+
+    fn target(&mut self, target: &str, span: Span, key: &Key<'_>) -> Option<String> {
+        if target.starts_with('/') {
+            return Some(target.to_owned());
+        }
+        let message = format!("`{target}` is not an absolute path in the container");
+        self.report().error(Complaint::InvalidValue, span, key, message).hint(format!("write `/{target}`"));
+        None
+    }
+
+    fn bind(
+        &mut self,
+        source: Option<&str>,
+        place: Span,
+        span: Span,
+        details: Option<&Entry>,
+        key: &Key<'_>,
+    ) -> Option<MountSource> {
+        let Some(path) = source else {
+            self.report().error(
+                Complaint::MissingKey,
+                span,
+                key,
+                "a bind needs `source`, a path of the node",
+            );
+            return None;
+        };
+        if is_windows(path) || path.starts_with(r"\\") {
+            self.report()
+                .unsupported(place, key, format!("`{path}` is a path of Windows"))
+                .hint("name a path of the nodes, which run Linux");
+            return None;
+        }
+        let everywhere = |known: &str| path == known || path.starts_with(&format!("{known}/"));
+        if !EVERYWHERE.into_iter().any(everywhere) {
+            self.report()
+                .warn(Complaint::Note, place, key, format!("`{path}` is taken from the node that runs the task"))
+                .hint("put files into `configs`, data into a named volume, or choose the node with `deploy.placement`");
+        }
+        let (mut create, mut propagation, mut selinux) = (false, None, None);
+        for (field, value) in details.into_iter().flat_map(values::entries) {
+            let key = key.field(field);
+            match field {
+                "create_host_path" => create = values::flag(value).unwrap_or_default(),
+                "propagation" => {
+                    propagation = values::text(value);
+                    let known = ["rprivate", "private", "rshared", "shared", "rslave", "slave"];
+                    if let Some(text) = value.node.as_str()
+                        && !known.contains(&text)
+                    {
+                        let message = format!("`{text}` is not a bind propagation");
+                        let hint = crate::shape::one_of(&known);
+                        self.report().error(Complaint::InvalidValue, value.place(), &key, message).hint(hint);
+                    }
+                }
+                "selinux" => selinux = values::text(value),
+                "recursive" => {
+                    self.report()
+                        .unsupported(value.key, &key, "binds are always recursive")
+                        .hint("remove `recursive`");
+                }
+                _ => self.unforeseen(value, &key),
+            }
+        }
+        Some(MountSource::Bind { path: path.to_owned(), create, propagation, selinux })
+    }
+
+    fn volume(
+        &mut self,
+        source: Option<&str>,
+        place: Span,
+        details: Option<&Entry>,
+        key: &Key<'_>,
+    ) -> Option<MountSource> {
+        let (mut nocopy, mut subpath) = (false, None);
+        for (field, value) in details.into_iter().flat_map(values::entries) {
+            let key = key.field(field);
+            match field {
+                "nocopy" => nocopy = values::flag(value).unwrap_or_default(),
+                "subpath" => subpath = values::full_text(self.report(), value, &key),
+                "labels" => {
+                    self.report()
+                        .unsupported(value.key, &key, "a volume is labelled where it is declared")
+                        .hint("write `labels` under `volumes` at the top level");
+                }
+                _ => self.unforeseen(value, &key),
+            }
+        }
+        let Some(name) = source else {
+            return Some(MountSource::Anonymous);
+        };
+        if name.starts_with(['/', '.', '~']) {
+            let message = format!("`{name}` is a path, but the mount is of type `volume`");
+            self.report().error(Complaint::Conflict, place, key, message).hint("write `type: bind`");
+            return None;
+        }
+        if !self.declared("volumes", name, place, key) {
+            return None;
+        }
+        let volume: VolumeName = values::named(self.report(), name, place, key)?;
+        Some(MountSource::Volume { volume, nocopy, subpath })
+    }
+
+    fn memory(&mut self, details: Option<&Entry>, key: &Key<'_>) -> MountSource {
+        let (mut size, mut mode) = (None, None);
+        for (field, value) in details.into_iter().flat_map(values::entries) {
+            let key = key.field(field);
+            match field {
+                "size" => size = values::size(self.report(), value, &key).map(Bytes),
+                "mode" => mode = values::permissions(self.report(), value, &key),
+                _ => self.unforeseen(value, &key),
+            }
+        }
+        MountSource::Tmpfs { size, mode }
+    }
+
+    /// `tmpfs: [path:options]`.
+    pub(super) fn memory_mounts(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, String> {
+        let mut mounts = BTreeMap::new();
+        for (index, item) in entry.node.as_sequence().unwrap_or_default().iter().enumerate() {
+            let Some(text) = item.as_str() else { continue };
+            let (path, options) = text.split_once(':').unwrap_or((text, ""));
+            if let Some(path) = self.target(path, item.span, &key.item(index)) {
+                mounts.insert(path, options.to_owned());
+            }
+        }
+        mounts
+    }
+
+    /// The configs or secrets of a service.
+    pub(super) fn mounted_files(
+        &mut self,
+        group: &'static str,
+        entry: &Entry,
+        key: &Key<'_>,
+    ) -> Vec<FileMount> {
+        let mut mounts = Vec::new();
+        for (index, item, mount) in values::mappings(entry) {
+            let key = key.item(index);
+            let Some(source) = mount.get("source").and_then(Node::as_str) else {
+                if !mount.contains("source") {
+                    let message = format!("it needs `source`, a name under `{group}`");
+                    self.report().error(Complaint::MissingKey, item.span, &key, message);
+                }
+                continue;
+            };
+            let place = mount.entry("source").map_or(item.span, Entry::place);
+            if !self.declared(group, source, place, &key) {
+                continue;
+            }
+            if group == "configs" {
+                self.configs.insert(source.to_owned());
+            } else {
+                self.secrets.insert(source.to_owned());
+            }
+            let folder = if group == "configs" { "" } else { "/run/secrets" };
+            let target = match mount.get("target").and_then(Node::as_str).filter(|target| !target.is_empty())
+            {
+                Some(target) if target.starts_with('/') => target.to_owned(),
+                Some(target) => format!("{folder}/{target}"),
+                None => format!("{folder}/{source}"),
+            };
+            let mut made = FileMount { source: source.to_owned(), target, uid: None, gid: None, mode: None };
+            for (field, value) in mount.iter() {
+                let key = key.field(field);
+                let numeric = 0..=i64::from(u32::MAX);
+                match field {
+                    "source" | "target" => {}
+                    "uid" => made.uid = values::whole(self.report(), value, &key, numeric),
+                    "gid" => made.gid = values::whole(self.report(), value, &key, numeric),
+                    "mode" => made.mode = values::permissions(self.report(), value, &key),
+                    _ => self.unforeseen(value, &key),
+                }
+            }
+            mounts.push(made);
+        }
+        mounts
+    }
+}

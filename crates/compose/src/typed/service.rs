@@ -1,0 +1,343 @@
+//! One service: what it runs, what it needs, and which of its keys go where.
+
+use std::collections::BTreeMap;
+
+use wharf_model::{
+    Dependency, DependencyCondition, Mode, NetworkMode, PlacementSpec, PullPolicy, Resources,
+    RestartCondition, RestartPolicy, ServiceName, ServiceSpec, UpdatePolicy,
+};
+
+use super::{Typing, values};
+use crate::diagnostic::{Complaint, Key, Span, did_you_mean};
+use crate::node::{Entry, Mapping, Node};
+use crate::short::is_windows;
+
+/// What a key of a service is read as.
+enum Part {
+    /// How the container is made.
+    Container,
+    /// Limits and reservations.
+    Amount,
+    /// Read together with others.
+    Together,
+    /// Not what a cluster can honour.
+    Refused { reason: &'static str, instead: &'static str },
+}
+
+fn part(key: &str) -> Part {
+    let refused = |reason, instead| Part::Refused { reason, instead };
+    match key {
+        "image" | "build" | "pull_policy" | "platform" | "scale" | "deploy" | "restart" | "depends_on"
+        | "links" | "networks" | "network_mode" | "ports" | "expose" | "healthcheck" | "configs"
+        | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf" | "environment" | "env_file"
+        | "labels" | "label_file" | "volumes" | "tmpfs" => Part::Together,
+        "cpus" | "mem_limit" | "mem_reservation" | "pids_limit" => Part::Amount,
+        "develop" => refused(
+            "`develop` is about files on the machine of a developer",
+            "use it with `docker compose watch`, in a file of its own (`-f`)",
+        ),
+        "attach" => refused(
+            "`attach` is about the terminal of `docker compose up`",
+            "choose services: `wharf logs NAME`",
+        ),
+        "external_links" => refused(
+            "`external_links` names containers of one machine",
+            "share an external network with the other app",
+        ),
+        "volumes_from" => refused(
+            "`volumes_from` takes the mounts of a container that may run on another node",
+            "mount the same named volume in both services",
+        ),
+        "mac_address" => refused("addresses on a network are given by the cluster", "remove it"),
+        "cpu_count" | "cpu_percent" | "isolation" | "credential_spec" => refused(
+            "it is for Windows containers; Wharf runs Linux ones",
+            "remove it; limit processors with `cpus`",
+        ),
+        "pre_start" | "post_start" | "pre_stop" => refused(
+            "hooks are not supported yet",
+            "run it in the image's entrypoint, or as a service that others depend on with `service_completed_successfully`",
+        ),
+        "provider" => refused(
+            "providers run programs on the machine of a developer",
+            "describe the service by an image",
+        ),
+        "models" => refused("models are not supported", "run the model as a service of its own"),
+        "use_api_socket" => refused(
+            "containers get no access to the engine's API",
+            "mount `/var/run/docker.sock` where you accept the risk",
+        ),
+        "pull_refresh_after" => refused("images are not refreshed by age", "write `pull_policy: always`"),
+        _ => Part::Container,
+    }
+}
+
+impl Typing<'_, '_> {
+    pub(super) fn service(
+        &mut self,
+        name: &ServiceName,
+        entry: &Entry,
+        key: &Key<'_>,
+    ) -> Option<ServiceSpec> {
+        let service = entry.node.as_mapping()?;
+        let mut spec = ServiceSpec {
+            image: self.image(service, entry.key, key)?,
+            pull_policy: PullPolicy::default(),
+            mode: Mode::default(),
+            container: self.container(service, key),
+            depends_on: BTreeMap::new(),
+            network_mode: NetworkMode::default(),
+            networks: BTreeMap::new(),
+            ports: Vec::new(),
+            expose: Vec::new(),
+            restart: RestartPolicy::default(),
+            update: UpdatePolicy::default(),
+            placement: PlacementSpec::default(),
+            resources: Resources::default(),
+            healthcheck: None,
+            probe: None,
+            labels: BTreeMap::new(),
+            configs: Vec::new(),
+            secrets: Vec::new(),
+        };
+        for (field, value) in service.iter() {
+            let key = key.field(field);
+            if value.node.is_invalid() {
+                continue;
+            }
+            match part(field) {
+                Part::Container | Part::Together | Part::Amount => {}
+                Part::Refused { reason, instead } => {
+                    self.report().unsupported(value.key, &key, reason).hint(instead);
+                }
+            }
+        }
+        let at = |field: &'static str| service.entry(field).map(|entry| (entry, key.field(field)));
+        if let Some((entry, key)) = at("restart") {
+            spec.restart = self.restart(entry, &key);
+        }
+        if let Some((entry, key)) = at("pull_policy") {
+            spec.pull_policy = self.pull_policy(entry, &key);
+        }
+        self.deploy(service, key, &mut spec);
+        self.amounts(service, key, &mut spec);
+        if let Some((entry, key)) = at("platform") {
+            spec.placement.platform = self.platform(entry, &key);
+        }
+        if let Some((entry, key)) = at("gpus") {
+            let requests = self.device_requests(entry, &key, true);
+            spec.resources.devices.extend(requests);
+        }
+        if let Some((entry, key)) = at("depends_on") {
+            spec.depends_on = self.depends_on(name, entry, &key);
+        }
+        self.connections(name, service, key, &mut spec);
+        if let Some((entry, key)) = at("links") {
+            self.links(name, entry, &key, &mut spec);
+        }
+        if let Some((entry, _)) = at("expose") {
+            spec.expose = values::strings(entry);
+        }
+        if let Some((entry, key)) = at("healthcheck") {
+            spec.healthcheck = self.healthcheck(entry, &key);
+        }
+        if let Some((entry, key)) = at("x-wharf") {
+            spec.probe = self.wharf(entry, &key);
+        }
+        if let Some((entry, key)) = at("configs") {
+            spec.configs = self.mounted_files("configs", entry, &key);
+        }
+        if let Some((entry, key)) = at("secrets") {
+            spec.secrets = self.mounted_files("secrets", entry, &key);
+        }
+        self.container_name(service, key, &mut spec);
+        Some(spec)
+    }
+
+    fn image(&mut self, service: &Mapping, place: Span, key: &Key<'_>) -> Option<String> {
+        let image = service.entry("image");
+        let build = service.entry("build");
+        if image.is_some_and(|entry| entry.node.is_invalid()) || build.is_some_and(|b| b.node.is_invalid()) {
+            return None;
+        }
+        if let Some(build) = build {
+            let key = key.field("build");
+            match image {
+                None => {
+                    self.report()
+                        .unsupported(build.key, &key, "the cluster does not build images yet")
+                        .hint("build and push the image, and name it with `image:`");
+                    return None;
+                }
+                Some(_) => {
+                    self.report()
+                        .warn(Complaint::Note, build.key, &key, "nothing is built; the cluster uses `image`")
+                        .hint("build and push the image before");
+                }
+            }
+        }
+        if let Some(image) = image {
+            let key = key.field("image");
+            let text = values::full_text(self.report(), image, &key)?;
+            if text.contains(char::is_whitespace) {
+                let message = format!("`{text}` is not an image reference");
+                self.report()
+                    .error(Complaint::InvalidValue, image.place(), &key, message)
+                    .hint("write `name:tag`, such as `nginx:1.29`");
+                return None;
+            }
+            return Some(text);
+        }
+        if service.contains("provider") {
+            return None;
+        }
+        let message = format!("the service `{}` has neither an image nor a build", key.name());
+        self.report().error(Complaint::MissingKey, place, key, message).hint("write `image: name:tag`");
+        None
+    }
+
+    fn pull_policy(&mut self, entry: &Entry, key: &Key<'_>) -> PullPolicy {
+        let text = entry.node.as_str().unwrap_or("missing");
+        match text {
+            "always" => PullPolicy::Always,
+            "never" => PullPolicy::Never,
+            "missing" | "if_not_present" => PullPolicy::Missing,
+            "build" => {
+                self.report()
+                    .unsupported(entry.place(), key, "the cluster does not build images yet")
+                    .hint("build and push the image, and write `pull_policy: missing`");
+                PullPolicy::Missing
+            }
+            "refresh" | "daily" | "weekly" => self.refresh_policy(entry, key),
+            text if text.starts_with("every_") => self.refresh_policy(entry, key),
+            _ => {
+                let known = ["always", "never", "missing", "if_not_present"];
+                let hint = did_you_mean(text, known).unwrap_or_else(|| crate::shape::one_of(&known));
+                let message = format!("`{text}` is not a pull policy");
+                self.report().error(Complaint::InvalidValue, entry.place(), key, message).hint(hint);
+                PullPolicy::Missing
+            }
+        }
+    }
+
+    fn refresh_policy(&mut self, entry: &Entry, key: &Key<'_>) -> PullPolicy {
+        self.report()
+            .unsupported(entry.place(), key, "images are not refreshed by age")
+            .hint("write `pull_policy: always`: the image is asked for at every release");
+        PullPolicy::Always
+    }
+
+    fn restart(&mut self, entry: &Entry, key: &Key<'_>) -> RestartPolicy {
+        let text = entry.node.as_str().unwrap_or_default();
+        let default = RestartPolicy::default();
+        match text {
+            "no" => RestartPolicy { condition: RestartCondition::None, ..default },
+            "" | "always" | "unless-stopped" => default,
+            "on-failure" => RestartPolicy { condition: RestartCondition::OnFailure, ..default },
+            _ => {
+                let attempts = text.strip_prefix("on-failure:").and_then(|count| count.parse::<u32>().ok());
+                if attempts.is_none() {
+                    let message = format!("`{text}` is not a restart policy");
+                    let known = ["no", "always", "on-failure", "unless-stopped"];
+                    let hint = did_you_mean(text, known).unwrap_or_else(|| {
+                        "\"no\", `always`, `on-failure`, `on-failure:3`, `unless-stopped`".to_owned()
+                    });
+                    self.report().error(Complaint::InvalidValue, entry.place(), key, message).hint(hint);
+                }
+                // Docker means no limit by 0.
+                let max_attempts = attempts.filter(|attempts| *attempts > 0);
+                RestartPolicy { condition: RestartCondition::OnFailure, max_attempts, ..default }
+            }
+        }
+    }
+
+    fn platform(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {
+        let text = values::full_text(self.report(), entry, key)?;
+        let parts: Vec<&str> = text.split('/').collect();
+        if parts.len() > 3 || parts.iter().any(|part| part.is_empty()) {
+            let message = format!("`{text}` is not a platform");
+            self.report()
+                .error(Complaint::InvalidValue, entry.place(), key, message)
+                .hint("write `os/architecture`, such as `linux/arm64`");
+            return None;
+        }
+        Some(text)
+    }
+
+    fn depends_on(
+        &mut self,
+        service: &ServiceName,
+        entry: &Entry,
+        key: &Key<'_>,
+    ) -> BTreeMap<ServiceName, Dependency> {
+        let mut dependencies = BTreeMap::new();
+        for (name, entry) in values::entries(entry) {
+            let key = key.field(name);
+            let Some(mapping) = entry.node.as_mapping() else { continue };
+            let required = mapping.entry("required").and_then(values::flag).unwrap_or(true);
+            let restart = mapping.entry("restart").and_then(values::flag).unwrap_or_default();
+            let condition = match mapping.get("condition").and_then(Node::as_str) {
+                Some("service_healthy") => DependencyCondition::ServiceHealthy,
+                Some("service_completed_successfully") => DependencyCondition::ServiceCompletedSuccessfully,
+                _ => DependencyCondition::ServiceStarted,
+            };
+            if let Some(target) = self.reference(name, entry.key, &key, required) {
+                self.edge(service, &target, entry.key);
+                dependencies.insert(target, Dependency { condition, restart, required });
+            }
+        }
+        dependencies
+    }
+
+    pub(super) fn edge(&mut self, from: &ServiceName, to: &ServiceName, span: Span) {
+        self.edges.entry(from.as_str().to_owned()).or_default().push((to.as_str().to_owned(), span));
+    }
+
+    /// `service` or `service:alias`: started first, and found under the alias.
+    fn links(&mut self, service: &ServiceName, entry: &Entry, key: &Key<'_>, spec: &mut ServiceSpec) {
+        for (index, item) in entry.node.as_sequence().unwrap_or_default().iter().enumerate() {
+            let Some(text) = item.as_str() else { continue };
+            let (name, alias) = text.split_once(':').unwrap_or((text, text));
+            let Some(target) = self.reference(name, item.span, &key.item(index), true) else { continue };
+            if alias != name {
+                self.aliases.push((target.clone(), alias.to_owned()));
+            }
+            if !spec.depends_on.contains_key(&target) {
+                self.edge(service, &target, item.span);
+                let condition = DependencyCondition::ServiceStarted;
+                spec.depends_on.insert(target, Dependency { condition, restart: false, required: true });
+            }
+        }
+    }
+
+    /// Tasks are named by the cluster; the name people gave stays one under which the service is found.
+    fn container_name(&mut self, service: &Mapping, key: &Key<'_>, spec: &mut ServiceSpec) {
+        let Some(entry) = service.entry("container_name") else { return };
+        let key = key.field("container_name");
+        let Some(name) = values::full_text(self.report(), entry, &key) else { return };
+        if spec.mode != (Mode::Replicated { replicas: 1 }) {
+            self.report()
+                .unsupported(entry.key, &key, "several containers cannot have one name")
+                .hint("remove `container_name`; the service is found under its own name");
+            return;
+        }
+        if spec.network_mode != NetworkMode::Networks {
+            self.report()
+                .unsupported(entry.key, &key, "the cluster names containers by their tasks")
+                .hint("remove `container_name`");
+            return;
+        }
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if !name.chars().all(legal) || is_windows(&name) {
+            let message = format!("`{name}` is not a container's name");
+            self.report()
+                .error(Complaint::InvalidValue, entry.place(), &key, message)
+                .hint("use letters, digits, `.`, `_` and `-`");
+            return;
+        }
+        for attachment in spec.networks.values_mut() {
+            if !attachment.aliases.contains(&name) {
+                attachment.aliases.push(name.clone());
+            }
+        }
+    }
+}
