@@ -167,7 +167,7 @@ impl Cluster {
         }
         Self {
             world,
-            now: Timestamp(1_000_000),
+            now: Timestamp(1_000_000_000),
             ids: SeededIds::new(7),
             scripts: BTreeMap::new(),
             cut_off: vec![],
@@ -238,7 +238,7 @@ impl Cluster {
                 status.exit = Some(Exit { code, oom: false });
                 status.ended_at = Some(self.now);
             }
-            (Phase::Running, Script::Sicken) => {
+            (Phase::Running, Script::Sicken) if status.health != Health::Unhealthy => {
                 status.health = Health::Unhealthy;
                 status.probe_output = Some("connection refused".into());
             }

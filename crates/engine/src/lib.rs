@@ -14,6 +14,8 @@ mod pass;
 mod place;
 mod plan;
 mod rollout;
+#[cfg(test)]
+mod scenarios;
 mod spec;
 mod tasks;
 mod waiting;

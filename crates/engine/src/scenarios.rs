@@ -1,0 +1,543 @@
+//! What happens to an app in the situations people meet, from release to removal, on a cluster that carries decisions out.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use wharf_model::*;
+
+use crate::{Change, Reason, Request, fixtures::*};
+
+fn healthy() -> DependencyCondition {
+    DependencyCondition::ServiceHealthy
+}
+fn names(list: &[&str]) -> Vec<ServiceName> {
+    list.iter().map(|name| name.parse().unwrap()).collect()
+}
+fn wordpress() -> AppSpec {
+    app(&[
+        ("db", with_volume(service("mariadb"), "db_data")),
+        ("web", published(after(service("wordpress"), "db", healthy()), 8080, PublishMode::Ingress)),
+    ])
+}
+
+#[test]
+fn an_app_comes_up_in_the_order_of_its_dependencies() {
+    let mut cluster = Cluster::of(3);
+    cluster.up(&wordpress());
+
+    let _ = cluster.pass();
+    assert_eq!((cluster.tasks("db").len(), cluster.tasks("web").len()), (1, 0));
+    insta::assert_snapshot!(cluster.waiting(), @r"
+    db.1 is pending on n1
+    web.1 waits for db to be healthy: db is pending
+    ");
+
+    cluster.settle();
+    assert_eq!((cluster.ready("db").len(), cluster.ready("web").len()), (1, 1));
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+    assert_eq!(cluster.last, Default::default(), "as desired, with nothing to do and nothing to say");
+}
+
+#[test]
+fn a_dependency_that_is_not_healthy_says_what_its_check_said() {
+    let mut cluster = Cluster::of(1);
+    let mut spec = wordpress();
+    spec.services.get_mut("db".parse::<ServiceName>().as_ref().unwrap()).unwrap().restart.condition =
+        RestartCondition::None;
+    cluster.scripts.insert("mariadb:1".into(), Script::Sicken);
+    cluster.up(&spec);
+    cluster.settle();
+    insta::assert_snapshot!(cluster.waiting(), @r"
+    db.1 is unhealthy on n1, and its restart policy leaves it so; it last said: connection refused
+    web.1 waits for db to be healthy: db runs and its check has not passed yet; it last said: connection refused
+    ");
+    assert_eq!(cluster.rollout().state, RolloutState::Failed);
+}
+
+#[test]
+fn an_optional_dependency_is_awaited_only_as_long_as_it_can_come() {
+    let mut cluster = Cluster::of(1);
+    let mut web = after(service("web"), "migrate", DependencyCondition::ServiceCompletedSuccessfully);
+    web.depends_on.values_mut().for_each(|dependency| dependency.required = false);
+    let mut migrate = service("migrate");
+    migrate.restart.condition = RestartCondition::None;
+    cluster.scripts.insert("migrate:1".into(), Script::Exit(3));
+    cluster.up(&app(&[("migrate", migrate), ("web", web)]));
+
+    let _ = cluster.pass();
+    assert_eq!(cluster.tasks("web").len(), 0);
+    cluster.settle();
+    assert_eq!(cluster.ready("web").len(), 1);
+}
+
+#[test]
+fn a_one_shot_service_completes_and_is_as_wanted() {
+    let mut cluster = Cluster::of(1);
+    let mut migrate = service("migrate");
+    migrate.restart.condition = RestartCondition::OnFailure;
+    let web = after(service("web"), "migrate", DependencyCondition::ServiceCompletedSuccessfully);
+    cluster.scripts.insert("migrate:1".into(), Script::Exit(0));
+    cluster.up(&app(&[("migrate", migrate), ("web", web)]));
+    cluster.settle();
+    assert_eq!(cluster.tasks("migrate").len(), 1, "it is not started again");
+    assert_eq!(cluster.ready("web").len(), 1);
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+}
+
+#[test]
+fn a_failing_task_is_started_again_ever_later_and_given_up_after_max_attempts() {
+    let mut cluster = Cluster::of(1);
+    let mut web = service("web");
+    web.restart.max_attempts = Some(3);
+    cluster.scripts.insert("web:1".into(), Script::Exit(1));
+    cluster.up(&app(&[("web", web)]));
+    cluster.settle();
+    let tasks = cluster.tasks("web");
+    let made: Vec<_> = tasks.iter().map(|task| task.created_at).collect();
+    let waits: Vec<_> = made.windows(2).map(|two| two[1].since(two[0]).as_secs()).collect();
+    assert_eq!(waits, [1, 2, 4]);
+    assert_eq!(tasks.iter().map(|task| task.failures).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    insta::assert_snapshot!(cluster.waiting(), @"web.1 ended 4 times and is not started again, as its restart policy says: exit code 1");
+}
+
+#[test]
+fn a_task_that_held_longer_than_the_window_starts_a_clean_record() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle();
+    let task = cluster.ready("web").remove(0);
+    cluster.now = cluster.now + Duration::from_secs(3600);
+    let ended = TaskStatus {
+        phase: Phase::Failed,
+        exit: Some(Exit { code: 1, oom: false }),
+        ended_at: Some(cluster.now),
+        sequence: 99,
+        ..task.status
+    };
+    let task = Task { failures: 6, ..cluster.tasks("web").remove(0) };
+    cluster.world.insert_task(task.clone());
+    cluster.world.set_task_status(task.id, ended);
+    let decision = cluster.pass();
+    assert_eq!(decision.wake_at, Some(cluster.now + Duration::from_secs(1)), "{:?}", decision.waiting);
+}
+
+#[test]
+fn a_node_with_a_wrong_clock_neither_hastens_nor_delays_the_next_attempt() {
+    for skew in [-3_600_000_i64, 3_600_000] {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&app(&[("web", service("web"))]));
+        cluster.settle();
+        let task = cluster.ready("web").remove(0);
+        let on_node = |at: Timestamp| Some(Timestamp(at.0.saturating_add_signed(skew)));
+        cluster.now = task.created_at + Duration::from_millis(500);
+        let status = TaskStatus {
+            phase: Phase::Failed,
+            started_at: on_node(task.created_at),
+            ended_at: on_node(cluster.now),
+            sequence: 99,
+            ..task.status
+        };
+        cluster.world.set_task_status(task.id, status);
+        assert_eq!(cluster.pass().wake_at, Some(cluster.now + Duration::from_secs(1)), "skew {skew}");
+    }
+}
+
+#[test]
+fn an_unhealthy_task_is_stopped_and_replaced_and_counts_as_failed() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle();
+    let task = cluster.ready("web").remove(0);
+    cluster
+        .world
+        .set_task_status(task.id, TaskStatus { health: Health::Unhealthy, sequence: 50, ..task.status });
+    cluster.settle();
+    let tasks = cluster.tasks("web");
+    assert_eq!(tasks[0].stop, Some(StopReason::Unhealthy));
+    assert_eq!((tasks.len(), tasks[1].failures), (2, 1));
+    assert!(tasks[1].is_ready());
+}
+
+#[test]
+fn a_newer_task_is_ready_before_the_older_one_stops() {
+    let mut cluster = Cluster::of(3);
+    cluster.up(&app(&[("web", replicas(service("web"), 3))]));
+    cluster.settle();
+    cluster.up(&app(&[("web", replicas(service("web2"), 3))]));
+    cluster.settle_for(Duration::from_secs(60), &mut |cluster| {
+        assert!(cluster.ready("web").len() >= 3, "{:#?}", cluster.tasks("web"));
+        let live = cluster.tasks("web").iter().filter(|task| !task.is_over() && task.stop.is_none()).count();
+        assert!(live <= 4, "one more than wanted at a time");
+    });
+    assert!(cluster.ready("web").iter().all(|task| task.generation == Generation(2)));
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+}
+
+#[test]
+fn two_tasks_never_write_to_one_volume() {
+    let mut cluster = Cluster::of(3);
+    cluster.up(&app(&[("db", with_volume(service("mariadb"), "db_data"))]));
+    cluster.settle();
+    let home = cluster.ready("db")[0].node;
+    cluster.up(&app(&[("db", with_volume(service("mariadb2"), "db_data"))]));
+    cluster.settle_for(Duration::from_secs(60), &mut |cluster| {
+        assert!(cluster.tasks("db").iter().filter(|task| !task.is_over()).count() <= 1);
+    });
+    assert_eq!(cluster.ready("db")[0].node, home, "its data is there");
+}
+
+#[test]
+fn host_ports_are_handed_over_and_not_shared() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", published(service("web"), 80, PublishMode::Host))]));
+    cluster.settle();
+    cluster.up(&app(&[("web", published(service("web2"), 80, PublishMode::Host))]));
+    cluster.settle();
+    assert_eq!(cluster.ready("web")[0].generation, Generation(2));
+}
+
+#[test]
+fn a_failing_release_returns_to_the_one_before() {
+    for script in [Script::Exit(1), Script::Refuse, Script::Sicken] {
+        let mut cluster = Cluster::of(3);
+        let db = with_volume(service("mariadb"), "db_data");
+        cluster.up(&app(&[
+            ("db", db.clone()),
+            ("web", replicas(service("web"), 2)),
+            ("old", service("old")),
+        ]));
+        cluster.settle();
+        let before: Vec<_> = cluster.ready("web").iter().map(|task| task.id).collect();
+
+        cluster.scripts.insert("bad:1".into(), script.clone());
+        cluster.up(&app(&[("db", db), ("web", replicas(service("bad"), 2)), ("new", service("new"))]));
+        cluster.settle_for(Duration::from_secs(300), &mut |cluster| {
+            assert!(cluster.ready("web").len() >= 2, "those that serve go on serving");
+        });
+
+        assert_eq!(
+            cluster.rollout().state,
+            RolloutState::RolledBack,
+            "{script:?}: {}",
+            cluster.rollout().reason
+        );
+        let app = cluster.world.app(&app_key()).unwrap();
+        assert_eq!(app.release, ReleaseNumber(1));
+        assert_eq!(cluster.ready("web").iter().map(|task| task.id).collect::<Vec<_>>(), before, "untouched");
+        assert_eq!((cluster.ready("old").len(), cluster.tasks("new").len()), (1, 0));
+        assert!(cluster.last.waiting.is_empty(), "{}", cluster.waiting());
+    }
+}
+
+#[test]
+fn a_rollback_says_why() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle();
+    cluster.scripts.insert("bad:1".into(), Script::Exit(137));
+    cluster.up(&app(&[("web", service("bad"))]));
+    cluster.settle();
+    insta::assert_snapshot!(cluster.rollout().reason, @"release 2 failed, and the app returned to release 1: web.1 failed 3 times in a row, last on n1: SIGKILL (exit code 137)");
+}
+
+#[test]
+fn a_first_release_that_fails_keeps_trying_and_says_so() {
+    let mut cluster = Cluster::of(1);
+    cluster.scripts.insert("web:1".into(), Script::Refuse);
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle_for(Duration::from_secs(10), &mut |_| {});
+    assert_eq!(cluster.rollout().state, RolloutState::Failed);
+    insta::assert_snapshot!(cluster.rollout().reason, @"web.1 failed 2 times in a row, last on n1: no such image; there is no earlier release to return to, so its tasks stay and are tried again at growing intervals of up to 5 minutes");
+
+    cluster.scripts.clear();
+    cluster.settle();
+    assert_eq!(cluster.ready("web").len(), 1, "once the cause is gone it comes up by itself");
+}
+
+#[test]
+fn a_drained_node_is_left_without_a_gap() {
+    let mut cluster = Cluster::of(2);
+    cluster.up(&app(&[("web", replicas(service("web"), 2))]));
+    cluster.settle();
+    cluster.set_availability(1, Availability::Drain);
+    cluster.settle_for(Duration::from_secs(60), &mut |cluster| assert!(cluster.ready("web").len() >= 2));
+    assert!(cluster.ready("web").iter().all(|task| task.node == Some(node_id(2))));
+}
+
+#[test]
+fn a_task_bound_to_its_data_stays_on_a_drained_node_and_says_why() {
+    let mut cluster = Cluster::of(2);
+    cluster.up(&app(&[("db", with_volume(service("mariadb"), "db_data"))]));
+    cluster.settle();
+    cluster.set_availability(1, Availability::Drain);
+    cluster.settle();
+    assert_eq!(cluster.ready("db").len(), 1);
+    insta::assert_snapshot!(cluster.waiting(), @"db.1 stays on n1 for now although that node is being drained: its replacement must run on n1, which holds the data of its volume db_data: it is being drained; hint: `wharf node activate NODE` lets one take tasks again");
+}
+
+#[test]
+fn tasks_of_a_down_node_are_lost_and_replaced_elsewhere() {
+    let mut cluster = Cluster::of(3);
+    cluster.up(&app(&[("web", replicas(service("web"), 3))]));
+    cluster.settle();
+    cluster.set_state(2, NodeState::Unreachable);
+    cluster.settle();
+    assert_eq!(cluster.tasks("web").len(), 3, "unreachable is not down");
+    insta::assert_snapshot!(cluster.waiting(), @"web.2 is on n2, which does not answer; it may well be running");
+
+    cluster.set_state(2, NodeState::Down);
+    cluster.settle();
+    assert_eq!(cluster.ready("web").len(), 3);
+    assert!(cluster.ready("web").iter().all(|task| task.node != Some(node_id(2))));
+    let lost = cluster.tasks("web").into_iter().find(|task| task.status.phase == Phase::Lost).unwrap();
+    assert_eq!(lost.status.message, "its node n2 is down");
+}
+
+#[test]
+fn a_task_bound_to_its_data_waits_for_its_node_and_is_not_started_anew() {
+    let mut cluster = Cluster::of(2);
+    cluster.up(&app(&[("db", with_volume(service("mariadb"), "db_data"))]));
+    cluster.settle();
+    let task = cluster.ready("db").remove(0);
+    cluster.set_state(1, NodeState::Down);
+    cluster.settle();
+    insta::assert_snapshot!(cluster.waiting(), @"db.1 waits for n1, which is down and holds the data of its volume db_data; hint: bring n1 back, or give up the data there with `wharf node rm n1`, after which it starts elsewhere with an empty volume");
+
+    cluster.set_state(1, NodeState::Ready);
+    cluster.settle();
+    assert_eq!(cluster.ready("db"), [task], "the very same task");
+}
+
+#[test]
+fn once_its_node_is_removed_a_task_gives_up_its_data() {
+    let mut cluster = Cluster::of(2);
+    cluster.up(&app(&[("db", with_volume(service("mariadb"), "db_data"))]));
+    cluster.settle();
+    cluster.set_state(1, NodeState::Down);
+    cluster.settle();
+    cluster.world.remove_node(node_id(1));
+    cluster.settle();
+    assert_eq!(cluster.ready("db")[0].node, Some(node_id(2)));
+}
+
+#[test]
+fn no_place_says_how_many_nodes_refuse_for_which_reason() {
+    let mut cluster = Cluster::of(3);
+    let mut web = service("web");
+    web.resources.reservations.memory = Some(Bytes(512 << 30));
+    cluster.set_availability(3, Availability::Drain);
+    cluster.up(&app(&[("web", web)]));
+    cluster.settle();
+    insta::assert_snapshot!(cluster.waiting(), @"no node can take web.1: 2 have too little memory (need 512 GiB, most free is 8 GiB), 1 is being drained; hint: join another node, or lower `reservations.memory`");
+    assert_eq!(cluster.rollout().state, RolloutState::Progressing, "waiting is not failing");
+    assert!(cluster.last.waiting.iter().all(crate::Waiting::is_for_room));
+}
+
+#[test]
+fn a_global_service_has_one_task_on_every_suitable_node() {
+    let mut cluster = Cluster::of(3);
+    let mut monitor = service("monitor");
+    monitor.mode = Mode::Global;
+    monitor.placement.constraints =
+        vec![Constraint { key: "node.hostname".into(), equal: false, value: "n3".into() }];
+    cluster.up(&app(&[("monitor", monitor)]));
+    cluster.settle();
+    let nodes = |cluster: &Cluster| {
+        cluster
+            .ready("monitor")
+            .iter()
+            .map(|task| task.node.unwrap())
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(nodes(&cluster), [node_id(1), node_id(2)].into());
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+
+    cluster.set_availability(1, Availability::Drain);
+    cluster.settle();
+    assert_eq!(nodes(&cluster), [node_id(2)].into());
+    cluster.set_availability(1, Availability::Active);
+    cluster.settle();
+    assert_eq!(nodes(&cluster), [node_id(1), node_id(2)].into());
+}
+
+#[test]
+fn scaling_down_stops_the_highest_slots() {
+    let mut cluster = Cluster::of(2);
+    cluster.up(&app(&[("web", replicas(service("web"), 4))]));
+    cluster.settle();
+    cluster.ask(&Request::Scale(BTreeMap::from([("web".parse().unwrap(), 2)])));
+    cluster.settle();
+    let slots: Vec<_> = cluster.ready("web").iter().map(|task| task.slot.0).collect();
+    assert_eq!(slots, [1, 2]);
+    assert_eq!(cluster.rollout().what, "scale web=2");
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+}
+
+#[test]
+fn stopped_services_stop_after_those_that_depend_on_them_and_start_again() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&wordpress());
+    cluster.settle();
+    cluster.ask(&Request::Stop(vec![]));
+    let _ = cluster.pass();
+    assert!(cluster.tasks("db")[0].stop.is_none());
+    insta::assert_snapshot!(cluster.waiting(), @r"
+    db stops once web, which depends on it, has stopped
+    web.1 is being stopped on n1: the service was stopped
+    ");
+    cluster.settle();
+    assert_eq!(cluster.ready("db").len() + cluster.ready("web").len(), 0);
+    cluster.ask(&Request::Start(vec![]));
+    cluster.settle();
+    assert_eq!(cluster.ready("db").len() + cluster.ready("web").len(), 2);
+}
+
+#[test]
+fn a_restart_replaces_tasks_and_those_that_restart_with_them() {
+    let mut cluster = Cluster::of(1);
+    let mut web = after(service("web"), "db", healthy());
+    web.depends_on.values_mut().for_each(|dependency| dependency.restart = true);
+    cluster.up(&app(&[("db", service("db")), ("web", web), ("other", service("other"))]));
+    cluster.settle();
+    let other = cluster.ready("other");
+    cluster.ask(&Request::Restart(names(&["db"])));
+    cluster.settle();
+    assert_eq!((cluster.tasks("db").len(), cluster.tasks("web").len()), (2, 2));
+    assert_eq!(cluster.tasks("db")[0].stop, Some(StopReason::Restarted));
+    assert_eq!(cluster.ready("other"), other);
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+}
+
+#[test]
+fn a_change_that_needs_no_new_containers_replaces_none() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle();
+    let before = cluster.ready("web");
+    let mut web = published(service("web"), 8080, PublishMode::Ingress);
+    web.update.parallelism = 4;
+    cluster.up(&app(&[("web", web)]));
+    cluster.settle();
+    assert_eq!(cluster.ready("web"), before);
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+    let table = crate::Assigner::new(&cluster.world).for_node(node_id(1)).routes;
+    assert_eq!(table.routes[0].endpoints.len(), 1, "and it is published all the same");
+}
+
+#[test]
+fn taking_an_app_down_leaves_its_volumes_unless_they_are_to_go() {
+    for volumes in [false, true] {
+        let mut cluster = Cluster::of(2);
+        cluster.up(&wordpress());
+        cluster.settle();
+        cluster.ask(&Request::Down { volumes });
+        cluster.settle();
+        assert!(cluster.world.app(&app_key()).is_none());
+        assert_eq!(cluster.world.tasks().count() + cluster.world.networks().count(), 0);
+        assert_eq!(cluster.world.services().count() + cluster.world.releases_of(&app_key()).count(), 0);
+        assert_eq!(cluster.world.revisions_of(&key("db")).count(), 0);
+        assert_eq!(cluster.world.volumes().count(), usize::from(!volumes));
+    }
+}
+
+#[test]
+fn a_volume_that_outlived_its_app_is_taken_up_again_where_it_is() {
+    let mut cluster = Cluster::of(3);
+    let db = app(&[("filler", service("filler")), ("db", with_volume(service("mariadb"), "db_data"))]);
+    cluster.up(&db);
+    cluster.settle();
+    let home = cluster.ready("db")[0].node;
+    cluster.ask(&Request::Down { volumes: false });
+    cluster.settle();
+    cluster.up(&app(&[("db", with_volume(service("mariadb"), "db_data"))]));
+    cluster.settle();
+    assert_eq!(cluster.ready("db")[0].node, home);
+}
+
+#[test]
+fn a_service_no_longer_in_the_file_goes_with_its_records() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web")), ("old", service("old"))]));
+    cluster.settle();
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle();
+    assert!(cluster.world.service(&key("old")).is_none());
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+    cluster.up(&app(&[("web", service("web2"))]));
+    cluster.settle();
+    assert_eq!(cluster.world.revisions_of(&key("old")).count(), 0, "no way back needs it any more");
+}
+
+#[test]
+fn the_last_five_ended_tasks_of_a_slot_are_kept() {
+    let mut cluster = Cluster::of(1);
+    cluster.scripts.insert("web:1".into(), Script::Exit(1));
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle_for(Duration::from_secs(3600), &mut |_| {});
+    let tasks = cluster.tasks("web");
+    assert_eq!(tasks.iter().filter(|task| task.is_over()).count(), 5);
+    let Some(Reason::Backoff { failures, .. }) = cluster.last.waiting.first().map(|w| w.reason.clone())
+    else {
+        panic!("{}", cluster.waiting())
+    };
+    assert!(failures > 5, "what was forgotten is still counted");
+}
+
+#[test]
+fn a_service_in_anothers_network_runs_beside_it_and_follows_it() {
+    let mut cluster = Cluster::of(3);
+    let mut side = service("side");
+    side.networks.clear();
+    side.network_mode = NetworkMode::Service("web".parse().unwrap());
+    let spec = app(&[("filler", replicas(service("filler"), 2)), ("web", service("web")), ("side", side)]);
+    cluster.up(&spec);
+    cluster.settle();
+    let (web, side) = (cluster.ready("web").remove(0), cluster.ready("side").remove(0));
+    assert_eq!(side.node, web.node);
+    let set = crate::Assigner::new(&cluster.world).for_node(web.node.unwrap());
+    assert_eq!(set.tasks[&side.id].network_of, Some(web.id));
+
+    cluster.world.set_task_status(web.id, TaskStatus { phase: Phase::Failed, sequence: 99, ..web.status });
+    cluster.settle();
+    assert_eq!((cluster.ready("web").len(), cluster.ready("side").len()), (1, 1));
+    assert!(cluster.ready("side")[0].id > cluster.ready("web")[0].id, "a new namespace, a new task in it");
+}
+
+#[test]
+fn a_dependency_cycle_does_not_hang_anything() {
+    let mut cluster = Cluster::of(1);
+    let started = DependencyCondition::ServiceStarted;
+    cluster.up(&app(&[("a", after(service("a"), "b", started)), ("b", after(service("b"), "a", started))]));
+    cluster.settle();
+    assert_eq!(cluster.ready("a").len() + cluster.ready("b").len(), 2);
+    cluster.ask(&Request::Down { volumes: false });
+    cluster.settle();
+    assert!(cluster.world.app(&app_key()).is_none());
+}
+
+#[test]
+fn a_missing_external_network_is_named() {
+    let mut cluster = Cluster::of(1);
+    let mut spec = app(&[("web", service("web"))]);
+    spec.networks.insert(
+        "default".parse().unwrap(),
+        NetworkSpec { external: true, name: Some("shared".into()), ..Default::default() },
+    );
+    let plan = crate::plan(&cluster.world, &app_key(), &spec, &images(&spec));
+    insta::assert_snapshot!(plan.refusals[0], @"network default is external, and no app of this environment has a network `shared`; hint: deploy the app that makes it first");
+    assert!(cluster.pass().changes.is_empty());
+}
+
+#[test]
+fn a_lagging_server_clock_does_not_confuse_old_with_new() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle();
+    cluster.now = Timestamp(cluster.now.0 - 60_000);
+    cluster.up(&app(&[("web", service("web2"))]));
+    let decision = cluster.pass();
+    let created = decision.changes.iter().find_map(|change| match change {
+        Change::CreateTask(task) => Some(task.id),
+        _ => None,
+    });
+    assert!(created.unwrap() > cluster.tasks("web")[0].id);
+}
