@@ -1,0 +1,265 @@
+//! What servers may ask of this node: requests in, calls of [`Node`] out. It holds no logic of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use futures::{Stream, StreamExt, stream::BoxStream};
+use wharf_api::{
+    transport::{
+        Frame, FrameReader, FrameSender, json_lines, lines,
+        node::{Have, LogsQuery, OutputLine, Report, ResolveImage, TaskUsage},
+        wire::Servers,
+    },
+    v1::{Code, ExecRequest, Problem},
+};
+use wharf_model::{AssignmentSet, Image, NodeReport, TaskId};
+use wharf_process::{Task, Tasks};
+
+use super::Shared;
+
+/// How often a node says that it is alive.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
+/// The largest set of assignments.
+const MAX_SET: usize = 256 << 20;
+
+/// Why a node does not do what it was asked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal(pub Problem);
+impl Refusal {
+    /// A refusal of this kind with a sentence for people.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self(Problem { code, message: message.into(), hint: None, holder: None })
+    }
+    /// The same with a hint what to do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+}
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match self.0.code {
+            Code::Invalid | Code::Clock => StatusCode::UNPROCESSABLE_ENTITY,
+            Code::Forbidden | Code::Token => StatusCode::FORBIDDEN,
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::Moved | Code::Busy | Code::Conflict => StatusCode::CONFLICT,
+            Code::NodeUnreachable => StatusCode::BAD_GATEWAY,
+            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(self.0)).into_response()
+    }
+}
+
+/// The node, as servers may use it. Calls may come from several servers at once.
+#[async_trait]
+pub trait Node: Send + Sync + 'static {
+    /// Takes over a set of assignments, unless it holds a newer one.
+    ///
+    /// # Errors
+    /// With the set it holds, if that is newer.
+    async fn assign(&self, set: AssignmentSet) -> Result<Result<Have, Have>, Refusal>;
+    /// What it has to report: the node and every task, [`Report::Synced`], then what changes. Heartbeats are added by the session.
+    fn reports(&self) -> BoxStream<'static, Report>;
+    /// What an image reference stands for.
+    async fn resolve_image(&self, wish: ResolveImage) -> Result<Image, Refusal>;
+    /// A task's output.
+    async fn logs(
+        &self,
+        task: TaskId,
+        query: LogsQuery,
+    ) -> Result<BoxStream<'static, Result<OutputLine, Refusal>>, Refusal>;
+    /// Runs a command in a task: prepares it and returns; the exchange of frames then runs in [`Exec::run`].
+    async fn exec(&self, task: TaskId, request: ExecRequest) -> Result<Box<dyn Exec>, Refusal>;
+    /// What a task uses.
+    async fn stats(&self, task: TaskId) -> Result<TaskUsage, Refusal>;
+    /// What the engine says of a task's container.
+    async fn inspect(&self, task: TaskId) -> Result<serde_json::Value, Refusal>;
+    /// What it says of itself.
+    async fn report(&self) -> NodeReport;
+}
+
+/// A command that is about to run.
+#[async_trait]
+pub trait Exec: Send {
+    /// Runs it: takes [`Frame::Stdin`], [`Frame::StdinEnd`], [`Frame::Resize`] and [`Frame::Signal`] from `input`, sends
+    /// [`Frame::Stdout`] and [`Frame::Stderr`], and [`Frame::Exit`] last. Dropped when the other side hangs up.
+    ///
+    /// # Errors
+    /// If the engine fails; it is sent as [`Frame::Error`].
+    async fn run(self: Box<Self>, input: FrameReader, output: &FrameSender) -> Result<(), Refusal>;
+}
+
+#[derive(Clone)]
+struct Served {
+    node: Arc<dyn Node>,
+    shared: Arc<Shared>,
+    tasks: Tasks,
+}
+
+pub(super) fn routes(node: Arc<dyn Node>, shared: Arc<Shared>, tasks: Tasks) -> Router {
+    Router::new()
+        .route("/v1/assignments", put(assign).layer(DefaultBodyLimit::max(MAX_SET)))
+        .route("/v1/reports", get(reports))
+        .route("/v1/servers", put(servers))
+        .route("/v1/images/resolve", post(resolve_image))
+        .route("/v1/tasks/{id}/logs", get(logs))
+        .route("/v1/tasks/{id}/exec", post(exec))
+        .route("/v1/tasks/{id}/stats", get(stats))
+        .route("/v1/tasks/{id}/inspect", get(inspect))
+        .route("/v1/node", get(report))
+        .fallback(unknown)
+        .with_state(Served { node, shared, tasks })
+}
+
+async fn unknown() -> Refusal {
+    Refusal::new(Code::NotFound, "this agent does not know such a request")
+        .hint("is the server newer than the agent? `wharf node ls` shows both versions")
+}
+
+async fn assign(State(served): State<Served>, Json(set): Json<AssignmentSet>) -> Result<Response, Refusal> {
+    Ok(match served.node.assign(set).await? {
+        Ok(have) => Json(have).into_response(),
+        Err(have) => (StatusCode::CONFLICT, Json(have)).into_response(),
+    })
+}
+
+async fn reports(State(served): State<Served>) -> Response {
+    let reports = with_heartbeats(served.node.reports(), HEARTBEAT);
+    lines_of(json_lines(reports.map(Ok::<_, Refusal>), served.shared.timing.stream_keepalive))
+}
+
+/// Adds a heartbeat every so often, and ends with `reports`.
+fn with_heartbeats(
+    reports: BoxStream<'static, Report>,
+    every: Duration,
+) -> impl Stream<Item = Report> + Send {
+    let beat = tokio::time::interval(every);
+    futures::stream::unfold((reports, beat), |(mut reports, mut beat)| async {
+        let report = tokio::select! {
+            // Cancel-safe both: a report that is not taken stays in its stream, a tick that is not taken is due.
+            report = reports.next() => report?,
+            _ = beat.tick() => Report::Heartbeat,
+        };
+        Some((report, (reports, beat)))
+    })
+}
+
+async fn servers(State(served): State<Served>, Json(servers): Json<Servers>) {
+    served.shared.learn(servers);
+}
+
+async fn resolve_image(
+    State(served): State<Served>,
+    Json(wish): Json<ResolveImage>,
+) -> Result<Json<Image>, Refusal> {
+    served.node.resolve_image(wish).await.map(Json)
+}
+
+async fn logs(
+    State(served): State<Served>,
+    Path(task): Path<TaskId>,
+    Query(query): Query<LogsQuery>,
+) -> Result<Response, Refusal> {
+    let lines = served.node.logs(task, query).await?;
+    Ok(lines_of(json_lines(lines, served.shared.timing.stream_keepalive)))
+}
+
+async fn exec(
+    State(served): State<Served>,
+    Path(task): Path<TaskId>,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let timing = served.shared.timing;
+    let mut input = FrameReader::new(body, timing.stream_silence());
+    let request = match input.next().await {
+        Ok(Some(Frame::Start(request))) => request,
+        Ok(_) => return Err(Refusal::new(Code::Invalid, "an exec begins with what to run")),
+        Err(error) => return Err(Refusal::new(Code::Invalid, wharf_process::errors::chain(&error))),
+    };
+    let exec = served.node.exec(task, request).await?;
+    let (output, frames) = FrameSender::channel(timing.stream_keepalive);
+    let running = async move {
+        if let Err(Refusal(problem)) = exec.run(input, &output).await {
+            // Nobody is left to tell if this fails.
+            let _ = output.send(Frame::Error(problem)).await;
+        }
+    };
+    let headers = [(header::CONTENT_TYPE, "application/octet-stream")];
+    let work = served.tasks.spawn(format!("exec in {task}"), running);
+    Ok((headers, Body::new(Worked { work, body: frames })).into_response())
+}
+
+async fn stats(State(served): State<Served>, Path(task): Path<TaskId>) -> Result<Json<TaskUsage>, Refusal> {
+    served.node.stats(task).await.map(Json)
+}
+
+async fn inspect(
+    State(served): State<Served>,
+    Path(task): Path<TaskId>,
+) -> Result<Json<serde_json::Value>, Refusal> {
+    served.node.inspect(task).await.map(Json)
+}
+
+async fn report(State(served): State<Served>) -> Json<NodeReport> {
+    Json(served.node.report().await)
+}
+
+fn lines_of(body: wharf_api::transport::Body) -> Response {
+    ([(header::CONTENT_TYPE, lines::CONTENT_TYPE)], Body::new(body)).into_response()
+}
+
+impl From<Refusal> for wharf_api::transport::BodyError {
+    fn from(refusal: Refusal) -> Self {
+        refusal.0.into()
+    }
+}
+
+/// A body whose work is dropped with it: when nobody reads it any more, nobody waits for the work either.
+///
+/// The work is a task of its own, so that it takes input also while its output is not read.
+struct Worked {
+    work: Task<()>,
+    body: wharf_api::transport::Body,
+}
+impl Drop for Worked {
+    fn drop(&mut self) {
+        self.work.abort();
+    }
+}
+impl http_body::Body for Worked {
+    type Data = bytes::Bytes;
+    type Error = wharf_api::transport::BodyError;
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        std::pin::Pin::new(&mut self.body).poll_frame(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn heartbeats_come_between_reports_and_end_with_them() {
+        let reports = futures::stream::unfold(0_u32, |sent| async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            (sent < 2).then_some((Report::Synced, sent + 1))
+        });
+        let all: Vec<_> = with_heartbeats(reports.boxed(), Duration::from_millis(5)).collect().await;
+        let synced = all.iter().filter(|report| **report == Report::Synced).count();
+        assert_eq!(synced, 2, "no report is lost to a heartbeat");
+        assert!(all.len() > 4, "{all:?}");
+    }
+}
