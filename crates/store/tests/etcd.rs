@@ -72,7 +72,8 @@ async fn one_etcd_serves_several_clusters() {
     let read = theirs.read("").await.unwrap();
     assert_eq!(read.entries.len(), 1);
     assert_eq!(read.entries["a"].value, b"theirs");
-    let told = theirs.watch("", Revision(0)).await.unwrap().next().await.unwrap().unwrap();
+    let mut changes = theirs.watch("", Revision(0)).await.unwrap();
+    let told = timeout(SOON, changes.next()).await.expect("it is told").unwrap().unwrap();
     assert_eq!((told.key.as_str(), told.revision), ("a", second));
 }
 
