@@ -215,9 +215,6 @@ pub enum Action {
         /// Ask the registry again for every image, also those the release already pins.
         #[serde(default)]
         pull: bool,
-        /// Replace containers that have not changed, too.
-        #[serde(default)]
-        force_recreate: bool,
     },
     /// Take it down.
     Down {
@@ -341,6 +338,9 @@ pub struct ApplyRequest {
     pub fingerprint: String,
     /// What the client says of itself: `ada@laptop`.
     pub client: String,
+    /// Take the place of a change that is still under way, instead of being refused ([`Code::Busy`]).
+    #[serde(default)]
+    pub supersede: bool,
 }
 
 /// An action that has begun.

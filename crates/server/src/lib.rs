@@ -1,1 +1,23 @@
-//! wharf-server
+//! The control plane: keeps the state, decides, and serves people.
+//!
+//! State is read from one watch of the store ([`state`]); controllers decide by the pure functions of `wharf-engine` and commit
+//! conditionally ([`controllers`]); agents are called over the connections they opened ([`sessions`]).
+
+pub mod controllers;
+pub mod http;
+mod ids;
+pub mod join;
+pub mod leader;
+pub mod listener;
+pub mod pki;
+pub mod records;
+pub mod roster;
+pub mod seal;
+pub mod server;
+pub mod sessions;
+pub mod settings;
+pub mod state;
+
+pub use server::{
+    InitOptions, Initialised, JoinServerOptions, RunOptions, Server, ServerError, init, join_cluster,
+};

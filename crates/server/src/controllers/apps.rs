@@ -1,0 +1,53 @@
+//! The controller of apps: their networks, volumes, tasks and rollouts.
+//!
+//! One app is decided and committed at a time, because apps share nodes and addresses; the next pass sees what the one before did.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wharf_engine::{Decision, Ids, decide};
+use wharf_model::{AppKey, Timestamp};
+
+use super::Controller;
+use crate::state::{Inner, State};
+
+/// Decides apps.
+#[derive(Debug, Default)]
+pub struct Apps {
+    /// Apps that have to be decided.
+    pending: BTreeSet<AppKey>,
+    /// When apps have to be decided although nothing changes.
+    timers: BTreeMap<AppKey, Timestamp>,
+    all: bool,
+}
+
+impl Controller for Apps {
+    fn name(&self) -> &'static str {
+        "apps"
+    }
+
+    fn prepare(&mut self, state: &State, full: bool) {
+        self.pending.append(&mut state.take_dirty());
+        self.all |= full;
+    }
+
+    fn decide(&mut self, inner: &Inner, now: Timestamp, ids: &mut dyn Ids) -> Decision {
+        let world = &inner.world;
+        if std::mem::take(&mut self.all) {
+            self.pending.extend(world.apps().map(|app| app.key.clone()));
+        }
+        self.pending.extend(self.timers.iter().filter(|(_, at)| **at <= now).map(|(app, _)| app.clone()));
+        while let Some(app) = self.pending.pop_first() {
+            let decision = decide(world, &app, now, ids);
+            self.timers.remove(&app);
+            if !decision.changes.is_empty() {
+                // Decided again once this is committed, or refused.
+                self.pending.insert(app);
+                return decision;
+            }
+            if let Some(at) = decision.wake_at {
+                self.timers.insert(app, at);
+            }
+        }
+        Decision { wake_at: self.timers.values().min().copied(), ..Decision::default() }
+    }
+}

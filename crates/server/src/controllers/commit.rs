@@ -1,0 +1,256 @@
+//! Turns what a decision says into conditional writes.
+//!
+//! Each change expects the revision at which what it changes was read; each batch expects the leader's fence. A batch that was cut off
+//! or refused does no harm: the next pass reads again and decides again.
+
+use std::collections::HashMap;
+
+use wharf_engine::{Change, Ids};
+use wharf_model::{
+    AppKey, By, Event, EventKind, NodeId, Phase, RolloutState, ServiceKey, Subject, Task, TaskId, TaskStatus,
+    Timestamp,
+};
+use wharf_store::{Batch, PORTABLE_KEYS};
+
+use crate::{
+    leader::Lead,
+    records::{Key, encode},
+    state::Inner,
+};
+
+/// Keys of one batch: below what every store takes, with room for the fence and for events.
+const KEYS_PER_BATCH: usize = PORTABLE_KEYS * 3 / 4;
+
+/// Collects changes into batches.
+pub struct Committer<'a> {
+    inner: &'a Inner,
+    /// What each batch begins with: the leader's fence, or nothing.
+    base: Batch,
+    now: Timestamp,
+    batches: Vec<Batch>,
+    keys_per_batch: usize,
+    /// Tasks as earlier changes of the same decision leave them.
+    tasks: HashMap<TaskId, Task>,
+    /// Keys an earlier change of the same decision wrote; what they were expected to be was said then.
+    written: std::collections::HashSet<Key>,
+}
+
+impl<'a> Committer<'a> {
+    /// Writes on behalf of this leader, on what is read here.
+    pub fn new(inner: &'a Inner, lead: Lead, now: Timestamp) -> Self {
+        Self::with(inner, lead.batch(), KEYS_PER_BATCH, now)
+    }
+
+    /// Writes on behalf of a person, on what is read here: as one batch, all or nothing.
+    pub fn whole(inner: &'a Inner, now: Timestamp) -> Self {
+        Self::with(inner, Batch::new(), usize::MAX, now)
+    }
+
+    fn with(inner: &'a Inner, base: Batch, keys_per_batch: usize, now: Timestamp) -> Self {
+        Self {
+            inner,
+            batches: vec![base.clone()],
+            base,
+            now,
+            keys_per_batch,
+            tasks: HashMap::new(),
+            written: std::collections::HashSet::new(),
+        }
+    }
+
+    /// The batches, in the order in which they must be committed. None of them is empty.
+    pub fn finish(self) -> Vec<Batch> {
+        self.batches.into_iter().filter(|batch| !batch.writes().is_empty()).collect()
+    }
+
+    fn write(&mut self, key: Key, value: Option<Vec<u8>>) {
+        if self.batches.last().is_none_or(|batch| batch.writes().len() >= self.keys_per_batch) {
+            self.batches.push(self.base.clone());
+        }
+        let mut batch = self.batches.pop().unwrap_or_default();
+        if self.written.insert(key.clone()) {
+            batch = self.inner.expecting(batch, &key);
+        }
+        batch = match value {
+            Some(value) => batch.put(key.to_string(), value),
+            None => batch.delete(key.to_string()),
+        };
+        self.batches.push(batch);
+    }
+
+    fn put<T: serde::Serialize>(&mut self, key: Key, value: &T) {
+        let bytes = encode(&key, value);
+        self.write(key, Some(bytes));
+    }
+
+    /// Writes an event with the batch that is being filled.
+    pub fn event(&mut self, ids: &mut impl Ids, kind: EventKind, subject: Subject, message: String) {
+        self.event_by(ids, kind, subject, message, None);
+    }
+
+    /// The same of something a person caused.
+    pub fn event_by(
+        &mut self,
+        ids: &mut impl Ids,
+        kind: EventKind,
+        subject: Subject,
+        message: String,
+        by: Option<By>,
+    ) {
+        let id = ids.id(self.now);
+        self.put(Key::Event(id), &Event { id, at: self.now, kind, subject, message, by });
+    }
+
+    fn task(&self, id: TaskId) -> Option<Task> {
+        self.tasks.get(&id).cloned().or_else(|| self.inner.world.task(id).map(|task| Task::clone(task)))
+    }
+
+    fn put_task(&mut self, task: Task) {
+        self.put(Key::Task(task.id), &task);
+        self.tasks.insert(task.id, task);
+    }
+
+    /// Adds one change.
+    pub fn change(&mut self, change: Change, ids: &mut impl Ids) {
+        match change {
+            Change::CreateTask(task) => self.put_task(task),
+            Change::StopTask { task, reason } => {
+                let Some(task) = self.task(task) else { return };
+                let message = format!("{} is to stop: {reason}", task.name());
+                self.event(ids, EventKind::Task, self.about_task(&task), message);
+                self.put_task(Task { stop: Some(reason), ..task });
+            }
+            Change::LoseTask { task, message, at } => {
+                let Some(task) = self.task(task) else { return };
+                let status = TaskStatus {
+                    phase: Phase::Lost,
+                    sequence: task.status.sequence + 1,
+                    ended_at: Some(at),
+                    message: message.clone(),
+                    ..task.status.clone()
+                };
+                self.put(Key::TaskStatus(task.id), &status);
+                self.event(
+                    ids,
+                    EventKind::Task,
+                    self.about_task(&task),
+                    format!("{} is lost: {message}", task.name()),
+                );
+            }
+            Change::RemoveTask(id) => {
+                self.write(Key::Task(id), None);
+                if self.inner.revision_of(&Key::TaskStatus(id)).is_some() {
+                    self.write(Key::TaskStatus(id), None);
+                }
+            }
+            Change::PutNetwork(network) => self.put(Key::Network(network.id), &network),
+            Change::RemoveNetwork(id) => self.write(Key::Network(id), None),
+            Change::PutVolume(volume) => self.put(Key::Volume(volume.id), &volume),
+            Change::RemoveVolume(id) => self.write(Key::Volume(id), None),
+            Change::PutApp(app) => self.put(Key::App(app.key.clone()), &app),
+            Change::SetRollout { app, rollout } => {
+                let Some(record) = self.inner.world.app(&app) else { return };
+                let message = match rollout.state {
+                    RolloutState::Progressing => None,
+                    RolloutState::Done => Some(format!("{}: {} is done", app.name, rollout.what)),
+                    RolloutState::Failed | RolloutState::RolledBack | RolloutState::Superseded => {
+                        Some(format!("{}: {} {}: {}", app.name, rollout.what, rollout.state, rollout.reason))
+                    }
+                };
+                if let Some(message) = message.filter(|_| record.rollout.state != rollout.state) {
+                    self.event(ids, EventKind::App, about_app(&app), message);
+                }
+                self.put(
+                    Key::App(app),
+                    &wharf_model::AppRecord { rollout, ..wharf_model::AppRecord::clone(record) },
+                );
+            }
+            Change::RemoveApp(app) => {
+                self.event(ids, EventKind::App, about_app(&app), format!("{} is gone", app.name));
+                for digest in self.inner.files_of(&app) {
+                    self.write(Key::File(app.clone(), digest), None);
+                }
+                self.write(Key::App(app), None);
+            }
+            Change::PutService(service) => self.put(Key::Service(service.key.clone()), &service),
+            Change::RemoveService(service) => self.write(Key::Service(service), None),
+            Change::PutRevision(revision) => {
+                self.put(Key::Revision(revision.key.clone(), revision.generation), &revision);
+            }
+            Change::RemoveRevision(service, generation) => {
+                self.write(Key::Revision(service, generation), None)
+            }
+            Change::PutRelease(release) => {
+                self.put(Key::Release(release.app.clone(), release.number), &release)
+            }
+            Change::RemoveRelease(app, number) => self.write(Key::Release(app, number), None),
+            Change::SetNodeStatus { node, status } => {
+                let Some(known) = self.inner.world.node(node) else { return };
+                if known.state() != status.state {
+                    let reason =
+                        if status.reason.is_empty() { String::new() } else { format!(": {}", status.reason) };
+                    let message = format!("node {} is {}{reason}", known.record.name, status.state);
+                    self.event(ids, EventKind::Node, self.about_node(node), message);
+                }
+                self.put(Key::NodeStatus(node), &status);
+            }
+        }
+    }
+
+    /// Adds what an agent reported of a task, and says in the diary what people want to know of it.
+    pub fn report(&mut self, id: TaskId, status: &TaskStatus, ids: &mut impl Ids) {
+        let Some(task) = self.task(id) else { return };
+        let before = &task.status;
+        if (before.phase, before.health) != (status.phase, status.health)
+            && let Some(what) = telling(&task, status)
+        {
+            let subject = self.about_task(&task);
+            self.event(ids, EventKind::Task, subject, format!("{} {what}", task.name()));
+        }
+        self.put(Key::TaskStatus(id), status);
+    }
+
+    fn about_task(&self, task: &Task) -> Subject {
+        Subject {
+            app: Some(task.service.app.clone()),
+            service: Some(ServiceKey::clone(&task.service)),
+            task: Some(task.id),
+            task_name: Some(task.name()),
+            node: task.node,
+            node_name: task.node.map(|node| self.inner.world.node_name(node)),
+        }
+    }
+    fn about_node(&self, node: NodeId) -> Subject {
+        Subject { node: Some(node), node_name: Some(self.inner.world.node_name(node)), ..Subject::default() }
+    }
+}
+
+fn about_app(app: &AppKey) -> Subject {
+    Subject { app: Some(app.clone()), ..Subject::default() }
+}
+
+/// What a task's new phase or health means, for the diary; not every step is worth a line.
+fn telling(task: &Task, status: &TaskStatus) -> Option<String> {
+    use wharf_model::Health;
+    match status.phase {
+        Phase::Pending | Phase::Accepted | Phase::Preparing | Phase::Starting | Phase::Stopping => None,
+        Phase::Running => match status.health {
+            Health::Unchecked => Some("is running".into()),
+            Health::Starting => Some("is running; its check has not passed yet".into()),
+            Health::Healthy => Some("is healthy".into()),
+            Health::Unhealthy => Some("is unhealthy".into()),
+        },
+        Phase::Complete => Some("is complete".into()),
+        Phase::Stopped => Some("has stopped".into()),
+        Phase::Failed => {
+            let how = match (&status.exit, status.message.is_empty()) {
+                (_, false) => status.message.clone(),
+                (Some(exit), true) => exit.to_string(),
+                (None, true) => "no reason was given".into(),
+            };
+            // A task that was asked to stop and did not exit with 0 has done what it was asked for.
+            (task.stop.is_none()).then(|| format!("failed: {how}"))
+        }
+        Phase::Lost => Some("is lost".into()),
+    }
+}

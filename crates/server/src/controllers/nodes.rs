@@ -1,0 +1,73 @@
+//! The controller of nodes: which of them can be counted on.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::sync::watch;
+use wharf_engine::{Decision, Ids, Leases, Link, decide_node};
+use wharf_model::{NodeFacts, NodeId, Timestamp};
+
+use super::Controller;
+use crate::{
+    sessions::Sessions,
+    state::{Inner, State},
+};
+
+/// Decides nodes' states.
+pub struct Nodes {
+    sessions: Arc<Sessions>,
+    leases: Leases,
+    /// Since when each node is connected or not, as far as this process has seen.
+    links: BTreeMap<NodeId, Link>,
+    facts: BTreeMap<NodeId, NodeFacts>,
+    connected: std::collections::BTreeSet<NodeId>,
+}
+
+impl Nodes {
+    /// Decides by these sessions.
+    pub fn new(sessions: Arc<Sessions>, leases: Leases) -> Self {
+        Self {
+            sessions,
+            leases,
+            links: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            connected: std::collections::BTreeSet::new(),
+        }
+    }
+}
+
+impl Controller for Nodes {
+    fn name(&self) -> &'static str {
+        "nodes"
+    }
+
+    fn wakes(&self, state: &State) -> Option<watch::Receiver<u64>> {
+        Some(state.links())
+    }
+
+    fn begin(&mut self) {
+        // How long nodes have been away from the leader before is not known here: each has a whole lease to find this one.
+        self.links.clear();
+    }
+
+    fn prepare(&mut self, state: &State, _full: bool) {
+        self.connected = self.sessions.connected();
+        let nodes: Vec<_> = state.read().world.nodes().map(|node| node.record.id).collect();
+        let live = nodes.iter().filter_map(|id| Some((*id, state.live_node(*id)?.facts?)));
+        self.facts = live.collect();
+    }
+
+    fn decide(&mut self, inner: &Inner, now: Timestamp, _ids: &mut dyn Ids) -> Decision {
+        let mut decision = Decision::default();
+        for node in inner.world.nodes() {
+            let id = node.record.id;
+            let connected = self.connected.contains(&id);
+            let link = self.links.entry(id).or_insert(Link { connected, since: now });
+            if link.connected != connected {
+                *link = Link { connected, since: now };
+            }
+            let facts = self.facts.get(&id).filter(|_| connected);
+            decision.extend(decide_node(&node.record, node.status.as_ref(), *link, facts, self.leases, now));
+        }
+        decision
+    }
+}

@@ -1,0 +1,299 @@
+//! What agents say, taken in; and what they are to do, sent out.
+//!
+//! - Every server listens to every node that is connected to it, and shows what it hears at once ([`State::report_task`]).
+//! - Only the leader writes reports to the store, many at a time, and only what is worth it.
+//! - Only the leader sends assignments: whole sets, whenever what a node should do differs from what it was last sent.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wharf_api::transport::{node::Report, wire::Servers};
+use wharf_engine::{Assigner, Change};
+use wharf_model::{AssignmentSet, NodeId, VolumeRecord};
+use wharf_process::{errors::chain, tasks::Tasks};
+
+use super::{Context, commit::Committer};
+use crate::{
+    ids::RandomIds,
+    sessions::{NodeSession, Pushed, Sessions},
+    state::LiveNode,
+};
+
+/// How long reports are gathered before they are written together.
+const GATHER: Duration = Duration::from_millis(20);
+/// After a node or store that does not answer.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Listens to every node that connects, until `shutdown`.
+pub async fn listen(context: Context, sessions: Arc<Sessions>, tasks: Tasks, shutdown: CancellationToken) {
+    let mut changes = sessions.changes();
+    let mut followed = BTreeMap::<NodeId, u64>::new();
+    loop {
+        changes.borrow_and_update();
+        let all = sessions.all();
+        followed.retain(|node, number| {
+            all.iter().any(|session| session.node() == *node && session.number() == *number)
+        });
+        for session in all {
+            if followed.insert(session.node(), session.number()) != Some(session.number()) {
+                let (context, name) = (context.clone(), format!("reports of {}", session.node()));
+                tasks.spawn(name, async move {
+                    tokio::select! {
+                        // Dropped when the session is over: its streams end with it.
+                        () = session.ended() => {}
+                        () = follow(&context, &session) => {}
+                    }
+                });
+            }
+        }
+        context.state.link_changed();
+        tokio::select! {
+            // Cancel-safe, both: a flag and a counter.
+            () = shutdown.cancelled() => return,
+            _ = changes.changed() => {}
+        }
+    }
+}
+
+async fn follow(context: &Context, session: &NodeSession) {
+    loop {
+        match session.reports().await {
+            Ok(mut lines) => loop {
+                match lines.next().await {
+                    Ok(Some(report)) => take(context, session.node(), report),
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::debug!(node = %session.node(), error = %chain(&error), "reports broke off");
+                        break;
+                    }
+                }
+            },
+            Err(error) => tracing::warn!(node = %session.node(), error = %chain(&error), "no reports"),
+        }
+        context.clock.sleep(RETRY).await;
+    }
+}
+
+fn take(context: &Context, node: NodeId, report: Report) {
+    match report {
+        Report::Node(said) => {
+            let live = LiveNode { facts: Some(said.facts), problems: said.problems, observed: said.observed };
+            context.state.report_node(node, live);
+        }
+        Report::Task(said) => {
+            // A node speaks for its own tasks only.
+            let own = context.state.read().world.task(said.task).is_none_or(|task| task.node == Some(node));
+            if own {
+                context.state.report_task(said.task, said.status);
+            }
+        }
+        Report::VolumeRemoved(volume) => context.state.report_volume_removed(volume, node),
+        Report::Synced | Report::Heartbeat => {}
+    }
+}
+
+/// Writes what agents said to the store, while this server leads.
+pub async fn store(mut context: Context, shutdown: CancellationToken) {
+    let mut reported = context.state.reported();
+    let mut concerns = context.state.concerns();
+    // A new leader writes what the one before may have missed; so does one whose batch was refused.
+    let mut all = true;
+    loop {
+        reported.borrow_and_update();
+        concerns.borrow_and_update();
+        let lead = *context.lead.borrow_and_update();
+        let mut pause = Duration::from_secs(60);
+        match lead {
+            None => all = true,
+            Some(lead) => {
+                let statuses = context.state.take_unstored(std::mem::take(&mut all));
+                let removed = context.state.take_removed_volumes();
+                let batches = {
+                    let inner = context.state.read();
+                    let mut committer = Committer::new(&inner, lead, context.now());
+                    for (task, status) in &statuses {
+                        committer.report(*task, status, &mut RandomIds);
+                    }
+                    for (volume, node) in removed {
+                        let Some(record) = inner.world.volumes().find(|record| record.id == volume) else {
+                            continue;
+                        };
+                        let nodes = record.nodes.iter().copied().filter(|holder| *holder != node).collect();
+                        let record = VolumeRecord { nodes, ..VolumeRecord::clone(record) };
+                        committer.change(Change::PutVolume(record), &mut RandomIds);
+                    }
+                    committer.finish()
+                };
+                for batch in batches {
+                    if let Err(error) = context.state.commit(batch).await {
+                        tracing::debug!(error = %chain(&error), "reports were not stored; trying again");
+                        (all, pause) = (true, if error.is_conflict() { GATHER } else { RETRY });
+                        break;
+                    }
+                }
+            }
+        }
+        tokio::select! {
+            // Cancel-safe, all of them: flags, counters and a timer.
+            () = shutdown.cancelled() => return,
+            _ = reported.changed() => {}
+            changed = context.lead.changed() => if changed.is_err() { return },
+            () = context.clock.sleep(pause) => all = true,
+        }
+        context.clock.sleep(GATHER).await;
+    }
+}
+
+/// Sends each connected node what it is to do, while this server leads.
+pub async fn assign(
+    mut context: Context,
+    sessions: Arc<Sessions>,
+    tasks: Tasks,
+    shutdown: CancellationToken,
+) {
+    let mut concerns = context.state.concerns();
+    let mut changes = sessions.changes();
+    let mut senders = BTreeMap::<NodeId, Sender>::new();
+    loop {
+        concerns.borrow_and_update();
+        changes.borrow_and_update();
+        if context.lead.borrow_and_update().is_none() {
+            // What another leader sends meanwhile is not known here.
+            senders.clear();
+        } else {
+            let all = sessions.all();
+            let connected: BTreeSet<_> =
+                all.iter().map(|session| (session.node(), session.number())).collect();
+            senders.retain(|node, sender| connected.contains(&(*node, sender.session)));
+            let sets: Vec<_> = {
+                let inner = context.state.read();
+                let assigner = Assigner::new(&inner.world);
+                all.into_iter().map(|session| (assigner.for_node(session.node()), session)).collect()
+            };
+            for (set, session) in sets {
+                let sender =
+                    senders.entry(session.node()).or_insert_with(|| Sender::start(&context, session, &tasks));
+                sender.offer(set);
+            }
+        }
+        tokio::select! {
+            // Cancel-safe, all of them: flags and counters.
+            () = shutdown.cancelled() => return,
+            _ = concerns.changed() => {}
+            _ = changes.changed() => {}
+            changed = context.lead.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Sends one session the latest set; sets that were overtaken before they were sent are never sent.
+struct Sender {
+    session: u64,
+    latest: watch::Sender<Option<Arc<AssignmentSet>>>,
+}
+
+impl Sender {
+    fn start(context: &Context, session: NodeSession, tasks: &Tasks) -> Self {
+        let (latest, mut wanted) = watch::channel(None::<Arc<AssignmentSet>>);
+        let (number, clock) = (session.number(), Arc::clone(&context.clock));
+        let mut lead = context.lead.clone();
+        tasks.spawn(format!("assignments of {}", session.node()), async move {
+            loop {
+                let set = wanted.borrow_and_update().clone();
+                let sent = match set {
+                    Some(set) if lead.borrow_and_update().is_some() => push(&session, &set).await,
+                    Some(_) | None => true,
+                };
+                tokio::select! {
+                    // Cancel-safe, all of them.
+                    changed = wanted.changed() => if changed.is_err() { return },
+                    () = session.ended() => return,
+                    () = clock.sleep(RETRY), if !sent => {}
+                }
+            }
+        });
+        Self { session: number, latest }
+    }
+
+    /// Sends this set, unless it says the same as the one before.
+    fn offer(&self, set: AssignmentSet) {
+        self.latest.send_if_modified(|latest| {
+            if latest.as_ref().is_some_and(|before| says_the_same(before, &set)) {
+                return false;
+            }
+            *latest = Some(Arc::new(set));
+            true
+        });
+    }
+}
+
+/// Whether two sets differ in nothing but the revisions they were made from.
+fn says_the_same(a: &AssignmentSet, b: &AssignmentSet) -> bool {
+    let same_tables = a.dns.networks == b.dns.networks && a.routes.routes == b.routes.routes;
+    let rest = |set: &AssignmentSet| (set.epoch, set.node);
+    same_tables
+        && rest(a) == rest(b)
+        && a.tasks == b.tasks
+        && a.networks == b.networks
+        && a.volumes == b.volumes
+        && a.removed_volumes == b.removed_volumes
+}
+
+async fn push(session: &NodeSession, set: &AssignmentSet) -> bool {
+    match session.push_assignments(set).await {
+        Ok(Pushed::Accepted(_)) => true,
+        Ok(Pushed::Older(have)) => {
+            tracing::warn!(node = %session.node(), have = have.revision.0, sent = set.revision.0,
+                "the node holds newer assignments than this server can give: another server leads, or the store was set back");
+            // Nothing to repeat: a newer set will come.
+            true
+        }
+        Err(error) => {
+            tracing::warn!(node = %session.node(), error = %chain(&error), "assignments were not taken");
+            false
+        }
+    }
+}
+
+/// Tells every node where the servers are, whenever that changes or a node connects.
+pub async fn tell_servers(
+    sessions: Arc<Sessions>,
+    mut servers: watch::Receiver<Servers>,
+    shutdown: CancellationToken,
+) {
+    let mut changes = sessions.changes();
+    let mut told = BTreeMap::<(NodeId, u64), u64>::new();
+    loop {
+        changes.borrow_and_update();
+        let list = servers.borrow_and_update().clone();
+        let all = sessions.all();
+        told.retain(|key, _| all.iter().any(|session| (session.node(), session.number()) == *key));
+        let mut missed = false;
+        for session in all {
+            let key = (session.node(), session.number());
+            if told.get(&key) != Some(&list.version) {
+                match session.push_servers(&list).await {
+                    Ok(()) => {
+                        told.insert(key, list.version);
+                    }
+                    Err(error) => {
+                        tracing::debug!(node = %session.node(), error = %chain(&error), "the list of servers was not taken");
+                        missed = true;
+                    }
+                }
+            }
+        }
+        tokio::select! {
+            // Cancel-safe, all of them: flags, counters and a timer.
+            () = shutdown.cancelled() => return,
+            _ = changes.changed() => {}
+            changed = servers.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY * 4), if missed => {}
+        }
+    }
+}

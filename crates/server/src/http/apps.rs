@@ -1,0 +1,644 @@
+//! Apps: planned, changed, seen.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Extension, Json,
+    extract::{Path, Query, State},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use rand::Rng as _;
+use serde::Deserialize;
+use wharf_api::{
+    transport::{Peer, node::ResolveImage},
+    v1::{self, Code},
+};
+use wharf_engine::{self as engine, Change, PlanRefusal, Request};
+use wharf_model::{
+    AppKey, AppRecord, AppSpec, By, EventKind, FileSpec, Image, NodeState, PullPolicy, ReleaseNumber,
+    ServiceKey, ServiceName, ServiceRecord, ServiceSpec, Subject, Task,
+};
+use wharf_store::Batch;
+
+use super::{
+    Shared, closest,
+    failure::{Answer, Failure},
+    require_user, views,
+};
+use crate::{controllers::commit::Committer, ids::RandomIds, records::Key, state::Inner};
+
+/// How many nodes are asked what an image reference stands for, before the answer is believed to be no.
+const NODES_ASKED: usize = 10;
+/// How often an action is decided anew because something it does not depend on was written meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// The key of an app, from a path.
+pub(super) fn key(environment: &str, app: &str) -> Answer<AppKey> {
+    let invalid = |error: wharf_model::InvalidName| Failure::invalid(error.to_string());
+    Ok(AppKey { environment: environment.parse().map_err(invalid)?, name: app.parse().map_err(invalid)? })
+}
+
+/// The app with this key.
+pub(super) fn find<'a>(inner: &'a Inner, key: &AppKey) -> Answer<&'a Arc<AppRecord>> {
+    inner.world.app(key).ok_or_else(|| {
+        let elsewhere = inner.world.apps().find(|app| app.key.name == key.name);
+        let names: Vec<_> = inner
+            .world
+            .apps()
+            .filter(|app| app.key.environment == key.environment)
+            .map(|app| app.key.name.to_string())
+            .collect();
+        let hint = match (elsewhere, closest(key.name.as_str(), &names)) {
+            (Some(app), _) => {
+                format!("there is one in environment `{}`: give `--env {0}`", app.key.environment)
+            }
+            (None, Some(close)) => format!("did you mean `{close}`? `wharf app ls` lists them"),
+            (None, None) => "`wharf up` deploys one; `wharf app ls --all` lists those there are".into(),
+        };
+        Failure::not_found(format!("there is no app `{}` in environment `{}`", key.name, key.environment))
+            .hint(hint)
+    })
+}
+
+/// The service of this name.
+pub(super) fn find_service<'a>(inner: &'a Inner, app: &AppKey, name: &str) -> Answer<&'a Arc<ServiceRecord>> {
+    let services = || inner.world.services_of(app).filter(|service| !service.removed);
+    services().find(|service| service.key.name.as_str() == name).ok_or_else(|| {
+        let names: Vec<_> = services().map(|service| service.key.name.to_string()).collect();
+        let hint = match closest(name, &names) {
+            Some(close) => format!("did you mean `{close}`?"),
+            None => format!("it has: {}", names.join(", ")),
+        };
+        Failure::not_found(format!("app {} has no service `{name}`", app.name)).hint(hint)
+    })
+}
+
+/// The task of this id, end of an id, or name: of several that had a name, the one that runs or was the last.
+pub(super) fn find_task<'a>(shared: &Shared, inner: &'a Inner, name: &str) -> Answer<&'a Arc<Task>> {
+    if let Some(task) = name.parse().ok().and_then(|id| inner.world.task(id)) {
+        return Ok(task);
+    }
+    let found = inner.world.tasks().filter(|task| task.name() == name || task.id.short() == name);
+    let rank =
+        |task: &Arc<Task>| (!shared.state.status_of(task).phase.is_over(), task.stop.is_none(), task.id);
+    found.max_by_key(|task| rank(task)).ok_or_else(|| {
+        let names: Vec<_> = inner.world.tasks().map(|task| task.name()).collect();
+        let hint = match closest(name, &names) {
+            Some(close) => format!("did you mean `{close}`?"),
+            None => "`wharf ps --all` lists them".into(),
+        };
+        Failure::not_found(format!("there is no task `{name}`")).hint(hint)
+    })
+}
+
+/// Which apps are wanted.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AppsOf {
+    environment: Option<String>,
+}
+
+/// The apps of an environment, or of all.
+#[utoipa::path(get, path = "/v1/apps", params(("environment" = Option<String>, Query)), responses((status = 200, body = [v1::App])))]
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Query(wish): Query<AppsOf>,
+) -> Answer<Json<Vec<v1::App>>> {
+    require_user(&peer)?;
+    let inner = shared.state.read();
+    let apps = inner
+        .world
+        .apps()
+        .filter(|app| wish.environment.as_ref().is_none_or(|wanted| app.key.environment.as_str() == wanted));
+    Ok(Json(apps.map(|app| views::app(&shared.state, &inner, app)).collect()))
+}
+
+/// How much of an app is wanted.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AppOf {
+    spec: bool,
+}
+
+/// An app with its services, tasks, networks and volumes, and what is not as wanted.
+#[utoipa::path(get, path = "/v1/apps/{environment}/{app}", params(("environment" = String, Path), ("app" = String, Path), ("spec" = Option<bool>, Query)),
+    responses((status = 200, body = v1::AppStatus), (status = 404, body = v1::Problem)))]
+pub(super) async fn get(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path((environment, app)): Path<(String, String)>,
+    Query(wish): Query<AppOf>,
+) -> Answer<Json<v1::AppStatus>> {
+    require_user(&peer)?;
+    status(&shared, &key(&environment, &app)?, wish.spec).map(Json)
+}
+
+/// An app with everything that belongs to it. What it waits for is decided on the spot, by what the leader decides by.
+pub(super) fn status(shared: &Shared, key: &AppKey, with_spec: bool) -> Answer<v1::AppStatus> {
+    let inner = shared.state.read();
+    let record = find(&inner, key)?;
+    let decision = engine::decide(&inner.world, key, shared.now(), &mut RandomIds);
+    let waiting: Vec<_> = decision
+        .waiting
+        .iter()
+        .map(|waiting| (waiting.about.service().cloned(), waiting.to_string()))
+        .collect();
+    Ok(views::app_status(&shared.state, &inner, record, &waiting, with_spec))
+}
+
+/// The releases of an app, newest first.
+#[utoipa::path(get, path = "/v1/apps/{environment}/{app}/releases", params(("environment" = String, Path), ("app" = String, Path)),
+    responses((status = 200, body = [v1::Release])))]
+pub(super) async fn releases(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path((environment, app)): Path<(String, String)>,
+) -> Answer<Json<Vec<v1::Release>>> {
+    require_user(&peer)?;
+    let key = key(&environment, &app)?;
+    let inner = shared.state.read();
+    let current = find(&inner, &key)?.release;
+    let mut releases: Vec<_> = inner
+        .world
+        .releases_of(&key)
+        .map(|release| views::release(release, release.number == current, false))
+        .collect();
+    releases.reverse();
+    Ok(Json(releases))
+}
+
+/// One release, whole.
+#[utoipa::path(get, path = "/v1/apps/{environment}/{app}/releases/{number}", params(("environment" = String, Path), ("app" = String, Path), ("number" = u64, Path)),
+    responses((status = 200, body = v1::Release)))]
+pub(super) async fn release(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path((environment, app, number)): Path<(String, String, u64)>,
+) -> Answer<Json<v1::Release>> {
+    require_user(&peer)?;
+    let key = key(&environment, &app)?;
+    let inner = shared.state.read();
+    let current = find(&inner, &key)?.release;
+    let release = inner.world.release(&key, ReleaseNumber(number)).ok_or_else(|| {
+        Failure::not_found(format!("app {} has no release {number}", key.name))
+            .hint(format!("`wharf app history {}` lists those that are kept", key.name))
+    })?;
+    Ok(Json(views::release(release, release.number == current, true)))
+}
+
+/// Which tasks are wanted.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TasksOf {
+    environment: Option<String>,
+    app: Option<String>,
+    node: Option<String>,
+    /// Ended ones, too.
+    all: bool,
+}
+
+/// Tasks, of all apps unless fewer are asked for.
+#[utoipa::path(get, path = "/v1/tasks", params(("environment" = Option<String>, Query), ("app" = Option<String>, Query), ("node" = Option<String>, Query), ("all" = Option<bool>, Query)),
+    responses((status = 200, body = [v1::Task])))]
+pub(super) async fn tasks(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Query(wish): Query<TasksOf>,
+) -> Answer<Json<Vec<v1::Task>>> {
+    require_user(&peer)?;
+    let inner = shared.state.read();
+    let node = match &wish.node {
+        Some(name) => Some(super::nodes::find(&inner, name)?.record.id),
+        None => None,
+    };
+    let wanted = inner.world.tasks().filter(|task| {
+        let app = &task.service.app;
+        (wish.all || !task.is_over())
+            && wish.environment.as_ref().is_none_or(|wanted| app.environment.as_str() == wanted)
+            && wish.app.as_ref().is_none_or(|wanted| app.name.as_str() == wanted)
+            && node.is_none_or(|node| task.node == Some(node))
+    });
+    let mut tasks: Vec<_> = wanted.collect();
+    tasks.sort_by(|a, b| (&a.service, a.slot, a.id).cmp(&(&b.service, b.slot, b.id)));
+    Ok(Json(tasks.into_iter().map(|task| views::task(&shared.state, &inner, task)).collect()))
+}
+
+/// One task, by id or name.
+#[utoipa::path(get, path = "/v1/tasks/{task}", params(("task" = String, Path)), responses((status = 200, body = v1::Task)))]
+pub(super) async fn task(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path(name): Path<String>,
+) -> Answer<Json<v1::Task>> {
+    require_user(&peer)?;
+    let inner = shared.state.read();
+    let task = find_task(&shared, &inner, &name)?;
+    Ok(Json(views::task(&shared.state, &inner, task)))
+}
+
+/// What an action would do; nothing is changed.
+#[utoipa::path(post, path = "/v1/apps/{environment}/{app}/plan", params(("environment" = String, Path), ("app" = String, Path)),
+    request_body = v1::PlanRequest, responses((status = 200, body = v1::Plan)))]
+pub(super) async fn plan(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path((environment, app)): Path<(String, String)>,
+    Json(wish): Json<v1::PlanRequest>,
+) -> Answer<Json<v1::Plan>> {
+    let by = require_user(&peer)?;
+    let key = key(&environment, &app)?;
+    let prepared = prepare(&shared, &key, wish.action).await?;
+    let inner = shared.state.read();
+    Ok(Json(prepared.plan(&inner, &key, &by, shared.now())))
+}
+
+/// Does what was planned, exactly; refuses if that would be something else by now.
+#[utoipa::path(post, path = "/v1/apps/{environment}/{app}/apply", params(("environment" = String, Path), ("app" = String, Path)),
+    request_body = v1::ApplyRequest, responses((status = 200, body = v1::Applied), (status = 409, body = v1::Problem)))]
+pub(super) async fn apply(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path((environment, app)): Path<(String, String)>,
+    Json(wish): Json<v1::ApplyRequest>,
+) -> Answer<Json<v1::Applied>> {
+    let by = By { client: wish.client, ..require_user(&peer)? };
+    let key = key(&environment, &app)?;
+    let prepared = prepare(&shared, &key, wish.action).await?;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let (first, whole, applied) = {
+            let inner = shared.state.read();
+            prepared.refuse_if_busy(&inner, &key, wish.supersede)?;
+            let plan = prepared.plan(&inner, &key, &by, shared.now());
+            if plan.fingerprint != wish.fingerprint {
+                return Err(Failure::new(
+                    Code::Moved,
+                    format!("{} has changed since this was planned", key.name),
+                )
+                .hint("look at the new plan and decide again"));
+            }
+            prepared.batches(&shared, &inner, &key, &by)?
+        };
+        let Some(whole) = whole else { return Ok(Json(applied)) };
+        // What nothing refers to yet does no harm if the rest is refused.
+        for batch in first {
+            shared.state.commit(batch).await?;
+        }
+        match shared.state.commit(whole).await {
+            Ok(_) => return Ok(Json(applied)),
+            // A controller wrote a record this writes as well; what the person sees is the same.
+            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// An action with everything that has to be asked for first.
+enum Prepared {
+    /// Make the app as this says, with these images.
+    Up {
+        spec: Box<AppSpec>,
+        images: BTreeMap<ServiceName, Image>,
+        /// Contents by digest.
+        files: BTreeMap<String, Vec<u8>>,
+        /// Images that could not be found.
+        missing: Vec<v1::Refusal>,
+        warnings: Vec<String>,
+    },
+    /// Anything else.
+    Request(Request),
+}
+
+async fn prepare(shared: &Shared, key: &AppKey, action: v1::Action) -> Answer<Prepared> {
+    let names = |services: Vec<String>| -> Answer<Vec<ServiceName>> {
+        let inner = shared.state.read();
+        find(&inner, key)?;
+        services.iter().map(|name| Ok(find_service(&inner, key, name)?.key.name.clone())).collect()
+    };
+    Ok(match action {
+        v1::Action::Up { spec, pull } => prepare_up(shared, key, *spec, pull).await?,
+        v1::Action::Down { volumes } => Prepared::Request(Request::Down { volumes }),
+        v1::Action::Scale { replicas } => {
+            let services = names(replicas.keys().cloned().collect())?;
+            Prepared::Request(Request::Scale(services.into_iter().zip(replicas.into_values()).collect()))
+        }
+        v1::Action::Restart { services } => Prepared::Request(Request::Restart(names(services)?)),
+        v1::Action::Stop { services } => Prepared::Request(Request::Stop(names(services)?)),
+        v1::Action::Start { services } => Prepared::Request(Request::Start(names(services)?)),
+    })
+}
+
+async fn prepare_up(shared: &Shared, key: &AppKey, mut spec: AppSpec, pull: bool) -> Answer<Prepared> {
+    if spec.name != key.name {
+        return Err(Failure::invalid(format!(
+            "the file is of app `{}`, the request of app `{}`",
+            spec.name, key.name
+        )));
+    }
+    let mut files = BTreeMap::new();
+    for (name, file) in spec.configs.iter_mut().chain(spec.secrets.iter_mut()) {
+        take_content(shared, name, file, &mut files)?;
+    }
+    let mut known = BTreeMap::<String, Answer<Image>>::new();
+    let (mut images, mut missing, mut warnings) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for (name, service) in &spec.services {
+        if let Some(image) = pinned(shared, key, name, service).filter(|_| !pull) {
+            images.insert(name.clone(), image);
+            continue;
+        }
+        if !known.contains_key(&service.image) {
+            let found =
+                resolve(shared, &service.image, pull || service.pull_policy == PullPolicy::Always).await;
+            known.insert(service.image.clone(), found);
+        }
+        match &known[&service.image] {
+            Ok(image) => {
+                if image.digest.is_none() {
+                    warnings.push(format!(
+                        "image {} is known to engines only: it runs on nodes that have exactly this build",
+                        service.image
+                    ));
+                }
+                images.insert(name.clone(), image.clone());
+            }
+            Err(Failure(problem)) => {
+                let message = format!("service {name}: {}", problem.message);
+                missing.push(v1::Refusal { message, hint: problem.hint.clone() });
+                images
+                    .insert(name.clone(), Image { reference: service.image.clone(), digest: None, id: None });
+            }
+        }
+    }
+    warnings.dedup();
+    Ok(Prepared::Up { spec: Box::new(spec), images, files, missing, warnings })
+}
+
+/// Takes a config's or secret's content out of the specification; a digest that only servers can make stays.
+fn take_content(
+    shared: &Shared,
+    name: &str,
+    file: &mut FileSpec,
+    files: &mut BTreeMap<String, Vec<u8>>,
+) -> Answer<()> {
+    let Some(content) = file.content.take() else { return Ok(()) };
+    let content = BASE64
+        .decode(content)
+        .map_err(|_| Failure::invalid(format!("the content of `{name}` is not base64")))?;
+    let digest = shared.state.seal().digest(&content);
+    file.digest = Some(digest.clone());
+    files.insert(digest, content);
+    Ok(())
+}
+
+/// What the current release pins this service's image to, if it is written the same.
+fn pinned(shared: &Shared, app: &AppKey, name: &ServiceName, spec: &ServiceSpec) -> Option<Image> {
+    if spec.pull_policy == PullPolicy::Always {
+        return None;
+    }
+    let inner = shared.state.read();
+    let service = ServiceKey { app: app.clone(), name: name.clone() };
+    let record = inner.world.service(&service).filter(|record| !record.removed)?;
+    let image = &inner.world.revision_of(&service, record.generation)?.image;
+    (image.reference == spec.image).then(|| image.clone())
+}
+
+/// Asks nodes what an image reference stands for: what a registry says counts more than what an engine happens to have.
+async fn resolve(shared: &Shared, reference: &str, refresh: bool) -> Answer<Image> {
+    let nodes: Vec<_> = {
+        let inner = shared.state.read();
+        let ready = inner.world.nodes().filter(|node| node.state() == NodeState::Ready);
+        ready.map(|node| (node.record.id, node.record.name.to_string())).collect()
+    };
+    let mut refusal = None;
+    let mut local = None;
+    for (node, name) in nodes.iter().take(NODES_ASKED) {
+        let Ok(session) = shared.sessions.get(*node) else { continue };
+        match session.resolve_image(&ResolveImage { reference: reference.to_owned(), refresh }).await {
+            Ok(image) if image.digest.is_some() => return Ok(image),
+            Ok(image) => {
+                local.get_or_insert(image);
+            }
+            Err(error) => {
+                let (message, hint) = match error.problem() {
+                    Some(problem) => (problem.message.clone(), problem.hint.clone()),
+                    None => (wharf_process::errors::chain(&error), error.hint()),
+                };
+                tracing::debug!(node = %name, image = reference, %message, "image not resolved");
+                refusal.get_or_insert((message, hint));
+            }
+        }
+    }
+    if let Some(image) = local {
+        return Ok(image);
+    }
+    Err(match refusal {
+        Some((message, hint)) => {
+            let failure = Failure::new(Code::Invalid, message);
+            failure.hint(hint.unwrap_or_else(|| {
+                "check the spelling, log in on the nodes if it is private, or load it on them with `docker load`".into()
+            }))
+        }
+        None => Failure::new(Code::NodeUnreachable, format!("no node is ready to look up image {reference}"))
+            .hint("`wharf node ls` shows the nodes; `wharf token create` prints the line that joins one"),
+    })
+}
+
+impl Prepared {
+    /// What it would do now.
+    fn plan(&self, inner: &Inner, key: &AppKey, by: &By, now: wharf_model::Timestamp) -> v1::Plan {
+        let world = &inner.world;
+        match self {
+            Self::Up { spec, images, missing, warnings, .. } => {
+                let plan = engine::plan(world, key, spec, images);
+                let noop = plan.is_noop();
+                let mut view = view(plan);
+                view.warnings.extend(warnings.iter().cloned());
+                // A service whose image was not found has said so already.
+                view.refusals.extend(missing.iter().cloned());
+                let latest = world.releases_of(key).last().map_or(0, |release| release.number.0);
+                view.release = (!noop).then_some(latest + 1);
+                view
+            }
+            Self::Request(Request::Down { volumes }) => view(engine::plan_down(world, key, *volumes)),
+            Self::Request(request) => {
+                let changes = engine::request(world, key, request, by, now);
+                let (operations, refusals) = match &changes {
+                    Ok(changes) => (operations(inner, changes, request), Vec::new()),
+                    Err(error) => (Vec::new(), vec![refusal(error)]),
+                };
+                v1::Plan {
+                    environment: key.environment.to_string(),
+                    app: key.name.to_string(),
+                    fingerprint: format!("{request}@{}", world.app(key).map_or(0, |app| app.generation.0)),
+                    release: None,
+                    operations,
+                    warnings: Vec::new(),
+                    refusals,
+                }
+            }
+        }
+    }
+
+    /// One change of an app at a time; stopping and taking down may always come in between.
+    fn refuse_if_busy(&self, inner: &Inner, key: &AppKey, supersede: bool) -> Answer<()> {
+        let Some(app) = inner.world.app(key) else { return Ok(()) };
+        let patient = match self {
+            Self::Up { .. } => true,
+            Self::Request(request) => match request {
+                Request::Scale(_) | Request::Restart(_) | Request::Start(_) => true,
+                Request::Stop(_) | Request::Down { .. } => false,
+            },
+        };
+        if !patient || supersede || app.rollout.state.is_over() {
+            return Ok(());
+        }
+        let holder = views::rollout(&app.rollout);
+        let message = format!("{} is busy: {} by {} is under way", key.name, holder.what, holder.by);
+        let mut failure =
+            Failure::new(Code::Busy, message).hint("wait for it, or take its place with `--supersede`");
+        failure.0.holder = Some(holder);
+        Err(failure)
+    }
+
+    /// What to write: first what nothing refers to yet, then the change itself, all or nothing; `None` if there is nothing to do.
+    fn batches(
+        &self,
+        shared: &Shared,
+        inner: &Inner,
+        key: &AppKey,
+        by: &By,
+    ) -> Answer<(Vec<Batch>, Option<Batch>, v1::Applied)> {
+        let (world, now) = (&inner.world, shared.now());
+        let refused = |error: PlanRefusal| Failure::new(Code::Conflict, error.to_string());
+        let mut first = Vec::new();
+        let changes = match self {
+            Self::Up { spec, images, files, missing, .. } => {
+                if let Some(refusal) = missing.first() {
+                    let failure = Failure::invalid(refusal.message.clone());
+                    return Err(refusal.hint.iter().fold(failure, |failure, hint| failure.hint(hint)));
+                }
+                for (digest, content) in files {
+                    let place = Key::File(key.clone(), digest.clone());
+                    if inner.revision_of(&place).is_none() {
+                        let mut nonce = [0; 12];
+                        rand::rng().fill_bytes(&mut nonce);
+                        let sealed = shared.state.seal().seal(&place.to_string(), content, nonce);
+                        first.push(Batch::new().put(place.to_string(), sealed));
+                    }
+                }
+                if engine::plan(world, key, spec, images).is_noop() {
+                    Vec::new()
+                } else {
+                    engine::release(world, key, spec, images, by, now).map_err(refused)?
+                }
+            }
+            Self::Request(request) => engine::request(world, key, request, by, now).map_err(refused)?,
+        };
+        let current = world.app(key);
+        if changes.is_empty() {
+            let applied = v1::Applied {
+                generation: current.map_or(0, |app| app.generation.0),
+                release: current.map_or(0, |app| app.release.0),
+            };
+            return Ok((Vec::new(), None, applied));
+        }
+        let mut whole = Committer::whole(inner, now);
+        let mut applied = v1::Applied { generation: 0, release: 0 };
+        for change in changes {
+            match &change {
+                Change::PutRelease(_) | Change::PutRevision(_) => {
+                    let mut early = Committer::whole(inner, now);
+                    early.change(change, &mut RandomIds);
+                    first.extend(early.finish());
+                    continue;
+                }
+                Change::PutApp(app) => {
+                    applied = v1::Applied { generation: app.generation.0, release: app.release.0 };
+                    let message = format!("{}: {} was asked for", key.name, app.rollout.what);
+                    let subject = Subject { app: Some(key.clone()), ..Subject::default() };
+                    whole.event_by(&mut RandomIds, EventKind::App, subject, message, Some(by.clone()));
+                }
+                _ => {}
+            }
+            whole.change(change, &mut RandomIds);
+        }
+        // One batch by construction.
+        let whole = whole.finish().into_iter().reduce(Batch::and);
+        Ok((first, whole, applied))
+    }
+}
+
+fn refusal(error: &PlanRefusal) -> v1::Refusal {
+    let text = error.to_string();
+    match text.split_once("; hint: ") {
+        Some((message, hint)) => v1::Refusal { message: message.to_owned(), hint: Some(hint.to_owned()) },
+        None => v1::Refusal { message: text, hint: None },
+    }
+}
+
+fn view(plan: engine::Plan) -> v1::Plan {
+    v1::Plan {
+        environment: plan.app.environment.to_string(),
+        app: plan.app.name.to_string(),
+        fingerprint: plan.fingerprint,
+        release: None,
+        operations: plan
+            .operations
+            .into_iter()
+            .map(|operation| {
+                let notes = operation.notes.iter().map(|note| format!("({note})"));
+                let reason = operation.reasons.join(", ");
+                let parts = std::iter::once(reason).filter(|text| !text.is_empty()).chain(notes);
+                v1::Operation {
+                    change: match operation.action {
+                        engine::Action::Create => v1::Change::Create,
+                        engine::Action::Change => v1::Change::Update,
+                        engine::Action::Replace => v1::Change::Replace,
+                        engine::Action::Remove => v1::Change::Remove,
+                        engine::Action::Keep => v1::Change::Keep,
+                    },
+                    kind: operation.thing.to_string(),
+                    name: operation.name,
+                    reason: parts.collect::<Vec<_>>().join(" "),
+                }
+            })
+            .collect(),
+        warnings: plan.warnings,
+        refusals: plan.refusals.iter().map(refusal).collect(),
+    }
+}
+
+/// What a request that is no release does to each service.
+fn operations(inner: &Inner, changes: &[Change], request: &Request) -> Vec<v1::Operation> {
+    let services = changes.iter().filter_map(|change| match change {
+        Change::PutService(service) => Some(service),
+        _ => None,
+    });
+    services
+        .map(|after| {
+            let before = inner.world.service(&after.key);
+            let (change, reason) = match request {
+                Request::Scale(_) => {
+                    let from = before.map_or(0, |service| replicas(service));
+                    (v1::Change::Update, format!("{from} -> {} task(s)", replicas(after)))
+                }
+                Request::Restart(_) => (v1::Change::Replace, "restart was asked for".into()),
+                Request::Stop(_) => (v1::Change::Update, "its tasks stop; everything else stays".into()),
+                Request::Start(_) => (v1::Change::Update, "its tasks start again".into()),
+                Request::Down { .. } => (v1::Change::Remove, String::new()),
+            };
+            v1::Operation { change, kind: "service".into(), name: after.key.name.to_string(), reason }
+        })
+        .collect()
+}
+
+fn replicas(service: &ServiceRecord) -> u32 {
+    match service.mode {
+        wharf_model::Mode::Replicated { replicas } => replicas,
+        wharf_model::Mode::Global => 0,
+    }
+}

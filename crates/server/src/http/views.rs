@@ -1,0 +1,310 @@
+//! What clients see of the state: model types in, API types out, and nothing decided.
+
+use wharf_api::v1;
+use wharf_engine::{Node, World};
+use wharf_model::{
+    AppKey, AppRecord, Bytes, Cpus, Event, Image, Mode, PortSpec, PublishMode, Release, Rollout, ServiceKey,
+    ServiceRecord, Slot, Task,
+};
+
+use crate::state::{Inner, State};
+
+/// A node.
+pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
+    let record = &node.record;
+    let live = state.live_node(record.id);
+    let facts = live.as_ref().and_then(|live| live.facts.as_ref()).or_else(|| node.facts());
+    let engine = facts.and_then(|facts| facts.engine.as_ref());
+    let load = inner.world.load(record.id);
+    v1::Node {
+        id: record.id.to_string(),
+        name: record.name.to_string(),
+        generation: record.generation.0,
+        state: node.state().to_string(),
+        reason: node.status.as_ref().map(|status| status.reason.clone()).unwrap_or_default(),
+        since: node.status.as_ref().map_or(record.joined_at.0, |status| status.since.0),
+        availability: record.availability.to_string(),
+        labels: record.labels.clone(),
+        roles: record.roles.list().into_iter().map(|role| role.to_string()).collect(),
+        address: facts.map(|facts| facts.address.to_string()),
+        platform: facts.map(|facts| facts.platform.to_string()),
+        cpus: facts.map(|facts| facts.cpus),
+        memory: facts.map(|facts| facts.memory),
+        cpus_reserved: Cpus(load.cpus.0),
+        memory_reserved: Bytes(load.memory.0),
+        engine_version: engine.map(|engine| engine.version.clone()),
+        engine_api_version: engine.map(|engine| engine.api_version.clone()),
+        agent_version: facts.map(|facts| facts.agent_version.clone()),
+        kernel: facts.map(|facts| facts.kernel.clone()),
+        cgroup_version: facts.map(|facts| facts.cgroup_version),
+        tasks: load.tasks as usize,
+        joined_at: record.joined_at.0,
+        problems: live.map(|live| live.problems).unwrap_or_default(),
+    }
+}
+
+/// How far a change has come.
+pub fn rollout(rollout: &Rollout) -> v1::RolloutView {
+    v1::RolloutView {
+        generation: rollout.generation.0,
+        what: rollout.what.clone(),
+        by: rollout.by.to_string(),
+        started_at: rollout.started_at.0,
+        state: rollout.state.to_string().replace(' ', "_"),
+        reason: rollout.reason.clone(),
+        ended_at: rollout.ended_at.map(|at| at.0),
+    }
+}
+
+/// An app in a list.
+pub fn app(state: &State, inner: &Inner, record: &AppRecord) -> v1::App {
+    let services: Vec<_> = inner.world.services_of(&record.key).filter(|service| !service.removed).collect();
+    let ready = services.iter().map(|service| ready(state, &inner.world, &service.key)).sum();
+    v1::App {
+        environment: record.key.environment.to_string(),
+        name: record.key.name.to_string(),
+        generation: record.generation.0,
+        release: record.release.0,
+        rollout: rollout(&record.rollout),
+        services: services.len(),
+        ready,
+        wanted: services.iter().map(|service| wanted(&inner.world, service)).sum(),
+        created_at: record.created_at.0,
+    }
+}
+
+/// How many tasks of a service serve, or have done what they were for.
+fn ready(state: &State, world: &World, service: &ServiceKey) -> usize {
+    world
+        .tasks_of(service)
+        .filter(|task| task.stop.is_none())
+        .filter(|task| {
+            let status = state.status_of(task);
+            status.is_ready() || status.phase == wharf_model::Phase::Complete
+        })
+        .map(|task| (task.slot, task.node.filter(|_| task.slot == Slot(0))))
+        .collect::<std::collections::BTreeSet<_>>()
+        .len()
+}
+
+/// How many tasks a service wants.
+fn wanted(world: &World, service: &ServiceRecord) -> usize {
+    if service.stopped || service.removed {
+        return 0;
+    }
+    match service.mode {
+        Mode::Replicated { replicas } => replicas as usize,
+        // A global service wants one wherever it may run, which is where it has one or has tried.
+        Mode::Global => world
+            .tasks_of(&service.key)
+            .filter(|task| task.stop.is_none())
+            .filter_map(|task| task.node)
+            .collect::<std::collections::BTreeSet<_>>()
+            .len(),
+    }
+}
+
+/// A task.
+pub fn task(state: &State, inner: &Inner, task: &Task) -> v1::Task {
+    let revision = inner.world.revision_of(&task.service, task.generation);
+    let status = state.status_of(task);
+    v1::Task {
+        id: task.id.to_string(),
+        name: task.name(),
+        environment: task.service.app.environment.to_string(),
+        app: task.service.app.name.to_string(),
+        service: task.service.name.to_string(),
+        slot: task.slot.0,
+        generation: task.generation.0,
+        release: revision.map_or(0, |revision| revision.release.0),
+        image: revision.map(|revision| revision.image.reference.clone()).unwrap_or_default(),
+        node_id: task.node.map(|node| node.to_string()),
+        node: task.node.map(|node| inner.world.node_name(node)),
+        addresses: task
+            .addresses
+            .iter()
+            .map(|(network, address)| (network.to_string(), address.to_string()))
+            .collect(),
+        ready: task.stop.is_none() && status.is_ready(),
+        stop: task.stop.map(|reason| reason.to_string()),
+        created_at: task.created_at.0,
+        status,
+    }
+}
+
+/// A service with its tasks; `waiting` are the sentences that concern it.
+pub fn service(
+    state: &State,
+    inner: &Inner,
+    record: &ServiceRecord,
+    waiting: Vec<String>,
+    with_spec: bool,
+) -> v1::ServiceStatus {
+    let world = &inner.world;
+    let revision = world.revision_of(&record.key, record.generation);
+    let mut tasks: Vec<&std::sync::Arc<Task>> =
+        world.tasks_of(&record.key).filter(|task| !task.is_over()).collect();
+    // Of a slot where nothing is going on, the latest that was.
+    let mut ended: Vec<_> = world.tasks_of(&record.key).filter(|task| task.is_over()).collect();
+    ended.reverse();
+    for task in ended {
+        let place = |task: &Task| (task.slot, task.node.filter(|_| task.slot == Slot(0)));
+        if !tasks.iter().any(|other| place(other) == place(task)) {
+            tasks.push(task);
+        }
+    }
+    tasks.sort_by_key(|task| (task.slot, task.id));
+    v1::ServiceStatus {
+        name: record.key.name.to_string(),
+        generation: record.generation.0,
+        image: revision.map(|revision| revision.image.reference.clone()).unwrap_or_default(),
+        pinned: revision.and_then(|revision| pin(&revision.image)),
+        mode: match record.mode {
+            Mode::Replicated { .. } => "replicated".into(),
+            Mode::Global => "global".into(),
+        },
+        wanted: wanted(world, record),
+        ready: ready(state, world, &record.key),
+        stopped: record.stopped,
+        ports: revision.map(|revision| revision.spec.ports.iter().map(port).collect()).unwrap_or_default(),
+        waiting,
+        tasks: tasks.into_iter().map(|found| task(state, inner, found)).collect(),
+        spec: revision.filter(|_| with_spec).map(|revision| Box::new(revision.spec.clone())),
+    }
+}
+
+/// As Docker writes published ports.
+fn port(port: &PortSpec) -> String {
+    let published = port.published.map_or_else(|| "auto".to_owned(), |port| port.to_string());
+    let mode = match port.mode {
+        PublishMode::Ingress => "",
+        PublishMode::Host => " (host)",
+    };
+    match port.host_ip {
+        Some(ip) => format!("{ip}:{published}->{}/{}{mode}", port.target, port.protocol.as_str()),
+        None => format!("{published}->{}/{}{mode}", port.target, port.protocol.as_str()),
+    }
+}
+
+/// What an image is pinned to.
+pub fn pin(image: &Image) -> Option<String> {
+    image.digest.clone().or_else(|| image.id.clone())
+}
+
+/// A release; the specification only where it is asked for.
+pub fn release(release: &Release, current: bool, with_spec: bool) -> v1::Release {
+    v1::Release {
+        number: release.number.0,
+        created_at: release.created_at.0,
+        by: release.by.to_string(),
+        images: release
+            .images
+            .iter()
+            .map(|(service, image)| {
+                let pin = pin(image).map(|pin| format!("@{pin}")).unwrap_or_default();
+                (service.to_string(), format!("{}{pin}", image.reference))
+            })
+            .collect(),
+        current,
+        spec: with_spec.then(|| Box::new(release.spec.clone())),
+    }
+}
+
+/// An event.
+pub fn event(event: &Event) -> v1::Event {
+    let subject = &event.subject;
+    v1::Event {
+        id: event.id.to_string(),
+        at: event.at.0,
+        kind: match event.kind {
+            wharf_model::EventKind::Task => "task",
+            wharf_model::EventKind::Node => "node",
+            wharf_model::EventKind::App => "app",
+            wharf_model::EventKind::Server => "server",
+        }
+        .into(),
+        message: event.message.clone(),
+        app: subject.app.as_ref().map(ToString::to_string),
+        service: subject.service.as_ref().map(|service| service.name.to_string()),
+        task: subject.task_name.clone(),
+        node: subject.node_name.clone(),
+        by: event.by.as_ref().map(ToString::to_string),
+    }
+}
+
+/// Where an app's published ports answer: on each gateway that is ready.
+pub fn urls(inner: &Inner, app: &AppKey) -> Vec<String> {
+    let world = &inner.world;
+    let gateways: Vec<_> = world
+        .nodes()
+        .filter(|node| node.record.roles.gateway && node.state() == wharf_model::NodeState::Ready)
+        .filter_map(|node| node.facts().map(|facts| facts.address))
+        .collect();
+    let mut urls = Vec::new();
+    for service in world.services_of(app).filter(|service| !service.removed && !service.stopped) {
+        let Some(revision) = world.revision_of(&service.key, service.generation) else { continue };
+        for port in revision.spec.ports.iter().filter(|port| port.mode == PublishMode::Ingress) {
+            let Some(published) = port.published else { continue };
+            let scheme = match (port.protocol, port.app_protocol.as_deref(), port.target) {
+                (wharf_model::Protocol::Udp, ..) => "udp",
+                (_, Some("https"), _) | (_, None, 443 | 8443) => "https",
+                (_, Some("http" | "http2" | "ws"), _) | (_, None, 80 | 3000 | 5000 | 8000 | 8080 | 8888) => {
+                    "http"
+                }
+                _ => "tcp",
+            };
+            for gateway in &gateways {
+                let host = match gateway {
+                    std::net::IpAddr::V4(address) => address.to_string(),
+                    std::net::IpAddr::V6(address) => format!("[{address}]"),
+                };
+                urls.push(format!("{scheme}://{host}:{published}"));
+            }
+        }
+    }
+    urls
+}
+
+/// An app with everything that belongs to it. `waiting`: each sentence and the service it is about.
+pub fn app_status(
+    state: &State,
+    inner: &Inner,
+    record: &AppRecord,
+    waiting: &[(Option<ServiceKey>, String)],
+    with_spec: bool,
+) -> v1::AppStatus {
+    let world = &inner.world;
+    let of = |key: &ServiceKey| {
+        waiting
+            .iter()
+            .filter(|(about, _)| about.as_ref() == Some(key))
+            .map(|(_, text)| text.clone())
+            .collect()
+    };
+    v1::AppStatus {
+        app: app(state, inner, record),
+        services: world
+            .services_of(&record.key)
+            .filter(|found| !found.removed || world.tasks_of(&found.key).any(|task| !task.is_over()))
+            .map(|found| service(state, inner, found, of(&found.key), with_spec))
+            .collect(),
+        networks: world
+            .networks_of(&record.key)
+            .map(|network| v1::NetworkView {
+                name: network.name.to_string(),
+                id: network.id.to_string(),
+                subnet: network.subnet.to_string(),
+                vni: network.vni,
+            })
+            .collect(),
+        volumes: world
+            .volumes_of(&record.key)
+            .map(|volume| v1::VolumeView {
+                name: volume.name.to_string(),
+                id: volume.id.to_string(),
+                nodes: volume.nodes.iter().map(|node| world.node_name(*node)).collect(),
+            })
+            .collect(),
+        urls: urls(inner, &record.key),
+    }
+}

@@ -1,0 +1,354 @@
+//! What is kept in the store, and under which keys.
+//!
+//! One function names the key of each record, and one reads any key back; nothing else in the server knows how keys are spelt.
+//! Every value carries a schema number ([`wharf_store::records`]); [`SCHEMA`] is the one written today.
+
+use serde::{Deserialize, Serialize};
+use wharf_model::{
+    AddressPool, AppKey, AppRecord, Event, EventId, Generation, NetworkId, NetworkRecord, NodeId, NodeRecord,
+    NodeStatus, Release, ReleaseNumber, ServerId, ServiceKey, ServiceRecord, ServiceRevision, Task, TaskId,
+    TaskStatus, Timestamp, TokenId, VolumeId, VolumeRecord,
+};
+use wharf_store::{StoreError, records};
+
+/// The schema every record is written in.
+pub const SCHEMA: u32 = 1;
+
+/// The cluster itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// Its identifier, also on every container it makes.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Grows when the store was restored from a backup, so that agents accept its smaller revisions.
+    pub epoch: u64,
+    /// Where networks get their addresses.
+    pub pool: AddressPool,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A server process, as it announces itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRecord {
+    /// Its identifier.
+    pub id: ServerId,
+    /// Where it answers: `host:port`.
+    pub addresses: Vec<String>,
+    /// Version of its binary.
+    pub version: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// When it last said so.
+    pub seen_at: Timestamp,
+}
+
+/// Who decides. Written only when that changes: every commit of a controller expects the revision at which its
+/// server wrote it, so that a deposed leader can write nothing (a fencing key).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderRecord {
+    /// The server.
+    pub server: ServerId,
+    /// Counts changes of leader.
+    pub term: u64,
+    /// When it took over.
+    pub since: Timestamp,
+}
+
+/// The leader's sign of life: written again and again, watched by the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    /// The server.
+    pub server: ServerId,
+    /// Counts the renewals.
+    pub count: u64,
+}
+
+/// A certificate that is no longer good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedRecord {
+    /// Whose it was, in words.
+    pub whose: String,
+    /// When it was revoked.
+    pub at: Timestamp,
+}
+
+/// A join token. Its secret is known to nobody but the one who was shown it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Its identifier.
+    pub id: TokenId,
+    /// SHA-256 of its secret, in hexadecimal.
+    pub hash: String,
+    /// What may join with it.
+    pub role: TokenRole,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+}
+
+/// What may join with a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenRole {
+    /// A node.
+    Agent,
+    /// A further server.
+    Server,
+}
+impl std::fmt::Display for TokenRole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Agent => "agent",
+            Self::Server => "server",
+        })
+    }
+}
+
+/// A value in the store.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "lives for one decoding; boxing would cost every reader")]
+pub enum Record {
+    /// `cluster`
+    Cluster(ClusterRecord),
+    /// `nodes/ID`
+    Node(NodeRecord),
+    /// `node-status/ID`
+    NodeStatus(NodeId, NodeStatus),
+    /// `apps/ENVIRONMENT/NAME`
+    App(AppRecord),
+    /// `releases/ENVIRONMENT/NAME/NUMBER`
+    Release(Release),
+    /// `services/ENVIRONMENT/NAME/SERVICE`
+    Service(ServiceRecord),
+    /// `revisions/ENVIRONMENT/NAME/SERVICE/GENERATION`
+    Revision(ServiceRevision),
+    /// `tasks/ID`
+    Task(Task),
+    /// `task-status/ID`
+    TaskStatus(TaskId, TaskStatus),
+    /// `networks/ID`
+    Network(NetworkRecord),
+    /// `volumes/ID`
+    Volume(VolumeRecord),
+    /// `tokens/ID`
+    Token(TokenRecord),
+    /// `revoked/SERIAL`
+    Revoked(String, RevokedRecord),
+    /// `servers/ID`
+    Server(ServerRecord),
+    /// `leader`
+    Leader(LeaderRecord),
+    /// `lease`
+    Lease(LeaseRecord),
+    /// `events/ID`
+    Event(Event),
+    /// `files/ENVIRONMENT/NAME/DIGEST`: the sealed content of a config or secret.
+    Sealed(Vec<u8>),
+}
+
+/// A key, read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// The cluster itself.
+    Cluster,
+    /// A node.
+    Node(NodeId),
+    /// What is observed of a node.
+    NodeStatus(NodeId),
+    /// An app.
+    App(AppKey),
+    /// A release.
+    Release(AppKey, ReleaseNumber),
+    /// A service.
+    Service(ServiceKey),
+    /// A revision of a service.
+    Revision(ServiceKey, Generation),
+    /// A task.
+    Task(TaskId),
+    /// What is observed of a task.
+    TaskStatus(TaskId),
+    /// A network.
+    Network(NetworkId),
+    /// A volume.
+    Volume(VolumeId),
+    /// A join token.
+    Token(TokenId),
+    /// A revoked certificate, by serial number.
+    Revoked(String),
+    /// A server.
+    Server(ServerId),
+    /// Who decides.
+    Leader,
+    /// The leader's sign of life.
+    Lease,
+    /// An event.
+    Event(EventId),
+    /// The sealed content of a config or secret, by app and digest.
+    File(AppKey, String),
+}
+
+impl std::fmt::Display for Key {
+    /// As it stands in the store.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cluster => f.write_str("cluster"),
+            Self::Node(id) => write!(f, "nodes/{id}"),
+            Self::NodeStatus(id) => write!(f, "node-status/{id}"),
+            Self::App(app) => write!(f, "apps/{app}"),
+            // Ten digits, so that the order of keys is the order of numbers.
+            Self::Release(app, number) => write!(f, "releases/{app}/{:010}", number.0),
+            Self::Service(service) => write!(f, "services/{service}"),
+            Self::Revision(service, generation) => write!(f, "revisions/{service}/{:010}", generation.0),
+            Self::Task(id) => write!(f, "tasks/{id}"),
+            Self::TaskStatus(id) => write!(f, "task-status/{id}"),
+            Self::Network(id) => write!(f, "networks/{id}"),
+            Self::Volume(id) => write!(f, "volumes/{id}"),
+            Self::Token(id) => write!(f, "tokens/{id}"),
+            Self::Revoked(serial) => write!(f, "revoked/{serial}"),
+            Self::Server(id) => write!(f, "servers/{id}"),
+            Self::Leader => f.write_str("leader"),
+            Self::Lease => f.write_str("lease"),
+            Self::Event(id) => write!(f, "events/{id}"),
+            Self::File(app, digest) => write!(f, "files/{app}/{digest}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Key {
+    type Err = UnknownKey;
+    fn from_str(text: &str) -> Result<Self, UnknownKey> {
+        fn id<T: std::str::FromStr>(text: &str) -> Option<T> {
+            text.parse().ok()
+        }
+        fn app(text: &str) -> Option<AppKey> {
+            let (environment, name) = text.split_once('/')?;
+            Some(AppKey { environment: id(environment)?, name: id(name)? })
+        }
+        fn service(text: &str) -> Option<ServiceKey> {
+            let (owner, name) = text.rsplit_once('/')?;
+            Some(ServiceKey { app: app(owner)?, name: id(name)? })
+        }
+        let parse = || {
+            Some(match text.split_once('/') {
+                None => match text {
+                    "cluster" => Self::Cluster,
+                    "leader" => Self::Leader,
+                    "lease" => Self::Lease,
+                    _ => return None,
+                },
+                Some(("nodes", rest)) => Self::Node(id(rest)?),
+                Some(("node-status", rest)) => Self::NodeStatus(id(rest)?),
+                Some(("apps", rest)) => Self::App(app(rest)?),
+                Some(("releases", rest)) => {
+                    let (owner, number) = rest.rsplit_once('/')?;
+                    Self::Release(app(owner)?, ReleaseNumber(id(number)?))
+                }
+                Some(("services", rest)) => Self::Service(service(rest)?),
+                Some(("revisions", rest)) => {
+                    let (owner, generation) = rest.rsplit_once('/')?;
+                    Self::Revision(service(owner)?, Generation(id(generation)?))
+                }
+                Some(("tasks", rest)) => Self::Task(id(rest)?),
+                Some(("task-status", rest)) => Self::TaskStatus(id(rest)?),
+                Some(("networks", rest)) => Self::Network(id(rest)?),
+                Some(("volumes", rest)) => Self::Volume(id(rest)?),
+                Some(("tokens", rest)) => Self::Token(id(rest)?),
+                Some(("revoked", rest)) => Self::Revoked(rest.to_owned()),
+                Some(("servers", rest)) => Self::Server(id(rest)?),
+                Some(("events", rest)) => Self::Event(id(rest)?),
+                Some(("files", rest)) => {
+                    let (owner, digest) = rest.rsplit_once('/')?;
+                    Self::File(app(owner)?, digest.to_owned())
+                }
+                Some(_) => return None,
+            })
+        };
+        parse().ok_or_else(|| UnknownKey(text.to_owned()))
+    }
+}
+
+/// A key this version does not know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the key `{0}` is not one this version knows")]
+pub struct UnknownKey(pub String);
+
+impl Record {
+    /// Reads the value under a key.
+    ///
+    /// # Errors
+    /// As [`records::decode`]: the error names the key.
+    pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self, StoreError> {
+        fn value<T: serde::de::DeserializeOwned>(key: &Key, bytes: &[u8]) -> Result<T, StoreError> {
+            records::decode(&key.to_string(), bytes, SCHEMA).map(|record| record.value)
+        }
+        Ok(match key {
+            Key::Cluster => Self::Cluster(value(key, bytes)?),
+            Key::Node(_) => Self::Node(value(key, bytes)?),
+            Key::NodeStatus(id) => Self::NodeStatus(*id, value(key, bytes)?),
+            Key::App(_) => Self::App(value(key, bytes)?),
+            Key::Release(..) => Self::Release(value(key, bytes)?),
+            Key::Service(_) => Self::Service(value(key, bytes)?),
+            Key::Revision(..) => Self::Revision(value(key, bytes)?),
+            Key::Task(_) => Self::Task(value(key, bytes)?),
+            Key::TaskStatus(id) => Self::TaskStatus(*id, value(key, bytes)?),
+            Key::Network(_) => Self::Network(value(key, bytes)?),
+            Key::Volume(_) => Self::Volume(value(key, bytes)?),
+            Key::Token(_) => Self::Token(value(key, bytes)?),
+            Key::Revoked(serial) => Self::Revoked(serial.clone(), value(key, bytes)?),
+            Key::Server(_) => Self::Server(value(key, bytes)?),
+            Key::Leader => Self::Leader(value(key, bytes)?),
+            Key::Lease => Self::Lease(value(key, bytes)?),
+            Key::Event(_) => Self::Event(value(key, bytes)?),
+            Key::File(..) => Self::Sealed(bytes.to_vec()),
+        })
+    }
+}
+
+/// The bytes of a value for a key.
+///
+/// # Panics
+/// Never for the records of this module: all of them have a JSON form.
+pub fn encode<T: Serialize>(key: &Key, value: &T) -> Vec<u8> {
+    records::encode(&key.to_string(), SCHEMA, value).expect("every record has a JSON form")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_reads_back() {
+        let app = AppKey { environment: "prod".parse().unwrap(), name: "shop".parse().unwrap() };
+        let service = ServiceKey { app: app.clone(), name: "web.front".parse().unwrap() };
+        let keys = [
+            Key::Cluster,
+            Key::Node(NodeId::from_parts(1, [1; 10])),
+            Key::NodeStatus(NodeId::from_parts(1, [1; 10])),
+            Key::App(app.clone()),
+            Key::Release(app.clone(), ReleaseNumber(12)),
+            Key::Service(service.clone()),
+            Key::Revision(service, Generation(3)),
+            Key::Task(TaskId::from_parts(1, [1; 10])),
+            Key::TaskStatus(TaskId::from_parts(1, [1; 10])),
+            Key::Network(NetworkId::from_parts(1, [1; 10])),
+            Key::Volume(VolumeId::from_parts(1, [1; 10])),
+            Key::Token(TokenId::from_parts(1, [1; 10])),
+            Key::Revoked("ab12".into()),
+            Key::Server(ServerId::from_parts(1, [1; 10])),
+            Key::Leader,
+            Key::Lease,
+            Key::Event(EventId::from_parts(1, [1; 10])),
+            Key::File(app, "00ff".into()),
+        ];
+        for key in keys {
+            assert_eq!(key.to_string().parse(), Ok(key));
+        }
+        assert!("tasks/node_1".parse::<Key>().is_err());
+        assert!("nonsense".parse::<Key>().is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! Tokens, nodes and servers as the store keeps them: what joining reads and writes.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use wharf_api::transport::{
+    Peer, PeerKind,
+    wire::{ServerEntry, Servers},
+};
+use wharf_model::{
+    Availability, EventKind, Generation, NodeId, NodeName, NodeRecord, NodeState, NodeStatus, Roles, Subject,
+    TokenId,
+};
+use wharf_store::Batch;
+
+use crate::{
+    http::{
+        self,
+        failure::{Answer, Failure},
+    },
+    join::{Admission, Roster, name_taken},
+    records::{Key, RevokedRecord, TokenRecord, encode},
+    state::Inner,
+};
+
+/// How often a record is read and written anew because somebody else wrote it meanwhile.
+const ATTEMPTS: usize = 10;
+
+/// The roster kept in the store.
+pub struct Stored {
+    /// What handlers have.
+    pub shared: http::Shared,
+}
+
+impl Stored {
+    /// Writes what `batch` makes of the state, again if somebody else was faster.
+    async fn write(&self, batch: impl Fn(&Inner) -> Answer<Batch> + Send + Sync) -> Answer<()> {
+        let mut attempt = 1;
+        loop {
+            let made = {
+                let inner = self.shared.state.read();
+                batch(&inner)?
+            };
+            match self.shared.state.commit(made).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_conflict() && attempt < ATTEMPTS => attempt += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Roster for Stored {
+    async fn token(&self, id: TokenId) -> Answer<Option<TokenRecord>> {
+        Ok(self.shared.state.read().tokens.get(&id).cloned())
+    }
+
+    async fn node(&self, id: NodeId) -> Answer<Option<NodeName>> {
+        Ok(self.shared.state.read().world.node(id).map(|node| node.record.name.clone()))
+    }
+
+    async fn admit(&self, admission: Admission) -> Answer<()> {
+        let now = self.shared.now();
+        self.write(|inner| {
+            let other = inner.world.nodes().find(|node| node.record.name == admission.facts.name);
+            if other.is_some_and(|node| node.record.id != admission.node) {
+                return Err(name_taken(&admission.facts.name));
+            }
+            let key = Key::Node(admission.node);
+            let before = inner.world.node(admission.node).map(|node| &node.record);
+            let mut batch = inner.expecting(Batch::new(), &key);
+            let record = match before {
+                Some(before) => {
+                    let serial = Key::Revoked(before.certificate.clone());
+                    let revoked =
+                        RevokedRecord { whose: format!("node {}, which joined again", before.name), at: now };
+                    batch = batch.put(serial.to_string(), encode(&serial, &revoked));
+                    NodeRecord { certificate: admission.certificate.serial.clone(), ..before.clone() }
+                }
+                None => NodeRecord {
+                    id: admission.node,
+                    name: admission.facts.name.clone(),
+                    generation: Generation(1),
+                    availability: Availability::Active,
+                    labels: std::collections::BTreeMap::new(),
+                    roles: Roles { server: false, gateway: true },
+                    joined_at: now,
+                    certificate: admission.certificate.serial.clone(),
+                },
+            };
+            batch = batch.put(key.to_string(), encode(&key, &record));
+            if before.is_none() {
+                let key = Key::NodeStatus(record.id);
+                let reason = "it has joined and not connected yet".into();
+                let status = NodeStatus { state: NodeState::Joining, since: now, reason, facts: None };
+                batch = batch.put(key.to_string(), encode(&key, &status));
+            }
+            let subject = Subject {
+                node: Some(record.id),
+                node_name: Some(record.name.to_string()),
+                ..Subject::default()
+            };
+            let again = if admission.again { " again" } else { "" };
+            let message = format!("node {} has joined{again} from {}", record.name, admission.from.ip());
+            Ok(self.shared.with_event(batch, EventKind::Node, subject, message, None))
+        })
+        .await
+    }
+
+    async fn renewed(&self, old: &Peer, new: &Peer) -> Answer<()> {
+        let PeerKind::Node(node) = old.kind else {
+            // Users' certificates are revoked by serial number, and nothing else is kept of them.
+            return Ok(());
+        };
+        self.write(|inner| {
+            let record = inner.world.node(node).map(|node| &node.record);
+            let record =
+                record.ok_or_else(|| Failure::not_found(format!("{node} is no node of this cluster")))?;
+            let key = Key::Node(node);
+            let record = NodeRecord { certificate: new.serial.clone(), ..record.clone() };
+            Ok(inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record)))
+        })
+        .await
+    }
+
+    fn servers(&self) -> Servers {
+        self.shared.state.read().servers_list()
+    }
+}
+
+impl Inner {
+    /// Where the servers answer, for nodes.
+    pub fn servers_list(&self) -> Servers {
+        let entry = |server: &crate::records::ServerRecord| ServerEntry {
+            id: server.id,
+            addresses: server.addresses.clone(),
+        };
+        Servers { version: self.servers_version, servers: self.servers.values().map(entry).collect() }
+    }
+
+    /// Whether a peer with a good certificate is refused all the same.
+    pub fn is_revoked(&self, peer: &Peer) -> bool {
+        if self.revoked.contains_key(&peer.serial) {
+            return true;
+        }
+        match &peer.kind {
+            PeerKind::Node(node) => self.world.node(*node).is_none(),
+            PeerKind::Server(_) | PeerKind::User(_) | PeerKind::Anonymous => false,
+        }
+    }
+}
+
+/// The question TLS asks in each handshake.
+pub fn revocation(state: &Arc<crate::state::State>) -> wharf_api::transport::tls::IsRevoked {
+    let state = Arc::clone(state);
+    Arc::new(move |peer| state.read().is_revoked(peer))
+}

@@ -1,0 +1,614 @@
+//! A whole server: set up, built, run.
+//!
+//! Built means: its folder locked, its store open and read, its port open. Run means until it is asked to stop, and then in this order:
+//! no new connections and the end of those that are idle, controllers, leadership, the store.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use axum::{Json, Router, extract::State as Extract, routing::post};
+use rand::Rng as _;
+use rustls::time_provider::DefaultTimeProvider;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wharf_api::{
+    transport::{
+        Identity, InvalidIdentity, JoinToken, ServerAddress, Timing, Trust,
+        client::Dialer,
+        error::{CallError, DialError},
+        tls::{self, Anchor, Protocol},
+        token::InvalidToken,
+    },
+    v1::Code,
+};
+use wharf_engine::{Ids as _, Leases};
+use wharf_model::{AddressPool, Event, EventKind, ServerId, Subject, Timestamp};
+use wharf_process::{Clock, Shutdown, Tasks, errors::chain};
+use wharf_store::{Backend, Batch, Embedded, Etcd, StoreError};
+
+use crate::{
+    controllers::{self, apps::Apps, nodes::Nodes, reports},
+    http::{
+        self,
+        failure::{Answer, Failure},
+    },
+    ids::RandomIds,
+    join::{self, Joining, check_clock, check_token, new_token},
+    leader::{Election, Timing as LeaderTiming},
+    listener::{BindError, Listener},
+    pki::{Authority, Lifetimes, PkiError, ServerIdentity, Subject as Holder},
+    records::{ClusterRecord, Key, Record, ServerRecord, TokenRole, encode},
+    roster::{Stored, revocation},
+    seal::SealKey,
+    sessions::Sessions,
+    settings::{Folder, FolderError, Settings, StoreChoice},
+    state::{EVENTS_KEPT, State},
+};
+
+/// The path at which a further server joins.
+const JOIN_SERVER: &str = "/v1/servers/join";
+/// How often a server announces itself.
+const ANNOUNCE: Duration = Duration::from_secs(15);
+/// How long a server that does not is still listed.
+const SILENT: Duration = Duration::from_secs(90);
+/// How long the connections get to finish their requests.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long the first join token is good for.
+const FIRST_TOKEN: Duration = Duration::from_secs(24 * 3600);
+
+/// Why a server cannot be set up or built.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Its folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// Its store.
+    #[error("the store")]
+    Store(#[from] StoreError),
+    /// Its keys and certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// Its certificate.
+    #[error("the certificate authority")]
+    Identity(#[from] InvalidIdentity),
+    /// Its port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The store is that of another cluster.
+    #[error("the store holds cluster {found}, and this server belongs to cluster {expected}")]
+    OtherCluster {
+        /// The store's.
+        found: String,
+        /// The server's.
+        expected: String,
+    },
+    /// The store holds a cluster already.
+    #[error("the store holds cluster {0} already")]
+    HasCluster(String),
+    /// The token it was to join with.
+    #[error(transparent)]
+    Token(#[from] InvalidToken),
+    /// The server it was to join.
+    #[error("cannot reach the cluster")]
+    Dial(#[from] DialError),
+    /// What that server said.
+    #[error("the cluster does not let this server in")]
+    Refused(#[from] CallError),
+    /// A cluster of one server cannot have another.
+    #[error("the cluster keeps its state in a file of its one server")]
+    NotShared,
+}
+impl ServerError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Folder(error) => error.hint(),
+            Self::Store(error) => error.hint(),
+            Self::Bind(error) => error.hint(),
+            Self::Token(error) => Some(error.hint().to_owned()),
+            Self::Dial(error) => error.hint(),
+            Self::Refused(error) => error.hint(),
+            Self::OtherCluster { .. } => Some("check the endpoints and the prefix in server.json".into()),
+            Self::HasCluster(_) => {
+                Some("join it with `wharf server join`, or choose another prefix with `--etcd-prefix`".into())
+            }
+            Self::NotShared => Some("several servers need etcd: `wharf server init --etcd http://…`".into()),
+            Self::Pki(_) | Self::Identity(_) => None,
+        }
+    }
+}
+
+/// How a cluster is made.
+#[derive(Debug, Clone)]
+pub struct InitOptions {
+    /// The server's folder.
+    pub state_dir: PathBuf,
+    /// What people call the cluster.
+    pub name: String,
+    /// Where the server listens.
+    pub listen: SocketAddr,
+    /// Where others reach it, best first.
+    pub advertise: Vec<ServerAddress>,
+    /// Where the state is kept.
+    pub store: StoreChoice,
+    /// Where networks get their addresses.
+    pub pool: AddressPool,
+}
+
+/// A cluster that was made.
+#[derive(Debug)]
+pub struct Initialised {
+    /// The cluster's identifier.
+    pub cluster: String,
+    /// The first join token, for agents.
+    pub token: JoinToken,
+    /// The first user.
+    pub admin: Identity,
+    /// The authority, for contexts.
+    pub trust: Trust,
+}
+
+/// Makes a cluster with this machine as its first server. Cut off midway it can be repeated.
+///
+/// # Errors
+/// If there is a server in the folder already, or anything cannot be written.
+pub async fn init(options: InitOptions, clock: &Arc<dyn Clock>) -> Result<Initialised, ServerError> {
+    let folder = Folder::lock(&options.state_dir)?;
+    if folder.is_set_up() {
+        return Err(FolderError::Present(options.state_dir).into());
+    }
+    let now = Timestamp(clock.now().0);
+    let lifetimes = Lifetimes::default();
+    // An attempt that was cut off may have left keys that nothing was issued with.
+    for name in ["ca.pem", "ca.key"] {
+        let _ = std::fs::remove_file(folder.path().join(name));
+    }
+    let authority = Authority::create(&options.name, now, lifetimes.authority)?;
+    authority.write(folder.path())?;
+    let mut seal = [0; 32];
+    rand::rng().fill_bytes(&mut seal);
+    folder.write_seal_key(&SealKey::new(seal))?;
+
+    let server: ServerId = RandomIds.id(now);
+    let cluster = ClusterRecord {
+        id: server.uuid().simple().to_string()[..16].to_owned(),
+        name: options.name,
+        epoch: 1,
+        pool: options.pool,
+        created_at: now,
+    };
+    let backend = open(&options.store, &folder, server).await?;
+    let key = Key::Cluster.to_string();
+    if let Some(entry) = backend.read(&key).await?.entries.get(&key) {
+        let found = match Record::decode(&Key::Cluster, &entry.value)? {
+            Record::Cluster(found) => found.name,
+            _ => unreachable!("the key decides which record is read"),
+        };
+        if options.store != StoreChoice::Embedded {
+            return Err(ServerError::HasCluster(found));
+        }
+        // Ours from an attempt that was cut off: nobody else can have written this file.
+    }
+    let (token, record) = new_token(&authority, TokenRole::Agent, "wharf server init", now, FIRST_TOKEN);
+    let token_key = Key::Token(record.id);
+    let batch = Batch::new()
+        .put(key, encode(&Key::Cluster, &cluster))
+        .put(token_key.to_string(), encode(&token_key, &record));
+    backend.commit(batch).await?;
+    drop(backend);
+    let admin = authority.issue_here(&Holder::User("admin".into()), now, lifetimes.user)?;
+    folder.write_settings(&Settings {
+        id: server,
+        cluster: cluster.id.clone(),
+        listen: options.listen,
+        advertise: options.advertise.iter().map(ToString::to_string).collect(),
+        store: options.store,
+    })?;
+    Ok(Initialised { cluster: cluster.id, token, admin, trust: authority.trust().clone() })
+}
+
+/// What a further server is told: everything that makes it the equal of the others.
+#[derive(Clone, Serialize, Deserialize)]
+struct Admitted {
+    ca: String,
+    ca_key: String,
+    seal_key: String,
+    cluster: String,
+    store: StoreChoice,
+}
+
+/// A further server's request.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JoinServer {
+    token: String,
+    client_time: Timestamp,
+}
+
+/// How a further server joins.
+#[derive(Debug, Clone)]
+pub struct JoinServerOptions {
+    /// The server's folder.
+    pub state_dir: PathBuf,
+    /// A server of the cluster.
+    pub servers: Vec<ServerAddress>,
+    /// A token for servers.
+    pub token: String,
+    /// Where the new server listens.
+    pub listen: SocketAddr,
+    /// Where others reach it, best first.
+    pub advertise: Vec<ServerAddress>,
+}
+
+/// Makes this machine a further server of a cluster that keeps its state in etcd.
+///
+/// # Errors
+/// If the cluster does not let it in, or anything cannot be written.
+pub async fn join_cluster(options: JoinServerOptions, clock: &Arc<dyn Clock>) -> Result<String, ServerError> {
+    let folder = Folder::lock(&options.state_dir)?;
+    if folder.is_set_up() {
+        return Err(FolderError::Present(options.state_dir).into());
+    }
+    let token: JoinToken = options.token.parse()?;
+    let now = Timestamp(clock.now().0);
+    let anchor = Anchor::Pin(token.ca_hash());
+    let dialer = Dialer::new(&anchor, None, Protocol::Api, Timing::default(), tls::system_time())?;
+    let client = dialer.dial(&options.servers).await?;
+    let wish = JoinServer { token: options.token.clone(), client_time: now };
+    let admitted: Admitted = client.call(::http::Method::POST, JOIN_SERVER, &wish).await?;
+    let authority = Authority::from_pem(&admitted.ca, &admitted.ca_key, "the cluster's answer")?;
+    for name in ["ca.pem", "ca.key"] {
+        let _ = std::fs::remove_file(folder.path().join(name));
+    }
+    authority.write(folder.path())?;
+    let mut seal = [0; 32];
+    hex::decode_to_slice(&admitted.seal_key, &mut seal).map_err(|source| FolderError::Damaged {
+        path: folder.path().join("seal.key"),
+        source: source.into(),
+    })?;
+    folder.write_seal_key(&SealKey::new(seal))?;
+    let id: ServerId = RandomIds.id(now);
+    // Says at once if this machine cannot reach the store.
+    open(&admitted.store, &folder, id).await?.read("cluster").await?;
+    folder.write_settings(&Settings {
+        id,
+        cluster: admitted.cluster.clone(),
+        listen: options.listen,
+        advertise: options.advertise.iter().map(ToString::to_string).collect(),
+        store: admitted.store,
+    })?;
+    Ok(admitted.cluster)
+}
+
+async fn open(
+    choice: &StoreChoice,
+    folder: &Folder,
+    server: ServerId,
+) -> Result<Arc<dyn Backend>, StoreError> {
+    Ok(match choice {
+        StoreChoice::Embedded => Arc::new(Embedded::open(folder.store()).await?),
+        StoreChoice::Etcd { .. } => Arc::new(etcd(choice, server).await?),
+    })
+}
+
+async fn etcd(choice: &StoreChoice, server: ServerId) -> Result<Etcd, StoreError> {
+    let (endpoints, prefix) = match choice {
+        StoreChoice::Etcd { endpoints, prefix } => (endpoints.clone(), prefix.clone()),
+        StoreChoice::Embedded => (Vec::new(), "/".to_owned()),
+    };
+    let mut options = wharf_store::etcd::Options::new(endpoints);
+    options.prefix = prefix;
+    options.seed = server.uuid().as_u64_pair().1;
+    Etcd::connect(options).await
+}
+
+/// How a server runs.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// The server's folder.
+    pub state_dir: PathBuf,
+    /// How leadership is timed.
+    pub leader: LeaderTiming,
+    /// How long nodes may be away.
+    pub leases: Leases,
+    /// How connections are timed.
+    pub transport: Timing,
+}
+impl RunOptions {
+    /// The usual timing for the server in this folder.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            leader: LeaderTiming::default(),
+            leases: Leases::default(),
+            transport: Timing::default(),
+        }
+    }
+}
+
+/// A server with everything open, not yet running.
+pub struct Server {
+    options: RunOptions,
+    folder: Folder,
+    settings: Settings,
+    backend: Arc<dyn Backend>,
+    etcd: Option<Arc<Etcd>>,
+    state: Arc<State>,
+    authority: Arc<Authority>,
+    identity: Arc<ServerIdentity>,
+    listener: Listener,
+    clock: Arc<dyn Clock>,
+}
+
+impl Server {
+    /// Opens everything.
+    ///
+    /// # Errors
+    /// If there is no server in the folder, another process runs it, or its store or port cannot be opened.
+    pub async fn build(options: RunOptions, clock: Arc<dyn Clock>) -> Result<Self, ServerError> {
+        let folder = Folder::lock(&options.state_dir)?;
+        let settings = folder.settings()?;
+        let authority = Arc::new(Authority::read(folder.path())?);
+        let (backend, etcd): (Arc<dyn Backend>, _) = match &settings.store {
+            StoreChoice::Embedded => (Arc::new(Embedded::open(folder.store()).await?), None),
+            choice @ StoreChoice::Etcd { .. } => {
+                let etcd = Arc::new(etcd(choice, settings.id).await?);
+                (Arc::clone(&etcd) as _, Some(etcd))
+            }
+        };
+        let state = State::load(Arc::clone(&backend), folder.seal_key()?).await?;
+        let found = state.read().cluster.as_ref().map(|cluster| cluster.id.clone());
+        if found.as_deref() != Some(&settings.cluster) {
+            let found = found.unwrap_or_else(|| "none".into());
+            return Err(ServerError::OtherCluster { found, expected: settings.cluster });
+        }
+        let names = settings.advertise.iter().filter_map(|text| text.parse::<ServerAddress>().ok());
+        let names = names.map(|address| address.host().to_owned()).collect();
+        let lifetime = Lifetimes::default().server;
+        let identity =
+            ServerIdentity::issue(Arc::clone(&authority), settings.id, names, lifetime, Arc::clone(&clock))?;
+        let listener = Listener::bind(settings.listen).await?;
+        Ok(Self { options, folder, settings, backend, etcd, state, authority, identity, listener, clock })
+    }
+
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+    /// Where others reach it.
+    pub fn advertised(&self) -> &[String] {
+        &self.settings.advertise
+    }
+
+    /// Makes a join token for an agent in this process.
+    ///
+    /// # Errors
+    /// If the store does not take it.
+    pub async fn token_for_agent(&self, lifetime: Duration) -> Result<JoinToken, ServerError> {
+        let now = Timestamp(self.clock.now().0);
+        let (token, record) = new_token(&self.authority, TokenRole::Agent, "this server", now, lifetime);
+        let key = Key::Token(record.id);
+        // The watch is not running yet: written, and read again.
+        self.backend.commit(Batch::new().put(key.to_string(), encode(&key, &record))).await?;
+        Ok(token)
+    }
+
+    /// Runs until `shutdown`.
+    ///
+    /// # Errors
+    /// If a certificate cannot be read; nothing has begun then.
+    pub async fn run(self, shutdown: &Shutdown) -> Result<(), ServerError> {
+        let tasks = Tasks::staged(shutdown);
+        let connections = Tasks::new(shutdown);
+        let stop = tasks.token();
+        let exclusive = self.settings.store == StoreChoice::Embedded;
+        let election = Election::new(
+            Arc::clone(&self.backend),
+            Arc::clone(&self.clock),
+            self.settings.id,
+            self.options.leader,
+            exclusive,
+        );
+        let sessions = Sessions::new(self.options.transport, Arc::clone(&self.clock));
+        let context = controllers::Context {
+            state: Arc::clone(&self.state),
+            lead: election.watch(),
+            clock: Arc::clone(&self.clock),
+            counters: Arc::default(),
+        };
+        let shared = Arc::new(http::Context {
+            state: Arc::clone(&self.state),
+            sessions: Arc::clone(&sessions),
+            clock: Arc::clone(&self.clock),
+            lead: election.watch(),
+            server: self.settings.id,
+            advertised: self.settings.advertise.clone(),
+            authority: Arc::clone(&self.authority),
+            store: if exclusive { "embedded" } else { "etcd" },
+            tasks: connections.clone(),
+        });
+        let router = self.router(&shared);
+        let revoked = revocation(&self.state);
+        let resolver = Arc::clone(&self.identity) as Arc<dyn rustls::server::ResolvesServerCert>;
+        let config =
+            tls::server_config(self.authority.trust(), resolver, revoked, Arc::new(DefaultTimeProvider))?;
+
+        tasks.spawn("store watch", Arc::clone(&self.state).follow(stop.clone()));
+        tasks.spawn("election", election.run(stop.clone()));
+        tasks.spawn("apps", controllers::drive(context.clone(), Apps::default(), stop.clone()));
+        let nodes = Nodes::new(Arc::clone(&sessions), self.options.leases);
+        tasks.spawn("nodes", controllers::drive(context.clone(), nodes, stop.clone()));
+        tasks.spawn(
+            "reports",
+            reports::listen(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()),
+        );
+        tasks.spawn("report store", reports::store(context.clone(), stop.clone()));
+        tasks.spawn(
+            "assignments",
+            reports::assign(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()),
+        );
+        let (servers, known) = watch::channel(self.state.read().servers_list());
+        tasks.spawn("server list", reports::tell_servers(Arc::clone(&sessions), known, stop.clone()));
+        let keeper = Keeper {
+            state: Arc::clone(&self.state),
+            context: context.clone(),
+            etcd: self.etcd.clone(),
+            record: ServerRecord {
+                id: self.settings.id,
+                addresses: self.settings.advertise.clone(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                started_at: Timestamp(self.clock.now().0),
+                seen_at: Timestamp(0),
+            },
+            servers,
+        };
+        tasks.spawn("housekeeping", keeper.run(stop.clone()));
+        let identity = Arc::clone(&self.identity);
+        let until = stop.clone();
+        tasks.spawn("certificate", async move { identity.run(until).await });
+
+        tracing::info!(server = %self.settings.id, address = %self.listener.address(), "server runs");
+        self.listener
+            .run(Arc::new(config), router, sessions, self.options.transport, connections.clone())
+            .await;
+        for name in connections.shutdown(GRACE).await.aborted {
+            tracing::warn!(task = name, "had to be aborted");
+        }
+        for name in tasks.shutdown(GRACE).await.aborted {
+            tracing::warn!(task = name, "had to be aborted");
+        }
+        tracing::info!("server has stopped");
+        drop(self.folder);
+        Ok(())
+    }
+
+    fn router(&self, shared: &http::Shared) -> Router {
+        let joining = Joining {
+            authority: Arc::clone(&self.authority),
+            lifetimes: Lifetimes::default(),
+            roster: Arc::new(Stored { shared: Arc::clone(shared) }),
+            clock: Arc::clone(&self.clock),
+        };
+        let admission = Arc::new(Admission {
+            shared: Arc::clone(shared),
+            admitted: Admitted {
+                ca: self.authority.trust().ca.clone(),
+                ca_key: self.authority.key_pem(),
+                seal_key: hex::encode(self.state.seal().bytes()),
+                cluster: self.settings.cluster.clone(),
+                store: self.settings.store.clone(),
+            },
+        });
+        let servers = Router::new().route(JOIN_SERVER, post(admit_server)).with_state(admission);
+        http::router(Arc::clone(shared)).merge(join::routes(joining)).merge(servers)
+    }
+}
+
+struct Admission {
+    shared: http::Shared,
+    admitted: Admitted,
+}
+
+/// Lets a further server in: it gets the cluster's keys, over a connection whose other end has shown a token for servers.
+async fn admit_server(
+    Extract(admission): Extract<Arc<Admission>>,
+    Json(wish): Json<JoinServer>,
+) -> Answer<Json<Admitted>> {
+    let shared = &admission.shared;
+    let token: JoinToken = wish
+        .token
+        .parse()
+        .map_err(|error: InvalidToken| Failure::new(Code::Token, error.to_string()).hint(error.hint()))?;
+    let record = shared.state.read().tokens.get(&token.id()).cloned();
+    check_token(&token, record.as_ref(), TokenRole::Server, shared.now())?;
+    check_clock(wish.client_time, shared.now())?;
+    if admission.admitted.store == StoreChoice::Embedded {
+        let error = ServerError::NotShared;
+        let failure = Failure::new(Code::Conflict, error.to_string());
+        return Err(error.hint().into_iter().fold(failure, |failure, hint| failure.hint(hint)));
+    }
+    let event = Event {
+        id: RandomIds.id(shared.now()),
+        at: shared.now(),
+        kind: EventKind::Server,
+        subject: Subject::default(),
+        message: "a further server was given the cluster's keys".into(),
+        by: None,
+    };
+    let key = Key::Event(event.id);
+    shared.state.commit(Batch::new().put(key.to_string(), encode(&key, &event))).await?;
+    Ok(Json(admission.admitted.clone()))
+}
+
+/// Announces this server, and keeps the store tidy while it leads.
+struct Keeper {
+    state: Arc<State>,
+    context: controllers::Context,
+    etcd: Option<Arc<Etcd>>,
+    record: ServerRecord,
+    servers: watch::Sender<wharf_api::transport::wire::Servers>,
+}
+
+impl Keeper {
+    async fn run(mut self, stop: CancellationToken) {
+        let mut visible = self.state.visible();
+        let mut announce_at = self.context.clock.monotonic();
+        loop {
+            visible.borrow_and_update();
+            let list = self.state.read().servers_list();
+            self.servers.send_if_modified(|known| {
+                let newer = known.version != list.version;
+                if newer {
+                    known.clone_from(&list);
+                }
+                newer
+            });
+            let now = self.context.clock.monotonic();
+            if now >= announce_at {
+                announce_at = now + ANNOUNCE;
+                if let Err(error) = self.announce().await {
+                    tracing::debug!(error = %chain(&error), "not announced");
+                }
+            }
+            tokio::select! {
+                // Cancel-safe, all of them.
+                () = stop.cancelled() => return,
+                _ = visible.changed() => {}
+                () = self.context.clock.sleep(announce_at.saturating_sub(now)) => {}
+            }
+            // Seen often enough, however much changes.
+            self.context.clock.sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn announce(&mut self) -> Result<(), StoreError> {
+        let now = self.context.now();
+        self.record.seen_at = now;
+        let key = Key::Server(self.record.id);
+        self.state.backend().commit(Batch::new().put(key.to_string(), encode(&key, &self.record))).await?;
+        let lead = *self.context.lead.borrow();
+        let Some(lead) = lead else { return Ok(()) };
+        let batch = {
+            let inner = self.state.read();
+            let silent = inner
+                .servers
+                .values()
+                .filter(|server| server.id != self.record.id && now.since(server.seen_at) > SILENT);
+            let batch =
+                silent.fold(lead.batch(), |batch, server| batch.delete(Key::Server(server.id).to_string()));
+            let excess = inner.events.len().saturating_sub(EVENTS_KEPT - 100);
+            inner
+                .events
+                .keys()
+                .take(excess.min(64))
+                .fold(batch, |batch, id| batch.delete(Key::Event(*id).to_string()))
+        };
+        if !batch.writes().is_empty() {
+            self.state.backend().commit(batch).await?;
+        }
+        if let Some(etcd) = &self.etcd {
+            etcd.compact_keeping(100_000).await?;
+        }
+        Ok(())
+    }
+}
