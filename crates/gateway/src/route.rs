@@ -1,0 +1,220 @@
+//! One route's endpoints: which are there, how busy each is, and which takes the next connection.
+//!
+//! - An endpoint that leaves the table is retired for good; one that stays keeps its count of connections.
+//! - The next connection goes to an endpoint with the fewest; among equals they take turns.
+//! - One that did not take a connection is asked last for five seconds: only one connection at a time finds out that it is dead.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::watch, time::Instant};
+use wharf_model::Endpoint;
+
+/// How long an endpoint that failed is asked last.
+const SUSPECT: Duration = Duration::from_secs(5);
+
+/// What went through a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RouteCounters {
+    /// Connections that reached an endpoint, or clients whose datagrams did.
+    pub connections: u64,
+    /// Those that are open now.
+    pub active: u64,
+    /// Bytes from clients to endpoints.
+    pub received: u64,
+    /// Bytes from endpoints to clients.
+    pub sent: u64,
+    /// Connections that no endpoint took, and datagrams that were dropped.
+    pub failures: u64,
+    /// Endpoints that did not take a connection which another then may have.
+    pub retries: u64,
+}
+
+/// A route while it is in the table.
+#[derive(Default)]
+pub(crate) struct RouteState {
+    endpoints: watch::Sender<Arc<[Arc<Backend>]>>,
+    turn: AtomicUsize,
+    pub(crate) connections: AtomicU64,
+    pub(crate) active: AtomicU64,
+    pub(crate) received: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) retries: AtomicU64,
+}
+
+/// An endpoint while it is in the table.
+pub(crate) struct Backend {
+    pub(crate) endpoint: Endpoint,
+    active: AtomicUsize,
+    retired: AtomicBool,
+    /// When it last did not take a connection.
+    failed: Mutex<Option<Instant>>,
+}
+
+impl Backend {
+    fn new(endpoint: Endpoint) -> Self {
+        let (active, retired, failed) = Default::default();
+        Self { endpoint, active, retired, failed }
+    }
+
+    /// Notes that it did not take a connection.
+    pub(crate) fn failed(&self) {
+        *self.failed.lock() = Some(Instant::now());
+    }
+
+    /// Those that are suspect last, then those with the most connections.
+    fn rank(&self) -> (bool, usize) {
+        let suspect = self.failed.lock().is_some_and(|at| at.elapsed() < SUSPECT);
+        (suspect, self.active.load(Ordering::Relaxed))
+    }
+
+    /// Whether it has left the table.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+}
+
+/// One connection's claim on an endpoint; given up when dropped.
+pub(crate) struct Claim {
+    pub(crate) backend: Arc<Backend>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.backend.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a connection as open until it is dropped.
+pub(crate) struct Open(Arc<RouteState>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl RouteState {
+    /// Replaces the endpoints. Those that stay keep their counts.
+    pub(crate) fn set_endpoints(&self, wanted: &[Endpoint]) {
+        let before = Arc::clone(&self.endpoints.borrow());
+        let kept = |endpoint: &Endpoint| before.iter().find(|backend| backend.endpoint == *endpoint);
+        let backend = |endpoint: &Endpoint| {
+            kept(endpoint).map_or_else(|| Arc::new(Backend::new(*endpoint)), Arc::clone)
+        };
+        self.endpoints.send_replace(wanted.iter().map(backend).collect());
+        // After the new ones are there: who finds its endpoint retired finds the next one.
+        for gone in before.iter().filter(|backend| !wanted.contains(&backend.endpoint)) {
+            gone.retired.store(true, Ordering::Release);
+        }
+    }
+
+    /// Tells of every change of the endpoints from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<[Arc<Backend>]>> {
+        self.endpoints.subscribe()
+    }
+
+    /// The endpoint for the next connection, except those already `tried`.
+    pub(crate) fn claim(&self, tried: &[Endpoint]) -> Option<Claim> {
+        let endpoints = Arc::clone(&self.endpoints.borrow());
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % endpoints.len().max(1);
+        let (before, after) = endpoints.split_at(turn);
+        let untried = after.iter().chain(before).filter(|backend| !tried.contains(&backend.endpoint));
+        // The first of equals: where the turn is.
+        let backend = untried.min_by_key(|backend| backend.rank())?;
+        backend.active.fetch_add(1, Ordering::Relaxed);
+        Some(Claim { backend: Arc::clone(backend) })
+    }
+
+    /// Counts a connection that reached an endpoint.
+    pub(crate) fn opened(self: &Arc<Self>) -> Open {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Open(Arc::clone(self))
+    }
+
+    pub(crate) fn counters(&self) -> RouteCounters {
+        RouteCounters {
+            connections: self.connections.load(Ordering::Relaxed),
+            active: self.active.load(Ordering::Relaxed),
+            received: self.received.load(Ordering::Relaxed),
+            sent: self.sent.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+            retries: self.retries.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use wharf_model::TaskId;
+
+    use super::*;
+
+    fn endpoint(number: u8) -> Endpoint {
+        let address = std::net::SocketAddrV4::new([10, 192, 0, number].into(), 80);
+        Endpoint { task: TaskId::from_parts(1, [number; 10]), address }
+    }
+
+    fn route(count: u8) -> RouteState {
+        let route = RouteState::default();
+        route.set_endpoints(&(0..count).map(endpoint).collect::<Vec<_>>());
+        route
+    }
+
+    proptest! {
+        #[test]
+        fn open_connections_are_spread_as_evenly_as_can_be(count in 1_u8..8, connections in 0_usize..50) {
+            let route = route(count);
+            let claims: Vec<Claim> = (0..connections).filter_map(|_| route.claim(&[])).collect();
+            let mut busy: BTreeMap<Endpoint, usize> = (0..count).map(|number| (endpoint(number), 0)).collect();
+            for claim in &claims {
+                *busy.entry(claim.backend.endpoint).or_default() += 1;
+            }
+            let (most, fewest) = (busy.values().max().unwrap(), busy.values().min().unwrap());
+            prop_assert!(most - fewest <= 1, "{busy:?}");
+        }
+
+        #[test]
+        fn short_connections_take_turns(count in 1_u8..8, rounds in 1_usize..5) {
+            let route = route(count);
+            let mut taken: BTreeMap<Endpoint, usize> = BTreeMap::new();
+            for _ in 0..rounds * usize::from(count) {
+                *taken.entry(route.claim(&[]).unwrap().backend.endpoint).or_default() += 1;
+            }
+            prop_assert!(taken.values().all(|times| *times == rounds), "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_stays_keeps_its_count_and_one_that_goes_is_retired() {
+        let route = route(2);
+        let first = route.claim(&[]).unwrap();
+        let busy = first.backend.endpoint;
+        let second = route.claim(&[]).unwrap();
+        let (gone, idle) = (second.backend.endpoint, endpoint(9));
+        route.set_endpoints(&[busy, idle]);
+        assert!(second.backend.is_retired() && !first.backend.is_retired());
+        assert_eq!(route.claim(&[]).unwrap().backend.endpoint, idle, "the other has a connection");
+        assert_ne!(route.claim(&[idle, busy]).map(|claim| claim.backend.endpoint), Some(gone));
+    }
+
+    #[test]
+    fn an_endpoint_was_tried_once_and_not_again() {
+        let route = route(2);
+        let first = route.claim(&[]).unwrap().backend.endpoint;
+        let second = route.claim(&[first]).unwrap().backend.endpoint;
+        assert_ne!(first, second);
+        assert!(route.claim(&[first, second]).is_none());
+    }
+}

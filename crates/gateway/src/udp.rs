@@ -1,0 +1,201 @@
+//! Datagrams of one route: every client has an endpoint of its own while it is not silent for too long.
+//!
+//! - Clients are told apart by address and port. There are at most so many; the longest silent one gives way to a new one.
+//! - A client whose endpoint does not answer any more (the kernel says so) is given another with its next datagram.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    net::UdpSocket,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use wharf_process::Tasks;
+
+use crate::{
+    GatewayOptions,
+    route::{Claim, RouteState},
+};
+
+const PAUSE: Duration = Duration::from_millis(50);
+const LARGEST: usize = 1 << 16;
+
+/// Passes datagrams on until `stop`; the socket is closed when this and all its clients' tasks have ended.
+pub(crate) async fn serve(
+    socket: UdpSocket,
+    route: Arc<RouteState>,
+    options: GatewayOptions,
+    tasks: Tasks,
+    stop: CancellationToken,
+) {
+    let clients = Clients {
+        socket: Arc::new(socket),
+        route,
+        options,
+        sessions: Arc::default(),
+        started: Instant::now(),
+        stop: stop.child_token(),
+    };
+    let mut buffer = vec![0; LARGEST];
+    loop {
+        let received = tokio::select! {
+            // Cancel-safe: it is the end.
+            () = stop.cancelled() => break,
+            // Cancel-safe: a datagram was received or is still in the kernel's queue.
+            received = clients.socket.recv_from(&mut buffer) => received,
+        };
+        match received {
+            Ok((length, client)) => {
+                if let Err(error) = clients.pass_on(client, &buffer[..length], &tasks).await {
+                    clients.route.failures.fetch_add(1, Ordering::Relaxed);
+                    clients.sessions.lock().remove(&client);
+                    tracing::debug!(%error, "datagram dropped");
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "datagram not received");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    // Their tasks hold the socket: the port is free when they have let go.
+    clients.stop.cancel();
+    clients.sessions.lock().clear();
+    while Arc::strong_count(&clients.socket) > 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+struct Clients {
+    socket: Arc<UdpSocket>,
+    route: Arc<RouteState>,
+    options: GatewayOptions,
+    sessions: Arc<Mutex<HashMap<SocketAddr, Session>>>,
+    started: Instant,
+    stop: CancellationToken,
+}
+
+/// One client's way to its endpoint.
+struct Session {
+    upstream: Arc<UdpSocket>,
+    /// Milliseconds after the start at which the last datagram passed, either way.
+    last: Arc<AtomicU64>,
+    /// Ends the task that brings answers back.
+    _stop: DropGuard,
+}
+
+impl Clients {
+    async fn pass_on(&self, client: SocketAddr, datagram: &[u8], tasks: &Tasks) -> io::Result<()> {
+        let existing = self.sessions.lock().get(&client).map(|session| {
+            session.last.store(self.now(), Ordering::Relaxed);
+            Arc::clone(&session.upstream)
+        });
+        let upstream = match existing {
+            Some(upstream) => upstream,
+            None => self.admit(client, tasks).await?,
+        };
+        let sent = match upstream.send(datagram).await {
+            // What the last datagram met is told to this one, which was not sent: the next endpoint has it.
+            Err(_) => self.admit(client, tasks).await?.send(datagram).await?,
+            Ok(sent) => sent,
+        };
+        self.route.received.fetch_add(sent as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives a client an endpoint, in place of the one it may have had.
+    async fn admit(&self, client: SocketAddr, tasks: &Tasks) -> io::Result<Arc<UdpSocket>> {
+        let claim = self.route.claim(&[]).ok_or_else(|| io::Error::other("no endpoint is ready"))?;
+        let upstream = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+        upstream.connect(claim.backend.endpoint.address).await?;
+        let (upstream, stop) = (Arc::new(upstream), self.stop.child_token());
+        let last = Arc::new(AtomicU64::new(self.now()));
+        let back = Back {
+            client,
+            upstream: Arc::clone(&upstream),
+            last: Arc::clone(&last),
+            socket: Arc::clone(&self.socket),
+            route: Arc::clone(&self.route),
+            idle: self.options.datagram_idle,
+            started: self.started,
+        };
+        let session = Session { upstream: Arc::clone(&upstream), last, _stop: stop.clone().drop_guard() };
+        {
+            let mut sessions = self.sessions.lock();
+            if sessions.len() >= self.options.datagram_clients && !sessions.contains_key(&client) {
+                let silent = sessions.iter().min_by_key(|(_, session)| session.last.load(Ordering::Relaxed));
+                if let Some(silent) = silent.map(|(client, _)| *client) {
+                    sessions.remove(&silent);
+                }
+            }
+            sessions.insert(client, session);
+        }
+        let sessions = Arc::clone(&self.sessions);
+        let open = self.route.opened();
+        tasks.spawn("gateway datagrams", async move {
+            let (_open, own) = (open, Arc::clone(&back.upstream));
+            // Dropped at any point: a datagram is lost at most, which is what datagrams are for.
+            stop.run_until_cancelled(back.bring(claim)).await;
+            let mut sessions = sessions.lock();
+            if sessions.get(&client).is_some_and(|session| Arc::ptr_eq(&session.upstream, &own)) {
+                sessions.remove(&client);
+            }
+        });
+        Ok(upstream)
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.started.elapsed())
+    }
+}
+
+/// The way back from an endpoint to its client.
+struct Back {
+    client: SocketAddr,
+    upstream: Arc<UdpSocket>,
+    last: Arc<AtomicU64>,
+    socket: Arc<UdpSocket>,
+    route: Arc<RouteState>,
+    idle: Duration,
+    started: Instant,
+}
+
+impl Back {
+    /// Ends when both have been silent for long enough, or the endpoint is not there.
+    async fn bring(self, _claim: Claim) {
+        let mut buffer = vec![0; LARGEST];
+        loop {
+            let silent = self.started.elapsed().saturating_sub(self.last());
+            let Some(rest) = self.idle.checked_sub(silent).filter(|rest| !rest.is_zero()) else { return };
+            match timeout(rest, self.upstream.recv(&mut buffer)).await {
+                // Perhaps the client spoke meanwhile.
+                Err(_) => {}
+                Ok(Err(_)) => return,
+                Ok(Ok(length)) => {
+                    self.last.store(millis(self.started.elapsed()), Ordering::Relaxed);
+                    if self.socket.send_to(&buffer[..length], self.client).await.is_ok() {
+                        self.route.sent.fetch_add(length as u64, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+    }
+
+    fn last(&self) -> Duration {
+        Duration::from_millis(self.last.load(Ordering::Relaxed))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
