@@ -152,7 +152,7 @@ fn html_anchors(line: &str) -> Vec<String> {
 /// The line with code spans blanked out.
 fn without_code(line: &str) -> String {
     let parts: Vec<&str> = line.split('`').collect();
-    if parts.len() % 2 == 0 {
+    if parts.len().is_multiple_of(2) {
         return line.to_owned();
     }
     parts.iter().step_by(2).copied().collect::<Vec<_>>().join("code")
