@@ -9,6 +9,7 @@ pub mod facts;
 pub mod network;
 pub mod node;
 pub mod probe;
+pub mod registry;
 pub mod reports;
 pub mod runtime;
 pub mod session;

@@ -1,6 +1,671 @@
 //! Ties the node together: assignments in, networks, volumes and task loops at work, reports out.
+//!
+//! - One pass works through the set that is held: task loops get their orders, then networks are made ready, then names
+//!   and routes are served, then what nobody wants any more is removed. A pass may be cut off anywhere and made again.
+//! - What a pass or a loop is told is never what happened, only that it should look.
+//! - Containers, networks and volumes are removed only if they carry this cluster's labels and a set that is held does
+//!   not want them. Without a set nothing is removed.
 
-/// The bridge of the network with this VXLAN identifier.
-pub fn bridge_name(vni: u32) -> String {
-    format!("wh{vni:x}")
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{Stream, StreamExt, stream::BoxStream};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use wharf_model::{
+    AssignmentSet, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, PullPolicy, Revision, RouteTable,
+    TaskAssignment, TaskId, Timestamp, VolumeId,
+};
+use wharf_process::{Clock, Tasks, blocking, errors};
+
+use crate::{
+    assignments::{Assignments, Refused},
+    facts::{Machine, listening_ports},
+    network::KernelNetwork,
+    registry::RegistryLogins,
+    reports::{Report, Reports},
+    runtime::{
+        Container, ContainerId, ExecRequest, ExecSession, LogQuery, LogStream, Result, Runtime, RuntimeError,
+        RuntimeFacts, Stats, container_name, spec::DEFAULT_GRACE,
+    },
+    tasks::{Order, Orders, Prepared, Shared, TaskLoop, files::FileFolders},
+};
+
+/// Between passes that nobody asked for.
+const FULL_PASS: Duration = Duration::from_secs(60);
+/// Between looks at the engine and the machine.
+const LOOK: Duration = Duration::from_secs(15);
+/// Between attempts to follow an engine's events.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Events are asked for from a little before the last one: a clock has only so many digits.
+const OVERLAP: u64 = 1_000;
+/// The MTU of networks between nodes if the kernel's side does not say: VXLAN on Ethernet.
+const USUAL_MTU: u32 = 1450;
+
+/// The kernel's side of the node's networks, and the names served on them.
+#[async_trait]
+pub trait NetworkPlane: Send + Sync {
+    /// Makes the kernel as these networks say, all of them and no others; answers what could not be done, by network.
+    /// Called before containers on them start.
+    async fn prepare(&self, networks: &BTreeMap<NetworkId, NetworkAssignment>) -> BTreeMap<NetworkId, String>;
+    /// The largest packet of networks between nodes, if that is known.
+    async fn mtu(&self) -> Option<u32>;
+    /// Serves these names from now on; `sources` says which networks the tasks of this node are on.
+    fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>);
+    /// Removes what is left of networks that are no longer prepared, except the bridges in `keep`.
+    async fn clean_up(&self, keep: BTreeSet<String>);
+    /// What is not as it should be, in words for people.
+    fn problems(&self) -> Vec<String>;
+}
+
+#[async_trait]
+impl NetworkPlane for KernelNetwork {
+    async fn prepare(&self, networks: &BTreeMap<NetworkId, NetworkAssignment>) -> BTreeMap<NetworkId, String> {
+        match Self::prepare(self, networks).await {
+            Ok(pass) => pass.problems,
+            Err(error) => {
+                let error = errors::chain(&error);
+                networks.keys().map(|id| (*id, error.clone())).collect()
+            }
+        }
+    }
+    async fn mtu(&self) -> Option<u32> {
+        Self::mtu(self).await.inspect_err(|error| tracing::warn!(error = errors::chain(error), "MTU not known")).ok()
+    }
+    fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) {
+        Self::publish(self, table, sources);
+    }
+    async fn clean_up(&self, keep: BTreeSet<String>) {
+        if let Err(error) = self.remove_bridges(keep).await {
+            tracing::warn!(error = errors::chain(&error), "bridges not removed");
+        }
+    }
+    fn problems(&self) -> Vec<String> {
+        Self::problems(self)
+    }
+}
+
+/// The node's entry for published ports.
+pub trait Entry: Send + Sync {
+    /// Serves these routes from now on.
+    fn publish(&self, routes: &RouteTable);
+    /// What is not as it should be, such as a port that something else holds.
+    fn problems(&self) -> Vec<String>;
+    /// The ports it holds itself.
+    fn ports(&self) -> BTreeSet<u16>;
+}
+
+/// What a node is and where it keeps things.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Its identifier.
+    pub node: NodeId,
+    /// What it runs on.
+    pub machine: Machine,
+    /// What must outlive a reboot.
+    pub state_dir: PathBuf,
+    /// What must not: secrets, in memory.
+    pub run_dir: PathBuf,
+    /// A `config.json` with logins of registries.
+    pub logins: Option<PathBuf>,
+    /// Images pulled at once.
+    pub pulls: usize,
+    /// Containers made and started at once.
+    pub starts: usize,
+    /// Refuse to write secrets where they could reach a disk. Only tests say no.
+    pub secrets_in_memory: bool,
+    /// Ports that Wharf's own processes on this node listen on.
+    pub own_ports: BTreeSet<u16>,
+    /// Seeds the pauses between attempts.
+    pub seed: u64,
+}
+
+impl NodeConfig {
+    /// The usual: three pulls and four starts at once, no logins.
+    pub fn new(node: NodeId, machine: Machine, state_dir: PathBuf, run_dir: PathBuf) -> Self {
+        Self {
+            node,
+            machine,
+            state_dir,
+            run_dir,
+            logins: None,
+            pulls: 3,
+            starts: 4,
+            secrets_in_memory: true,
+            own_ports: BTreeSet::new(),
+            seed: 0,
+        }
+    }
+    /// Where volumes have their folders.
+    pub fn volumes(&self) -> PathBuf {
+        self.state_dir.join("volumes")
+    }
+}
+
+/// One node at work. Clones are the same node.
+#[derive(Clone)]
+pub struct NodeAgent {
+    inner: Arc<Inner>,
+}
+impl std::fmt::Debug for NodeAgent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeAgent").field("node", &self.inner.config.node).finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    config: NodeConfig,
+    runtime: Arc<dyn Runtime>,
+    plane: Arc<dyn NetworkPlane>,
+    entry: Option<Arc<dyn Entry>>,
+    clock: Arc<dyn Clock>,
+    assignments: Mutex<Assignments>,
+    /// No server has spoken since the start: secrets have no content.
+    from_disk: AtomicBool,
+    reports: Reports,
+    shared: Arc<Shared>,
+    prepared: watch::Sender<Arc<Prepared>>,
+    loops: Mutex<BTreeMap<TaskId, Handle>>,
+    /// Unwanted containers that are being removed.
+    going: Mutex<BTreeSet<ContainerId>>,
+    /// Reason for a pass.
+    wake: Arc<Notify>,
+    engine: Mutex<Result<RuntimeFacts>>,
+    /// What the last pass could not do.
+    problems: Mutex<Vec<String>>,
+    observed: Mutex<Revision>,
+}
+
+struct Handle {
+    orders: watch::Sender<Orders>,
+    nudge: Arc<Notify>,
+    task: wharf_process::Task<()>,
+}
+
+impl NodeAgent {
+    /// A node that holds what it held when it last ran. Nothing runs yet.
+    ///
+    /// # Errors
+    /// If what it held cannot be read.
+    pub fn new(
+        config: NodeConfig,
+        runtime: Arc<dyn Runtime>,
+        plane: Arc<dyn NetworkPlane>,
+        entry: Option<Arc<dyn Entry>>,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<Self> {
+        let assignments = Assignments::load(config.node, &config.state_dir)?;
+        let reports = Reports::new(Arc::clone(&clock));
+        let (prepared, watching) = watch::channel(Arc::default());
+        let wake = Arc::new(Notify::new());
+        let shared = Arc::new(Shared {
+            wake: Arc::clone(&wake),
+            runtime: Arc::clone(&runtime),
+            reports: reports.clone(),
+            clock: Arc::clone(&clock),
+            statuses: config.state_dir.join("tasks"),
+            files: FileFolders {
+                configs: config.state_dir.join("configs"),
+                secrets: config.run_dir.join("secrets"),
+                secrets_in_memory: config.secrets_in_memory,
+            },
+            logins: RegistryLogins::new(config.logins.clone()),
+            pulls: Semaphore::new(config.pulls.max(1)),
+            starts: Semaphore::new(config.starts.max(1)),
+            prepared: watching,
+            pulling: Mutex::default(),
+            seed: config.seed,
+        });
+        let inner = Inner {
+            config,
+            runtime,
+            plane,
+            entry,
+            clock,
+            assignments: Mutex::new(assignments),
+            from_disk: AtomicBool::new(true),
+            reports,
+            shared,
+            prepared,
+            loops: Mutex::default(),
+            going: Mutex::default(),
+            wake,
+            engine: Mutex::new(Err(RuntimeError::unreachable("the engine has not been asked yet"))),
+            problems: Mutex::default(),
+            observed: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Works until `stop`, with task loops as tasks of `tasks`. Containers stay as they are when it ends.
+    pub async fn run(self, tasks: &Tasks, stop: CancellationToken) {
+        let inner = &self.inner;
+        tokio::join!(
+            inner.follow_engine(&stop),
+            inner.look_around(&stop),
+            Arc::clone(inner).work(tasks.clone(), stop.clone())
+        );
+    }
+
+    /// Which node this is.
+    pub fn node(&self) -> NodeId {
+        self.inner.config.node
+    }
+
+    /// Epoch and revision of the set that is held.
+    pub fn held(&self) -> Option<Order> {
+        self.inner.held().map(|set| (set.epoch, set.revision))
+    }
+
+    /// Takes a set of assignments, keeps it, and works on it from now on.
+    ///
+    /// # Errors
+    /// If it is another node's or older than the one held; then nothing has changed.
+    pub async fn apply(&self, set: AssignmentSet) -> Result<(), Refused> {
+        let inner = Arc::clone(&self.inner);
+        // On a thread of its own: a set counts only when it is on disk.
+        blocking(move || {
+            inner.assignments.lock().accept(set)?;
+            inner.from_disk.store(false, Ordering::Release);
+            inner.wake.notify_one();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Everything the node has to say, [`Report::Synced`], and then what changes.
+    pub fn reports(&self) -> impl Stream<Item = Report> + Send + 'static {
+        self.inner.reports.subscribe()
+    }
+
+    /// The node's latest report, once there is one.
+    pub fn report(&self) -> Option<NodeReport> {
+        self.inner.reports.latest_node()
+    }
+
+    /// Pins an image reference; with [`PullPolicy::Always`] the registry is asked also if this node has the image.
+    pub async fn resolve_image(&self, reference: &str, policy: PullPolicy) -> Result<Image> {
+        let login = self.inner.shared.logins.of(reference).await;
+        self.inner.runtime.resolve_image(reference, policy, login.as_ref()).await
+    }
+
+    /// A task's output.
+    pub async fn logs(&self, task: TaskId, query: LogQuery) -> Result<LogStream> {
+        self.inner.runtime.logs(&self.inner.container(task)?, query).await
+    }
+
+    /// Runs a command in a task's container.
+    pub async fn exec(&self, task: TaskId, request: &ExecRequest) -> Result<ExecSession> {
+        self.inner.runtime.exec(&self.inner.container(task)?, request).await
+    }
+
+    /// What a task uses, again and again.
+    pub async fn stats(&self, task: TaskId) -> Result<BoxStream<'static, Result<Stats>>> {
+        self.inner.runtime.stats(&self.inner.container(task)?, true).await
+    }
+
+    /// What a task uses, averaged over the last second.
+    pub async fn usage(&self, task: TaskId) -> Result<Stats> {
+        let mut stream = self.stats(task).await?;
+        let gone = || RuntimeError::not_found(format!("{task} does not run"));
+        // The first measurement has nothing before it to be compared with.
+        let first = stream.next().await.ok_or_else(gone)??;
+        if first.cpu_millis > 0 { Ok(first) } else { stream.next().await.unwrap_or(Ok(first)) }
+    }
+
+    /// What the engine says of a task's container.
+    pub async fn inspect(&self, task: TaskId) -> Result<serde_json::Value> {
+        self.inner.runtime.inspect_raw(&self.inner.container(task)?).await
+    }
+
+    /// What the engine last said of itself, or why it does not answer.
+    pub fn engine(&self) -> Result<RuntimeFacts> {
+        self.inner.engine.lock().clone()
+    }
+}
+
+impl Inner {
+    fn held(&self) -> Option<Arc<AssignmentSet>> {
+        self.assignments.lock().held().cloned()
+    }
+
+    fn container(&self, task: TaskId) -> Result<ContainerId> {
+        let held = self.held();
+        let assignment = held.as_ref().and_then(|set| set.tasks.get(&task));
+        let assignment =
+            assignment.ok_or_else(|| RuntimeError::not_found(format!("this node has no task {task}")))?;
+        Ok(ContainerId(container_name(assignment)))
+    }
+
+    /// Follows the engine's events, and after each break looks at everything again.
+    async fn follow_engine(&self, stop: &CancellationToken) {
+        let mut pause = FIRST_PAUSE;
+        let mut since = None;
+        loop {
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Dropped with the agent only: the next one looks at everything.
+                followed = self.follow_events(&mut since) => match followed {
+                    Ok(()) => pause = FIRST_PAUSE,
+                    Err(error) => {
+                        tracing::warn!(error = %error, "engine's events not followed");
+                        self.look_at_engine().await;
+                    }
+                }
+            }
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                () = self.clock.sleep(pause) => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Ends with an error when the engine went before anything came, and without when it went later.
+    async fn follow_events(&self, since: &mut Option<Timestamp>) -> Result<()> {
+        let from = since.get_or_insert(Timestamp(self.clock.now().0));
+        let mut events = self.runtime.events(Some(Timestamp(from.0.saturating_sub(OVERLAP)))).await?;
+        self.look_at_engine().await;
+        // Whatever happened while nobody listened: everything is looked at.
+        self.nudge_all();
+        self.wake.notify_one();
+        loop {
+            match events.next().await {
+                Some(Ok(event)) => {
+                    *since = Some(event.at);
+                    self.nudge(event.task);
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "engine's events broke off");
+                    self.look_at_engine().await;
+                    return Ok(());
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn nudge(&self, task: Option<TaskId>) {
+        let loops = self.loops.lock();
+        match task.and_then(|task| loops.get(&task)) {
+            Some(handle) => handle.nudge.notify_one(),
+            // A container of ours that nobody looks after.
+            None => self.wake.notify_one(),
+        }
+    }
+
+    fn nudge_all(&self) {
+        self.loops.lock().values().for_each(|handle| handle.nudge.notify_one());
+    }
+
+    /// Keeps the node's report up to date.
+    async fn look_around(&self, stop: &CancellationToken) {
+        loop {
+            self.look_at_engine().await;
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                () = self.clock.sleep(LOOK) => {}
+            }
+        }
+    }
+
+    async fn look_at_engine(&self) {
+        let facts = self.runtime.facts().await;
+        let before = std::mem::replace(&mut *self.engine.lock(), facts.clone());
+        match (&before, &facts) {
+            (Err(_), Ok(facts)) => tracing::info!(version = facts.engine.version, "engine answers"),
+            (Ok(_), Err(error)) => tracing::error!(%error, "engine does not answer; its containers are left alone"),
+            (Ok(_), Ok(_)) | (Err(_), Err(_)) => {}
+        }
+        self.report().await;
+    }
+
+    /// Says how the node is.
+    async fn report(&self) {
+        let ours = self.own_ports();
+        let taken = blocking(move || listening_ports().difference(&ours).copied().collect()).await;
+        let engine = self.engine.lock().clone();
+        let mut problems = self.problems.lock().clone();
+        problems.extend(self.plane.problems());
+        problems.extend(self.entry.iter().flat_map(|entry| entry.problems()));
+        problems.dedup();
+        let observed = *self.observed.lock();
+        self.reports.node(observed, self.config.machine.facts(&engine, taken), problems);
+    }
+
+    /// The ports on which Wharf itself or its tasks listen.
+    fn own_ports(&self) -> BTreeSet<u16> {
+        let mut ports = self.config.own_ports.clone();
+        ports.extend(self.entry.iter().flat_map(|entry| entry.ports()));
+        if let Some(set) = self.held() {
+            for task in set.tasks.keys() {
+                ports.extend(self.reports.of(*task).iter().flat_map(|status| status.host_ports.values().copied()));
+            }
+        }
+        ports
+    }
+
+    /// Makes passes until `stop`.
+    async fn work(self: Arc<Self>, tasks: Tasks, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                biased;
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Dropped with the agent only; the next one makes the pass again.
+                () = self.pass(&tasks, &stop) => {}
+            }
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Cancel-safe: a notification that is not taken is kept.
+                () = self.wake.notified() => {}
+                () = self.clock.sleep(FULL_PASS) => {}
+            }
+        }
+    }
+
+    /// Works through the set that is held.
+    async fn pass(self: &Arc<Self>, tasks: &Tasks, stop: &CancellationToken) {
+        let Some(set) = self.held() else { return };
+        // Stops come first: they wait for nothing.
+        self.give_orders(&set, tasks, stop);
+        let unready = self.plane.prepare(&set.networks).await;
+        self.plane.publish(&set.dns, &sources(&set));
+        if let Some(entry) = &self.entry {
+            entry.publish(&set.routes);
+        }
+        // Servers wait for this before they let a task go that these names and routes no longer have.
+        *self.observed.lock() = set.revision;
+        self.report().await;
+        let mut problems = self.prepare(&set, &unready).await;
+        problems.extend(self.clean_up(&set, tasks).await);
+        *self.problems.lock() = problems;
+        self.report().await;
+    }
+
+    /// Gives every task's loop its orders, and begins and ends loops.
+    fn give_orders(self: &Arc<Self>, set: &AssignmentSet, tasks: &Tasks, stop: &CancellationToken) {
+        let order = (set.epoch, set.revision);
+        let from_disk = self.from_disk.load(Ordering::Acquire);
+        let mut loops = self.loops.lock();
+        loops.retain(|id, handle| {
+            if !set.tasks.contains_key(id) {
+                handle.orders.send_if_modified(|orders| !std::mem::replace(&mut orders.forget, true));
+            }
+            !handle.task.is_finished()
+        });
+        for (id, task) in &set.tasks {
+            match loops.get(id) {
+                Some(handle) => {
+                    handle.orders.send_if_modified(|orders| {
+                        let known = *orders.task == *task && orders.from_disk == from_disk && orders.order == order;
+                        if !known && !orders.forget {
+                            let task = if *orders.task == *task { Arc::clone(&orders.task) } else { Arc::new(task.clone()) };
+                            *orders = Orders { task, order, from_disk, forget: false };
+                            return true;
+                        }
+                        false
+                    });
+                }
+                None => {
+                    let orders = Orders { task: Arc::new(task.clone()), order, from_disk, forget: false };
+                    loops.insert(*id, self.begin(task, orders, tasks, stop));
+                }
+            }
+        }
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        task: &TaskAssignment,
+        orders: Orders,
+        tasks: &Tasks,
+        stop: &CancellationToken,
+    ) -> Handle {
+        let (sender, receiver) = watch::channel(orders);
+        let nudge = Arc::new(Notify::new());
+        let running = TaskLoop::new(Arc::clone(&self.shared), receiver, Arc::clone(&nudge), stop.child_token());
+        let inner = Arc::clone(self);
+        let task = tasks.spawn(format!("task {}", task.name), async move {
+            running.run().await;
+            // What it was on may be free to go now.
+            inner.wake.notify_one();
+        });
+        Handle { orders: sender, nudge, task }
+    }
+
+    /// Makes the set's networks ready and tells the loops; answers what could not be done.
+    async fn prepare(&self, set: &AssignmentSet, unready: &BTreeMap<NetworkId, String>) -> Vec<String> {
+        // Networks that the engine has, if it answers; those of the last pass that are unchanged are not asked about.
+        let present: BTreeSet<_> = self.runtime.list_networks().await.unwrap_or_default().into_iter().collect();
+        let mtu = self.plane.mtu().await.unwrap_or(USUAL_MTU);
+        let before = Arc::clone(&self.prepared.borrow());
+        let mut networks = BTreeMap::new();
+        let mut problems = Vec::new();
+        for (id, network) in &set.networks {
+            let local = match unready.get(id) {
+                Some(problem) => Err(RuntimeError::temporary(problem.clone())),
+                None => match before.networks.get(id).filter(|(known, _)| present.contains(id) && is_same(known, network)) {
+                    Some((_, Ok(local))) => Ok(local.clone()),
+                    Some((_, Err(_))) | None => self.runtime.ensure_network(network, mtu).await,
+                },
+            };
+            if let Err(error) = &local {
+                problems.push(format!("network {}: {error}", network.name));
+            }
+            networks.insert(*id, (network.clone(), local));
+        }
+        let prepared = Prepared {
+            order: (set.epoch, set.revision),
+            networks,
+            volumes: set.volumes.clone(),
+            siblings: set
+                .tasks
+                .iter()
+                .map(|(id, task)| {
+                    let address = task.attachments.first().map(|attachment| attachment.address);
+                    (*id, (ContainerId(container_name(task)), address))
+                })
+                .collect(),
+        };
+        self.prepared.send_replace(Arc::new(prepared));
+        problems
+    }
+
+    /// Removes what carries our labels and is not wanted; answers what could not be done.
+    async fn clean_up(self: &Arc<Self>, set: &AssignmentSet, tasks: &Tasks) -> Vec<String> {
+        // An engine that does not answer is in the report already.
+        let containers = self.runtime.list().await.unwrap_or_default();
+        let looked_after: BTreeSet<_> = self.loops.lock().keys().copied().collect();
+        for container in containers.into_iter().filter(|container| !looked_after.contains(&container.task)) {
+            if self.going.lock().insert(container.id.clone()) {
+                tracing::info!(container = container.name, task = %container.task, "unwanted container is removed");
+                let inner = Arc::clone(self);
+                // Apart from the pass, which must not wait for its grace period.
+                tasks.spawn(format!("remove {}", container.name), inner.remove_unwanted(container));
+            }
+        }
+        let mut problems = self.clean_up_networks(set).await;
+        problems.extend(self.remove_volumes(&set.removed_volumes).await);
+        problems
+    }
+
+    async fn remove_unwanted(self: Arc<Self>, container: Container) {
+        let removed = async {
+            self.runtime.stop(&container.id, DEFAULT_GRACE.duration()).await?;
+            self.runtime.remove(&container.id).await
+        };
+        match removed.await {
+            Ok(()) => self.shared.files.remove(container.task),
+            // The next pass tries again.
+            Err(error) => tracing::warn!(container = container.name, %error, "unwanted container not removed"),
+        }
+        self.going.lock().remove(&container.id);
+        self.wake.notify_one();
+    }
+
+    async fn clean_up_networks(&self, set: &AssignmentSet) -> Vec<String> {
+        let mut problems = Vec::new();
+        let Ok(networks) = self.runtime.list_networks().await else { return problems };
+        let mut all_gone = true;
+        for network in networks.into_iter().filter(|network| !set.networks.contains_key(network)) {
+            if let Err(error) = self.runtime.remove_network(network).await {
+                all_gone = false;
+                // One in use waits for the tasks on it, which are about to stop.
+                if !error.is_temporary() {
+                    problems.push(format!("network {network}: {error}"));
+                }
+            }
+        }
+        if all_gone {
+            self.plane.clean_up(BTreeSet::new()).await;
+        }
+        problems
+    }
+
+    async fn remove_volumes(&self, volumes: &[VolumeId]) -> Vec<String> {
+        let (mut gone, mut problems) = (Vec::new(), Vec::new());
+        for volume in volumes {
+            match self.runtime.remove_volume(*volume).await {
+                Ok(()) => gone.push(*volume),
+                Err(error) => problems.push(format!("volume {volume}: {error}")),
+            }
+        }
+        self.reports.removed_volumes(&gone);
+        problems
+    }
+}
+
+/// Whether the engine's network is the same for both; who else is on it does not matter to the engine.
+fn is_same(known: &NetworkAssignment, network: &NetworkAssignment) -> bool {
+    let peers = Vec::new();
+    NetworkAssignment { peers: peers.clone(), ..known.clone() } == NetworkAssignment { peers, ..network.clone() }
+}
+
+/// Which networks each address of this node's tasks is on.
+fn sources(set: &AssignmentSet) -> BTreeMap<Ipv4Addr, Vec<NetworkId>> {
+    let mut sources = BTreeMap::new();
+    for task in set.tasks.values() {
+        let networks: Vec<_> = task.attachments.iter().map(|attachment| attachment.network).collect();
+        for attachment in &task.attachments {
+            sources.insert(attachment.address, networks.clone());
+        }
+    }
+    sources
 }

@@ -1,1 +1,186 @@
 //! The latest report of the node and of each task, for every server that listens.
+//!
+//! - Only the latest counts: a listener that is slow skips what has been overtaken, and the hub stays as small as the node.
+//! - A listener first gets everything, then changes, each thing's reports in their order.
+//! - Sequences only grow, over restarts of the agent as well: they start at the time of day in milliseconds.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+pub use wharf_api::transport::node::Report;
+use wharf_model::{NodeFacts, NodeReport, Revision, TaskId, TaskReport, TaskStatus, VolumeId};
+use wharf_process::Clock;
+
+/// Collects reports. Clones are the same hub.
+#[derive(Debug, Clone)]
+pub struct Reports {
+    clock: Arc<dyn Clock>,
+    state: Arc<Mutex<State>>,
+    /// The sequence of the latest change.
+    latest: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sequence: u64,
+    node: Option<NodeReport>,
+    tasks: BTreeMap<TaskId, TaskReport>,
+    removed_volumes: BTreeMap<VolumeId, u64>,
+}
+
+impl Reports {
+    /// A hub that knows nothing yet.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, state: Arc::default(), latest: watch::Sender::new(0) }
+    }
+
+    /// Notes how the node is; nothing happens if that is known.
+    pub fn node(&self, observed: Revision, facts: NodeFacts, problems: Vec<String>) {
+        let mut state = self.state.lock();
+        let known = state.node.as_ref().is_some_and(|known| {
+            known.observed == observed && known.facts == facts && known.problems == problems
+        });
+        if !known {
+            let sequence = self.next(&mut state);
+            state.node = Some(NodeReport { sequence, observed, facts, problems });
+            self.latest.send_replace(sequence);
+        }
+    }
+
+    /// Notes how a task is, and gives the report its sequence; nothing happens if that is known.
+    pub fn task(&self, task: TaskId, status: &TaskStatus) -> TaskStatus {
+        let mut state = self.state.lock();
+        if let Some(known) = state.tasks.get(&task) {
+            let same = TaskStatus { sequence: known.status.sequence, ..status.clone() };
+            if same == known.status {
+                return same;
+            }
+        }
+        let sequence = self.next(&mut state);
+        let status = TaskStatus { sequence, ..status.clone() };
+        state.tasks.insert(task, TaskReport { task, status: status.clone() });
+        self.latest.send_replace(sequence);
+        status
+    }
+
+    /// Says nothing more about a task.
+    pub fn forget(&self, task: TaskId) {
+        self.state.lock().tasks.remove(&task);
+    }
+
+    /// The data of these volumes is gone, and nothing is said any more of others.
+    pub fn removed_volumes(&self, volumes: &[VolumeId]) {
+        let mut state = self.state.lock();
+        state.removed_volumes.retain(|volume, _| volumes.contains(volume));
+        for volume in volumes {
+            if !state.removed_volumes.contains_key(volume) {
+                let sequence = self.next(&mut state);
+                state.removed_volumes.insert(*volume, sequence);
+                self.latest.send_replace(sequence);
+            }
+        }
+    }
+
+    /// The node's latest report.
+    pub fn latest_node(&self) -> Option<NodeReport> {
+        self.state.lock().node.clone()
+    }
+
+    /// What was last said of a task.
+    pub fn of(&self, task: TaskId) -> Option<TaskStatus> {
+        self.state.lock().tasks.get(&task).map(|report| report.status.clone())
+    }
+
+    /// Everything that is known, [`Report::Synced`], then every change. Ends with the hub.
+    pub fn subscribe(&self) -> impl Stream<Item = Report> + Send + 'static {
+        let (state, latest) = (Arc::clone(&self.state), self.latest.subscribe());
+        let batches = stream::unfold((state, latest, 0, true), |(state, mut latest, seen, first)| async move {
+            if !first {
+                latest.changed().await.ok()?;
+            }
+            latest.mark_unchanged();
+            let (mut batch, newest) = {
+                let state = state.lock();
+                (state.since(seen), state.sequence)
+            };
+            if first {
+                batch.push(Report::Synced);
+            }
+            Some((stream::iter(batch), (state, latest, newest, false)))
+        });
+        batches.flatten()
+    }
+
+    fn next(&self, state: &mut State) -> u64 {
+        state.sequence = (state.sequence + 1).max(self.clock.now().0);
+        state.sequence
+    }
+}
+
+impl State {
+    /// What was said after that sequence, oldest first.
+    fn since(&self, seen: u64) -> Vec<Report> {
+        let node = self.node.iter().map(|report| (report.sequence, Report::Node(Box::new(report.clone()))));
+        let of_task = |report: &TaskReport| (report.status.sequence, Report::Task(Box::new(report.clone())));
+        let removed =
+            self.removed_volumes.iter().map(|(volume, sequence)| (*sequence, Report::VolumeRemoved(*volume)));
+        let all = node.chain(self.tasks.values().map(of_task)).chain(removed);
+        let mut all: Vec<_> = all.filter(|(sequence, _)| *sequence > seen).collect();
+        all.sort_by_key(|(sequence, _)| *sequence);
+        all.into_iter().map(|(_, report)| report).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use wharf_model::Phase;
+    use wharf_process::{ManualClock, Millis};
+
+    use super::*;
+
+    fn task(number: u8) -> TaskId {
+        TaskId::from_parts(1, [number; 10])
+    }
+    fn status(phase: Phase) -> TaskStatus {
+        TaskStatus { phase, ..TaskStatus::default() }
+    }
+    fn hub(at: u64) -> Reports {
+        Reports::new(Arc::new(ManualClock::at(Millis(at))))
+    }
+    fn now(stream: &mut (impl Stream<Item = Report> + Unpin)) -> Vec<(TaskId, Phase)> {
+        let mut all = Vec::new();
+        while let Some(Some(report)) = stream.next().now_or_never() {
+            if let Report::Task(report) = report {
+                all.push((report.task, report.status.phase));
+            }
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn a_listener_gets_everything_and_then_the_latest_of_each_change() {
+        let hub = hub(5);
+        hub.task(task(1), &status(Phase::Accepted));
+        hub.task(task(2), &status(Phase::Accepted));
+        hub.task(task(1), &status(Phase::Preparing));
+        let mut stream = Box::pin(hub.subscribe());
+        assert_eq!(now(&mut stream), [(task(2), Phase::Accepted), (task(1), Phase::Preparing)]);
+        hub.task(task(1), &status(Phase::Starting));
+        hub.task(task(1), &status(Phase::Running));
+        hub.task(task(2), &status(Phase::Accepted));
+        assert_eq!(now(&mut stream), [(task(1), Phase::Running)], "overtaken and unchanged reports are left out");
+    }
+
+    #[test]
+    fn sequences_go_on_after_a_restart_even_if_the_clock_stands() {
+        let before = hub(1_000);
+        let first = before.task(task(1), &status(Phase::Accepted));
+        let second = before.task(task(1), &status(Phase::Running));
+        assert!(second.sequence > first.sequence);
+        let after = hub(5_000).task(task(1), &status(Phase::Running));
+        assert!(after.sequence > second.sequence);
+    }
+}

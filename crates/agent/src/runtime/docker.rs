@@ -38,6 +38,8 @@ use wharf_model::{
     VolumeAssignment, VolumeId,
 };
 
+use crate::network::docker_network_options;
+
 use super::{
     Container, ContainerId, ContainerState, Credentials, EngineCheck, ExecControl, ExecRequest, ExecSession, Labels,
     LocalImage, LocalNetwork, LocalVolume, LogFrame, LogQuery, LogSource, LogStream, NewContainer, ProgressSink,
@@ -52,6 +54,8 @@ const QUICK: Duration = Duration::from_secs(30);
 const SLOW: Duration = Duration::from_secs(150);
 /// A registry that is asked through the engine.
 const REGISTRY: Duration = Duration::from_secs(20);
+/// So long a registry is not asked again about an image that the node has.
+const REFUSAL: Duration = Duration::from_secs(300);
 /// A pull that says nothing for so long has stalled.
 const PULL_SILENCE: Duration = Duration::from_secs(120);
 /// Longer than the engine takes from SIGKILL to the end of a container.
@@ -66,8 +70,6 @@ pub struct DockerOptions {
     pub cluster: String,
     /// The folder under which volumes have theirs.
     pub volumes: PathBuf,
-    /// MTU of networks between nodes.
-    pub mtu: u32,
 }
 
 /// A Docker Engine.
@@ -76,6 +78,8 @@ pub struct DockerRuntime {
     options: Arc<DockerOptions>,
     labels: Labels,
     client: Arc<Mutex<Option<Client>>>,
+    /// What registries refused, and when.
+    refusals: Arc<Mutex<HashMap<String, (tokio::time::Instant, String)>>>,
 }
 
 #[derive(Clone)]
@@ -93,7 +97,7 @@ impl DockerRuntime {
     /// The engine behind a socket. Nothing is connected yet.
     pub fn new(options: DockerOptions) -> Self {
         let labels = Labels::new(options.cluster.clone());
-        Self { options: Arc::new(options), labels, client: Arc::default() }
+        Self { options: Arc::new(options), labels, client: Arc::default(), refusals: Arc::default() }
     }
 
     /// The API version in use, once the engine has answered.
@@ -253,6 +257,33 @@ impl DockerRuntime {
         Ok(None)
     }
 
+    /// The digest that the registry gives for a reference, or what it said instead. With an image `here` to fall back
+    /// on, a refusal is remembered for a while: asking a registry that cannot be reached takes long.
+    async fn ask_registry(
+        &self,
+        reference: &str,
+        here: bool,
+        credentials: Option<&Credentials>,
+    ) -> Result<Result<String, String>> {
+        let remembered = self.refusals.lock().get(reference).filter(|(at, _)| at.elapsed() < REFUSAL).cloned();
+        if let Some((_, refused)) = remembered.filter(|_| here) {
+            return Ok(Err(refused));
+        }
+        let docker = self.docker().await?;
+        let call = docker.inspect_registry_image(reference, credentials.map(docker_credentials));
+        let refused = match timeout(REGISTRY, call).await {
+            Ok(Ok(found)) => match found.descriptor.digest {
+                Some(digest) => return Ok(Ok(digest)),
+                None => "nothing about a digest".to_owned(),
+            },
+            Ok(Err(Error::DockerResponseServerError { message, .. })) => message,
+            Ok(Err(error)) => return Err(self.error("cannot ask for the image", error)),
+            Err(_elapsed) => format!("nothing within {} s", REGISTRY.as_secs()),
+        };
+        self.refusals.lock().insert(reference.to_owned(), (tokio::time::Instant::now(), refused.clone()));
+        Ok(Err(refused))
+    }
+
     async fn networks(&self, filter: (&str, String)) -> Result<Vec<Network>> {
         let docker = self.docker().await?;
         let filters = HashMap::from([(filter.0.to_owned(), vec![filter.1])]);
@@ -347,31 +378,34 @@ impl Runtime for DockerRuntime {
         policy: PullPolicy,
         credentials: Option<&Credentials>,
     ) -> Result<Image> {
-        let docker = self.docker().await?;
-        let refused = if policy == PullPolicy::Never {
-            "it was not asked, because the pull policy is `never`".to_owned()
-        } else {
-            let call = docker.inspect_registry_image(reference, credentials.map(docker_credentials));
-            match timeout(REGISTRY, call).await {
-                Ok(Ok(found)) if found.descriptor.digest.is_some() => {
-                    return Ok(Image { reference: reference.to_owned(), digest: found.descriptor.digest, id: None });
+        let here = self.local_image(reference).await?.map(|local| read_pinned(reference, local));
+        // What came from a registry needs no asking, unless it is asked for.
+        if let Some(image) = &here
+            && image.digest.is_some()
+            && policy != PullPolicy::Always
+        {
+            return Ok(image.clone());
+        }
+        let refused = match policy {
+            PullPolicy::Never => "it was not asked, because the pull policy is `never`".to_owned(),
+            PullPolicy::Missing | PullPolicy::Always => {
+                match self.ask_registry(reference, here.is_some(), credentials).await? {
+                    Ok(digest) => {
+                        return Ok(Image { reference: reference.to_owned(), digest: Some(digest), id: None });
+                    }
+                    Err(refused) => refused,
                 }
-                Ok(Ok(_)) => "nothing about a digest".to_owned(),
-                Ok(Err(Error::DockerResponseServerError { message, .. })) => message,
-                Ok(Err(error)) => return Err(self.error("cannot ask for the image", error)),
-                Err(_elapsed) => format!("nothing within {} s", REGISTRY.as_secs()),
             }
         };
-        let Some(local) = self.local_image(reference).await? else {
-            return Err(RuntimeError::fatal(format!(
+        here.ok_or_else(|| {
+            RuntimeError::fatal(format!(
                 "image {reference} does not exist: its registry said: {refused}; and this node does not have it"
             ))
-            .with_hint("check its name and tag; for a private registry give the credentials, or load the image on the nodes with `docker load`"));
-        };
-        let repository = Reference::parse(reference).repository;
-        let digests = local.repo_digests.unwrap_or_default();
-        let digest = digests.iter().find_map(|known| known.strip_prefix(repository)?.strip_prefix('@'));
-        Ok(Image { reference: reference.to_owned(), digest: digest.map(str::to_owned), id: local.id })
+            .with_hint(
+                "check its name and tag; for a private registry log in on the nodes, or load the image there with \
+                 `docker load`",
+            )
+        })
     }
 
     async fn create(&self, container: &NewContainer<'_>) -> Result<ContainerId> {
@@ -613,7 +647,7 @@ impl Runtime for DockerRuntime {
         Ok(events.chain(ended).boxed())
     }
 
-    async fn ensure_network(&self, network: &NetworkAssignment) -> Result<LocalNetwork> {
+    async fn ensure_network(&self, network: &NetworkAssignment, mtu: u32) -> Result<LocalNetwork> {
         let docker = self.docker().await?;
         if let Some(found) = self.network_of(network.id).await? {
             let name = found.name.clone().unwrap_or_default();
@@ -629,25 +663,25 @@ impl Runtime for DockerRuntime {
         } else {
             network.name.clone()
         };
+        let wanted = docker_network_options(network, mtu);
+        let mut labels: HashMap<_, _> = wanted.labels.into_iter().collect();
+        labels.extend(self.labels.of_network(network.id));
         let request = NetworkCreateRequest {
             name: name.clone(),
-            driver: Some("bridge".to_owned()),
-            internal: Some(network.internal),
-            attachable: Some(network.attachable),
+            driver: Some(wanted.driver.to_owned()),
+            internal: Some(wanted.internal),
+            attachable: Some(wanted.attachable),
             ipam: Some(Ipam {
                 driver: Some("default".to_owned()),
                 config: Some(vec![IpamConfig {
-                    subnet: Some(network.subnet.to_string()),
-                    gateway: Some(network.gateway.to_string()),
+                    subnet: Some(wanted.subnet.to_string()),
+                    gateway: Some(wanted.gateway.to_string()),
                     ..IpamConfig::default()
                 }]),
                 options: None,
             }),
-            options: Some(HashMap::from([
-                ("com.docker.network.bridge.name".to_owned(), crate::node::bridge_name(network.vni)),
-                ("com.docker.network.driver.mtu".to_owned(), self.options.mtu.to_string()),
-            ])),
-            labels: Some(self.labels.of_network(network.id)),
+            options: Some(wanted.options.into_iter().collect()),
+            labels: Some(labels),
             ..NetworkCreateRequest::default()
         };
         self.within(SLOW, &format!("create the network {name}"), docker.create_network(request)).await?;
@@ -962,6 +996,14 @@ fn read_image(found: bollard::models::ImageInspect) -> LocalImage {
     let check = found.config.and_then(|config| config.healthcheck).and_then(|check| check.test);
     let has_healthcheck = check.is_some_and(|test| test.first().is_some_and(|kind| !kind.is_empty() && kind != "NONE"));
     LocalImage { id: found.id.unwrap_or_default(), has_healthcheck }
+}
+
+/// How a local image is pinned: by its digest at the reference's registry if it came from there, and by its identifier.
+fn read_pinned(reference: &str, local: bollard::models::ImageInspect) -> Image {
+    let repository = Reference::parse(reference).repository;
+    let digests = local.repo_digests.unwrap_or_default();
+    let digest = digests.iter().find_map(|known| known.strip_prefix(repository)?.strip_prefix('@'));
+    Image { reference: reference.to_owned(), digest: digest.map(str::to_owned), id: local.id }
 }
 
 fn read_container(found: ContainerInspectResponse, task: TaskId) -> Result<Container> {

@@ -807,7 +807,7 @@ impl Runtime for FakeRuntime {
         Ok(events.chain(ended).boxed())
     }
 
-    async fn ensure_network(&self, network: &NetworkAssignment) -> Result<LocalNetwork> {
+    async fn ensure_network(&self, network: &NetworkAssignment, _mtu: u32) -> Result<LocalNetwork> {
         self.enter("ensure_network").await?;
         let mut state = self.inner.state.lock();
         let mut others = state.networks.values();

@@ -97,8 +97,8 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
     /// stream ends with an error when the engine goes; whoever listens lists, and subscribes again.
     async fn events(&self, since: Option<Timestamp>) -> Result<BoxStream<'static, Result<RuntimeEvent>>>;
 
-    /// Makes sure that the network exists as asked and says what the engine calls it.
-    async fn ensure_network(&self, network: &NetworkAssignment) -> Result<LocalNetwork>;
+    /// Makes sure that the network exists as asked, with packets up to `mtu` bytes, and says what the engine calls it.
+    async fn ensure_network(&self, network: &NetworkAssignment, mtu: u32) -> Result<LocalNetwork>;
 
     /// Removes a network of this cluster. One that is in use is a temporary error; one that is gone is none.
     async fn remove_network(&self, network: NetworkId) -> Result<()>;
