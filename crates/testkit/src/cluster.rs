@@ -58,7 +58,8 @@ use registry::{Owner, Record};
 use resolver::Resolver;
 
 /// What a cluster needs of the machine, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 15] = [
+    ("flock", "util-linux"),
     ("busybox", "busybox-static"),
     ("dockerd", "docker.io"),
     ("containerd", "containerd"),
@@ -168,22 +169,24 @@ impl Builder {
 
     /// Starts the cluster and waits until every engine answers. Whatever was started is removed
     /// again if that fails. Removes the clusters of dead owners first.
+    #[expect(clippy::print_stderr, reason = "a warning that must not fail the start")]
     pub fn up(self) -> Result<Cluster> {
         if let Some(why) = missing() {
             bail!(why);
         }
         ensure!((1..=200).contains(&self.nodes), "a cluster has 1 to 200 nodes, not {}", self.nodes);
-        gc().context("cannot remove the clusters of dead owners")?;
+        if let Err(error) = gc() {
+            // What resists is in nobody's way: it keeps its name and addresses.
+            eprintln!("warning: cannot remove the clusters of dead owners: {error:#}");
+        }
         let mut cluster = self.enter()?;
-        match cluster.start(&self) {
-            Ok(()) => Ok(cluster),
-            Err(error) => {
-                let error = error.context(format!("cannot start the test cluster {}", cluster.name()));
-                match cluster.record.remove() {
-                    Ok(()) => Err(error),
-                    Err(rest) => Err(error.context(format!("and cannot remove it: {rest:#}"))),
-                }
-            }
+        let started =
+            cluster.start(&self).and_then(|()| if self.is_manual { cluster.keep() } else { Ok(()) });
+        let Err(error) = started else { return Ok(cluster) };
+        let error = error.context(format!("cannot start the test cluster {}", cluster.name()));
+        match cluster.end() {
+            Ok(()) => Err(error),
+            Err(rest) => Err(error.context(format!("and cannot remove it: {rest:#}"))),
         }
     }
 
@@ -197,13 +200,14 @@ impl Builder {
         let _lock = registry::lock()?;
         let name = self.name.clone().unwrap_or_else(made_up_name);
         registry::check_name(&name)?;
-        let owner = if self.is_manual { Owner::Manual } else { Owner::this_process()? };
         let mut record = Record {
+            id: fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned(),
             dir: registry::storage()?.join("clusters").join(&name),
             subnet: registry::free_subnet()?,
             prefix: self.prefix,
             nodes: self.nodes,
-            owner,
+            // Also when it is to stay: an interrupted start leaves nothing.
+            owner: Owner::this_process()?,
             attach_host: self.attach_host,
             engine_args: self.engine_args.clone(),
             guard: None,
@@ -219,14 +223,10 @@ impl Builder {
         fs::create_dir_all(&record.dir)?;
         fs::write(record.dir.join(".wharf-testbed"), "a test cluster: removed with all its content\n")?;
         record.write()?;
-        let guard = if self.is_manual {
-            None
-        } else {
-            Some(record.removal(true).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?)
-        };
-        record.guard = guard.as_ref().map(Child::id);
+        let guard = record.removal(true).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        record.guard = Some(guard.id());
         record.write()?;
-        Ok(Cluster { record: Arc::new(record), guard, resolver: None })
+        Ok(Cluster { record: Arc::new(record), guard: Some(guard), resolver: None })
     }
 }
 
@@ -280,7 +280,7 @@ impl Cluster {
         if record.attach_host {
             network::attach_host(&record).context("cannot attach this machine to the switch")?;
         }
-        self.resolve_names().context("cannot start the name server")?;
+        self.resolve_names(plan.is_manual).context("cannot start the name server")?;
         self.settle_client()?;
         let failures: Vec<anyhow::Error> = thread::scope(|scope| {
             let boots: Vec<_> =
@@ -293,10 +293,10 @@ impl Cluster {
         failures.into_iter().next().map_or(Ok(()), Err)
     }
 
-    fn resolve_names(&mut self) -> Result<()> {
+    fn resolve_names(&mut self, must_outlive_us: bool) -> Result<()> {
         let (namespace, address) =
             (self.record.namespace_path("switch"), self.record.address(network::SWITCH));
-        if self.record.owner != Owner::Manual {
+        if !must_outlive_us {
             self.resolver = Some(Resolver::start(&namespace, address)?);
             return Ok(());
         }
@@ -440,7 +440,9 @@ impl Cluster {
 
     /// Makes the cluster one that stays until it is taken down by hand.
     fn keep(&mut self) -> Result<()> {
-        Record { owner: Owner::Manual, guard: None, ..(*self.record).clone() }.write()?;
+        let record = Record { owner: Owner::Manual, guard: None, ..(*self.record).clone() };
+        record.write()?;
+        self.record = Arc::new(record);
         if let Some(mut guard) = self.guard.take() {
             guard.kill()?;
             guard.wait()?;

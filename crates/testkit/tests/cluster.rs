@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use wharf_testkit::cluster::{
     Cluster, Node, Power, Running, Seed, Signal, gc, skip, try_wait_until, wait_until,
 };
@@ -424,6 +424,31 @@ fn nothing_is_left_of_a_cluster_whose_owner_is_interrupted_or_killed() {
         end(&mut owner, signal);
         try_wait_until(SOON, "the guard removes everything", || nothing_is_left(&view, &before)).unwrap();
     }
+}
+
+#[test]
+fn nothing_is_left_of_a_start_that_fails_or_is_interrupted() {
+    if skip() {
+        return;
+    }
+    let name = format!("failing-{}", std::process::id());
+    let error = Cluster::builder().name(&name).engine_arg("--no-such-flag").up().unwrap_err();
+    assert!(format!("{error:#}").contains("no-such-flag"), "the engine's own words are passed on: {error:#}");
+    assert!(Cluster::open(&name).is_err(), "it is gone");
+
+    let name = format!("stopped-{}", std::process::id());
+    let mut starting = Command::new(env!("CARGO_BIN_EXE_wharf-testbed"))
+        .args(["--cluster", &name, "up", "1"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let view = wait_until(SOON, "a node runs", || {
+        let view = Cluster::open(&name)?;
+        view.node(1).init_pid().map(|_| view).context("not yet")
+    });
+    end(&mut starting, Signal::SIGINT);
+    try_wait_until(SOON, "the guard removes everything", || nothing_is_left(&view, &[])).unwrap();
 }
 
 #[test]

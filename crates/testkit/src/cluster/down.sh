@@ -1,15 +1,15 @@
 # Removes one cluster: processes, namespaces, links, loop devices, mounts, cgroups, files.
-# May run twice, at any moment of a cluster's life, and beside another copy of itself.
-# Arguments: NAME DIR REGISTRY_ENTRY HOST_LINK [guard]
+# May run twice, at any moment of a cluster's life; copies of it for one cluster wait for each other.
+# Arguments: NAME ID DIR REGISTRY_ENTRY HOST_LINK [guard]
 # As a guard it waits until its standard input ends, which is when the owner closes it or dies.
-name=$1 dir=$2 entry=$3 link=$4
+name=$1 id=$2 dir=$3 entry=$4 link=$5
 # Whatever ends the owner must not end the one that cleans up behind it.
 trap '' INT TERM HUP QUIT PIPE
-if [ "${5:-}" = guard ]; then
-  while read -r _; do :; done
-  # Somebody else may have removed the cluster, and another may have got the name since.
-  grep -Eq "\"guard\": ($$|null)" "$entry/cluster.json" 2>/dev/null || exit 0
-fi
+if [ "${6:-}" = guard ]; then while read -r _; do :; done; fi
+command exec 9<"$entry" || exit 0
+flock 9
+# Another copy may have removed the cluster meanwhile, and a new one may have got its name.
+grep -qF "$id" "$entry/cluster.json" 2>/dev/null || exit 0
 
 cgroups() { for g in /sys/fs/cgroup/wharf-testbed."$name" /sys/fs/cgroup/*/wharf-testbed."$name"; do [ -d "$g" ] && echo "$g"; done; }
 
@@ -54,7 +54,7 @@ while [ -n "$(cgroups)" ] && [ $n -lt 250 ]; do
 done
 # Only a directory that carries our mark is removed.
 [ -e "$dir/.wharf-testbed" ] && rm -rf "$dir"
-rm -rf "$entry"
-
-rest=$(cgroups; ls -d /run/netns/wb."$name".* "$dir" "$entry" 2>/dev/null)
+rest=$(cgroups; ls -d /run/netns/wb."$name".* "$dir" 2>/dev/null)
+# The entry goes last: as long as anything is left, it can be found and tried again.
 [ -z "$rest" ] || { echo "left behind:" $rest >&2; exit 1; }
+rm -rf "$entry"

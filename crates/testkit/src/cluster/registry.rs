@@ -56,6 +56,9 @@ fn start_time(pid: u32) -> Option<u64> {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) name: String,
+    /// Tells this cluster from every other that had or will have its name.
+    #[serde(default)]
+    pub(crate) id: String,
     pub(crate) dir: PathBuf,
     pub(crate) prefix: [u8; 2],
     pub(crate) subnet: u8,
@@ -100,12 +103,6 @@ impl Record {
     /// Removes all there is of the cluster. Doing it twice, or beside a guard that does it, is harmless.
     /// What has got the name since is left alone.
     pub(crate) fn remove(&self) -> Result<()> {
-        if all()?
-            .iter()
-            .any(|other| other.name == self.name && (other.guard, &other.owner) != (self.guard, &self.owner))
-        {
-            return Ok(());
-        }
         let mut command = self.removal(false);
         command.stdin(Stdio::null());
         process::complete(command, &format!("removal of cluster {}", self.name), &[], process::PATIENCE)?
@@ -117,7 +114,7 @@ impl Record {
     pub(crate) fn removal(&self, as_guard: bool) -> Command {
         let mut command = Command::new("setsid");
         command.args(["sh", "-c", DOWN, "wharf-testbed-guard"]);
-        command.arg(&self.name).arg(&self.dir).arg(self.entry()).arg(self.host_link());
+        command.args([&self.name, &self.id]).arg(&self.dir).arg(self.entry()).arg(self.host_link());
         command.args(as_guard.then_some("guard")).current_dir("/");
         command
     }
