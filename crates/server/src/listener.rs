@@ -26,6 +26,7 @@ use wharf_api::{
     transport::{
         ALPN_NODE, Peer, PeerKind, Timing,
         client::tune,
+        prompt::Prompt,
         reverse::{CONNECTION_WINDOW, MAX_STREAMS, STREAM_WINDOW},
         tls::peer_of,
         wire,
@@ -155,7 +156,14 @@ impl Door {
         match peer.node() {
             Some(node) if is_session => {
                 // A session has no requests of its own to finish: it ends when this server stops.
-                let _ = self.stop.run_until_cancelled(self.sessions.run(stream, node, peer)).await;
+                let _ = self
+                    .stop
+                    .run_until_cancelled(self.sessions.run(
+                        Prompt::new(stream, self.timing.handshake),
+                        node,
+                        peer,
+                    ))
+                    .await;
             }
             None if is_session => tracing::warn!(%from, peer = %peer.kind, "session refused: no node"),
             _ => self.serve(stream, peer, from).await,
@@ -181,7 +189,10 @@ impl Door {
     async fn serve(&self, stream: TlsStream<TcpStream>, peer: Peer, from: SocketAddr) {
         let service = service_fn(|request: Request<Incoming>| self.answer(request, &peer, from));
         let builder = http(&self.timing);
-        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(
+            TokioIo::new(Prompt::new(stream, self.timing.handshake)),
+            service
+        ));
         let end = tokio::select! {
             // Polled on below: nothing is dropped.
             end = connection.as_mut() => end,

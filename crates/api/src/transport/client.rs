@@ -35,7 +35,9 @@ use wharf_model::Timestamp;
 use super::{
     Body, BodyError, CallError, DEFAULT_PORT, DialError, Identity, InvalidIdentity, Peer, Timing, empty,
     error::tls_error,
-    full, reverse,
+    full,
+    prompt::Prompt,
+    reverse,
     tls::{self, Anchor, Protocol},
 };
 use crate::v1::{Code, Problem};
@@ -160,7 +162,7 @@ impl Dialer {
         let tls = shaken
             .map_err(|_| DialError::TimedOut { address: address.clone(), after })?
             .map_err(|error| DialError::from_tls(address, error, self.me.as_ref(), self.now()))?;
-        Ok(Stream { tls, fault: Fault::default() })
+        Ok(Stream { tls: Prompt::new(tls, after), fault: Fault::default() })
     }
 
     /// Connects to the first of these addresses that works, to ask.
@@ -246,7 +248,7 @@ pub struct Fault(Arc<OnceLock<rustls::Error>>);
 /// A connection to a server that remembers what TLS had against it, which HTTP/2 forgets.
 #[derive(Debug)]
 pub struct Stream {
-    tls: TlsStream<TcpStream>,
+    tls: Prompt<TlsStream<TcpStream>>,
     fault: Fault,
 }
 impl Stream {

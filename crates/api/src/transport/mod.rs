@@ -18,6 +18,7 @@ pub mod frame;
 pub mod identity;
 pub mod lines;
 pub mod node;
+pub mod prompt;
 pub mod reverse;
 pub mod tls;
 pub mod token;
@@ -59,7 +60,7 @@ pub fn full(content: impl Into<Bytes>) -> Body {
 pub struct Timing {
     /// For a TCP connection.
     pub connect: Duration,
-    /// For a TLS handshake.
+    /// For a TLS handshake, and again for the first byte after it.
     pub handshake: Duration,
     /// How long a connection may be silent before it is probed.
     pub keepalive_interval: Duration,
