@@ -248,6 +248,9 @@ impl Cluster {
     }
     /// Agents delete the data of volumes that go, and the server notes it.
     fn delete_volumes(&mut self) -> bool {
+        if !self.world.apps().any(|app| app.remove_volumes) {
+            return false;
+        }
         let assigner = crate::Assigner::new(&self.world);
         let mut deleted = Vec::new();
         for node in self.world.nodes().map(|node| node.record.id).filter(|id| !self.cut_off.contains(id)) {

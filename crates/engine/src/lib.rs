@@ -13,6 +13,8 @@ mod nodes;
 mod pass;
 mod place;
 mod plan;
+#[cfg(test)]
+mod properties;
 mod rollout;
 #[cfg(test)]
 mod scenarios;

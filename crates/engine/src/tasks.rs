@@ -73,8 +73,7 @@ fn stop_all(pass: &mut Pass<'_>, service: &Service<'_>) -> Standing {
         if task.stop.is_some() {
             wait_for_stop(pass, &task);
         } else if dependents.is_empty() {
-            pass.stop(&task, why);
-            wait_for_stop(pass, &Task { stop: Some(why), ..Task::clone(&task) });
+            stop_and_wait(pass, &task, why);
         }
     }
     if !dependents.is_empty() {
@@ -134,10 +133,7 @@ impl Pass<'_> {
         let (seats, surplus) = self.seats(service, revision);
         let mut standings = Vec::new();
         for (task, why) in surplus {
-            if task.stop.is_none() {
-                self.stop(&task, why);
-            }
-            wait_for_stop(self, &Task { stop: task.stop.or(Some(why)), ..Task::clone(&task) });
+            stop_and_wait(self, &task, why);
             standings.push(Standing::Underway);
         }
         let mut turns = self.turns(service, revision, &seats);
@@ -346,8 +342,7 @@ impl Pass<'_> {
             wait_for_stop(self, task);
         }
         for (task, _) in seat.leaving.iter().filter(|(_, why)| *why == StopReason::Unhealthy) {
-            self.stop(task, StopReason::Unhealthy);
-            wait_for_stop(self, &Task { stop: Some(StopReason::Unhealthy), ..Task::clone(task) });
+            stop_and_wait(self, task, StopReason::Unhealthy);
         }
         match &seat.current {
             Some(current) if current.is_ready() => self.keep(revision, seat, current),
@@ -359,8 +354,7 @@ impl Pass<'_> {
     /// The seat's task is ready: every other one goes.
     fn keep(&mut self, revision: &ServiceRevision, seat: &Seat, current: &Task) -> Standing {
         for (task, why) in &seat.leaving {
-            self.stop(task, *why);
-            wait_for_stop(self, &Task { stop: task.stop.or(Some(*why)), ..Task::clone(task) });
+            stop_and_wait(self, task, *why);
         }
         let about = self.about(current);
         if let Some(until) = self.monitored_until(revision, current) {
@@ -445,7 +439,7 @@ impl Pass<'_> {
             Gate::Open(failures) => failures,
             Gate::Complete => {
                 for (task, why) in leaving {
-                    self.stop(task, *why);
+                    stop_and_wait(self, task, *why);
                 }
                 return if seat.leaving.is_empty() && seat.stopping.is_empty() {
                     Standing::Settled
@@ -476,13 +470,14 @@ impl Pass<'_> {
     /// Whether tasks of the seat that are stopping must be over before another starts.
     fn must_wait_for(&self, revision: &ServiceRevision, seat: &Seat) -> bool {
         let exclusive = spec::stop_first(&revision.spec, true).is_some();
-        let unhealthy = seat.leaving.iter().any(|(_, why)| *why == StopReason::Unhealthy);
         let answers = |task: &&Arc<Task>| match self.state(task.node) {
             Some(NodeState::Ready | NodeState::Joining | NodeState::EngineDown) => true,
             // Whether it has stopped there cannot be known before the node is counted down.
             Some(NodeState::Unreachable | NodeState::Down) | None => false,
         };
-        unhealthy || seat.stopping.iter().any(|task| exclusive || answers(&task))
+        // Those that this very pass stops for their health are among them.
+        let unhealthy = seat.leaving.iter().map(|(task, _)| task);
+        seat.stopping.iter().chain(unhealthy).any(|task| exclusive || answers(&task))
     }
     fn replace(
         &mut self,
@@ -500,8 +495,7 @@ impl Pass<'_> {
         match self.find(revision, seat, &instead_of) {
             Ok(_) => {
                 for (task, why) in leaving {
-                    self.stop(task, *why);
-                    wait_for_stop(self, &Task { stop: Some(*why), ..Task::clone(task) });
+                    stop_and_wait(self, task, *why);
                 }
             }
             Err(because) => self.cannot_place(revision, seat, leaving, because),
@@ -792,6 +786,11 @@ impl Turns {
     }
 }
 
+/// Stops a task unless that was asked already, and says that it has not ended yet.
+fn stop_and_wait(pass: &mut Pass<'_>, task: &Task, why: StopReason) {
+    pass.stop(task, why);
+    wait_for_stop(pass, &Task { stop: task.stop.or(Some(why)), ..Task::clone(task) });
+}
 fn wait_for_stop(pass: &mut Pass<'_>, task: &Task) {
     if let (Some(why), false) = (task.stop, task.is_over()) {
         let (about, node) = (pass.about(task), pass.node_name(task.node));
