@@ -289,3 +289,153 @@ impl<'a> Assigner<'a> {
         here.map(|volume| volume.id).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use wharf_model::*;
+
+    use super::*;
+    use crate::fixtures::*;
+
+    fn running() -> Cluster {
+        let mut cluster = Cluster::of(3);
+        let mut web = published(replicas(service("web"), 2), 8080, PublishMode::Ingress);
+        web.networks.values_mut().for_each(|attachment| attachment.aliases = vec!["WWW".into()]);
+        cluster.up(&app(&[("db", with_volume(service("mariadb"), "db_data")), ("web", web)]));
+        cluster.settle();
+        cluster
+    }
+
+    #[test]
+    fn every_unfinished_task_is_in_the_set_of_its_node_and_in_no_other() {
+        let cluster = running();
+        let assigner = Assigner::new(&cluster.world);
+        for node in cluster.world.nodes() {
+            let set = assigner.for_node(node.record.id);
+            let tasks = cluster.world.tasks_on(node.record.id).filter(|task| !task.is_over());
+            assert_eq!(
+                set.tasks.keys().copied().collect::<Vec<_>>(),
+                tasks.map(|task| task.id).collect::<Vec<_>>()
+            );
+        }
+    }
+
+    #[test]
+    fn a_node_hears_of_every_address_that_lives_elsewhere_and_none_of_its_own() {
+        let cluster = running();
+        let assigner = Assigner::new(&cluster.world);
+        let record = cluster.world.networks().next().unwrap();
+        let mut everything: BTreeMap<Ipv4Addr, NodeId> =
+            record.gateways.iter().map(|(n, a)| (*a, *n)).collect();
+        everything
+            .extend(cluster.world.tasks().flat_map(|t| t.addresses.values().map(|a| (*a, t.node.unwrap()))));
+        for node in record.gateways.keys() {
+            let network = &assigner.for_node(*node).networks[&record.id];
+            let heard: BTreeSet<_> = network.peers.iter().map(|peer| peer.address).collect();
+            let elsewhere = everything.iter().filter(|(_, at)| *at != node).map(|(address, _)| *address);
+            assert_eq!(heard, elsewhere.collect());
+            assert_eq!(network.name, "shop_default");
+        }
+    }
+
+    #[test]
+    fn names_lead_to_ready_tasks_that_are_wanted() {
+        let mut cluster = running();
+        let ready = cluster.ready("web");
+        let names = |cluster: &Cluster, name: &str| {
+            let set = Assigner::new(&cluster.world).for_node(node_id(1));
+            set.dns.networks.values().next().unwrap().get(name).cloned().unwrap_or_default()
+        };
+        for name in ["web", "web.shop", "tasks.web", "www"] {
+            assert_eq!(names(&cluster, name).len(), 2, "{name}");
+        }
+        let first: Vec<_> = ready[0].addresses.values().copied().collect();
+        assert_eq!(names(&cluster, "web.1"), first);
+        assert_eq!(names(&cluster, "shop-web-1"), first);
+
+        cluster.world.apply(&crate::Change::StopTask { task: ready[0].id, reason: StopReason::Outdated });
+        assert_eq!(names(&cluster, "web").len(), 1);
+        assert!(names(&cluster, "web.1").is_empty());
+    }
+
+    #[test]
+    fn only_gateways_listen_and_they_reach_every_ready_task() {
+        let mut cluster = running();
+        let routes = |cluster: &Cluster, n| Assigner::new(&cluster.world).for_node(node_id(n)).routes.routes;
+        assert_eq!(routes(&cluster, 2), []);
+        let [route] = &routes(&cluster, 1)[..] else { panic!("one port is published") };
+        assert_eq!((route.port, route.endpoints.len()), (8080, 2));
+        cluster.set_state(3, NodeState::Down);
+        let left = routes(&cluster, 1)[0].endpoints.len();
+        let on_3 = cluster.ready("web").iter().filter(|task| task.node == Some(node_id(3))).count();
+        assert_eq!(left, 2 - on_3, "nobody is sent to a node that is down");
+    }
+
+    #[test]
+    fn a_gateway_is_on_the_networks_behind_published_ports_without_a_task_there() {
+        let mut cluster = running();
+        cluster.set_availability(1, Availability::Drain);
+        let mut spec = published(service("web"), 8080, PublishMode::Ingress);
+        spec.placement.constraints =
+            vec![Constraint { key: "node.hostname".into(), equal: true, value: "n2".into() }];
+        cluster.up(&app(&[("web", spec)]));
+        cluster.settle();
+        let set = Assigner::new(&cluster.world).for_node(node_id(1));
+        assert_eq!((set.tasks.len(), set.networks.len()), (0, 1));
+        assert_eq!(set.routes.routes[0].endpoints.len(), 1);
+    }
+
+    #[test]
+    fn a_stopped_task_is_to_stop_until_it_is_over() {
+        let mut cluster = running();
+        let task = cluster.ready("db").remove(0);
+        cluster.world.apply(&crate::Change::StopTask { task: task.id, reason: StopReason::Stopped });
+        let target = |cluster: &Cluster| {
+            let set = Assigner::new(&cluster.world).for_node(task.node.unwrap());
+            set.tasks.get(&task.id).map(|task| task.target)
+        };
+        assert_eq!(target(&cluster), Some(Target::Stop));
+        let status = TaskStatus { phase: Phase::Stopped, sequence: 99, ..task.status.clone() };
+        cluster.world.set_task_status(task.id, status);
+        assert_eq!(target(&cluster), None);
+    }
+
+    #[test]
+    fn configs_and_secrets_come_with_their_content() {
+        let mut cluster = Cluster::of(1);
+        let mut web = service("web");
+        let mount = |source: &str| FileMount {
+            source: source.into(),
+            target: format!("/run/{source}"),
+            uid: None,
+            gid: None,
+            mode: None,
+        };
+        web.configs = vec![mount("conf")];
+        web.secrets = vec![mount("password")];
+        let mut spec = app(&[("web", web)]);
+        spec.configs
+            .insert("conf".into(), FileSpec { content: Some("Y29uZg==".into()), ..Default::default() });
+        spec.secrets.insert("password".into(), FileSpec { digest: Some("abc".into()), ..Default::default() });
+        cluster.world.insert_file("abc".into(), "cGFzcw==".into());
+        cluster.up(&spec);
+        cluster.settle();
+        let set = Assigner::new(&cluster.world).for_node(node_id(1));
+        let files = &set.tasks.values().next().unwrap().files;
+        let contents: Vec<_> = files.iter().map(|file| (file.secret, file.content.as_str())).collect();
+        assert_eq!(contents, [(false, "Y29uZg=="), (true, "cGFzcw==")]);
+
+        spec.secrets.insert("password".into(), FileSpec { digest: Some("def".into()), ..Default::default() });
+        let plan = crate::plan(&cluster.world, &app_key(), &spec, &images(&spec));
+        insta::assert_snapshot!(plan, @r"
+        ~ secret   password: its content changed
+        ± service  web: content of password changed
+        ");
+        let before = cluster.ready("web")[0].id;
+        cluster.up(&spec);
+        cluster.settle();
+        assert_ne!(cluster.ready("web")[0].id, before, "a changed secret means a new container");
+    }
+}

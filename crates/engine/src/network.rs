@@ -326,3 +326,156 @@ pub(crate) fn network_of_address(
     let (_, id) = networks.range(..=address).next_back()?;
     world.network(*id).filter(|network| network.subnet.contains(&address)).map(|network| network.id)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use wharf_model::{Generation, NetworkMode};
+
+    use super::*;
+    use crate::fixtures::{Cluster, Script, app, app_key, key, node_id, replicas, service};
+
+    fn network(n: u8, subnet: &str) -> NetworkRecord {
+        NetworkRecord {
+            id: NetworkId::new(uuid::Uuid::from_u128(u128::from(n))),
+            app: app_key(),
+            name: format!("net{n}").parse().unwrap(),
+            spec: NetworkSpec::default(),
+            vni: u32::from(n),
+            subnet: subnet.parse().unwrap(),
+            gateways: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_new_network_follows_the_newest_and_avoids_all() {
+        let pool = AddressPool { range: "10.192.0.0/22".parse().unwrap(), prefix: 24 };
+        let networks = [network(1, "10.192.0.0/24"), network(2, "10.192.2.0/24")];
+        assert_eq!(subnet(pool, None, networks.iter()), Ok("10.192.3.0/24".parse().unwrap()));
+        let around = [network(1, "10.192.0.0/24"), network(2, "10.192.3.0/24")];
+        assert_eq!(subnet(pool, None, around.iter()), Ok("10.192.1.0/24".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_taken_subnet_and_an_empty_pool_are_named() {
+        let pool = AddressPool { range: "10.192.0.0/24".parse().unwrap(), prefix: 24 };
+        let networks = [network(1, "10.192.0.0/24")];
+        let wanted = Some("10.192.0.128/25".parse().unwrap());
+        let taken = subnet(pool, wanted, networks.iter()).unwrap_err();
+        insta::assert_snapshot!(taken, @"the subnet 10.192.0.128/25 overlaps that of network net1 of app shop");
+        let none = subnet(pool, None, networks.iter()).unwrap_err();
+        insta::assert_snapshot!(none, @"every subnet of the pool 10.192.0.0/24 is in use");
+    }
+
+    #[test]
+    fn network_identifiers_grow_and_then_fill_gaps() {
+        let mut networks = [network(1, "10.192.0.0/24"), network(5, "10.192.1.0/24")];
+        assert_eq!(vni(networks.iter()), 6);
+        networks[1].vni = 0x00FF_FFFF;
+        assert_eq!(vni(networks.iter()), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn a_free_address_is_free_and_assignable(
+            used in prop::collection::btree_set(0u8..=16, 0..17), cursor in prop::option::of(0u8..=16),
+        ) {
+            let subnet: Ipv4Net = "10.0.0.0/28".parse().unwrap();
+            let at = |n: u8| Ipv4Addr::new(10, 0, 0, n);
+            let used: BTreeSet<_> = used.into_iter().map(at).collect();
+            match next_free(subnet, cursor.map(at), &used) {
+                Some(address) => {
+                    prop_assert!(!used.contains(&address));
+                    prop_assert!(assignable(subnet, address));
+                }
+                None => prop_assert!((2..15).all(|n| used.contains(&at(n)))),
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_that_has_just_become_free_rests() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&app(&[("web", replicas(service("web"), 2))]));
+        cluster.settle();
+        cluster.up(&app(&[("web", replicas(service("web2"), 2))]));
+        cluster.settle();
+        let addresses: Vec<_> =
+            cluster.tasks("web").iter().flat_map(|t| t.addresses.clone().into_values()).collect();
+        let distinct: BTreeSet<_> = addresses.iter().collect();
+        assert_eq!(distinct.len(), 4, "{addresses:?}");
+    }
+
+    #[test]
+    fn a_fixed_address_that_somebody_has_is_refused_with_his_name() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&app(&[("web", service("web"))]));
+        cluster.settle();
+        let taken = *cluster.ready("web")[0].addresses.values().next().unwrap();
+        let mut late = service("late");
+        late.networks.values_mut().for_each(|attachment| attachment.ipv4_address = Some(taken));
+        cluster.up(&app(&[("web", service("web")), ("late", late)]));
+        cluster.settle();
+        insta::assert_snapshot!(cluster.waiting(), @"late.1 cannot join network default: the address 10.192.0.2 belongs to web.1 of app shop");
+    }
+
+    #[test]
+    fn a_fixed_address_passes_from_the_old_task_to_the_new() {
+        let mut cluster = Cluster::of(2);
+        let fixed = |image: &str| {
+            let mut spec = service(image);
+            spec.networks.values_mut().for_each(|at| at.ipv4_address = Some(Ipv4Addr::new(10, 192, 0, 9)));
+            app(&[("web", spec)])
+        };
+        cluster.up(&fixed("web"));
+        cluster.settle();
+        cluster.up(&fixed("web2"));
+        cluster.settle();
+        let task = cluster.ready("web").remove(0);
+        assert_eq!(
+            (task.generation, task.addresses.into_values().next()),
+            (Generation(2), Some(Ipv4Addr::new(10, 192, 0, 9)))
+        );
+    }
+
+    #[test]
+    fn another_apps_network_is_joined_by_name_and_outlives_its_app_while_used() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&app(&[("web", service("web"))]));
+        cluster.settle();
+        let shared = cluster.world.networks().next().unwrap().id;
+        let other = AppKey { name: "other".parse().unwrap(), ..app_key() };
+        let mut spec = app(&[("client", service("client"))]);
+        spec.name = other.name.clone();
+        let external =
+            NetworkSpec { external: true, name: Some("shop_default".into()), ..Default::default() };
+        spec.networks.insert("default".parse().unwrap(), external);
+        let images = crate::fixtures::images(&spec);
+        let changes =
+            crate::release(&cluster.world, &other, &spec, &images, &crate::fixtures::by(), cluster.now)
+                .unwrap();
+        cluster.apply(&changes);
+        let decision = crate::decide(&cluster.world, &other, cluster.now, &mut cluster.ids);
+        cluster.apply(&decision.changes);
+        let client = cluster.world.tasks().find(|task| task.service.app == other).unwrap();
+        let subnet = cluster.world.network(shared).unwrap().subnet;
+        assert!(client.addresses.values().all(|address| subnet.contains(address)));
+
+        cluster.ask(&crate::Request::Down { volumes: false });
+        cluster.settle();
+        assert!(cluster.world.network(shared).is_some());
+        insta::assert_snapshot!(cluster.waiting(), @"network default is kept: tasks of other are on it");
+    }
+
+    #[test]
+    fn services_without_networks_get_no_addresses() {
+        let mut cluster = Cluster::of(1);
+        let mut host = service("host");
+        host.network_mode = NetworkMode::Host;
+        cluster.scripts.insert("host:1".into(), Script::Serve);
+        cluster.up(&app(&[("host", host)]));
+        cluster.settle();
+        assert!(cluster.world.tasks_of(&key("host")).all(|task| task.addresses.is_empty()));
+        assert!(crate::Assigner::new(&cluster.world).for_node(node_id(1)).networks.is_empty());
+    }
+}

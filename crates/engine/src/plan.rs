@@ -985,3 +985,175 @@ fn restart(world: &World, current: &Current<'_>, names: &[ServiceName]) -> Resul
     }
     Ok(changes)
 }
+
+#[cfg(test)]
+mod tests {
+    use wharf_model::DependencyCondition;
+
+    use super::*;
+    use crate::fixtures::{
+        self, Cluster, after, app, app_key, images, published, replicas, service, with_volume,
+    };
+
+    fn planned(cluster: &Cluster, spec: &AppSpec) -> Plan {
+        plan(&cluster.world, &app_key(), spec, &images(spec))
+    }
+    fn shop() -> AppSpec {
+        let web = published(service("wordpress"), 8080, PublishMode::Ingress);
+        app(&[
+            ("db", with_volume(service("mariadb"), "db_data")),
+            ("web", after(web, "db", DependencyCondition::ServiceHealthy)),
+        ])
+    }
+
+    #[test]
+    fn a_first_plan_creates_everything_dependencies_first() {
+        insta::assert_snapshot!(planned(&Cluster::of(1), &shop()), @r"
+        + network  default
+        + volume   db_data
+        + service  db: image mariadb:1, 1 task
+        + service  web: image wordpress:1, 1 task
+        ");
+    }
+
+    #[test]
+    fn a_plan_says_what_differs_and_never_a_value() {
+        let mut cluster = Cluster::of(1);
+        let mut before = shop();
+        let web: ServiceName = "web".parse().unwrap();
+        let environment = &mut before.services.get_mut(&web).unwrap().container.environment;
+        environment.insert("LOG_LEVEL".into(), Some("info".into()));
+        environment.insert("OLD".into(), Some("s3cret".into()));
+        cluster.up(&before);
+        cluster.settle();
+
+        let mut spec = shop();
+        let db = spec.services.get_mut(&"db".parse::<ServiceName>().unwrap()).unwrap();
+        db.image = "mariadb:2".into();
+        let service = spec.services.get_mut(&web).unwrap();
+        service.container.environment.insert("LOG_LEVEL".into(), Some("debug".into()));
+        service.container.command = Some(vec!["--password=hunter2".into()]);
+        service.update.parallelism = 2;
+        service.mode = Mode::Replicated { replicas: 3 };
+        spec.services.insert("cache".parse().unwrap(), fixtures::service("redis"));
+        let plan = planned(&cluster, &spec);
+        insta::assert_snapshot!(plan, @r"
+        + service  cache: image redis:1, 1 task
+        ± service  db: image mariadb:1 -> mariadb:2 (the old task stops before the new one starts: two tasks must not write to volume db_data at once)
+        ± service  web: command added, environment LOG_LEVEL changed, environment OLD removed, update added, 1 -> 3 tasks
+        ");
+        let text = format!("{plan:?}");
+        assert!(!text.contains("hunter2") && !text.contains("s3cret") && !text.contains("debug"), "{text}");
+    }
+
+    #[test]
+    fn an_unchanged_file_plans_nothing_and_a_soft_change_replaces_nothing() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&shop());
+        cluster.settle();
+        assert!(planned(&cluster, &shop()).is_noop());
+        let mut spec = shop();
+        let web = spec.services.get_mut(&"web".parse::<ServiceName>().unwrap()).unwrap();
+        web.restart.condition = wharf_model::RestartCondition::OnFailure;
+        insta::assert_snapshot!(planned(&cluster, &spec), @"~ service  web: restart added");
+    }
+
+    #[test]
+    fn what_is_removed_is_named_and_data_is_kept() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&shop());
+        cluster.settle();
+        let plan =
+            planned(&cluster, &app(&[("web", published(service("wordpress"), 8080, PublishMode::Ingress))]));
+        insta::assert_snapshot!(plan, @r"
+        ~ service  web: depends_on removed
+        - service  db: no longer in the file
+        ");
+        let kept = plan.operations.iter().find(|operation| operation.thing == Thing::Volume).unwrap();
+        insta::assert_snapshot!(kept, @"= volume   db_data (no longer in the file; its data is kept)");
+    }
+
+    #[test]
+    fn a_port_of_another_app_is_refused_with_its_name() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&shop());
+        let other = AppKey { name: "blog".parse().unwrap(), ..app_key() };
+        let spec = app(&[("front", published(service("nginx"), 8080, PublishMode::Ingress))]);
+        let plan = plan(&cluster.world, &other, &spec, &images(&spec));
+        insta::assert_snapshot!(plan.refusals[0], @"service front publishes port 8080/tcp, which belongs to service web of app shop in prod; hint: publish another port, or take that app down");
+        assert!(!plan.is_noop());
+        let changes = release(&cluster.world, &other, &spec, &images(&spec), &By::default(), cluster.now);
+        assert!(changes.is_err());
+    }
+
+    #[test]
+    fn latest_is_warned_about_and_so_is_shared_local_data() {
+        let mut web = with_volume(replicas(service("web"), 2), "uploads");
+        web.image = "registry.example:5000/shop/web".into();
+        let plan = planned(&Cluster::of(1), &app(&[("web", web)]));
+        insta::assert_snapshot!(plan.warnings.join("\n"), @r"
+        service web uses registry.example:5000/shop/web without a version (`latest`): the image of this release is kept, and a later one may be another
+        service web has several tasks and volume uploads is local: each of their nodes has data of its own
+        ");
+    }
+
+    #[test]
+    fn a_new_digest_under_the_same_tag_replaces() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&shop());
+        let mut newer = images(&shop());
+        newer.get_mut(&"web".parse::<ServiceName>().unwrap()).unwrap().digest =
+            Some("sha256:0123456789abcdef".into());
+        let plan = plan(&cluster.world, &app_key(), &shop(), &newer);
+        insta::assert_snapshot!(plan, @"± service  web: image wordpress:1 is another now (0123456789ab)");
+    }
+
+    #[test]
+    fn a_fingerprint_covers_the_state_and_what_is_wanted() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&shop());
+        cluster.settle();
+        let mut spec = shop();
+        spec.services.get_mut(&"web".parse::<ServiceName>().unwrap()).unwrap().image = "wordpress:2".into();
+        let first = planned(&cluster, &spec).fingerprint;
+        assert_eq!(first, planned(&cluster, &spec).fingerprint);
+        assert_ne!(first, planned(&cluster, &shop()).fingerprint, "another wish");
+        cluster.ask(&Request::Scale(BTreeMap::from([("web".parse().unwrap(), 2)])));
+        assert_ne!(first, planned(&cluster, &spec).fingerprint, "another state");
+    }
+
+    #[test]
+    fn a_plan_to_take_down_names_what_goes_with_its_data() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&shop());
+        cluster.settle();
+        insta::assert_snapshot!(plan_down(&cluster.world, &app_key(), true), @r"
+        - service  web: 1 task stops
+        - service  db: 1 task stops
+        - network  default
+        - volume   db_data: data on n1 is deleted
+        ");
+        assert!(!plan_down(&cluster.world, &app_key(), false).to_string().contains("db_data"));
+    }
+
+    #[test]
+    fn requests_that_change_nothing_write_nothing_and_senseless_ones_say_why() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&shop());
+        let ask = |asked: &Request| request(&cluster.world, &app_key(), asked, &By::default(), cluster.now);
+        assert_eq!(ask(&Request::Start(vec![])), Ok(vec![]));
+        assert_eq!(ask(&Request::Scale(BTreeMap::from([("web".parse().unwrap(), 1)]))), Ok(vec![]));
+        let missing = ask(&Request::Restart(vec!["nope".parse().unwrap()])).unwrap_err();
+        insta::assert_snapshot!(missing, @"the app has no service nope");
+    }
+
+    #[test]
+    fn a_subnet_in_use_cannot_change() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&shop());
+        cluster.settle();
+        let mut spec = shop();
+        spec.networks.values_mut().for_each(|network| network.subnet = Some("10.9.0.0/24".parse().unwrap()));
+        insta::assert_snapshot!(planned(&cluster, &spec).refusals[0], @"the subnet of network default cannot change while it is in use; hint: `wharf down` the app first, or use a network of another name");
+    }
+}

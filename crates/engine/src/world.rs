@@ -576,3 +576,94 @@ fn withdraw<K: Ord>(index: &mut BTreeMap<K, BTreeSet<TaskId>>, key: &K, id: Task
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{Cluster, app, app_key, key, node_id, replicas, service};
+
+    fn reserved() -> Cluster {
+        let mut cluster = Cluster::of(1);
+        let mut web = replicas(service("web"), 2);
+        web.resources.reservations.memory = Some(Bytes(1 << 20));
+        cluster.up(&app(&[("web", web)]));
+        cluster.settle();
+        cluster
+    }
+
+    #[test]
+    fn loads_are_right_in_whatever_order_tasks_and_revisions_arrive() {
+        let cluster = reserved();
+        let mut late = World::default();
+        for node in cluster.world.nodes() {
+            late.insert_node(node.record.clone());
+        }
+        for task in cluster.world.tasks() {
+            late.insert_task(Task::clone(task));
+        }
+        assert_eq!(late.load(node_id(1)).memory, Bytes(0));
+        for revision in cluster.world.revisions_of(&key("web")) {
+            late.insert_revision(ServiceRevision::clone(revision));
+        }
+        assert_eq!(late.load(node_id(1)), cluster.world.load(node_id(1)));
+        assert_eq!(late.load(node_id(1)).memory, Bytes(2 << 20));
+        for task in cluster.world.tasks() {
+            late.remove_task(task.id);
+        }
+        assert_eq!(late.load(node_id(1)), Load::default());
+    }
+
+    #[test]
+    fn a_status_survives_its_tasks_record_being_written_again() {
+        let mut cluster = reserved();
+        let task = cluster.ready("web").remove(0);
+        let stored = Task {
+            status: TaskStatus::default(),
+            stop: Some(wharf_model::StopReason::Stopped),
+            ..task.clone()
+        };
+        cluster.world.insert_task(stored);
+        let now = cluster.world.task(task.id).unwrap();
+        assert_eq!((now.status.phase, now.stop.is_some()), (Phase::Running, true));
+    }
+
+    #[test]
+    fn only_what_changed_is_to_be_decided_anew() {
+        let mut cluster = reserved();
+        cluster.world.take_dirty();
+        let task = cluster.ready("web").remove(0);
+        cluster.world.insert_task(task.clone());
+        cluster.world.set_task_status(task.id, task.status.clone());
+        assert!(!cluster.world.is_dirty(), "the same again is no news");
+        cluster.world.set_task_status(task.id, TaskStatus { phase: Phase::Stopping, ..task.status });
+        assert_eq!(cluster.world.take_dirty(), [app_key()].into());
+        let node = cluster.world.node(node_id(1)).unwrap().clone();
+        let mut status = node.status.unwrap();
+        status.facts.as_mut().unwrap().kernel = "6.2".into();
+        cluster.world.set_node_status(node_id(1), status.clone());
+        assert!(!cluster.world.is_dirty(), "no decision reads a kernel's version");
+        status.state = NodeState::Down;
+        cluster.world.set_node_status(node_id(1), status);
+        assert!(cluster.world.is_dirty());
+    }
+
+    #[test]
+    fn an_apps_services_are_its_own() {
+        let mut world = World::default();
+        for (app, name) in [("a", "-"), ("a", "z"), ("b", "a"), ("a-b", "a")] {
+            let key = ServiceKey {
+                app: AppKey { environment: "prod".parse().unwrap(), name: app.parse().unwrap() },
+                name: name.parse().unwrap(),
+            };
+            world.insert_service(ServiceRecord {
+                key,
+                generation: Generation(1),
+                mode: Default::default(),
+                stopped: false,
+                removed: false,
+            });
+        }
+        let a = AppKey { environment: "prod".parse().unwrap(), name: "a".parse().unwrap() };
+        assert_eq!(world.services_of(&a).count(), 2);
+    }
+}
