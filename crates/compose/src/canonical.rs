@@ -106,6 +106,12 @@ fn service(report: &mut Report, service: &mut Mapping, key: &Key<'_>, base: &Bas
     for name in ["dns", "dns_search", "tmpfs", "env_file", "label_file"] {
         list(service, name);
     }
+    // Text that substitution left empty names nothing.
+    for name in ["dns", "dns_search", "tmpfs"] {
+        if let Some(Node { value: Value::Sequence(items), .. }) = service.get_mut(name) {
+            items.retain(|item| item.as_str() != Some(""));
+        }
+    }
     for name in ["group_add", "expose"] {
         items(service, name, |item| {
             if let Some(text) = item.scalar_text() {
@@ -355,10 +361,16 @@ fn expand(
     let key = key.field(name);
     let short = std::mem::take(items);
     for (index, item) in short.into_iter().enumerate() {
-        if item.tag == Tag::Reset || item.is_invalid() {
+        if item.tag == Tag::Reset {
             continue;
         }
-        items.extend(act(report, item, &key.item(index)));
+        let span = item.span;
+        let long = act(report, item, &key.item(index));
+        if long.is_empty() {
+            // Keeps the place, so that complaints about later items count as the file does.
+            items.push(Node::new(span, Value::Invalid));
+        }
+        items.extend(long);
     }
 }
 

@@ -239,6 +239,8 @@ impl Source {
 
 /// More complaints than these help nobody, and a hostile file could make millions.
 const MOST: usize = 500;
+/// Bytes that substitution may make in all files together.
+const MOST_SUBSTITUTED: usize = 64 << 20;
 
 /// Collects complaints, and knows the files they are about.
 pub(crate) struct Report {
@@ -246,6 +248,8 @@ pub(crate) struct Report {
     found: Vec<Diagnostic>,
     allow_unsupported: bool,
     errors: usize,
+    /// Bytes that substitution has made.
+    substituted: usize,
     /// Takes what is said after the limit.
     scratch: Diagnostic,
 }
@@ -261,7 +265,7 @@ impl Report {
             hint: None,
             related: Vec::new(),
         };
-        Self { sources: Vec::new(), found: Vec::new(), allow_unsupported, errors: 0, scratch }
+        Self { sources: Vec::new(), found: Vec::new(), allow_unsupported, errors: 0, substituted: 0, scratch }
     }
 
     /// Makes a file known; its number goes into spans.
@@ -379,6 +383,17 @@ impl Report {
         if let Some(last) = self.found.last_mut() {
             last.related.push(Related { message: message.into(), place });
         }
+    }
+
+    /// Whether more is said than will be shown; then hints are not worth the time.
+    pub(crate) fn is_overflowing(&self) -> bool {
+        self.found.len() >= MOST
+    }
+
+    /// Counts text made by substitution; false when it is more than all files of an app could need.
+    pub(crate) fn may_substitute(&mut self, bytes: usize) -> bool {
+        self.substituted = self.substituted.saturating_add(bytes);
+        self.substituted <= MOST_SUBSTITUTED
     }
 
     pub(crate) fn errors(&self) -> usize {

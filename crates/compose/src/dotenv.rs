@@ -3,6 +3,8 @@
 //! Unquoted and double-quoted values are substituted, single-quoted ones are taken as they are. A key without a value is
 //! taken from the environment. The raw form has no quotes and no variables: the value is the rest of the line.
 
+use std::collections::HashMap;
+
 use crate::interpolate::{Lookup, Problem, substitute};
 
 /// How a file is read.
@@ -20,10 +22,16 @@ pub(crate) struct Variables {
     pub(crate) entries: Vec<(String, String)>,
     /// Variables used without a value, with the line.
     pub(crate) unset: Vec<(String, u32)>,
+    /// Where the latest value of a name stands among the entries.
+    latest: HashMap<String, usize>,
 }
 impl Variables {
     fn get(&self, name: &str) -> Option<&String> {
-        self.entries.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value)
+        self.latest.get(name).map(|index| &self.entries[*index].1)
+    }
+    fn add(&mut self, name: &str, value: String) {
+        self.latest.insert(name.to_owned(), self.entries.len());
+        self.entries.push((name.to_owned(), value));
     }
 }
 
@@ -83,7 +91,7 @@ impl<'a> Reader<'a> {
                 return Err(self.fault(start, message, None));
             }
             if let Some(value) = value {
-                self.found.entries.push((name.to_owned(), value));
+                self.found.add(name, value);
             }
         }
         Ok(())
@@ -139,7 +147,7 @@ impl<'a> Reader<'a> {
             }
         };
         if let Some(value) = value {
-            self.found.entries.push((name.to_owned(), value));
+            self.found.add(name, value);
         }
         Ok(())
     }
@@ -192,7 +200,9 @@ impl<'a> Reader<'a> {
         let done = substitute(value, &lookup);
         match done {
             Ok(done) => {
-                let line = self.position(at).0;
+                // Finding a line takes time; nobody reads so many warnings.
+                let shown = self.found.unset.len() < 100 && !done.unset.is_empty();
+                let line = if shown { self.position(at).0 } else { 0 };
                 self.found.unset.extend(done.unset.into_iter().map(|name| (name, line)));
                 Ok(done.text)
             }

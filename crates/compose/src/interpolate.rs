@@ -226,6 +226,16 @@ pub(crate) fn interpolate(report: &mut Report, node: &mut Node, key: &Key<'_>, l
                             format!("The \"{name}\" variable is not set. Defaulting to a blank string."),
                         );
                     }
+                    if !report.may_substitute(done.text.len()) {
+                        report.error(
+                            Complaint::Interpolation,
+                            span,
+                            key,
+                            "variables make more text than the loader accepts",
+                        );
+                        node.value = Value::Invalid;
+                        return;
+                    }
                     *text = done.text;
                 }
                 Err(problem) => {

@@ -117,7 +117,7 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<AppSpec> {
     if let Some(name) = &name {
         environment.insert("COMPOSE_PROJECT_NAME".to_owned(), name.as_str().to_owned());
     }
-    let tree = assembly.load(&files, &folder, &environment);
+    let tree = assembly.whole(&files, &folder, &environment);
     let Some(tree) = tree else {
         if assembly.report.errors() == 0 {
             assembly

@@ -15,7 +15,7 @@ use crate::interpolate;
 use crate::load::Files;
 use crate::merge;
 use crate::node::{Entry, Mapping, Node, Tag, Value};
-use crate::shape::{Shape, check};
+use crate::shape::{Shape, check, require};
 use crate::shapes;
 use crate::yaml;
 
@@ -23,6 +23,8 @@ use crate::yaml;
 const LARGEST: usize = 16 << 20;
 /// How deep files include files, and services extend services.
 const DEEPEST: usize = 32;
+/// Bytes of files that may be used in all, so that small files cannot use large ones without end.
+const MOST_USED: usize = 256 << 20;
 
 pub(crate) type Environment = BTreeMap<String, String>;
 
@@ -32,6 +34,8 @@ pub(crate) struct Assembly<'a> {
     pub(crate) files: &'a dyn Files,
     documents: HashMap<PathBuf, Option<(u16, Vec<Node>)>>,
     including: Vec<PathBuf>,
+    /// Bytes of files used so far; a file counts each time it is used.
+    used: usize,
 }
 
 /// What one group of files is read with.
@@ -49,12 +53,15 @@ pub(crate) struct Reference<'k> {
 
 impl<'a> Assembly<'a> {
     pub(crate) fn new(files: &'a dyn Files, report: Report) -> Self {
-        Self { report, files, documents: HashMap::new(), including: Vec::new() }
+        Self { report, files, documents: HashMap::new(), including: Vec::new(), used: 0 }
     }
 
     /// The text of a file; complains where there is none.
     pub(crate) fn text(&mut self, path: &Path, reference: Option<Reference<'_>>) -> Option<String> {
         let problem = match self.files.read(path) {
+            Ok(bytes) if !self.may_use(bytes.len()) => {
+                format!("`{}` and the files before it are too large together", path.display())
+            }
             Ok(bytes) if bytes.len() > LARGEST => {
                 format!("`{}` is too large: {} of at most {LARGEST} bytes", path.display(), bytes.len())
             }
@@ -78,10 +85,23 @@ impl<'a> Assembly<'a> {
         None
     }
 
+    fn may_use(&mut self, bytes: usize) -> bool {
+        self.used = self.used.saturating_add(bytes);
+        self.used <= MOST_USED
+    }
+
     /// The documents of a Compose file, as written.
     fn documents(&mut self, path: &Path, reference: Option<Reference<'_>>) -> Option<(u16, Vec<Node>)> {
         if let Some(known) = self.documents.get(path) {
-            return known.clone();
+            let file = known.as_ref().map(|(file, _)| *file);
+            let known = known.clone();
+            if let Some(file) = file
+                && !self.may_use(self.report.text(file).len().max(1000))
+            {
+                self.report.general(Complaint::Unreadable, format!("`{}` is used too often", path.display()));
+                return None;
+            }
+            return known;
         }
         if self.report.is_full() {
             self.report.general(Complaint::Unreadable, "too many files");
@@ -110,13 +130,20 @@ impl<'a> Assembly<'a> {
         name
     }
 
-    /// One canonical tree of all files, merged in order.
-    pub(crate) fn load(
+    /// One canonical tree of all files, in which nothing that must be there is missing.
+    pub(crate) fn whole(
         &mut self,
         files: &[PathBuf],
         folder: &Path,
         environment: &Environment,
     ) -> Option<Node> {
+        let mut tree = self.load(files, folder, environment)?;
+        require(&mut self.report, &mut tree, &Shape::Map(&shapes::FILE), &Key::Root, Span::default());
+        Some(tree)
+    }
+
+    /// All files merged in order.
+    fn load(&mut self, files: &[PathBuf], folder: &Path, environment: &Environment) -> Option<Node> {
         let home = environment.get("HOME").cloned();
         let scope = Scope { environment, base: Base { folder: folder.to_owned(), home } };
         let mut merged: Option<Node> = None;
@@ -352,12 +379,17 @@ impl<'a> Assembly<'a> {
             return service;
         };
         let Some(mapping) = entry.node.as_mapping() else { return service };
-        let (Some(wanted), span) = (mapping.get("service"), entry.place()) else { return service };
-        let (Some(wanted), place) = (wanted.as_str(), wanted.span) else { return service };
+        let span = entry.place();
+        let Some(wanted) = mapping.get("service") else {
+            self.report.error(Complaint::MissingKey, span, &key, "`extends` needs `service`");
+            return service;
+        };
+        let (Some(name), span) = (wanted.as_str(), wanted.span) else { return service };
+        let wanted = Wanted { name, span, key: &key };
         let file = mapping.get("file").filter(|node| node.as_str().is_some_and(|text| !text.is_empty()));
         let base = match file {
-            None => self.base_here(wanted, place, &key, source, scope, chain),
-            Some(file) => self.base_elsewhere(wanted, file, span, &key, source, scope, chain),
+            None => self.base_here(wanted, source, scope, chain),
+            Some(file) => self.base_elsewhere(wanted, file, source, scope, chain),
         };
         let Some(base) = base else {
             // Complained about; a part of a service must not be taken for the whole.
@@ -372,24 +404,23 @@ impl<'a> Assembly<'a> {
 
     fn base_here(
         &mut self,
-        wanted: &str,
-        place: Span,
-        key: &Key<'_>,
+        wanted: Wanted<'_>,
         source: &Source<'_>,
         scope: &Scope<'_>,
         chain: &mut Vec<(PathBuf, String)>,
     ) -> Option<Node> {
-        if !self.enter(source.path, wanted, place, key, chain) {
+        let Wanted { name, span, key } = wanted;
+        if !self.enter(source.path, wanted, chain) {
             return None;
         }
         let found =
-            source.services.get(wanted).or_else(|| source.earlier.and_then(|earlier| earlier.get(wanted)));
+            source.services.get(name).or_else(|| source.earlier.and_then(|earlier| earlier.get(name)));
         let base = match found {
-            Some(found) => Some(self.extended(wanted, found.clone(), source, scope, chain)),
+            Some(found) => Some(self.extended(name, found.clone(), source, scope, chain)),
             None => {
-                let hint = did_you_mean(wanted, source.services.keys());
-                let message = format!("there is no service `{wanted}` to extend");
-                self.report.error(Complaint::UnknownReference, place, key, message).hint_if(hint);
+                let hint = did_you_mean(name, source.services.keys());
+                let message = format!("there is no service `{name}` to extend");
+                self.report.error(Complaint::UnknownReference, span, key, message).hint_if(hint);
                 None
             }
         };
@@ -397,37 +428,33 @@ impl<'a> Assembly<'a> {
         base.filter(|base| !base.is_invalid())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of a recursion; each is a different thing")]
     fn base_elsewhere(
         &mut self,
-        wanted: &str,
+        wanted: Wanted<'_>,
         file: &Node,
-        span: Span,
-        key: &Key<'_>,
         source: &Source<'_>,
         scope: &Scope<'_>,
         chain: &mut Vec<(PathBuf, String)>,
     ) -> Option<Node> {
         let text = file.as_str().unwrap_or_default();
-        let place = if file.span.line > 0 { file.span } else { span };
         if is_remote(text) {
+            let message = format!("`{text}` is not on this machine, and Wharf fetches no files");
             self.report
-                .unsupported(
-                    place,
-                    key,
-                    format!("`{text}` is not on this machine, and Wharf fetches no files"),
-                )
+                .unsupported(file.span, wanted.key, message)
                 .hint("copy the file beside this one and extend from that");
             return None;
         }
         let path = PathBuf::from(scope.base.resolve(text));
         if path == source.path {
-            return self.base_here(wanted, place, key, source, scope, chain);
+            return self.base_here(wanted, source, scope, chain);
         }
-        if !self.enter(&path, wanted, place, key, chain) {
+        if !self.enter(&path, wanted, chain) {
             return None;
         }
-        let base = self.service_of(&path, wanted, place, key, scope, chain);
+        let reference = Reference { span: file.span, key: wanted.key };
+        let base = self
+            .documents(&path, Some(reference))
+            .and_then(|(file, documents)| self.service_of(&path, file, &documents, wanted, scope, chain));
         chain.pop();
         base.filter(|base| !base.is_invalid())
     }
@@ -436,13 +463,13 @@ impl<'a> Assembly<'a> {
     fn service_of(
         &mut self,
         path: &Path,
-        wanted: &str,
-        place: Span,
-        key: &Key<'_>,
+        file: u16,
+        documents: &[Node],
+        wanted: Wanted<'_>,
         scope: &Scope<'_>,
         chain: &mut Vec<(PathBuf, String)>,
     ) -> Option<Node> {
-        let (file, documents) = self.documents(path, Some(Reference { span: place, key }))?;
+        let Wanted { name: wanted, span, key } = wanted;
         let folder = path.parent().map(Path::to_owned).unwrap_or_default();
         let inner =
             Scope { environment: scope.environment, base: Base { folder, home: scope.base.home.clone() } };
@@ -457,7 +484,7 @@ impl<'a> Assembly<'a> {
         if !services.contains(wanted) {
             let hint = did_you_mean(wanted, services.keys());
             let message = format!("`{}` has no service `{wanted}` to extend", path.display());
-            self.report.error(Complaint::UnknownReference, place, key, message).hint_if(hint);
+            self.report.error(Complaint::UnknownReference, span, key, message).hint_if(hint);
             return None;
         }
         // Only what is needed is looked at: the service itself, and what it extends in the same file.
@@ -478,14 +505,8 @@ impl<'a> Assembly<'a> {
     }
 
     /// Steps into a service that is extended, unless that closes a circle.
-    fn enter(
-        &mut self,
-        path: &Path,
-        service: &str,
-        place: Span,
-        key: &Key<'_>,
-        chain: &mut Vec<(PathBuf, String)>,
-    ) -> bool {
+    fn enter(&mut self, path: &Path, wanted: Wanted<'_>, chain: &mut Vec<(PathBuf, String)>) -> bool {
+        let Wanted { name: service, span: place, key } = wanted;
         let step = (path.to_owned(), service.to_owned());
         if let Some(start) = chain.iter().position(|other| *other == step) {
             let mut names: Vec<&str> = chain[start..].iter().map(|(_, name)| name.as_str()).collect();
@@ -567,6 +588,14 @@ impl<'a> Assembly<'a> {
             }
         }
     }
+}
+
+/// A service that is to be extended, and where that is said.
+#[derive(Clone, Copy)]
+struct Wanted<'k> {
+    name: &'k str,
+    span: Span,
+    key: &'k Key<'k>,
 }
 
 /// Where a service that extends comes from.

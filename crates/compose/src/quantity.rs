@@ -4,8 +4,13 @@
 
 use wharf_model::{Cpus, Millis};
 
-/// `1h30m`, `1.5s`, `500ms`; the units are `us ms s m h d w`.
+/// `1h30m`, `1.5s`, `500ms`; the units are `us ms s m h d w`. Fractions of a millisecond are rounded up.
 pub(crate) fn duration(text: &str) -> Result<Millis, String> {
+    Ok(Millis(nanoseconds(text)?.div_ceil(1_000_000)))
+}
+
+/// The same, in billionths of a second.
+pub(crate) fn nanoseconds(text: &str) -> Result<u64, String> {
     let wrong = || {
         format!(
             "`{text}` is not a duration: write numbers with units, such as `30s` or `1m30s` (us, ms, s, m, h, d, w)"
@@ -13,7 +18,7 @@ pub(crate) fn duration(text: &str) -> Result<Millis, String> {
     };
     let trimmed = text.trim();
     if trimmed == "0" {
-        return Ok(Millis(0));
+        return Ok(0);
     }
     if trimmed.is_empty() {
         return Err("a duration cannot be empty: write for example `30s`".to_owned());
@@ -45,12 +50,11 @@ pub(crate) fn duration(text: &str) -> Result<Millis, String> {
         nanoseconds += number * unit;
         rest = &rest[end..];
     }
-    let milliseconds = (nanoseconds / 1e6).ceil();
-    if milliseconds > 1e15 {
+    if nanoseconds >= 9e18 {
         return Err(format!("the duration `{text}` is too long"));
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
-    Ok(Millis(milliseconds as u64))
+    Ok(nanoseconds.round() as u64)
 }
 
 /// `512m`, `1.5gb`, `64k`, `1048576`: binary multiples, as Docker reads them.
@@ -86,7 +90,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
 
 /// Processor time: `0.5`, `2`.
 pub(crate) fn cpus(value: f64) -> Result<Cpus, String> {
-    if !value.is_finite() || value < 0.0 || value > 1e6 {
+    if !(0.0..=1e6).contains(&value) {
         return Err(format!("`{value}` is not a number of processors: write for example `0.5` or `2`"));
     }
     let thousandths = (value * 1000.0).round();

@@ -105,7 +105,7 @@ pub(crate) fn check(report: &mut Report, node: &mut Node, shape: &Shape, key: &K
             }
         }
         Shape::Named(what, inner) => named(report, node, what, inner, key),
-        Shape::Map(object) => fields(report, node, object, key, place),
+        Shape::Map(object) => fields(report, node, object, key),
     }
 }
 
@@ -303,7 +303,7 @@ fn named(report: &mut Report, node: &mut Node, what: &str, inner: &Shape, key: &
     }
 }
 
-fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>, place: Span) {
+fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>) {
     let Value::Mapping(mapping) = &mut node.value else { return };
     mapping.retain(|name, entry| {
         if object.keys.iter().any(|(known, _)| *known == name) {
@@ -316,7 +316,7 @@ fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>, 
                 .hint("it belongs into a service");
         } else if !name.starts_with("x-") {
             let message = format!("unknown key `{name}` in {}", object.what);
-            let hint = shapes::hint_for_unknown(name, object);
+            let hint = if report.is_overflowing() { None } else { shapes::hint_for_unknown(name, object) };
             report.error(Complaint::UnknownKey, entry.key, &key.field(name), message).hint_if(hint);
         }
         // Extensions mean nothing to the loader, by design.
@@ -328,12 +328,43 @@ fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>, 
             check(report, &mut entry.node, shape, &key.field(name), place);
         }
     }
-    for required in object.required {
-        if !mapping.contains(required) {
-            let message = format!("{} needs `{required}`", object.what);
-            report.error(Complaint::MissingKey, place, key, message);
-            node.value = Value::Invalid;
-            return;
+}
+
+/// Complains about keys that must be there, in a tree that has been checked and merged: what one file leaves out another
+/// may give.
+pub(crate) fn require(report: &mut Report, node: &mut Node, shape: &Shape, key: &Key<'_>, place: Span) {
+    match (shape, &mut node.value) {
+        (Shape::OrNull(inner), _) => require(report, node, inner, key, place),
+        (Shape::Either(shapes), _) => {
+            if let Some(shape) = shapes.iter().find(|shape| shape.accepts(node)) {
+                require(report, node, shape, key, place);
+            }
         }
+        (Shape::List(inner), Value::Sequence(items)) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                let span = item.span;
+                require(report, item, inner, &key.item(index), span);
+            }
+        }
+        (Shape::MapOf(inner) | Shape::Named(_, inner), Value::Mapping(mapping)) => {
+            for (name, entry) in mapping.iter_mut() {
+                let place = entry.place();
+                require(report, &mut entry.node, inner, &key.field(name), place);
+            }
+        }
+        (Shape::Map(object), Value::Mapping(mapping)) => {
+            for (name, entry) in mapping.iter_mut() {
+                if let Some((_, shape)) = object.keys.iter().find(|(known, _)| *known == name) {
+                    let place = entry.place();
+                    require(report, &mut entry.node, shape, &key.field(name), place);
+                }
+            }
+            if let Some(missing) = object.required.iter().find(|required| !mapping.contains(required)) {
+                let message = format!("{} needs `{missing}`", object.what);
+                report.error(Complaint::MissingKey, place, key, message);
+                node.value = Value::Invalid;
+            }
+        }
+        _ => {}
     }
 }

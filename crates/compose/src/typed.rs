@@ -141,11 +141,9 @@ impl Typing<'_, '_> {
             }
             return None;
         }
-        if required {
-            let hint = did_you_mean(name, self.services.keys());
-            let message = format!("there is no service `{name}`");
-            self.report().error(Complaint::UnknownReference, span, key, message).hint_if(hint);
-        }
+        let hint = did_you_mean(name, self.services.keys());
+        let message = format!("there is no service `{name}`");
+        self.report().error(Complaint::UnknownReference, span, key, message).hint_if(hint);
         None
     }
 
@@ -173,32 +171,32 @@ impl Typing<'_, '_> {
         for start in edges.keys() {
             // Depth first without recursion: `path` is the way from the start, with the next edge to follow.
             let mut path: Vec<(&str, usize)> = vec![(start, 0)];
+            let mut on_path: BTreeSet<&str> = [start.as_str()].into();
             while let Some((service, next)) = path.last_mut() {
                 let service = *service;
                 let Some((needed, span)) = edges.get(service).and_then(|edges| edges.get(*next)) else {
                     done.insert(service);
+                    on_path.remove(service);
                     path.pop();
                     continue;
                 };
                 *next += 1;
-                if let Some(from) = path.iter().position(|(name, _)| name == needed) {
-                    let mut names: Vec<&str> = path[from..].iter().map(|(name, _)| *name).collect();
+                if on_path.contains(needed.as_str()) {
+                    let mut names: Vec<&str> = path.iter().map(|(name, _)| *name).collect();
+                    names.drain(..names.iter().position(|name| name == needed).unwrap_or_default());
                     names.push(needed);
-                    let key = Key::Root.field("services");
-                    let key = key.field(service);
+                    let group = Key::Root.field("services");
+                    let key = group.field(service);
+                    let message = format!("services depend on each other: {}", names.join(" -> "));
                     self.assembly
                         .report
-                        .error(
-                            Complaint::Cycle,
-                            *span,
-                            &key.field("depends_on"),
-                            format!("services depend on each other: {}", names.join(" -> ")),
-                        )
+                        .error(Complaint::Cycle, *span, &key.field("depends_on"), message)
                         .hint("leave out one of these dependencies");
-                    done.extend(path.iter().map(|(name, _)| *name));
+                    done.extend(on_path);
                     break;
                 }
                 if !done.contains(needed.as_str()) {
+                    on_path.insert(needed);
                     path.push((needed, 0));
                 }
             }
@@ -277,7 +275,7 @@ impl Typing<'_, '_> {
             for (field, value) in values::entries(entry) {
                 let key = key.field(field);
                 match field {
-                    "name" => spec.name = values::full_text(self.report(), value, &key),
+                    "name" => spec.name = values::text(value).filter(|name| !name.is_empty()),
                     "external" => spec.external = values::flag(value).unwrap_or_default(),
                     "driver_opts" => spec.driver_opts = values::text_map(value),
                     "labels" => spec.labels = values::text_map(value),
@@ -342,7 +340,7 @@ impl Typing<'_, '_> {
         for (field, value) in values::entries(entry) {
             let key = key.field(field);
             match field {
-                "name" => spec.name = values::full_text(self.report(), value, &key),
+                "name" => spec.name = values::text(value).filter(|name| !name.is_empty()),
                 "external" => spec.external = values::flag(value).unwrap_or_default(),
                 "content" => {
                     sources.push(("content", value.key));
@@ -350,11 +348,11 @@ impl Typing<'_, '_> {
                 }
                 "environment" => {
                     sources.push(("environment", value.key));
-                    content = self.from_environment(value, &key);
+                    content = self.content_of_variable(value, &key);
                 }
                 "file" => {
                     sources.push(("file", value.key));
-                    content = self.from_file(value, &key);
+                    content = self.content_of_file(value, &key);
                 }
                 "labels" | "driver" | "driver_opts" | "template_driver" => {
                     let message = format!("`{field}` of configs and secrets is not supported");
@@ -401,7 +399,7 @@ impl Typing<'_, '_> {
         Some(spec)
     }
 
-    fn from_environment(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Vec<u8>> {
+    fn content_of_variable(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Vec<u8>> {
         let name = entry.node.as_str()?;
         if let Some(value) = self.environment.get(name) {
             return Some(value.clone().into_bytes());
@@ -413,7 +411,7 @@ impl Typing<'_, '_> {
         None
     }
 
-    fn from_file(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Vec<u8>> {
+    fn content_of_file(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Vec<u8>> {
         let path = entry.node.as_str()?;
         match self.assembly.files.read(Path::new(path)) {
             Ok(content) => Some(content),
@@ -468,5 +466,28 @@ impl Typing<'_, '_> {
             found.extend(self.assembly.variables(path, text, format, &lookup));
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use crate::{Request, load, shapes};
+
+    /// A key that is accepted and then dropped would be ignored silently; the last arm of the match says so instead.
+    #[test]
+    fn every_key_of_a_service_is_honoured_or_refused_for_a_reason() {
+        let values = ["text", "'80'", "1", "1m", "true", "[a]", "{}", "{a: b}", "[{}]", "host"];
+        for (key, _) in shapes::SERVICE.keys {
+            for value in values {
+                let text = format!("services: {{web: {{image: i, {key}: {value}}}}}");
+                let files: BTreeMap<PathBuf, Vec<u8>> = [("/a/c.yaml".into(), text.into_bytes())].into();
+                let loaded = load(&Request { files: vec!["/a/c.yaml".into()], ..Request::default() }, &files);
+                let dropped = format!("`{key}` is not supported");
+                assert!(loaded.diagnostics.iter().all(|found| found.message != dropped), "{key}: {value}");
+            }
+        }
     }
 }

@@ -4,9 +4,11 @@
 //! Aliases are expanded within a fixed budget and nesting has a fixed depth, so a small file cannot become a large
 //! tree. A key given twice is an error that names both places. Merge keys (`<<`) never replace what is written out.
 
+use std::collections::HashMap;
+
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as YamlSpan, StrInput};
 
-use crate::diagnostic::{Complaint, Key, Report, Span, did_you_mean};
+use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::node::{Entry, Mapping, Node, Tag, Value};
 
 /// Deeper than any sensible file, shallower than the stack.
@@ -23,7 +25,7 @@ pub(crate) fn parse(report: &mut Report, file: u16) -> Option<Vec<Node>> {
         parser: Parser::new_from_str(&text),
         report,
         file,
-        anchors: Vec::new(),
+        anchors: HashMap::new(),
         expanded: Size::default(),
         failed: false,
     };
@@ -45,7 +47,7 @@ struct Reader<'a> {
     report: &'a mut Report,
     file: u16,
     /// Finished anchors by the parser's number.
-    anchors: Vec<(usize, Node, Size)>,
+    anchors: HashMap<usize, (Node, Size)>,
     expanded: Size,
     failed: bool,
 }
@@ -107,12 +109,27 @@ impl<'a> Reader<'a> {
                 .error(Complaint::Syntax, span, &Key::Root, "not YAML: a tab cannot indent")
                 .hint("indent with spaces");
         } else {
+            let span = self.shown(span);
             let hint = syntax_hint(error.info(), self.report.line(self.file, span.line));
             self.report
                 .error(Complaint::Syntax, span, &Key::Root, format!("not YAML: {}", error.info()))
                 .hint_if(hint);
         }
         Stop
+    }
+
+    /// An error at the end of the file, or on an empty line, is shown behind the last text before it.
+    fn shown(&self, span: Span) -> Span {
+        let mut shown = span;
+        while shown.line > 1 && self.report.line(self.file, shown.line).trim().is_empty() {
+            shown.line -= 1;
+        }
+        if shown.line != span.line {
+            let text = self.report.line(self.file, shown.line).trim_end();
+            shown.column = u32::try_from(text.chars().count()).unwrap_or(u32::MAX).max(1);
+            shown.length = 1;
+        }
+        shown
     }
 
     /// One value; `event` opens it.
@@ -161,15 +178,14 @@ impl<'a> Reader<'a> {
             node.value = Value::Null;
         }
         if anchor > 0 {
-            self.anchors.push((anchor, node.clone(), size));
+            self.anchors.insert(anchor, (node.clone(), size));
             self.spend(size, place, key)?;
         }
         Ok((node, size))
     }
 
     fn alias(&mut self, anchor: usize, place: Span, key: &Key<'_>) -> Result<(Node, Size), Stop> {
-        let found = self.anchors.iter().rev().find(|(number, _, _)| *number == anchor);
-        let Some((_, node, size)) = found else {
+        let Some((node, size)) = self.anchors.get(&anchor) else {
             self.report.error(
                 Complaint::Cycle,
                 place,
@@ -328,9 +344,10 @@ impl<'a> Reader<'a> {
             ("!" | "", "") => Tag::None,
             _ => {
                 let shown = if is_core(handle) { format!("!!{suffix}") } else { format!("{handle}{suffix}") };
-                let hint = did_you_mean(suffix, ["reset", "override"])
-                    .map(|hint| hint.replace('`', "").replace("mean ", "mean !"))
-                    .unwrap_or_else(|| "Compose has the tags `!reset` and `!override`".to_owned());
+                let hint = crate::diagnostic::closest(suffix, ["reset", "override"]).map_or_else(
+                    || "Compose has the tags `!reset` and `!override`".to_owned(),
+                    |name| format!("did you mean `!{name}`?"),
+                );
                 let message = format!("the tag `{shown}` means nothing here");
                 self.report.error(Complaint::Syntax, place, key, message).hint(hint);
                 Tag::None

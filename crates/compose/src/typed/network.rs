@@ -273,7 +273,7 @@ impl Typing<'_, '_> {
         for (field, value) in values::entries(entry) {
             let key = key.field(field);
             match field {
-                "name" => spec.name = values::full_text(self.report(), value, &key),
+                "name" => spec.name = values::text(value).filter(|name| !name.is_empty()),
                 "external" => spec.external = values::flag(value).unwrap_or_default(),
                 "internal" => spec.internal = values::flag(value).unwrap_or_default(),
                 "attachable" => spec.attachable = values::flag(value).unwrap_or_default(),

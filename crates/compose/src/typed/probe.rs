@@ -20,7 +20,7 @@ impl Typing<'_, '_> {
                 "start_period" => check.start_period = values::duration(value),
                 "start_interval" => check.start_interval = values::duration(value),
                 "retries" => {
-                    check.retries = values::whole(self.report(), value, &key, 0..=i64::from(u32::MAX))
+                    check.retries = values::whole(self.report(), value, &key, 0..=i64::from(u32::MAX));
                 }
                 _ => self.unforeseen(value, &key),
             }

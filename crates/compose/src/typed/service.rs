@@ -79,8 +79,10 @@ impl Typing<'_, '_> {
         key: &Key<'_>,
     ) -> Option<ServiceSpec> {
         let service = entry.node.as_mapping()?;
+        // Without an image there is no service, but what else is wrong with it is said.
+        let image = self.image(service, entry.key, key);
         let mut spec = ServiceSpec {
-            image: self.image(service, entry.key, key)?,
+            image: image.clone().unwrap_or_default(),
             pull_policy: PullPolicy::default(),
             mode: Mode::default(),
             container: self.container(service, key),
@@ -150,7 +152,7 @@ impl Typing<'_, '_> {
             spec.secrets = self.mounted_files("secrets", entry, &key);
         }
         self.container_name(service, key, &mut spec);
-        Some(spec)
+        image.map(|_| spec)
     }
 
     fn image(&mut self, service: &Mapping, place: Span, key: &Key<'_>) -> Option<String> {
@@ -161,6 +163,7 @@ impl Typing<'_, '_> {
         }
         if let Some(build) = build {
             let key = key.field("build");
+            self.check_platforms(service, build, &key);
             match image {
                 None => {
                     self.report()
@@ -193,6 +196,18 @@ impl Typing<'_, '_> {
         let message = format!("the service `{}` has neither an image nor a build", key.name());
         self.report().error(Complaint::MissingKey, place, key, message).hint("write `image: name:tag`");
         None
+    }
+
+    fn check_platforms(&mut self, service: &Mapping, build: &Entry, key: &Key<'_>) {
+        let Some(platform) = service.get("platform").and_then(Node::as_str) else { return };
+        let Some(entry) = build.node.as_mapping().and_then(|build| build.entry("platforms")) else { return };
+        let platforms = values::strings(entry);
+        if !platforms.is_empty() && !platforms.iter().any(|other| other == platform) {
+            let message = format!("`build.platforms` must have the service's `platform`, {platform}");
+            self.report()
+                .error(Complaint::Conflict, entry.key, &key.field("platforms"), message)
+                .hint(format!("add `- {platform}`"));
+        }
     }
 
     fn pull_policy(&mut self, entry: &Entry, key: &Key<'_>) -> PullPolicy {
@@ -301,11 +316,9 @@ impl Typing<'_, '_> {
             if alias != name {
                 self.aliases.push((target.clone(), alias.to_owned()));
             }
-            if !spec.depends_on.contains_key(&target) {
-                self.edge(service, &target, item.span);
-                let condition = DependencyCondition::ServiceStarted;
-                spec.depends_on.insert(target, Dependency { condition, restart: false, required: true });
-            }
+            self.edge(service, &target, item.span);
+            let condition = DependencyCondition::ServiceStarted;
+            spec.depends_on.entry(target).or_insert(Dependency { condition, restart: false, required: true });
         }
     }
 

@@ -116,8 +116,8 @@ pub(super) fn size(report: &mut Report, entry: &Entry, key: &Key<'_>) -> Option<
 /// Microseconds, or a duration with a unit.
 pub(super) fn microseconds(report: &mut Report, entry: &Entry, key: &Key<'_>) -> Option<i64> {
     match &entry.node.value {
-        Value::String(text) if text.parse::<i64>().is_err() => match quantity::duration(text) {
-            Ok(length) => i64::try_from(length.0.saturating_mul(1000)).ok(),
+        Value::String(text) if text.parse::<i64>().is_err() => match quantity::nanoseconds(text) {
+            Ok(length) => i64::try_from(length / 1000).ok(),
             Err(problem) => {
                 report
                     .error(Complaint::InvalidValue, entry.place(), key, problem)

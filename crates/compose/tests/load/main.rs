@@ -1,4 +1,11 @@
 //! The loader from outside: files in, an app and complaints out.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod folder;
+mod honoured;
+mod merging;
+mod messages;
+mod robust;
+mod variables;
 mod wordpress;
