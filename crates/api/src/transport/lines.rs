@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt, StreamBody};
@@ -22,6 +22,9 @@ use super::{Body, BodyError, frame::KeepAlive};
 pub const CONTENT_TYPE: &str = "application/x-ndjson";
 /// The longest line a reader takes.
 pub const MAX_LINE: usize = 16 << 20;
+
+/// How many bytes of lines travel together, give or take a line.
+const BATCH: usize = 32 << 10;
 
 /// Why a stream of lines cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +120,8 @@ impl<T: DeserializeOwned> LineReader<T> {
 }
 
 /// A body of one line for each value, and of an empty line after every `keepalive` without one. It ends after the first error.
+///
+/// Lines that are ready at once travel together: one frame for each would cost more than the lines.
 pub fn json_lines<T, E>(
     values: impl Stream<Item = Result<T, E>> + Send + 'static,
     keepalive: Duration,
@@ -125,28 +130,67 @@ where
     T: Serialize + 'static,
     E: Into<BodyError> + 'static,
 {
-    let lines = values.map(|value| line_of(&value.map_err(Into::into)?));
-    let outgoing = Outgoing { lines: Box::pin(lines), alive: KeepAlive::every(keepalive) };
-    StreamBody::new(outgoing.map(|line| line.map(http_body::Frame::data))).boxed_unsync()
+    let outgoing = Outgoing {
+        values: Some(Box::pin(values)),
+        batch: BytesMut::new(),
+        failure: None,
+        alive: KeepAlive::every(keepalive),
+    };
+    StreamBody::new(outgoing.map(|lines| lines.map(http_body::Frame::data))).boxed_unsync()
 }
 
-fn line_of(value: &impl Serialize) -> Result<Bytes, BodyError> {
-    let mut line = serde_json::to_vec(value)?;
-    line.push(b'\n');
-    Ok(line.into())
-}
-
-struct Outgoing {
-    lines: Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>> + Send>>,
+struct Outgoing<T, E> {
+    /// Absent once they have ended.
+    values: Option<Pin<Box<dyn Stream<Item = Result<T, E>> + Send>>>,
+    batch: BytesMut,
+    /// Said after the lines before it.
+    failure: Option<BodyError>,
     alive: KeepAlive,
 }
+impl<T, E> Unpin for Outgoing<T, E> {}
 
-impl Stream for Outgoing {
+impl<T: Serialize, E: Into<BodyError>> Outgoing<T, E> {
+    /// Takes lines as long as there are any at once; whether there may be more later.
+    fn gather(&mut self, context: &mut Context<'_>) -> bool {
+        while self.batch.len() < BATCH {
+            let Some(values) = &mut self.values else { return false };
+            let line = match values.as_mut().poll_next(context) {
+                Poll::Pending => return true,
+                Poll::Ready(None) => {
+                    self.values = None;
+                    return false;
+                }
+                Poll::Ready(Some(value)) => value.map_err(Into::into).and_then(|value| self.append(&value)),
+            };
+            if let Err(error) = line {
+                self.failure = Some(error);
+                self.values = None;
+            }
+        }
+        true
+    }
+
+    fn append(&mut self, value: &T) -> Result<(), BodyError> {
+        let whole = self.batch.len();
+        if let Err(error) = serde_json::to_writer((&mut self.batch).writer(), value) {
+            self.batch.truncate(whole);
+            return Err(error.into());
+        }
+        self.batch.put_u8(b'\n');
+        Ok(())
+    }
+}
+
+impl<T: Serialize, E: Into<BodyError>> Stream for Outgoing<T, E> {
     type Item = Result<Bytes, BodyError>;
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Poll::Ready(line) = self.lines.as_mut().poll_next(context) {
+        let more = self.gather(context);
+        if !self.batch.is_empty() {
             self.alive.restart();
-            return Poll::Ready(line);
+            return Poll::Ready(Some(Ok(self.batch.split().freeze())));
+        }
+        if !more {
+            return Poll::Ready(self.failure.take().map(Err));
         }
         self.alive.poll_due(context).map(|()| Some(Ok(Bytes::from_static(b"\n"))))
     }
@@ -179,6 +223,16 @@ mod tests {
         let mut reader = LineReader::<u32>::new(body_of(vec![b"1\n2"]), LONG);
         assert_eq!(reader.next().await.unwrap(), Some(1));
         assert!(matches!(reader.next().await, Err(LineError::CutOff)));
+    }
+
+    #[tokio::test]
+    async fn lines_before_a_failure_arrive_and_the_failure_after_them() {
+        let values = [Ok(1), Ok(2), Err(BodyError::from("the engine went away"))];
+        let mut body = json_lines(stream::iter(values), LONG);
+        let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(&first[..], b"1\n2\n", "together");
+        assert_eq!(body.frame().await.unwrap().unwrap_err().to_string(), "the engine went away");
+        assert!(body.frame().await.is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -441,7 +441,9 @@ impl Node for FakeNode {
             Ok(OutputLine { at: Timestamp(n), stream: OutputStream::Stdout, text: format!("line {n}") })
         };
         Ok(match query.follow {
-            true => stream::iter(0..).map(line).boxed(),
+            true => {
+                stream::repeat_with(move || Ok(OutputLine { text: "x".repeat(4000), ..line(0)? })).boxed()
+            }
             false => stream::iter(0..query.tail.unwrap_or(LINES)).map(line).boxed(),
         })
     }
