@@ -38,6 +38,10 @@ impl Decision {
 
 /// One thing to write to the store. Each names the whole new value, so that writing it twice does no harm.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a decision holds few, and briefly; boxes would cost every reader more"
+)]
 pub enum Change {
     /// A new task, with its node and addresses: tasks are made when a node has been found for them.
     CreateTask(Task),

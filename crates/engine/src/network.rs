@@ -57,17 +57,24 @@ pub(crate) fn vni<'n>(networks: impl Iterator<Item = &'n NetworkRecord>) -> u32 
     if next <= HIGHEST { next } else { (1..=HIGHEST).find(|vni| !used.contains(vni)).unwrap_or(HIGHEST) }
 }
 
-/// Whether tasks may have this address: inside the subnet, and neither reserved nor its broadcast.
-fn assignable(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
+/// Who has which address of one network.
+#[derive(Debug, Default)]
+pub(crate) struct AddressBook {
+    /// Those of gateways and unfinished tasks.
+    used: BTreeSet<Ipv4Addr>,
+    /// The newest task that has or had one, and which.
+    latest: Option<(TaskId, Ipv4Addr)>,
+}
+
+/// The first and the last address that tasks and gateways may have: neither reserved nor the broadcast.
+fn assignable(subnet: Ipv4Net) -> (u32, u32) {
     let first = u32::from(subnet.network()).saturating_add(RESERVED);
-    let last = u32::from(subnet.broadcast()).saturating_sub(1);
-    (first..=last).contains(&u32::from(address))
+    (first, u32::from(subnet.broadcast()).saturating_sub(1))
 }
 
 /// The first free address after `cursor`, around the end of the subnet if need be.
 fn next_free(subnet: Ipv4Net, cursor: Option<Ipv4Addr>, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
-    let first = u32::from(subnet.network()).saturating_add(RESERVED);
-    let last = u32::from(subnet.broadcast()).saturating_sub(1);
+    let (first, last) = assignable(subnet);
     let start = cursor.map_or(first, |cursor| u32::from(cursor).saturating_add(1)).max(first);
     let mut candidates = (start..=last).chain(first..start.min(last + 1)).map(Ipv4Addr::from);
     candidates.find(|address| !used.contains(address))
@@ -94,9 +101,7 @@ impl Pass<'_> {
         let entries: BTreeSet<_> = specs.filter_map(|revision| entry(&revision.spec)).collect();
         for name in entries {
             for node in &gateways {
-                if let Some(network) = self.network_named(name) {
-                    self.ensure_gateway(network, node.record.id);
-                }
+                self.ensure_gateway(name, node.record.id);
             }
         }
     }
@@ -104,7 +109,7 @@ impl Pass<'_> {
     fn ensure_network(&mut self, name: &NetworkName, wanted: &NetworkSpec) -> Result<(), NetworkRefusal> {
         match self.network_named(name) {
             Some(network) if network.app == self.app.key && network.spec != *wanted => {
-                let network = NetworkRecord { spec: wanted.clone(), ..network };
+                let network = NetworkRecord { spec: wanted.clone(), ..network.clone() };
                 self.networks.insert(network.id, network);
                 Ok(())
             }
@@ -137,41 +142,46 @@ impl Pass<'_> {
         stored.map(|network| &**network).chain(self.networks.values())
     }
     /// The network of this name as this pass leaves it.
-    pub(crate) fn network_named(&self, name: &NetworkName) -> Option<NetworkRecord> {
+    pub(crate) fn network_named(&self, name: &NetworkName) -> Option<&NetworkRecord> {
         let drafted = self.networks.values().find(|n| n.app == self.app.key && n.name == *name);
-        drafted.cloned().or_else(|| {
+        drafted.or_else(|| {
             let stored = self.world.network_named(&self.app.key, name)?;
-            Some(self.networks.get(&stored.id).cloned().unwrap_or_else(|| NetworkRecord::clone(stored)))
+            Some(self.networks.get(&stored.id).unwrap_or(stored))
         })
     }
 
     /// The node has an address of its own on the network, if one is left.
-    fn ensure_gateway(&mut self, mut network: NetworkRecord, node: NodeId) {
-        if network.gateways.contains_key(&node) {
+    fn ensure_gateway(&mut self, name: &NetworkName, node: NodeId) {
+        let Some(network) = self.network_named(name).filter(|network| !network.gateways.contains_key(&node))
+        else {
             return;
-        }
+        };
+        let mut network = network.clone();
         // Nodes that have left the cluster need theirs no longer.
         network.gateways.retain(|node, _| self.world.node(*node).is_some());
-        let used = self.used_addresses(&network);
-        let first = u32::from(network.subnet.network()).saturating_add(RESERVED);
-        let last = u32::from(network.subnet.broadcast()).saturating_sub(1);
-        let free = (first..=last).rev().map(Ipv4Addr::from).find(|address| !used.contains(address));
+        let (first, last) = assignable(network.subnet);
+        let book = self.book(&network);
+        let free = (first..=last).rev().map(Ipv4Addr::from).find(|address| !book.used.contains(address));
         if let Some(address) = free {
+            book.used.insert(address);
             network.gateways.insert(node, address);
         }
         self.networks.insert(network.id, network);
     }
 
-    fn used_addresses(&self, network: &NetworkRecord) -> BTreeSet<Ipv4Addr> {
-        let holders = self.world.addresses_in(network.subnet).filter(|(_, task)| !self.is_over(task.id));
-        let given = self.given.keys().copied().filter(|address| network.subnet.contains(address));
-        holders.map(|(address, _)| address).chain(given).chain(network.gateways.values().copied()).collect()
-    }
-    /// Whether a task is over by the end of this pass so far.
-    fn is_over(&self, id: TaskId) -> bool {
-        let Some(task) = self.world.task(id) else { return true };
-        let draft = self.tasks_of(&task.service).iter().find(|draft| draft.id == id);
-        draft.unwrap_or(task).is_over()
+    /// Who has which address of a network, with what this pass has given out.
+    fn book(&mut self, network: &NetworkRecord) -> &mut AddressBook {
+        if !self.books.contains_key(&network.id) {
+            let mut book = AddressBook { used: network.gateways.values().copied().collect(), latest: None };
+            for (address, task) in self.world.addresses_in(network.subnet) {
+                book.latest = book.latest.max(Some((task.id, address)));
+                if !self.is_over(task) {
+                    book.used.insert(address);
+                }
+            }
+            self.books.insert(network.id, book);
+        }
+        self.books.entry(network.id).or_default()
     }
 
     /// An address on each network of the service for a task on this node, which gets gateways on them.
@@ -185,45 +195,46 @@ impl Pass<'_> {
         node: NodeId,
     ) -> Result<BTreeMap<NetworkName, Ipv4Addr>, (NetworkName, NetworkRefusal)> {
         let mut addresses = BTreeMap::new();
+        let mut given = Vec::new();
         for (name, attachment) in spec::attachments(wanted) {
+            let network = self.network_named(name).cloned();
+            let network =
+                network.ok_or_else(|| (name.clone(), NetworkRefusal::Missing { name: name.to_string() }))?;
             let address = self
-                .network_named(name)
-                .ok_or_else(|| NetworkRefusal::Missing { name: name.to_string() })
-                .and_then(|network| self.free_address(&network, attachment.ipv4_address))
+                .free_address(&network, attachment.ipv4_address)
                 .map_err(|refusal| (name.clone(), refusal))?;
             addresses.insert(name.clone(), address);
+            given.push((network, address));
         }
-        self.given.extend(addresses.values().map(|address| (*address, task)));
+        for (network, address) in given {
+            let book = self.book(&network);
+            book.used.insert(address);
+            book.latest = Some((task, address));
+        }
         for (name, _) in spec::attachments(wanted) {
-            if let Some(network) = self.network_named(name) {
-                self.ensure_gateway(network, node);
-            }
+            self.ensure_gateway(name, node);
         }
         Ok(addresses)
     }
 
     fn free_address(
-        &self,
+        &mut self,
         network: &NetworkRecord,
         wanted: Option<Ipv4Addr>,
     ) -> Result<Ipv4Addr, NetworkRefusal> {
         let subnet = network.subnet;
-        let used = self.used_addresses(network);
+        let (first, last) = assignable(subnet);
+        let book = self.book(network);
         match wanted {
-            Some(address) if !assignable(subnet, address) => {
+            Some(address) if !(first..=last).contains(&u32::from(address)) => {
                 Err(NetworkRefusal::AddressOutside { address, subnet })
             }
-            Some(address) if used.contains(&address) => {
+            Some(address) if book.used.contains(&address) => {
                 Err(NetworkRefusal::AddressTaken { address, by: self.holder(network, address) })
             }
             Some(address) => Ok(address),
-            None => {
-                let stored = self.world.addresses_in(subnet).map(|(address, task)| (task.id, address));
-                let given = self.given.iter().filter(|(address, _)| subnet.contains(*address));
-                let last = stored.chain(given.map(|(address, task)| (*task, *address))).max();
-                next_free(subnet, last.map(|(_, address)| address), &used)
-                    .ok_or(NetworkRefusal::SubnetFull { subnet })
-            }
+            None => next_free(subnet, book.latest.map(|(_, address)| address), &book.used)
+                .ok_or(NetworkRefusal::SubnetFull { subnet }),
         }
     }
     fn holder(&self, network: &NetworkRecord, address: Ipv4Addr) -> String {
@@ -231,7 +242,7 @@ impl Pass<'_> {
             return format!("node {}", self.world.node_name(*node));
         }
         let mut holders = self.world.addresses_in(network.subnet).filter(|(at, _)| *at == address);
-        holders.find(|(_, task)| !self.is_over(task.id)).map_or_else(
+        holders.find(|(_, task)| !self.is_over(task)).map_or_else(
             || "a task that is being made".to_owned(),
             |(_, task)| format!("{}.{} of app {}", task.service.name, task.slot, task.service.app.name),
         )
@@ -249,7 +260,7 @@ impl Pass<'_> {
             let users: BTreeSet<_> = self
                 .world
                 .addresses_in(subnet)
-                .filter(|(_, task)| !self.is_over(task.id))
+                .filter(|(_, task)| !self.is_over(task))
                 .map(|(_, task)| task.service.app.clone())
                 .collect();
             if users.is_empty() {
@@ -386,7 +397,7 @@ mod tests {
             match next_free(subnet, cursor.map(at), &used) {
                 Some(address) => {
                     prop_assert!(!used.contains(&address));
-                    prop_assert!(assignable(subnet, address));
+                    prop_assert!((2..15).any(|n| at(n) == address));
                 }
                 None => prop_assert!((2..15).all(|n| used.contains(&at(n)))),
             }

@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
     sync::Arc,
 };
 
@@ -15,7 +14,10 @@ use wharf_model::{
     VolumeRecord,
 };
 
-use crate::{About, Change, Decision, Ids, Reason, Waiting, World, place::Places, rollout, spec, tasks};
+use crate::{
+    About, Change, Decision, Ids, Reason, Waiting, World, network::AddressBook, place::Places, rollout, spec,
+    tasks,
+};
 
 /// Decides everything about one app: its networks, volumes, tasks, rollout, and what can be forgotten of it.
 ///
@@ -66,8 +68,10 @@ pub(crate) struct Pass<'a> {
     pub(crate) networks: BTreeMap<NetworkId, NetworkRecord>,
     pub(crate) volumes: BTreeMap<VolumeId, VolumeRecord>,
     pub(crate) places: Places<'a>,
-    /// Addresses given out by this pass.
-    pub(crate) given: BTreeMap<Ipv4Addr, TaskId>,
+    /// Who has which address of the networks this pass gives addresses of.
+    pub(crate) books: BTreeMap<NetworkId, AddressBook>,
+    /// Tasks that this pass counts lost.
+    lost: BTreeSet<TaskId>,
     pub(crate) out: Decision,
 }
 
@@ -92,7 +96,8 @@ impl<'a> Pass<'a> {
             networks: BTreeMap::new(),
             volumes: BTreeMap::new(),
             places: Places::new(world),
-            given: BTreeMap::new(),
+            books: BTreeMap::new(),
+            lost: BTreeSet::new(),
             out: Decision::default(),
         }
     }
@@ -126,6 +131,10 @@ impl<'a> Pass<'a> {
         at.filter(possible).unwrap_or_else(since_start)
     }
 
+    /// Whether a task of any app is over, with what this pass has decided.
+    pub(crate) fn is_over(&self, task: &Task) -> bool {
+        task.is_over() || self.lost.contains(&task.id)
+    }
     pub(crate) fn wait(&mut self, about: About, reason: Reason) {
         self.out.waiting.push(Waiting { about, reason });
     }
@@ -145,6 +154,7 @@ impl<'a> Pass<'a> {
             task.status.message.clone_from(&message);
             task.status.ended_at = Some(at);
         });
+        self.lost.insert(task.id);
         self.change(Change::LoseTask { task: task.id, message, at });
     }
     fn forget_task(&mut self, task: &Task) {

@@ -541,3 +541,35 @@ fn a_lagging_server_clock_does_not_confuse_old_with_new() {
     });
     assert!(created.unwrap() > cluster.tasks("web")[0].id);
 }
+
+#[test]
+fn what_failed_before_a_release_is_tried_anew_and_not_held_against_it() {
+    let mut cluster = Cluster::of(1);
+    cluster.scripts.insert("web:1".into(), Script::Exit(1));
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle_for(Duration::from_secs(600), &mut |_| {});
+    assert_eq!(cluster.rollout().state, RolloutState::Failed);
+
+    // The missing part comes with the next release, and the service that failed for want of it is unchanged.
+    cluster.scripts.clear();
+    cluster.up(&app(&[("web", service("web")), ("db", service("db"))]));
+    cluster.settle_for(Duration::from_secs(1), &mut |_| {});
+    assert_eq!(
+        (cluster.ready("web").len(), cluster.ready("db").len()),
+        (1, 1),
+        "without waiting out its pause"
+    );
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+}
+
+#[test]
+fn a_thousand_tasks_are_decided_in_one_pass_with_addresses_of_their_own() {
+    let mut cluster = Cluster::of(50);
+    cluster.up(&app(&[("web", replicas(service("web"), 1000))]));
+    let _ = cluster.pass();
+    let tasks = cluster.tasks("web");
+    let addresses: std::collections::BTreeSet<_> =
+        tasks.iter().flat_map(|task| task.addresses.values()).collect();
+    assert_eq!((tasks.len(), addresses.len()), (1000, 1000));
+    assert!(cluster.world.nodes().all(|node| cluster.world.load(node.record.id).tasks == 20));
+}

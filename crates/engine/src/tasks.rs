@@ -622,6 +622,11 @@ impl Pass<'_> {
         }
     }
     fn restart(&mut self, revision: &ServiceRevision, last: &Task) -> Gate {
+        // What people change may have removed the cause: it begins with a clean record, and is not held against what failed before.
+        let before = last.created_at < self.app.rollout.started_at && !self.app.rollout.state.is_over();
+        if before && failed(last) {
+            return Gate::Open(0);
+        }
         let policy = &revision.spec.restart;
         let unhealthy = last.stop == Some(StopReason::Unhealthy);
         let again = match (last.status.phase, last.stop) {
@@ -727,14 +732,17 @@ impl Pass<'_> {
 
     /// Why the seat can no longer come to what is wanted by itself, as far as its ended tasks say.
     fn certain_failure(&self, about: &About, seat: &Seat) -> Option<String> {
-        let never_ready = seat.ended.iter().take_while(|task| failed(task) && task.status.ready_at.is_none());
+        let of_this_rollout = |task: &Task| task.created_at >= self.app.rollout.started_at;
+        let never_ready = seat
+            .ended
+            .iter()
+            .take_while(|task| failed(task) && task.status.ready_at.is_none() && of_this_rollout(task));
         let failures: Vec<_> = never_ready.collect();
         let last = failures.first()?;
         let unstarted =
             failures.iter().all(|task| task.status.started_at.is_none() && task.status.exit.is_none());
         let enough = if unstarted { CERTAIN_UNSTARTED } else { CERTAIN };
-        let recent = self.moment(last, last.status.ended_at) >= self.app.rollout.started_at;
-        (failures.len() >= enough && recent).then(|| {
+        (failures.len() >= enough).then(|| {
             let node = self.node_name(last.node);
             format!("{about} failed {} times in a row, last on {node}: {}", failures.len(), ending(last))
         })
