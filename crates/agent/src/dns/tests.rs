@@ -128,9 +128,9 @@ fn a_task_sees_the_names_of_its_networks_in_their_order_and_no_others() {
 #[test]
 fn an_address_is_called_by_its_most_specific_name() {
     let table = table(&[
-        (1, "web", &[address(5), address(6)]),
+        (1, "a-service-of-the-shop", &[address(5), address(6)]),
+        (1, "alias", &[address(5)]),
         (1, "shop-web-1", &[address(5)]),
-        (1, "www", &[address(5)]),
     ]);
     let zone = Zone::new(&table, &Sources::new());
     let reply = sent(ask(&zone, &query("5.0.192.10.in-addr.arpa.", RecordType::PTR)));
@@ -184,6 +184,22 @@ fn an_answer_too_long_for_udp_says_so_and_is_whole_by_tcp() {
     let whole = sent(ask_from(&zone, &plain, address(1), Transport::Tcp));
     assert_eq!(addresses(&whole), many(200));
     assert!(!whole.metadata.truncation);
+}
+
+#[test]
+fn an_answer_whose_records_differ_in_length_is_cut_to_fit_as_well() {
+    let request = query("web.", RecordType::A);
+    let mut reply = super::answer::failure(&request, ResponseCode::NoError);
+    for number in 0..40 {
+        // The long ones come first.
+        let name =
+            if number < 10 { format!("{}.example.", "x".repeat(60 - number)) } else { "web.".to_owned() };
+        let data = RData::A(A(address(1)));
+        reply.add_answer(Record::from_rdata(Name::from_ascii(name).unwrap(), 5, data));
+    }
+    let bytes = super::answer::encode(&reply, Transport::Udp, &request).unwrap();
+    let cut = Message::from_vec(&bytes).unwrap();
+    assert!(bytes.len() <= 512 && cut.metadata.truncation && !cut.answers.is_empty());
 }
 
 proptest! {
