@@ -12,5 +12,6 @@ pub mod probe;
 pub mod registry;
 pub mod reports;
 pub mod runtime;
+pub mod serve;
 pub mod session;
 pub mod tasks;

@@ -493,7 +493,7 @@ async fn a_client_that_hangs_up_ends_the_command_it_ran() {
     let session = cluster.session(agent.id).await;
     let (input, body) = FrameSender::channel(fast().stream_keepalive);
     input
-        .send(Frame::Start(ExecRequest { command: vec!["cat".to_owned()], ..Default::default() }))
+        .send(Frame::Start(ExecRequest { command: vec!["sleep".to_owned()], ..Default::default() }))
         .await
         .unwrap();
     let response = session.exec(*TASK, body).await.unwrap();
@@ -565,6 +565,7 @@ async fn an_agent_finds_a_server_that_starts_late_and_servers_it_is_told_of() {
     // An older list changes nothing; a newer one without the second server ends that link.
     let older = Servers { version: 1, servers: vec![ServerEntry { addresses: vec![], ..second.entry() }] };
     session.push_servers(&older).await.unwrap();
+    assert_eq!(agent.home.read_servers().unwrap(), servers);
     servers.version += 1;
     servers.servers.pop();
     session.push_servers(&servers).await.unwrap();

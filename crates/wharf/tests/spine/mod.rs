@@ -451,6 +451,7 @@ impl Node for FakeNode {
         check(task)?;
         match request.command[0].as_str() {
             "cat" => Ok(Box::new(Cat { running: Running::one_of(&self.execs) })),
+            "sleep" => Ok(Box::new(Sleep { _running: Running::one_of(&self.execs) })),
             "break" => Ok(Box::new(Break)),
             other => Err(Refusal::new(Code::Invalid, format!("`{other}` is not in the image"))),
         }
@@ -503,6 +504,16 @@ impl Exec for Cat {
                 Some(_) => {}
             }
         }
+    }
+}
+/// Takes no notice of its input.
+struct Sleep {
+    _running: Running,
+}
+#[async_trait]
+impl Exec for Sleep {
+    async fn run(self: Box<Self>, _input: FrameReader, _output: &FrameSender) -> Result<(), Refusal> {
+        std::future::pending().await
     }
 }
 struct Break;

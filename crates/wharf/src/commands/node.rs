@@ -1,0 +1,231 @@
+//! `node …`: machines seen and changed.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use http::Method;
+use wharf_api::{transport::Client, v1};
+
+use crate::{
+    Exit,
+    cli::Global,
+    commands::{ago, confirm},
+    connect::{Cluster, query},
+    hint,
+    output::{Format, Output},
+};
+
+/// Look at machines and change them
+#[derive(Debug, clap::Args)]
+pub(crate) struct Node {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// List the machines of the cluster
+    #[command(visible_alias = "list", after_help = "Examples:\n  wharf node ls\n  wharf node ls --format json")]
+    Ls,
+    /// Show everything known of a machine
+    Inspect {
+        /// Name or id
+        #[arg(required = true)]
+        node: Vec<String>,
+    },
+    /// Move a machine's tasks elsewhere, and give it no new ones
+    #[command(after_help = "Examples:\n  wharf node drain worker-2\n  wharf node activate worker-2     let it take tasks again")]
+    Drain {
+        /// Name or id
+        node: String,
+        /// Return at once instead of waiting until it has no tasks
+        #[arg(long)]
+        detach: bool,
+        /// How long to wait, in seconds
+        #[arg(long, default_value_t = 300, value_name = "SECONDS", conflicts_with = "detach")]
+        timeout: u64,
+    },
+    /// Let a machine take tasks (again)
+    Activate {
+        /// Name or id
+        node: String,
+    },
+    /// Keep a machine's tasks, and give it no new ones
+    Pause {
+        /// Name or id
+        node: String,
+    },
+    /// Set or remove labels, or make it a gateway
+    #[command(after_help = "Examples:\n  wharf node label worker-1 zone=a disk=ssd\n  wharf node label worker-1 disk-          remove one\n  wharf node label worker-1 --gateway      published ports listen there, too")]
+    Label {
+        /// Name or id
+        node: String,
+        /// `KEY=VALUE` to set, `KEY-` to remove
+        labels: Vec<String>,
+        /// Published ports listen on it
+        #[arg(long, conflicts_with = "no_gateway")]
+        gateway: bool,
+        /// Published ports do not listen on it
+        #[arg(long)]
+        no_gateway: bool,
+    },
+    /// Remove a machine from the cluster for good: its certificate is revoked
+    Rm {
+        /// Name or id
+        node: String,
+        /// Also with tasks on it: they count as lost
+        #[arg(long)]
+        force: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+pub(crate) async fn run(args: Node, global: &Global, out: &Output) -> Result<Exit> {
+    let client = Cluster::dial(global).await?.client;
+    match args.verb {
+        Verb::Ls => ls(&client, out).await,
+        Verb::Inspect { node } => inspect(&client, &node, out).await,
+        Verb::Drain { node, detach, timeout } => drain(&client, &node, detach, timeout, out).await,
+        Verb::Activate { node } => set(&client, &node, "active", out).await,
+        Verb::Pause { node } => set(&client, &node, "pause", out).await,
+        Verb::Label { node, labels, gateway, no_gateway } => {
+            let gateway = (gateway || no_gateway).then_some(gateway);
+            label(&client, &node, &labels, gateway, out).await
+        }
+        Verb::Rm { node, force, yes } => rm(&client, &node, force, yes, out).await,
+    }
+}
+
+async fn ls(client: &Client, out: &Output) -> Result<Exit> {
+    let nodes: Vec<v1::Node> = client.get("/v1/nodes").await?;
+    let headers =
+        ["NAME", "STATE", "AVAILABILITY", "ROLES", "ADDRESS", "PLATFORM", "CPUS", "MEMORY", "TASKS", "ENGINE", "AGENT", "LABELS"];
+    out.list(&nodes, &headers, |node| {
+        let dash = || "-".to_owned();
+        vec![
+            node.name.clone(),
+            if node.state == "ready" { node.state.clone() } else { format!("{} ({})", node.state, ago(node.since)) },
+            node.availability.clone(),
+            node.roles.join(","),
+            node.address.clone().unwrap_or_else(dash),
+            node.platform.clone().unwrap_or_else(dash),
+            node.cpus.map_or_else(dash, |cpus| cpus.to_string()),
+            node.memory.map_or_else(dash, |memory| memory.to_string()),
+            node.tasks.to_string(),
+            node.engine_version.clone().unwrap_or_else(dash),
+            node.agent_version.clone().unwrap_or_else(dash),
+            node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(","),
+        ]
+    })?;
+    if nodes.is_empty() {
+        out.say("no machine has joined; `wharf token create` prints the line to run on one");
+    }
+    for node in nodes.iter().filter(|node| !node.reason.is_empty() && node.state != "ready") {
+        out.say(&format!("{}: {}", node.name, node.reason));
+    }
+    Ok(Exit::Done)
+}
+
+async fn get(client: &Client, node: &str) -> Result<v1::Node> {
+    Ok(client.get(&format!("/v1/nodes/{}", query(node))).await?)
+}
+
+async fn inspect(client: &Client, names: &[String], out: &Output) -> Result<Exit> {
+    let mut nodes = Vec::new();
+    for name in names {
+        nodes.push(get(client, name).await?);
+    }
+    out.json(&nodes)?;
+    Ok(Exit::Done)
+}
+
+async fn change(client: &Client, node: &str, change: &v1::NodeChange) -> Result<v1::Node> {
+    Ok(client.call(Method::PATCH, &format!("/v1/nodes/{}", query(node)), change).await?)
+}
+
+fn show(node: &v1::Node, sentence: &str, out: &Output) -> Result<()> {
+    match out.format {
+        Format::Json => out.json(node),
+        Format::Table => {
+            out.say(sentence);
+            Ok(())
+        }
+    }
+}
+
+async fn set(client: &Client, name: &str, availability: &str, out: &Output) -> Result<Exit> {
+    let wish = v1::NodeChange { availability: Some(availability.into()), ..v1::NodeChange::default() };
+    let node = change(client, name, &wish).await?;
+    show(&node, &format!("{} is {}", node.name, node.availability), out)?;
+    Ok(Exit::Done)
+}
+
+async fn drain(client: &Client, name: &str, detach: bool, timeout: u64, out: &Output) -> Result<Exit> {
+    let wish = v1::NodeChange { availability: Some("drain".into()), ..v1::NodeChange::default() };
+    let mut node = change(client, name, &wish).await?;
+    if detach {
+        show(&node, &format!("{} is draining its {} task(s)", node.name, node.tasks), out)?;
+        return Ok(Exit::Done);
+    }
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(timeout);
+    let mut said = usize::MAX;
+    while node.tasks > 0 {
+        if node.tasks != said {
+            out.say(&format!("{} has {} task(s) left", node.name, node.tasks));
+            said = node.tasks;
+        }
+        if tokio::time::Instant::now() >= deadline {
+            out.must_say(&format!("{} still has {} task(s) after {timeout} s", node.name, node.tasks));
+            let tasks: Vec<v1::Task> = client.get(&format!("/v1/tasks?node={}", query(&node.name))).await?;
+            for task in tasks {
+                let why = task.stop.map(|why| format!(", stopping: {why}")).unwrap_or_default();
+                out.must_say(&format!("  {} is {}{why}", task.name, task.status.phase));
+            }
+            out.must_say("hint: `wharf ps` of each app says what it is waiting for");
+            return Ok(Exit::NotYet);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        node = get(client, &node.id).await?;
+    }
+    show(&node, &format!("{} is drained: it has no tasks", node.name), out)?;
+    Ok(Exit::Done)
+}
+
+async fn label(client: &Client, name: &str, labels: &[String], gateway: Option<bool>, out: &Output) -> Result<Exit> {
+    if labels.is_empty() && gateway.is_none() {
+        bail!(crate::Usage("say what to change: `KEY=VALUE`, `KEY-`, `--gateway` or `--no-gateway`".into()));
+    }
+    let (mut set, mut remove) = (BTreeMap::new(), Vec::new());
+    for text in labels {
+        match (text.split_once('='), text.strip_suffix('-')) {
+            (Some((key, value)), _) if !key.is_empty() => {
+                set.insert(key.to_owned(), value.to_owned());
+            }
+            (None, Some(key)) if !key.is_empty() => remove.push(key.to_owned()),
+            _ => bail!(hint(format!("`{text}` is no label"), "write `KEY=VALUE` to set one and `KEY-` to remove one")),
+        }
+    }
+    let wish = v1::NodeChange { labels: set, remove_labels: remove, gateway, ..v1::NodeChange::default() };
+    let node = change(client, name, &wish).await?;
+    let labels: Vec<_> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let labels = if labels.is_empty() { "no labels".to_owned() } else { labels.join(", ") };
+    show(&node, &format!("{} ({}) has {labels}", node.name, node.roles.join(", ")), out)?;
+    Ok(Exit::Done)
+}
+
+async fn rm(client: &Client, name: &str, force: bool, yes: bool, out: &Output) -> Result<Exit> {
+    let node = get(client, name).await?;
+    if !yes {
+        out.say(&format!("- node {}: it is {}, has {} task(s), and will have to join anew to come back", node.name, node.state, node.tasks));
+        if !confirm("Remove it?")? {
+            out.say("nothing was changed");
+            return Ok(Exit::Failed);
+        }
+    }
+    let _nothing: Option<()> =
+        client.call(Method::DELETE, &format!("/v1/nodes/{}?force={force}", node.id), &()).await?;
+    out.say(&format!("{} was removed from the cluster; its certificate is good for nothing", node.name));
+    Ok(Exit::Done)
+}

@@ -1,0 +1,69 @@
+//! Speaking to a cluster as the context says.
+
+use anyhow::{Context as _, Result};
+use wharf_api::transport::{
+    CallError, Client, ServerAddress, Timing,
+    client::Dialer,
+    tls::{Anchor, Protocol, system_time},
+};
+use wharf_model::{AppKey, AppName, EnvironmentName};
+
+use crate::{cli::Global, context::Contexts};
+
+/// A cluster one has dialled.
+pub(crate) struct Cluster {
+    dialer: Dialer,
+    servers: Vec<ServerAddress>,
+    /// The connection.
+    pub(crate) client: Client,
+    /// The environment commands work in.
+    pub(crate) environment: EnvironmentName,
+}
+
+impl Cluster {
+    /// Dials the cluster that flags and contexts name.
+    pub(crate) async fn dial(global: &Global) -> Result<Self> {
+        let contexts = Contexts::load(&crate::commands::paths().contexts)?;
+        let (name, context) = contexts.pick(global.context.as_deref())?;
+        let anchor = Anchor::Authority(context.trust.clone());
+        let dialer =
+            Dialer::new(&anchor, Some(&context.identity), Protocol::Api, Timing::default(), system_time())
+                .with_context(|| format!("the context `{name}` is damaged"))?;
+        let client = dialer.dial(&context.servers).await.with_context(|| {
+            format!("cannot reach the cluster of context `{name}`")
+        })?;
+        let environment = global.environment.as_deref().or(context.environment.as_deref()).unwrap_or("default");
+        let environment = environment.parse()?;
+        Ok(Self { dialer, servers: context.servers.clone(), client, environment })
+    }
+
+    /// Another connection, after the first has broken.
+    pub(crate) async fn redial(&self) -> Result<Client> {
+        Ok(self.dialer.dial(&self.servers).await?)
+    }
+
+    /// The key of an app in the environment.
+    pub(crate) fn app(&self, name: AppName) -> AppKey {
+        AppKey { environment: self.environment.clone(), name }
+    }
+}
+
+/// The path of an app's resource.
+pub(crate) fn app_path(app: &AppKey, rest: &str) -> String {
+    format!("/v1/apps/{}/{}{rest}", app.environment, app.name)
+}
+
+/// Text as it may stand in the query of a URL (RFC 3986, section 3.4).
+pub(crate) fn query(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => char::from(byte).to_string(),
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}
+
+/// Whether an answer says that there is no such thing.
+pub(crate) fn is_not_found(error: &CallError) -> bool {
+    error.problem().is_some_and(|problem| problem.code == wharf_api::v1::Code::NotFound)
+}
