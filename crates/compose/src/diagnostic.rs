@@ -417,7 +417,12 @@ impl Report {
         });
         let mut unique: Vec<Diagnostic> = Vec::with_capacity(found.len());
         for diagnostic in found {
-            let same = |other: &&Diagnostic| **other == diagnostic;
+            // What several services share by an anchor or `extends` is wrong once, at its place.
+            let same = |other: &&Diagnostic| {
+                other.message == diagnostic.message
+                    && other.place == diagnostic.place
+                    && (other.place.is_some() || other.key == diagnostic.key)
+            };
             if unique.iter().rev().take(20).find(same).is_none() {
                 unique.push(diagnostic);
             }

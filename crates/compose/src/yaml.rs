@@ -40,6 +40,18 @@ struct Stop;
 struct Size {
     nodes: usize,
     text: usize,
+    /// Levels below it.
+    depth: usize,
+}
+impl Size {
+    fn scalar(text: usize) -> Self {
+        Self { nodes: 1, text, depth: 0 }
+    }
+    fn hold(&mut self, child: Self) {
+        self.nodes += child.nodes;
+        self.text += child.text;
+        self.depth = self.depth.max(child.depth + 1);
+    }
 }
 
 struct Reader<'a> {
@@ -142,15 +154,13 @@ impl<'a> Reader<'a> {
     ) -> Result<(Node, Size), Stop> {
         let place = self.span(&span);
         if depth > DEEPEST {
-            let message = format!("nested deeper than {DEEPEST} levels");
-            self.report.error(Complaint::Syntax, place, &Key::Root, message);
-            return Err(Stop);
+            return Err(self.too_deep(place));
         }
         let (anchor, mut node, size) = match event {
-            Event::Alias(anchor) => return self.alias(anchor, place, key),
+            Event::Alias(anchor) => return self.alias(anchor, place, key, depth),
             Event::Scalar(text, style, anchor, tag) => {
                 let tag = tag.map(|tag| (tag.handle.clone(), tag.suffix.clone()));
-                let size = Size { nodes: 1, text: text.len() };
+                let size = Size::scalar(text.len());
                 let node = self.scalar(&text, style, tag.as_ref(), place, key);
                 (anchor, node, size)
             }
@@ -172,7 +182,7 @@ impl<'a> Reader<'a> {
             | Event::DocumentStart(_)
             | Event::DocumentEnd
             | Event::SequenceEnd
-            | Event::MappingEnd => (0, Node::new(place, Value::Null), Size { nodes: 1, text: 0 }),
+            | Event::MappingEnd => (0, Node::new(place, Value::Null), Size::scalar(0)),
         };
         if node.tag == Tag::Reset {
             node.value = Value::Null;
@@ -184,7 +194,13 @@ impl<'a> Reader<'a> {
         Ok((node, size))
     }
 
-    fn alias(&mut self, anchor: usize, place: Span, key: &Key<'_>) -> Result<(Node, Size), Stop> {
+    fn alias(
+        &mut self,
+        anchor: usize,
+        place: Span,
+        key: &Key<'_>,
+        depth: usize,
+    ) -> Result<(Node, Size), Stop> {
         let Some((node, size)) = self.anchors.get(&anchor) else {
             self.report.error(
                 Complaint::Cycle,
@@ -194,9 +210,19 @@ impl<'a> Reader<'a> {
             );
             return Err(Stop);
         };
-        let (node, size) = (node.clone(), *size);
+        let size = *size;
+        if depth + size.depth > DEEPEST {
+            return Err(self.too_deep(place));
+        }
+        let node = node.clone();
         self.spend(size, place, key)?;
         Ok((node, size))
+    }
+
+    fn too_deep(&mut self, place: Span) -> Stop {
+        let message = format!("nested deeper than {DEEPEST} levels");
+        self.report.error(Complaint::Syntax, place, &Key::Root, message);
+        Stop
     }
 
     /// Counts what is copied; must be asked before the copy is used for another one.
@@ -214,14 +240,14 @@ impl<'a> Reader<'a> {
 
     fn sequence(&mut self, key: &Key<'_>, depth: usize) -> Result<(Vec<Node>, Size), Stop> {
         let mut items = Vec::new();
-        let mut size = Size { nodes: 1, text: 0 };
+        let mut size = Size::scalar(0);
         loop {
             let (event, span) = self.next()?;
             if matches!(event, Event::SequenceEnd) {
                 return Ok((items, size));
             }
             let (item, its) = self.node(event, span, &key.item(items.len()), depth + 1)?;
-            size = Size { nodes: size.nodes + its.nodes, text: size.text + its.text };
+            size.hold(its);
             items.push(item);
         }
     }
@@ -229,7 +255,7 @@ impl<'a> Reader<'a> {
     fn mapping(&mut self, key: &Key<'_>, depth: usize) -> Result<(Mapping, Size), Stop> {
         let mut mapping = Mapping::default();
         let mut merged: Option<Entry> = None;
-        let mut size = Size { nodes: 1, text: 0 };
+        let mut size = Size::scalar(0);
         loop {
             let (event, span) = self.next()?;
             if matches!(event, Event::MappingEnd) {
@@ -241,7 +267,8 @@ impl<'a> Reader<'a> {
             let (event, span) = self.next()?;
             let text = name.scalar_text().unwrap_or_default();
             let (value, its) = self.node(event, span, &key.field(&text), depth + 1)?;
-            size = Size { nodes: size.nodes + its.nodes + 1, text: size.text + its.text + text.len() };
+            size.hold(its);
+            size.hold(Size::scalar(text.len()));
             if name.as_str().is_none() {
                 self.illegal_key(&name, &text, place, key);
                 continue;
@@ -583,6 +610,11 @@ mod tests {
         assert!(complaints.contains("nested deeper"), "{complaints}");
         let (_, complaints) = read(&nested(5000));
         assert!(complaints.contains("recursion limit exceeded"), "{complaints}");
+        // Each line is shallow, but stands on the one before.
+        let nest = |n: usize| format!("a{}: &a{} [[[[[[[[[[*a{}]]]]]]]]]]\n", n + 1, n + 1, n);
+        let tower: String = (0..2000).map(nest).collect();
+        let (_, complaints) = read(&format!("a0: &a0 x\n{tower}"));
+        assert!(complaints.contains("nested deeper"), "{complaints}");
         let (_, complaints) = read("a: &a [*a]\n");
         assert!(complaints.contains("inside the value it refers to"), "{complaints}");
     }

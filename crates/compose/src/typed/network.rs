@@ -132,7 +132,7 @@ impl Typing<'_, '_> {
                     "ipv4_address" => {
                         let address = values::parsed(self.report(), value, &key, "an IPv4 address");
                         attachment.ipv4_address = address;
-                        if mode != (Mode::Replicated { replicas: 1 }) {
+                        if !matches!(mode, Mode::Replicated { replicas: 0 | 1 }) {
                             let message = "several tasks cannot have one address";
                             self.report()
                                 .error(Complaint::Conflict, value.key, &key, message)

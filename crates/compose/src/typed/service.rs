@@ -327,16 +327,15 @@ impl Typing<'_, '_> {
         let Some(entry) = service.entry("container_name") else { return };
         let key = key.field("container_name");
         let Some(name) = values::full_text(self.report(), entry, &key) else { return };
-        if spec.mode != (Mode::Replicated { replicas: 1 }) {
+        if !matches!(spec.mode, Mode::Replicated { replicas: 0 | 1 }) {
             self.report()
                 .unsupported(entry.key, &key, "several containers cannot have one name")
                 .hint("remove `container_name`; the service is found under its own name");
             return;
         }
         if spec.network_mode != NetworkMode::Networks {
-            self.report()
-                .unsupported(entry.key, &key, "the cluster names containers by their tasks")
-                .hint("remove `container_name`");
+            let message = "containers are named by their tasks, and without networks the name leads nowhere";
+            self.report().warn(Complaint::Note, entry.key, &key, message).hint("remove `container_name`");
             return;
         }
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');

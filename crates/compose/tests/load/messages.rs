@@ -674,3 +674,11 @@ fn every_problem_is_told_at_once() {
         ["services.a", "services.a.imag", "services.b.ports[0].target", "services.c.depends_on.d"]
     );
 }
+
+#[test]
+fn what_services_share_is_complained_about_once() {
+    let folder = Folder::with(
+        "x-common: &common\n  volumes_from: [db]\nservices:\n  a: {<<: *common, image: i}\n  b: {<<: *common, image: i}\n",
+    );
+    assert_eq!(folder.load().diagnostics.len(), 1);
+}
