@@ -105,7 +105,11 @@ fn endpoint(number: u8, port: u16) -> Endpoint {
 
 /// An endpoint that says its number, and then whatever it is told, until the end; then `!`.
 async fn echo(tasks: &Tasks, number: u8) -> Endpoint {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    echo_on(0, tasks, number).await
+}
+
+async fn echo_on(port: u16, tasks: &Tasks, number: u8) -> Endpoint {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.expect("loopback");
     let port = listener.local_addr().expect("an address").port();
     let group = tasks.clone();
     tasks.spawn("endpoint", async move {
@@ -189,23 +193,28 @@ async fn an_endpoint_that_does_not_take_a_connection_is_not_the_clients_concern(
     assert_eq!(fixture.counters().failures, 0);
 }
 
+/// An endpoint whose queue is full: it drops what comes, as a dead machine does. The listener can take the connections in the queue.
+async fn silent() -> (Endpoint, (std::net::TcpListener, Vec<TcpStream>)) {
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    full.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into()).expect("loopback");
+    full.listen(0).expect("it listens");
+    let listener = std::net::TcpListener::from(full);
+    let port = listener.local_addr().expect("an address").port();
+    let mut queue = Vec::new();
+    let connect = || timeout(Duration::from_millis(200), TcpStream::connect((Ipv4Addr::LOCALHOST, port)));
+    while let Ok(Ok(stream)) = connect().await {
+        queue.push(stream);
+    }
+    (endpoint(9, port), (listener, queue))
+}
+
 #[tokio::test]
 async fn an_endpoint_that_is_silent_costs_one_timeout() {
     let options = GatewayOptions { connect_timeout: Duration::from_millis(200), ..GatewayOptions::default() };
     let mut fixture = Fixture::new(Protocol::Tcp, options).await;
-    // A listener whose queue is full drops what comes, as a dead machine does.
-    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    full.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    full.listen(0).unwrap();
-    let port = full.local_addr().unwrap().as_socket().unwrap().port();
-    let mut fill = Vec::new();
-    while let Ok(Ok(stream)) =
-        timeout(Duration::from_millis(200), TcpStream::connect((Ipv4Addr::LOCALHOST, port))).await
-    {
-        fill.push(stream);
-    }
+    let (silent, _full) = silent().await;
     let web = echo(&fixture.tasks, 1).await;
-    fixture.publish(&[endpoint(9, port), web]).await;
+    fixture.publish(&[silent, web]).await;
     for _ in 0..2 {
         assert_eq!(fixture.who().await.unwrap(), 1);
     }
@@ -235,6 +244,58 @@ async fn a_connection_waits_for_the_endpoint_that_a_release_is_about_to_bring() 
     assert!(timeout(Duration::from_millis(50), waiting.read_u8()).await.is_err(), "it is kept");
     let web = echo(&fixture.tasks, 1).await;
     fixture.publish(&[web]).await;
+    assert_eq!(within(waiting.read_u8()).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_a_moment_late_is_asked_again() {
+    let mut fixture = Fixture::tcp().await;
+    let port = free_port().await;
+    fixture.publish(&[endpoint(9, port)]).await;
+    let mut waiting = fixture.connect().await.unwrap();
+    eventually("it was asked in vain", async || fixture.counters().retries > 0).await;
+    echo_on(port, &fixture.tasks, 9).await;
+    assert_eq!(within(waiting.read_u8()).await.unwrap(), 9);
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_goes_to_no_endpoint_of_a_route_that_is_gone() {
+    let options = GatewayOptions { hold: Duration::from_secs(1), ..GatewayOptions::default() };
+    let mut fixture = Fixture::new(Protocol::Tcp, options).await;
+    let port = free_port().await;
+    fixture.publish(&[endpoint(9, port)]).await;
+    let mut waiting = fixture.connect().await.unwrap();
+    eventually("it was asked in vain", async || fixture.counters().retries > 0).await;
+    fixture.apply(Vec::new()).await;
+    echo_on(port, &fixture.tasks, 9).await;
+    let error = within(waiting.read_u8()).await.expect_err("the route is gone");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+/// An acknowledged table promises that nothing new reaches what it does not have.
+#[tokio::test]
+async fn an_endpoint_that_left_while_it_was_being_connected_to_gets_nothing() {
+    let long = Duration::from_secs(8);
+    let options = GatewayOptions { hold: long, connect_timeout: long, ..GatewayOptions::default() };
+    let mut fixture = Fixture::new(Protocol::Tcp, options).await;
+    let (old, (listener, _queue)) = silent().await;
+    fixture.publish(&[old]).await;
+    let mut waiting = fixture.connect().await.unwrap();
+    // `02` is SYN-SENT.
+    let connecting = format!("0100007F:{:04X} 02", old.address.port());
+    let sockets = || std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    eventually("it is being connected to", async || sockets().contains(&connecting)).await;
+    let web = echo(&fixture.tasks, 1).await;
+    fixture.publish(&[web]).await;
+    // Makes room in its queue: the kernel's next attempt, within seconds, is taken.
+    listener.set_nonblocking(true).unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
+    let mut taken = Vec::new();
+    fixture.tasks.spawn("old endpoint", async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            taken.push(stream);
+        }
+    });
     assert_eq!(within(waiting.read_u8()).await.unwrap(), 1);
 }
 
