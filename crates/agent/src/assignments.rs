@@ -64,7 +64,10 @@ impl Assignments {
         let held = match fs::read(&path) {
             Ok(bytes) => {
                 let set: AssignmentSet = serde_json::from_slice(&bytes).map_err(|error| {
-                    io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged: {error}", path.display()))
+                    io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("{} is damaged: {error}", path.display()),
+                    )
                 })?;
                 // A node that was given a new identity has no use for its former work.
                 Some(Arc::new(set)).filter(|set| set.node == node)
@@ -159,7 +162,11 @@ mod tests {
         assert_eq!(held.accept(set(1, 7)), Ok(()), "the same again is no harm");
         let refused = held.accept(set(1, 6)).unwrap_err();
         assert_eq!(refused, Refused::Older { have: (1, Revision(7)), got: (1, Revision(6)) });
-        assert_eq!(held.accept(set(2, 1)), Ok(()), "a restored store counts from the beginning in a new epoch");
+        assert_eq!(
+            held.accept(set(2, 1)),
+            Ok(()),
+            "a restored store counts from the beginning in a new epoch"
+        );
         assert!(held.accept(set(1, 99)).is_err());
         let foreign = AssignmentSet { node: node(2), ..set(3, 1) };
         assert_eq!(held.accept(foreign), Err(Refused::OtherNode { have: node(1), want: node(2) }));

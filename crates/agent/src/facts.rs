@@ -47,7 +47,11 @@ impl Machine {
                 other => other,
             }
             .to_owned(),
-            cgroup_version: if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { 2 } else { 1 },
+            cgroup_version: if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+                2
+            } else {
+                1
+            },
             agent_version: agent_version.to_owned(),
         }
     }

@@ -24,8 +24,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
-    AssignmentSet, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, PullPolicy, Revision, RouteTable,
-    TaskAssignment, TaskId, Timestamp, VolumeId,
+    AssignmentSet, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, PullPolicy, Revision,
+    RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId,
 };
 use wharf_process::{Clock, Tasks, blocking, errors};
 
@@ -59,7 +59,8 @@ const USUAL_MTU: u32 = 1450;
 pub trait NetworkPlane: Send + Sync {
     /// Makes the kernel as these networks say, all of them and no others; answers what could not be done, by network.
     /// Called before containers on them start.
-    async fn prepare(&self, networks: &BTreeMap<NetworkId, NetworkAssignment>) -> BTreeMap<NetworkId, String>;
+    async fn prepare(&self, networks: &BTreeMap<NetworkId, NetworkAssignment>)
+    -> BTreeMap<NetworkId, String>;
     /// The largest packet of networks between nodes, if that is known.
     async fn mtu(&self) -> Option<u32>;
     /// Serves these names from now on; `sources` says which networks the tasks of this node are on.
@@ -72,7 +73,10 @@ pub trait NetworkPlane: Send + Sync {
 
 #[async_trait]
 impl NetworkPlane for KernelNetwork {
-    async fn prepare(&self, networks: &BTreeMap<NetworkId, NetworkAssignment>) -> BTreeMap<NetworkId, String> {
+    async fn prepare(
+        &self,
+        networks: &BTreeMap<NetworkId, NetworkAssignment>,
+    ) -> BTreeMap<NetworkId, String> {
         match Self::prepare(self, networks).await {
             Ok(pass) => pass.problems,
             Err(error) => {
@@ -82,7 +86,10 @@ impl NetworkPlane for KernelNetwork {
         }
     }
     async fn mtu(&self) -> Option<u32> {
-        Self::mtu(self).await.inspect_err(|error| tracing::warn!(error = errors::chain(error), "MTU not known")).ok()
+        Self::mtu(self)
+            .await
+            .inspect_err(|error| tracing::warn!(error = errors::chain(error), "MTU not known"))
+            .ok()
     }
     fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) {
         Self::publish(self, table, sources);
@@ -429,7 +436,9 @@ impl Inner {
         let before = std::mem::replace(&mut *self.engine.lock(), facts.clone());
         match (&before, &facts) {
             (Err(_), Ok(facts)) => tracing::info!(version = facts.engine.version, "engine answers"),
-            (Ok(_), Err(error)) => tracing::error!(%error, "engine does not answer; its containers are left alone"),
+            (Ok(_), Err(error)) => {
+                tracing::error!(%error, "engine does not answer; its containers are left alone")
+            }
             (Ok(_), Ok(_)) | (Err(_), Err(_)) => {}
         }
         self.report().await;
@@ -454,7 +463,9 @@ impl Inner {
         ports.extend(self.entry.iter().flat_map(|entry| entry.ports()));
         if let Some(set) = self.held() {
             for task in set.tasks.keys() {
-                ports.extend(self.reports.of(*task).iter().flat_map(|status| status.host_ports.values().copied()));
+                ports.extend(
+                    self.reports.of(*task).iter().flat_map(|status| status.host_ports.values().copied()),
+                );
             }
         }
         ports
@@ -514,9 +525,14 @@ impl Inner {
             match loops.get(id) {
                 Some(handle) => {
                     handle.orders.send_if_modified(|orders| {
-                        let known = *orders.task == *task && orders.from_disk == from_disk && orders.order == order;
+                        let known =
+                            *orders.task == *task && orders.from_disk == from_disk && orders.order == order;
                         if !known && !orders.forget {
-                            let task = if *orders.task == *task { Arc::clone(&orders.task) } else { Arc::new(task.clone()) };
+                            let task = if *orders.task == *task {
+                                Arc::clone(&orders.task)
+                            } else {
+                                Arc::new(task.clone())
+                            };
                             *orders = Orders { task, order, from_disk, forget: false };
                             return true;
                         }
@@ -540,7 +556,8 @@ impl Inner {
     ) -> Handle {
         let (sender, receiver) = watch::channel(orders);
         let nudge = Arc::new(Notify::new());
-        let running = TaskLoop::new(Arc::clone(&self.shared), receiver, Arc::clone(&nudge), stop.child_token());
+        let running =
+            TaskLoop::new(Arc::clone(&self.shared), receiver, Arc::clone(&nudge), stop.child_token());
         let inner = Arc::clone(self);
         let task = tasks.spawn(format!("task {}", task.name), async move {
             running.run().await;
@@ -553,7 +570,8 @@ impl Inner {
     /// Makes the set's networks ready and tells the loops; answers what could not be done.
     async fn prepare(&self, set: &AssignmentSet, unready: &BTreeMap<NetworkId, String>) -> Vec<String> {
         // Networks that the engine has, if it answers; those of the last pass that are unchanged are not asked about.
-        let present: BTreeSet<_> = self.runtime.list_networks().await.unwrap_or_default().into_iter().collect();
+        let present: BTreeSet<_> =
+            self.runtime.list_networks().await.unwrap_or_default().into_iter().collect();
         let mtu = self.plane.mtu().await.unwrap_or(USUAL_MTU);
         let before = Arc::clone(&self.prepared.borrow());
         let mut networks = BTreeMap::new();
@@ -561,7 +579,11 @@ impl Inner {
         for (id, network) in &set.networks {
             let local = match unready.get(id) {
                 Some(problem) => Err(RuntimeError::temporary(problem.clone())),
-                None => match before.networks.get(id).filter(|(known, _)| present.contains(id) && is_same(known, network)) {
+                None => match before
+                    .networks
+                    .get(id)
+                    .filter(|(known, _)| present.contains(id) && is_same(known, network))
+                {
                     Some((_, Ok(local))) => Ok(local.clone()),
                     Some((_, Err(_))) | None => self.runtime.ensure_network(network, mtu).await,
                 },
@@ -614,7 +636,9 @@ impl Inner {
         match removed.await {
             Ok(()) => self.shared.files.remove(container.task),
             // The next pass tries again.
-            Err(error) => tracing::warn!(container = container.name, %error, "unwanted container not removed"),
+            Err(error) => {
+                tracing::warn!(container = container.name, %error, "unwanted container not removed")
+            }
         }
         self.going.lock().remove(&container.id);
         self.wake.notify_one();
@@ -655,7 +679,8 @@ impl Inner {
 /// Whether the engine's network is the same for both; who else is on it does not matter to the engine.
 fn is_same(known: &NetworkAssignment, network: &NetworkAssignment) -> bool {
     let peers = Vec::new();
-    NetworkAssignment { peers: peers.clone(), ..known.clone() } == NetworkAssignment { peers, ..network.clone() }
+    NetworkAssignment { peers: peers.clone(), ..known.clone() }
+        == NetworkAssignment { peers, ..network.clone() }
 }
 
 /// Which networks each address of this node's tasks is on.

@@ -26,10 +26,16 @@ const SHOWN: usize = 400;
 pub type Outcome = Result<(), String>;
 
 /// Makes one check.
-pub async fn ask(probe: &Probe, address: Option<IpAddr>, runtime: &dyn Runtime, container: &ContainerId) -> Outcome {
+pub async fn ask(
+    probe: &Probe,
+    address: Option<IpAddr>,
+    runtime: &dyn Runtime,
+    container: &ContainerId,
+) -> Outcome {
     let check = async {
         let reach = |port: u16| {
-            let address = address.ok_or_else(|| "the task is on no network on which its node could reach it".to_owned());
+            let address = address
+                .ok_or_else(|| "the task is on no network on which its node could reach it".to_owned());
             address.map(|address| SocketAddr::new(address, port))
         };
         match &probe.kind {
@@ -57,7 +63,9 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
 async fn get(address: SocketAddr, path: &str) -> Outcome {
     let mut stream = connect(address).await?;
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: wharf-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: wharf-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    );
     let failed = |error: std::io::Error| format!("{address} broke off: {error}");
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
     let mut answer = Vec::new();
@@ -81,7 +89,9 @@ async fn get(address: SocketAddr, path: &str) -> Outcome {
             let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body).trim();
             Err(format!("GET {path} answered {code}{}{body}", if body.is_empty() { "" } else { ": " }))
         }
-        None if answer.is_empty() => Err(format!("GET {path}: {address} closed the connection without an answer")),
+        None if answer.is_empty() => {
+            Err(format!("GET {path}: {address} closed the connection without an answer"))
+        }
         None => Err(format!("GET {path}: {address} does not speak HTTP")),
     }
 }

@@ -56,8 +56,11 @@ fn find(text: &str, registry: &str) -> Option<Credentials> {
     let config: ConfigFile = serde_json::from_str(text)
         .inspect_err(|error| tracing::warn!(%error, "the file of registry logins is not readable"))
         .ok()?;
-    let bare = |key: &str| key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/').to_owned();
-    let (_, entry) = config.auths.into_iter().find(|(key, _)| key == registry || bare(key) == bare(registry))?;
+    let bare = |key: &str| {
+        key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/').to_owned()
+    };
+    let (_, entry) =
+        config.auths.into_iter().find(|(key, _)| key == registry || bare(key) == bare(registry))?;
     let decoded = base64::engine::general_purpose::STANDARD.decode(entry.auth).ok()?;
     let pair = String::from_utf8(decoded).ok()?;
     let (username, password) = pair.split_once(':').unwrap_or((&pair, ""));

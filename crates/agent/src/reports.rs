@@ -96,20 +96,21 @@ impl Reports {
     /// Everything that is known, [`Report::Synced`], then every change. Ends with the hub.
     pub fn subscribe(&self) -> impl Stream<Item = Report> + Send + 'static {
         let (state, latest) = (Arc::clone(&self.state), self.latest.subscribe());
-        let batches = stream::unfold((state, latest, 0, true), |(state, mut latest, seen, first)| async move {
-            if !first {
-                latest.changed().await.ok()?;
-            }
-            latest.mark_unchanged();
-            let (mut batch, newest) = {
-                let state = state.lock();
-                (state.since(seen), state.sequence)
-            };
-            if first {
-                batch.push(Report::Synced);
-            }
-            Some((stream::iter(batch), (state, latest, newest, false)))
-        });
+        let batches =
+            stream::unfold((state, latest, 0, true), |(state, mut latest, seen, first)| async move {
+                if !first {
+                    latest.changed().await.ok()?;
+                }
+                latest.mark_unchanged();
+                let (mut batch, newest) = {
+                    let state = state.lock();
+                    (state.since(seen), state.sequence)
+                };
+                if first {
+                    batch.push(Report::Synced);
+                }
+                Some((stream::iter(batch), (state, latest, newest, false)))
+            });
         batches.flatten()
     }
 
@@ -171,7 +172,11 @@ mod tests {
         hub.task(task(1), &status(Phase::Starting));
         hub.task(task(1), &status(Phase::Running));
         hub.task(task(2), &status(Phase::Accepted));
-        assert_eq!(now(&mut stream), [(task(1), Phase::Running)], "overtaken and unchanged reports are left out");
+        assert_eq!(
+            now(&mut stream),
+            [(task(1), Phase::Running)],
+            "overtaken and unchanged reports are left out"
+        );
     }
 
     #[test]

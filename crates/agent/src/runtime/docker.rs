@@ -18,16 +18,17 @@ use bollard::{
     container::LogOutput,
     errors::Error,
     models::{
-        ContainerInspectResponse, ContainerStateStatusEnum, ContainerStatsResponse, ContainerSummaryStateEnum,
-        CreateImageInfo, ExecConfig, HealthStatusEnum, Ipam, IpamConfig, Network, NetworkConnectRequest,
-        NetworkCreateRequest, SystemInfoCgroupVersionEnum, VolumeCreateRequest,
+        ContainerInspectResponse, ContainerStateStatusEnum, ContainerStatsResponse,
+        ContainerSummaryStateEnum, CreateImageInfo, ExecConfig, HealthStatusEnum, Ipam, IpamConfig, Network,
+        NetworkConnectRequest, NetworkCreateRequest, SystemInfoCgroupVersionEnum, VolumeCreateRequest,
     },
     query_parameters::{
-        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
-        KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
-        ListVolumesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder,
-        ResizeExecOptionsBuilder, StartContainerOptions, StatsOptionsBuilder, StopContainerOptionsBuilder,
-        TagImageOptionsBuilder, WaitContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
+        InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
+        ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
+        RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder, ResizeExecOptionsBuilder,
+        StartContainerOptions, StatsOptionsBuilder, StopContainerOptionsBuilder, TagImageOptionsBuilder,
+        WaitContainerOptionsBuilder,
     },
 };
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
@@ -41,9 +42,9 @@ use wharf_model::{
 use crate::network::docker_network_options;
 
 use super::{
-    Container, ContainerId, ContainerState, Credentials, EngineCheck, ExecControl, ExecRequest, ExecSession, Labels,
-    LocalImage, LocalNetwork, LocalVolume, LogFrame, LogQuery, LogSource, LogStream, NewContainer, ProgressSink,
-    Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats, container_name, exec,
+    Container, ContainerId, ContainerState, Credentials, EngineCheck, ExecControl, ExecRequest, ExecSession,
+    Labels, LocalImage, LocalNetwork, LocalVolume, LogFrame, LogQuery, LogSource, LogStream, NewContainer,
+    ProgressSink, Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats, container_name, exec,
     labels::{NETWORK, TASK, VOLUME},
     spec::{ApiVersion, container_config},
 };
@@ -196,7 +197,13 @@ impl DockerRuntime {
         gone_is_none(self.within(QUICK, "look for the image", docker.inspect_image(name)).await)
     }
 
-    async fn pull(&self, from: &str, tag: &str, credentials: Option<&Credentials>, progress: ProgressSink<'_>) -> Result<()> {
+    async fn pull(
+        &self,
+        from: &str,
+        tag: &str,
+        credentials: Option<&Credentials>,
+        progress: ProgressSink<'_>,
+    ) -> Result<()> {
         let docker = self.docker().await?;
         let options = CreateImageOptionsBuilder::default().from_image(from).tag(tag).build();
         let mut stream = docker.create_image(Some(options), None, credentials.map(docker_credentials));
@@ -235,7 +242,8 @@ impl DockerRuntime {
         let name = format!("{}:{}", reference.repository, reference.tag);
         if self.local_image(&name).await?.is_none() {
             let docker = self.docker().await?;
-            let options = TagImageOptionsBuilder::default().repo(reference.repository).tag(reference.tag).build();
+            let options =
+                TagImageOptionsBuilder::default().repo(reference.repository).tag(reference.tag).build();
             self.within(QUICK, "tag the image", docker.tag_image(id, Some(options))).await?;
         }
         Ok(())
@@ -244,7 +252,10 @@ impl DockerRuntime {
     /// The first local image among the ways in which this one may be known, the pinned ones first.
     async fn find(&self, image: &Image) -> Result<Option<LocalImage>> {
         let reference = Reference::parse(&image.reference);
-        let pinned = [image.digest.as_ref().map(|digest| format!("{}@{digest}", reference.repository)), image.id.clone()];
+        let pinned = [
+            image.digest.as_ref().map(|digest| format!("{}@{digest}", reference.repository)),
+            image.id.clone(),
+        ];
         let mut names: Vec<String> = pinned.into_iter().flatten().collect();
         if names.is_empty() {
             names.push(image.reference.clone());
@@ -265,7 +276,8 @@ impl DockerRuntime {
         here: bool,
         credentials: Option<&Credentials>,
     ) -> Result<Result<String, String>> {
-        let remembered = self.refusals.lock().get(reference).filter(|(at, _)| at.elapsed() < REFUSAL).cloned();
+        let remembered =
+            self.refusals.lock().get(reference).filter(|(at, _)| at.elapsed() < REFUSAL).cloned();
         if let Some((_, refused)) = remembered.filter(|_| here) {
             return Ok(Err(refused));
         }
@@ -305,6 +317,46 @@ impl DockerRuntime {
         let found = self.within(QUICK, "list volumes", docker.list_volumes(Some(options))).await?;
         let mut volumes = found.volumes.unwrap_or_default().into_iter();
         Ok(volumes.find(|volume| self.labels.volume(&volume.labels) == Some(id)))
+    }
+
+    async fn remove_engine_volume(&self, name: &str) -> Result<()> {
+        let docker = self.docker().await?;
+        let options = RemoveVolumeOptionsBuilder::default().build();
+        match timeout(SLOW, docker.remove_volume(name, Some(options))).await {
+            Ok(Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. })) => Ok(()),
+            Ok(Err(Error::DockerResponseServerError { status_code: 409, message })) => {
+                Err(RuntimeError::temporary(format!("the volume is in use: {message}")))
+            }
+            Ok(Err(error)) => Err(self.error("cannot remove the volume", error)),
+            Err(_elapsed) => {
+                Err(RuntimeError::unreachable("Docker Engine did not remove the volume in time"))
+            }
+        }
+    }
+
+    async fn volume_is_used(&self, name: &str) -> Result<bool> {
+        let docker = self.docker().await?;
+        let filters = HashMap::from([("volume".to_owned(), vec![name.to_owned()])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let users = self.within(QUICK, "list containers", docker.list_containers(Some(options))).await?;
+        Ok(!users.is_empty())
+    }
+
+    /// Removes entries of this cluster's volumes whose folder has been deleted.
+    async fn remove_leftovers(&self) -> Result<()> {
+        let docker = self.docker().await?;
+        let filters = HashMap::from([("label".to_owned(), vec![self.labels.filter()])]);
+        let options = ListVolumesOptionsBuilder::default().filters(&filters).build();
+        let found = self.within(QUICK, "list volumes", docker.list_volumes(Some(options))).await?;
+        for volume in found.volumes.unwrap_or_default() {
+            let ours = self.labels.volume(&volume.labels);
+            if let Some(id) = ours.filter(|id| is_prepared(&volume) && !self.volume_folder(*id).exists()) {
+                // One that still cannot go harms nobody.
+                let _ = self.remove_engine_volume(&volume.name).await;
+                tracing::debug!(volume = volume.name, %id, "entry of a deleted volume");
+            }
+        }
+        Ok(())
     }
 
     fn volume_folder(&self, id: VolumeId) -> PathBuf {
@@ -426,10 +478,9 @@ impl Runtime for DockerRuntime {
                 Err(_) => {}
             }
         }
-        let made = self
-            .ours(&name)
-            .await?
-            .ok_or_else(|| RuntimeError::temporary(format!("the container {name} was made, and is not there")))?;
+        let made = self.ours(&name).await?.ok_or_else(|| {
+            RuntimeError::temporary(format!("the container {name} was made, and is not there"))
+        })?;
         for (network, settings) in creation.connect {
             if !made.addresses.contains_key(&network) {
                 let request =
@@ -488,7 +539,9 @@ impl Runtime for DockerRuntime {
                 Err(RuntimeError::temporary(format!("cannot remove the container: {message}")))
             }
             Ok(Err(error)) => Err(self.error("cannot remove the container", error)),
-            Err(_elapsed) => Err(RuntimeError::unreachable("Docker Engine did not remove the container in time")),
+            Err(_elapsed) => {
+                Err(RuntimeError::unreachable("Docker Engine did not remove the container in time"))
+            }
         }
     }
 
@@ -499,7 +552,11 @@ impl Runtime for DockerRuntime {
         match stream.next().await {
             Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => {}
             Some(Err(error)) => return Err(self.error("cannot wait for the container", error)),
-            None => return Err(RuntimeError::unreachable("Docker Engine went away while a container was awaited")),
+            None => {
+                return Err(RuntimeError::unreachable(
+                    "Docker Engine went away while a container was awaited",
+                ));
+            }
         }
         match self.ours(container).await? {
             Some(Container { state: ContainerState::Exited { exit, .. }, .. }) => Ok(exit),
@@ -516,7 +573,8 @@ impl Runtime for DockerRuntime {
         let gone = || RuntimeError::not_found(format!("the container {container} is gone"));
         self.guard(container).await?.then_some(()).ok_or_else(gone)?;
         let found = self.inspect_typed(container).await?.ok_or_else(gone)?;
-        serde_json::to_value(found).map_err(|error| RuntimeError::fatal(format!("cannot pass on the answer: {error}")))
+        serde_json::to_value(found)
+            .map_err(|error| RuntimeError::fatal(format!("cannot pass on the answer: {error}")))
     }
 
     async fn list(&self) -> Result<Vec<Container>> {
@@ -558,7 +616,9 @@ impl Runtime for DockerRuntime {
         }
         let stream = docker.logs(&container.0, Some(options.build()));
         let frames = stream
-            .map(|item| item.map(read_frame).map_err(|error| meaning("the container's output broke off", error)))
+            .map(|item| {
+                item.map(read_frame).map_err(|error| meaning("the container's output broke off", error))
+            })
             // The engine is asked in whole seconds; what is too early or too late by less is left out here.
             .try_filter(move |frame| {
                 let wanted = frame.at.is_none_or(|at| {
@@ -597,7 +657,11 @@ impl Runtime for DockerRuntime {
         Ok(ExecSession { input: streams.input, output: streams.output, control: Arc::new(control) })
     }
 
-    async fn stats(&self, container: &ContainerId, follow: bool) -> Result<BoxStream<'static, Result<Stats>>> {
+    async fn stats(
+        &self,
+        container: &ContainerId,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Stats>>> {
         if !self.guard(container).await? {
             return Err(RuntimeError::not_found(format!("the container {container} is gone")));
         }
@@ -606,7 +670,8 @@ impl Runtime for DockerRuntime {
         let stream = docker.stats(&container.0, Some(options));
         Ok(stream
             .map(|item| {
-                item.map(|stats| read_stats(&stats)).map_err(|error| meaning("cannot measure the container", error))
+                item.map(|stats| read_stats(&stats))
+                    .map_err(|error| meaning("cannot measure the container", error))
             })
             .boxed())
     }
@@ -694,11 +759,15 @@ impl Runtime for DockerRuntime {
         let id = found.id.unwrap_or_default();
         match timeout(SLOW, docker.remove_network(&id)).await {
             Ok(Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. })) => Ok(()),
-            Ok(Err(Error::DockerResponseServerError { message, .. })) if message.contains("active endpoints") => {
+            Ok(Err(Error::DockerResponseServerError { message, .. }))
+                if message.contains("active endpoints") =>
+            {
                 Err(RuntimeError::temporary(format!("the network is in use: {message}")))
             }
             Ok(Err(error)) => Err(self.error("cannot remove the network", error)),
-            Err(_elapsed) => Err(RuntimeError::unreachable("Docker Engine did not remove the network in time")),
+            Err(_elapsed) => {
+                Err(RuntimeError::unreachable("Docker Engine did not remove the network in time"))
+            }
         }
     }
 
@@ -712,6 +781,7 @@ impl Runtime for DockerRuntime {
         if let Some(found) = self.volume_of(volume.id).await? {
             return Ok(LocalVolume { name: found.name });
         }
+        self.remove_leftovers().await?;
         let driver = volume.spec.driver.clone().unwrap_or_else(|| "local".to_owned());
         let options = if driver == "local" && volume.spec.driver_opts.is_empty() {
             let folder = self.volume_folder(volume.id);
@@ -748,17 +818,21 @@ impl Runtime for DockerRuntime {
 
     async fn remove_volume(&self, volume: VolumeId) -> Result<()> {
         if let Some(found) = self.volume_of(volume).await? {
-            let docker = self.docker().await?;
-            let options = RemoveVolumeOptionsBuilder::default().build();
-            match timeout(SLOW, docker.remove_volume(&found.name, Some(options))).await {
-                Ok(Ok(()) | Err(Error::DockerResponseServerError { status_code: 404, .. })) => {}
-                Ok(Err(Error::DockerResponseServerError { status_code: 409, message })) => {
-                    return Err(RuntimeError::temporary(format!("the volume is in use: {message}")));
+            match self.remove_engine_volume(&found.name).await {
+                Ok(()) => {}
+                // Docker Engine 20.10 miscounts mounts after a restart under live-restore, and then keeps the entry
+                // until it restarts once more. The data can go; the empty entry goes in `remove_leftovers`.
+                Err(error)
+                    if error.to_string().contains("active mounts")
+                        && is_prepared(&found)
+                        && !self.volume_is_used(&found.name).await? =>
+                {
+                    tracing::info!(
+                        volume = found.name,
+                        "engine keeps the entry of a volume whose data is deleted"
+                    );
                 }
-                Ok(Err(error)) => return Err(self.error("cannot remove the volume", error)),
-                Err(_elapsed) => {
-                    return Err(RuntimeError::unreachable("Docker Engine did not remove the volume in time"));
-                }
+                Err(error) => return Err(error),
             }
         }
         let folder = self.volume_folder(volume);
@@ -907,11 +981,21 @@ fn registry_error(what: &str, text: &str) -> RuntimeError {
     let lower = text.to_ascii_lowercase();
     let says = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     let message = format!("{what}: {text}");
-    if says(&["no such host", "timeout", "connection refused", "network is unreachable", "toomanyrequests", "eof", "i/o"]) {
+    if says(&[
+        "no such host",
+        "timeout",
+        "connection refused",
+        "network is unreachable",
+        "toomanyrequests",
+        "eof",
+        "i/o",
+    ]) {
         RuntimeError::temporary(message)
     } else if says(&["unauthorized", "denied", "authentication required", "no basic auth"]) {
-        RuntimeError::fatal(message).with_hint("check the image's name, or give the credentials of its registry")
-    } else if says(&["manifest unknown", "not found", "does not exist", "name unknown", "invalid reference"]) {
+        RuntimeError::fatal(message)
+            .with_hint("check the image's name, or give the credentials of its registry")
+    } else if says(&["manifest unknown", "not found", "does not exist", "name unknown", "invalid reference"])
+    {
         RuntimeError::fatal(message).with_hint("check the image's name and tag")
     } else if says(&["no matching manifest"]) {
         RuntimeError::fatal(message).with_hint("the image is not built for this node's platform: build it for it, or constrain the service to other nodes")
@@ -919,7 +1003,8 @@ fn registry_error(what: &str, text: &str) -> RuntimeError {
         RuntimeError::fatal(message)
             .with_hint("tell Docker Engine to trust the registry (`insecure-registries`, or its certificate under /etc/docker/certs.d)")
     } else if says(&["no space left"]) {
-        RuntimeError::temporary(message).with_hint("make room on the disk of Docker Engine: `docker image prune`")
+        RuntimeError::temporary(message)
+            .with_hint("make room on the disk of Docker Engine: `docker image prune`")
     } else {
         RuntimeError::temporary(message)
     }
@@ -927,7 +1012,9 @@ fn registry_error(what: &str, text: &str) -> RuntimeError {
 
 fn meaning(what: &str, error: Error) -> RuntimeError {
     match error {
-        Error::DockerResponseServerError { status_code, message } => server_error(what, status_code, &message),
+        Error::DockerResponseServerError { status_code, message } => {
+            server_error(what, status_code, &message)
+        }
         Error::SocketNotFoundError(socket) => {
             RuntimeError::unreachable(format!("{what}: there is no socket {socket}"))
                 .with_hint("install Docker Engine, or start it: `systemctl start docker`")
@@ -953,16 +1040,21 @@ fn server_error(what: &str, status: u16, text: &str) -> RuntimeError {
         // The container that has the address or the device is on its way out.
         RuntimeError::temporary(message)
     } else if says("port is already allocated") || says("bind: address already in use") {
-        RuntimeError::fatal(message).with_hint("something else on this node listens on that port: stop it, or publish another one")
-    } else if says("executable file not found") || says("no such file or directory: unknown") {
-        RuntimeError::fatal(message).with_hint("check `command` and `entrypoint`: the image has no such program")
-    } else if says("permission denied: unknown") {
-        RuntimeError::fatal(message).with_hint("check `command` and `entrypoint`: the program is not executable")
-    } else if says("bind source path does not exist") {
-        RuntimeError::fatal(message).with_hint("create that path on the node, or let `create_host_path: true` do it")
-    } else if says("overlaps with other one") || says("conflicts with network") {
         RuntimeError::fatal(message)
-            .with_hint("another Docker network on this node has these addresses: remove it, or choose another subnet")
+            .with_hint("something else on this node listens on that port: stop it, or publish another one")
+    } else if says("executable file not found") || says("no such file or directory: unknown") {
+        RuntimeError::fatal(message)
+            .with_hint("check `command` and `entrypoint`: the image has no such program")
+    } else if says("permission denied: unknown") {
+        RuntimeError::fatal(message)
+            .with_hint("check `command` and `entrypoint`: the program is not executable")
+    } else if says("bind source path does not exist") {
+        RuntimeError::fatal(message)
+            .with_hint("create that path on the node, or let `create_host_path: true` do it")
+    } else if says("overlaps with other one") || says("conflicts with network") {
+        RuntimeError::fatal(message).with_hint(
+            "another Docker network on this node has these addresses: remove it, or choose another subnet",
+        )
     } else if says("no space left") || status == 503 {
         RuntimeError::temporary(message)
     } else {
@@ -985,16 +1077,23 @@ async fn make_folder(folder: &Path) -> Result<()> {
 }
 
 fn is_as_asked(found: &Network, network: &NetworkAssignment) -> bool {
-    let config = found.ipam.as_ref().and_then(|ipam| ipam.config.as_ref()).and_then(|configs| configs.first());
+    let config =
+        found.ipam.as_ref().and_then(|ipam| ipam.config.as_ref()).and_then(|configs| configs.first());
     let (subnet, gateway) = (network.subnet.to_string(), network.gateway.to_string());
     config.is_some_and(|config| {
         config.subnet.as_ref() == Some(&subnet) && config.gateway.as_ref() == Some(&gateway)
     }) && found.internal.unwrap_or_default() == network.internal
 }
 
+/// Whether the data of a volume is in a folder that the agent prepared.
+fn is_prepared(volume: &bollard::models::Volume) -> bool {
+    volume.driver == "local" && volume.options.get("type").is_some_and(|kind| kind == "none")
+}
+
 fn read_image(found: bollard::models::ImageInspect) -> LocalImage {
     let check = found.config.and_then(|config| config.healthcheck).and_then(|check| check.test);
-    let has_healthcheck = check.is_some_and(|test| test.first().is_some_and(|kind| !kind.is_empty() && kind != "NONE"));
+    let has_healthcheck =
+        check.is_some_and(|test| test.first().is_some_and(|kind| !kind.is_empty() && kind != "NONE"));
     LocalImage { id: found.id.unwrap_or_default(), has_healthcheck }
 }
 
@@ -1037,7 +1136,9 @@ fn read_container(found: ContainerInspectResponse, task: TaskId) -> Result<Conta
             error: engine.error.unwrap_or_default(),
         },
         Some(ContainerStateStatusEnum::EMPTY) | None => {
-            return Err(RuntimeError::temporary(format!("the engine does not say what the container {id} does")));
+            return Err(RuntimeError::temporary(format!(
+                "the engine does not say what the container {id} does"
+            )));
         }
     };
     let settings = found.network_settings.unwrap_or_default();
@@ -1106,7 +1207,11 @@ fn parse_time(text: &str) -> Option<Timestamp> {
 fn read_stats(stats: &ContainerStatsResponse) -> Stats {
     let cpu = |stats: &Option<bollard::models::ContainerCpuStats>| {
         let stats = stats.as_ref()?;
-        Some((stats.cpu_usage.as_ref()?.total_usage?, stats.system_cpu_usage.unwrap_or_default(), stats.online_cpus))
+        Some((
+            stats.cpu_usage.as_ref()?.total_usage?,
+            stats.system_cpu_usage.unwrap_or_default(),
+            stats.online_cpus,
+        ))
     };
     let (total, system, online) = cpu(&stats.cpu_stats).unwrap_or_default();
     let before = cpu(&stats.precpu_stats).filter(|(_, system, _)| *system > 0);
@@ -1127,9 +1232,10 @@ fn read_stats(stats: &ContainerStatsResponse) -> Stats {
     };
     let disk = |op: &str| -> u64 {
         let entries = stats.blkio_stats.as_ref().and_then(|blkio| blkio.io_service_bytes_recursive.as_ref());
-        let of_op = entries.into_iter().flatten().filter(|entry| {
-            entry.op.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(op))
-        });
+        let of_op = entries
+            .into_iter()
+            .flatten()
+            .filter(|entry| entry.op.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(op)));
         of_op.filter_map(|entry| entry.value).sum()
     };
     Stats {

@@ -31,12 +31,16 @@ pub(super) struct Streams {
 /// Starts the prepared command and takes over its connection.
 pub(super) async fn start(socket: &Path, api: ApiVersion, id: &str, tty: bool) -> Result<Streams> {
     let failed = |error: &dyn std::error::Error| {
-        RuntimeError::unreachable(format!("cannot start the command: {}", wharf_process::errors::chain(error)))
+        RuntimeError::unreachable(format!(
+            "cannot start the command: {}",
+            wharf_process::errors::chain(error)
+        ))
     };
     let connecting = async {
         let stream = UnixStream::connect(socket).await.map_err(|error| failed(&error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| failed(&error))?;
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!("/v{api}/exec/{id}/start"))
@@ -153,6 +157,9 @@ mod tests {
     #[tokio::test]
     async fn a_terminal_may_print_any_byte() {
         let frames: Vec<_> = frames(&b"\x01\x02\0bell"[..], true).map(Result::unwrap).collect().await;
-        assert_eq!(frames.iter().map(|frame| &frame.bytes[..]).collect::<Vec<_>>().concat(), b"\x01\x02\0bell");
+        assert_eq!(
+            frames.iter().map(|frame| &frame.bytes[..]).collect::<Vec<_>>().concat(),
+            b"\x01\x02\0bell"
+        );
     }
 }

@@ -20,16 +20,17 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use wharf_model::{
-    EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, NetworkMode, PortSpec, Progress, PublishMode,
-    PullPolicy, TaskAssignment, TaskId, Timestamp, VolumeAssignment, VolumeId,
+    EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, NetworkMode, PortSpec, Progress,
+    PublishMode, PullPolicy, TaskAssignment, TaskId, Timestamp, VolumeAssignment, VolumeId,
 };
 use wharf_process::{Clock, Tasks};
 
 use self::process::{Process, Program};
 use super::{
     Container, ContainerId, ContainerState, Credentials, EngineCheck, ExecControl, ExecRequest, ExecSession,
-    LocalImage, LocalNetwork, LocalVolume, LogFrame, LogQuery, LogSource, LogStream, NewContainer, ProgressSink,
-    Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats, Surroundings, container_name,
+    LocalImage, LocalNetwork, LocalVolume, LogFrame, LogQuery, LogSource, LogStream, NewContainer,
+    ProgressSink, Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats, Surroundings,
+    container_name,
 };
 
 /// Events that a slow listener may fall behind; then its stream ends, as an engine's does.
@@ -290,7 +291,13 @@ impl Inner {
     }
 
     /// Runs an engine's health check for as long as the process runs.
-    async fn run_check(self: Arc<Self>, id: String, task: TaskAssignment, test: Vec<String>, mut changed: watch::Receiver<u64>) {
+    async fn run_check(
+        self: Arc<Self>,
+        id: String,
+        task: TaskAssignment,
+        test: Vec<String>,
+        mut changed: watch::Receiver<u64>,
+    ) {
         let spec = task.spec.healthcheck.clone().unwrap_or_default();
         let interval = spec.interval.map_or(Duration::from_secs(30), |interval| interval.duration());
         let retries = spec.retries.unwrap_or(3);
@@ -315,14 +322,18 @@ impl Inner {
             if !self.runs(&id) {
                 return;
             }
-            let program = Program::parse(test.get(1..).unwrap_or_default(), test.first().is_some_and(|kind| kind == "CMD-SHELL"));
+            let program = Program::parse(
+                test.get(1..).unwrap_or_default(),
+                test.first().is_some_and(|kind| kind == "CMD-SHELL"),
+            );
             let printed = Arc::new(Mutex::new(String::new()));
             let sink = Arc::clone(&printed);
             let log = move |_: LogSource, bytes: Bytes| {
                 sink.lock().push_str(&String::from_utf8_lossy(&bytes));
                 std::future::ready(())
             };
-            let exit = Process::new(false).run(&*self.clock, program, Box::pin(tokio::io::empty()), log).await;
+            let exit =
+                Process::new(false).run(&*self.clock, program, Box::pin(tokio::io::empty()), log).await;
             let output = printed.lock().trim_end().to_owned();
             failures = if exit.is_success() { 0 } else { failures + 1 };
             let forgiven = self.clock.monotonic().saturating_sub(started) < grace;
@@ -348,7 +359,9 @@ impl State {
     /// The key of a container by identifier or name.
     fn key(&self, container: &ContainerId) -> Result<Option<String>> {
         if self.foreign.contains_key(&container.0) {
-            return Err(RuntimeError::fatal(format!("the container `{container}` was not made by this cluster")));
+            return Err(RuntimeError::fatal(format!(
+                "the container `{container}` was not made by this cluster"
+            )));
         }
         if self.containers.contains_key(&container.0) {
             return Ok(Some(container.0.clone()));
@@ -458,12 +471,19 @@ impl Runtime for FakeRuntime {
                 state.images.insert(image.reference.clone(), found.clone());
                 Ok(read_local(&found))
             }
-            None => Err(RuntimeError::fatal(format!("this node does not have the image {}", image.reference))
-                .with_hint("it exists only on the nodes it was loaded on, or nowhere: load it here")),
+            None => {
+                Err(RuntimeError::fatal(format!("this node does not have the image {}", image.reference))
+                    .with_hint("it exists only on the nodes it was loaded on, or nowhere: load it here"))
+            }
         }
     }
 
-    async fn resolve_image(&self, reference: &str, policy: PullPolicy, _: Option<&Credentials>) -> Result<Image> {
+    async fn resolve_image(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        _: Option<&Credentials>,
+    ) -> Result<Image> {
         self.enter("resolve_image").await?;
         let state = self.inner.state.lock();
         let pinned = |image: &FakeImage, id: Option<String>| Image {
@@ -496,8 +516,11 @@ impl Runtime for FakeRuntime {
             if image.is_none() {
                 return Err(RuntimeError::not_found(format!("no such image: {}", surroundings.image_id)));
             }
-            if matches!(task.spec.network_mode, NetworkMode::Service(_)) && surroundings.network_of.is_none() {
-                return Err(RuntimeError::temporary("no task runs on this node whose network could be shared"));
+            if matches!(task.spec.network_mode, NetworkMode::Service(_)) && surroundings.network_of.is_none()
+            {
+                return Err(RuntimeError::temporary(
+                    "no task runs on this node whose network could be shared",
+                ));
             }
             state.made += 1;
             let id = hex::encode(state.made.to_be_bytes());
@@ -510,7 +533,11 @@ impl Runtime for FakeRuntime {
                 pid: 0,
                 check: None,
                 host_ports: BTreeMap::new(),
-                addresses: surroundings.networks.iter().map(|on| (on.network.clone(), on.address.into())).collect(),
+                addresses: surroundings
+                    .networks
+                    .iter()
+                    .map(|on| (on.network.clone(), on.address.into()))
+                    .collect(),
             };
             let entry = Entry {
                 task: task.clone(),
@@ -541,8 +568,10 @@ impl Runtime for FakeRuntime {
             let (program, check) = (program_of(&entry.task, image), check_of(&entry.task, image));
             let (name, task) = (entry.container.name.clone(), entry.task.clone());
             if let Some(missing) = program.missing {
-                return Err(RuntimeError::fatal(format!("cannot start the container: exec: {missing}: no such program"))
-                    .with_hint("check `command` and `entrypoint`"));
+                return Err(RuntimeError::fatal(format!(
+                    "cannot start the container: exec: {missing}: no such program"
+                ))
+                .with_hint("check `command` and `entrypoint`"));
             }
             state.note("start", &name);
             (id, program, check, task)
@@ -581,7 +610,8 @@ impl Runtime for FakeRuntime {
             let entry = &state.containers[&id];
             let Some(process) = entry.process.clone() else { return Ok(()) };
             let (name, changed) = (entry.container.name.clone(), entry.changed.subscribe());
-            let signal = entry.task.spec.container.stop_signal.clone().unwrap_or_else(|| "SIGTERM".to_owned());
+            let signal =
+                entry.task.spec.container.stop_signal.clone().unwrap_or_else(|| "SIGTERM".to_owned());
             process.signal(super::docker::signal_number(&signal)? as i32);
             state.note("stop", name);
             (process, changed, id)
@@ -684,14 +714,17 @@ impl Runtime for FakeRuntime {
                 LogSource::Stderr => query.stderr,
             };
             let at = frame.at.unwrap_or_default();
-            source && query.since.is_none_or(|since| at >= since) && query.until.is_none_or(|until| at <= until)
+            source
+                && query.since.is_none_or(|since| at >= since)
+                && query.until.is_none_or(|until| at <= until)
         };
         let first: Vec<LogFrame> = {
             let state = self.inner.state.lock();
             let logs = state.containers.get(&id).map(|entry| &entry.logs[..there]).unwrap_or_default();
-            let mut first: Vec<_> = logs.iter().filter(|frame| wanted(frame)).cloned().collect();
-            let skip = query.tail.map_or(0, |tail| first.len().saturating_sub(usize::try_from(tail).unwrap_or(usize::MAX)));
-            first.drain(..skip);
+            let skip = query
+                .tail
+                .map_or(0, |tail| logs.len().saturating_sub(usize::try_from(tail).unwrap_or(usize::MAX)));
+            let first: Vec<_> = logs.iter().skip(skip).filter(|frame| wanted(frame)).cloned().collect();
             first
         };
         let (sender, receiver) = mpsc::channel(PIECES);
@@ -747,7 +780,8 @@ impl Runtime for FakeRuntime {
         let (sender, receiver) = mpsc::channel(PIECES);
         let process = Process::new(false);
         let code = watch::Sender::new(None);
-        let exec = FakeExec { process: process.clone(), code: code.subscribe(), size: Mutex::new(request.size) };
+        let exec =
+            FakeExec { process: process.clone(), code: code.subscribe(), size: Mutex::new(request.size) };
         if let Some(missing) = &program.missing {
             let text = format!("exec: {missing}: no such file or directory\r\n");
             let frame = LogFrame { at: None, source: LogSource::Stdout, bytes: Bytes::from(text) };
@@ -770,7 +804,11 @@ impl Runtime for FakeRuntime {
         Ok(ExecSession { input: Box::pin(near), output, control: Arc::new(exec) })
     }
 
-    async fn stats(&self, container: &ContainerId, follow: bool) -> Result<BoxStream<'static, Result<Stats>>> {
+    async fn stats(
+        &self,
+        container: &ContainerId,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Stats>>> {
         self.enter("stats").await?;
         let id = self.inner.state.lock().existing(container)?;
         let inner = Arc::clone(&self.inner);
@@ -802,7 +840,8 @@ impl Runtime for FakeRuntime {
         self.enter("events").await?;
         let receiver = self.inner.events.lock().subscribe();
         let lost = |what: &str| RuntimeError::unreachable(format!("the engine's events broke off: {what}"));
-        let events = BroadcastStream::new(receiver).map(move |item| item.map_err(|error| lost(&error.to_string())));
+        let events =
+            BroadcastStream::new(receiver).map(move |item| item.map_err(|error| lost(&error.to_string())));
         let ended = futures::stream::once(std::future::ready(Err(lost("the engine closed the stream"))));
         Ok(events.chain(ended).boxed())
     }
@@ -824,7 +863,8 @@ impl Runtime for FakeRuntime {
         let mut state = self.inner.state.lock();
         let mut entries = state.containers.values();
         if entries.any(|entry| {
-            entry.container.state.is_running() && entry.task.attachments.iter().any(|on| on.network == network)
+            entry.container.state.is_running()
+                && entry.task.attachments.iter().any(|on| on.network == network)
         }) {
             return Err(RuntimeError::temporary("the network is in use"));
         }

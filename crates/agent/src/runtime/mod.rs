@@ -21,8 +21,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWrite;
 use wharf_model::{
-    EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, Progress, PullPolicy, TaskAssignment, TaskId,
-    Timestamp, VolumeAssignment, VolumeId, VolumeName,
+    EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, Progress, PullPolicy, TaskAssignment,
+    TaskId, Timestamp, VolumeAssignment, VolumeId, VolumeName,
 };
 
 pub use docker::{DockerOptions, DockerRuntime};
@@ -91,7 +91,8 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
     async fn exec(&self, container: &ContainerId, request: &ExecRequest) -> Result<ExecSession>;
 
     /// What a container uses: now, or again and again, about every second, until it stops.
-    async fn stats(&self, container: &ContainerId, follow: bool) -> Result<BoxStream<'static, Result<Stats>>>;
+    async fn stats(&self, container: &ContainerId, follow: bool)
+    -> Result<BoxStream<'static, Result<Stats>>>;
 
     /// What happens to this cluster's containers, from `since` (exclusive of nothing: an event may come twice). The
     /// stream ends with an error when the engine goes; whoever listens lists, and subscribes again.
@@ -301,7 +302,7 @@ pub struct EngineCheck {
 pub struct LogQuery {
     /// Go on with what comes.
     pub follow: bool,
-    /// Only the last so many lines of what there is.
+    /// Only the last so many lines of what there is; lines of both outputs count, whichever are wanted.
     pub tail: Option<u64>,
     /// Not before.
     pub since: Option<Timestamp>,

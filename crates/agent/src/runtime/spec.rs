@@ -7,14 +7,15 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings, HealthConfig, HostConfig,
-    HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions, MountBindOptionsPropagationEnum,
-    MountTmpfsOptions, MountType, MountVolumeOptions, NetworkingConfig, PortBinding, ResourcesBlkioWeightDevice,
-    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum, ThrottleDevice,
+    ContainerCreateBody, DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings, HealthConfig,
+    HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
+    MountBindOptionsPropagationEnum, MountTmpfsOptions, MountType, MountVolumeOptions, NetworkingConfig,
+    PortBinding, ResourcesBlkioWeightDevice, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    ThrottleDevice,
 };
 use wharf_model::{
-    Blkio, ContainerSpec, Cpus, Healthcheck, Millis, MountSource, MountSpec, NetworkMode, PortSpec, PublishMode,
-    ResourceSet, Resources, ServiceSpec, TaskAssignment, mac_for,
+    Blkio, ContainerSpec, Cpus, Healthcheck, Millis, MountSource, MountSpec, NetworkMode, PortSpec,
+    PublishMode, ResourceSet, Resources, ServiceSpec, TaskAssignment, mac_for,
 };
 
 use super::{Connection, Labels, Result, RuntimeError, Surroundings};
@@ -110,7 +111,10 @@ pub fn container_config(
             network_mode: Some(engine_network_mode(network_mode, surroundings)?),
             port_bindings: port_bindings(ports),
             // The engine never starts anything by itself: after a reboot the agent first asks who owns the work.
-            restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+            restart_policy: Some(RestartPolicy {
+                name: Some(RestartPolicyNameEnum::NO),
+                maximum_retry_count: None,
+            }),
             ..HostConfig::default()
         }),
         ..ContainerCreateBody::default()
@@ -194,8 +198,7 @@ fn fill_container(
 
     body.cmd.clone_from(command);
     // Docker clears the image's entry point for a list with one empty string; an empty list would leave it.
-    body.entrypoint =
-        entrypoint.clone().map(|list| if list.is_empty() { vec![String::new()] } else { list });
+    body.entrypoint = entrypoint.clone().map(|list| if list.is_empty() { vec![String::new()] } else { list });
     body.env = filled(environment.iter().map(|(key, value)| match value {
         Some(value) => format!("{key}={value}"),
         // Without `=`, Docker takes the variable out of the image's own.
@@ -237,7 +240,9 @@ fn fill_container(
         None => None,
         Some("host") => Some(HostConfigCgroupnsModeEnum::HOST),
         Some("private") => Some(HostConfigCgroupnsModeEnum::PRIVATE),
-        Some(other) => return Err(RuntimeError::fatal(format!("`cgroup: {other}` is neither `host` nor `private`"))),
+        Some(other) => {
+            return Err(RuntimeError::fatal(format!("`cgroup: {other}` is neither `host` nor `private`")));
+        }
     };
     host.cgroup_parent.clone_from(cgroup_parent);
     host.shm_size = shm_size.map(|size| signed(size.0));
@@ -272,15 +277,24 @@ fn fill_container(
 }
 
 fn fill_blkio(host: &mut HostConfig, blkio: &Blkio) {
-    let Blkio { weight, weight_device, device_read_bps, device_write_bps, device_read_iops, device_write_iops } =
-        blkio;
+    let Blkio {
+        weight,
+        weight_device,
+        device_read_bps,
+        device_write_bps,
+        device_read_iops,
+        device_write_iops,
+    } = blkio;
     let throttle = |rates: &BTreeMap<String, u64>| {
-        filled(rates.iter().map(|(path, rate)| ThrottleDevice { path: Some(path.clone()), rate: Some(signed(*rate)) }))
+        filled(
+            rates
+                .iter()
+                .map(|(path, rate)| ThrottleDevice { path: Some(path.clone()), rate: Some(signed(*rate)) }),
+        )
     };
     host.blkio_weight = *weight;
-    host.blkio_weight_device = filled(weight_device.iter().map(|(path, weight)| ResourcesBlkioWeightDevice {
-        path: Some(path.clone()),
-        weight: Some(usize::from(*weight)),
+    host.blkio_weight_device = filled(weight_device.iter().map(|(path, weight)| {
+        ResourcesBlkioWeightDevice { path: Some(path.clone()), weight: Some(usize::from(*weight)) }
     }));
     host.blkio_device_read_bps = throttle(device_read_bps);
     host.blkio_device_write_bps = throttle(device_write_bps);
@@ -295,8 +309,10 @@ fn fill_resources(host: &mut HostConfig, resources: &Resources, container: &Cont
     // reservation of processes has no meaning to an engine.
     let ResourceSet { cpus: _, memory: reserved_memory, pids: _ } = reservations;
     if cpus.is_some() && (container.cpu_quota.is_some() || container.cpu_period.is_some()) {
-        return Err(RuntimeError::fatal("a limit of `cpus` and `cpu_quota` or `cpu_period` exclude each other")
-            .with_hint("use one of the two in the Compose file"));
+        return Err(RuntimeError::fatal(
+            "a limit of `cpus` and `cpu_quota` or `cpu_period` exclude each other",
+        )
+        .with_hint("use one of the two in the Compose file"));
     }
     host.nano_cpus = cpus.map(|cpus: Cpus| signed(cpus.nano()));
     host.memory = memory.map(|bytes| signed(bytes.0));
@@ -330,7 +346,11 @@ fn health_config(check: &Healthcheck, api: ApiVersion) -> Result<HealthConfig> {
 
 /// What goes into `mounts` and what only the older form `source:target:options` can say: relabelling for SELinux, and
 /// making a missing folder before API 1.42.
-fn split_mounts(specs: &[MountSpec], surroundings: &Surroundings, api: ApiVersion) -> Result<(Vec<Mount>, Vec<String>)> {
+fn split_mounts(
+    specs: &[MountSpec],
+    surroundings: &Surroundings,
+    api: ApiVersion,
+) -> Result<(Vec<Mount>, Vec<String>)> {
     let (mut mounts, mut binds) = (Vec::new(), Vec::new());
     for MountSpec { source, target, read_only } in specs {
         let mount = Mount { target: Some(target.clone()), read_only: Some(*read_only), ..Mount::default() };
@@ -470,7 +490,11 @@ pub fn mac_text(mac: [u8; 6]) -> String {
 }
 
 /// The node answers DNS on each of its bridges; one that shares another's network has that one's resolver.
-fn name_servers(own: &[std::net::IpAddr], task: &TaskAssignment, surroundings: &Surroundings) -> Option<Vec<String>> {
+fn name_servers(
+    own: &[std::net::IpAddr],
+    task: &TaskAssignment,
+    surroundings: &Surroundings,
+) -> Option<Vec<String>> {
     if !own.is_empty() {
         return filled(own.iter().map(ToString::to_string));
     }
@@ -496,7 +520,8 @@ fn host_name(task: &str) -> String {
 
 fn exposed(ports: &[PortSpec], expose: &[String]) -> Option<Vec<String>> {
     let published = ports.iter().map(|port| format!("{}/{}", port.target, port.protocol.as_str()));
-    let said = expose.iter().map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") });
+    let said =
+        expose.iter().map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") });
     let all: std::collections::BTreeSet<_> = published.chain(said).collect();
     filled(all)
 }

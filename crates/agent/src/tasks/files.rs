@@ -57,7 +57,12 @@ impl FileFolders {
     ///
     /// # Errors
     /// If a file cannot be written, or its content is not known.
-    pub fn write(&self, task: TaskId, files: &[FileAssignment], forgotten: bool) -> Result<Vec<FileBind>, FileError> {
+    pub fn write(
+        &self,
+        task: TaskId,
+        files: &[FileAssignment],
+        forgotten: bool,
+    ) -> Result<Vec<FileBind>, FileError> {
         let one = |(index, file): (usize, &FileAssignment)| {
             let what = if file.secret { "secret" } else { "config" };
             let folder = self.folder(file.secret).join(task.to_string());
@@ -69,9 +74,11 @@ impl FileFolders {
                 }
             } else {
                 let ready = if file.secret { self.ensure_memory() } else { Ok(()) };
-                ready
-                    .and_then(|()| write_file(&folder, &path, file))
-                    .map_err(|source| FileError::Write { what, name, source })?;
+                ready.and_then(|()| write_file(&folder, &path, file)).map_err(|source| FileError::Write {
+                    what,
+                    name,
+                    source,
+                })?;
             }
             Ok(FileBind { source: path.to_string_lossy().into_owned(), target: file.mount.target.clone() })
         };
@@ -161,7 +168,11 @@ mod tests {
 
         let before = meta(&binds[0]).ino();
         let stripped = [file(true, "", Some(0o400)), files[1].clone()];
-        assert_eq!(folders.write(task, &stripped, true).unwrap(), binds, "a restarted agent finds it in memory");
+        assert_eq!(
+            folders.write(task, &stripped, true).unwrap(),
+            binds,
+            "a restarted agent finds it in memory"
+        );
         folders.write(task, &files, false).unwrap();
         assert_eq!(meta(&binds[0]).ino(), before, "what is right is not touched");
 

@@ -26,8 +26,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
-    Exit, Health, NetworkAssignment, NetworkId, NetworkMode, Phase, Protocol, Revision, TaskAssignment, TaskId,
-    TaskStatus, Timestamp, VolumeAssignment, VolumeId,
+    Exit, Health, NetworkAssignment, NetworkId, NetworkMode, Phase, Protocol, Revision, TaskAssignment,
+    TaskId, TaskStatus, Timestamp, VolumeAssignment, VolumeId,
 };
 use wharf_process::{Backoff, Clock, blocking};
 
@@ -41,8 +41,8 @@ use crate::{
     registry::RegistryLogins,
     reports::Reports,
     runtime::{
-        Connection, Container, ContainerId, ContainerState, LocalImage, LocalNetwork, LogQuery, NewContainer, Result,
-        Runtime, RuntimeError, Surroundings, container_name, spec::DEFAULT_GRACE,
+        Connection, Container, ContainerId, ContainerState, LocalImage, LocalNetwork, LogQuery, NewContainer,
+        Result, Runtime, RuntimeError, Surroundings, container_name, spec::DEFAULT_GRACE,
     },
 };
 
@@ -215,7 +215,8 @@ impl TaskLoop {
         if orders.forget {
             return self.forget(orders, container).await;
         }
-        let step = next_step(orders.task.target, self.status.phase, container.as_ref().map(|found| &found.state));
+        let step =
+            next_step(orders.task.target, self.status.phase, container.as_ref().map(|found| &found.state));
         tracing::debug!(?step, phase = %self.status.phase, "task looked at");
         match (step, container) {
             (Step::Make, _) => self.make(orders).await,
@@ -233,7 +234,9 @@ impl TaskLoop {
                 Ok(Turn::Again)
             }
             // A step on a container is only decided when there is one.
-            (Step::Rest | Step::Watch | Step::Conclude | Step::Stop | Step::Remove, _) => Ok(Turn::Wait(Duration::MAX)),
+            (Step::Rest | Step::Watch | Step::Conclude | Step::Stop | Step::Remove, _) => {
+                Ok(Turn::Wait(Duration::MAX))
+            }
         }
     }
 
@@ -241,7 +244,11 @@ impl TaskLoop {
     async fn wait(&mut self, pause: Duration) -> Result<(), ()> {
         let shared = Arc::clone(&self.shared);
         let sleep = async move {
-            if pause == Duration::MAX { std::future::pending().await } else { shared.clock.sleep(pause).await }
+            if pause == Duration::MAX {
+                std::future::pending().await
+            } else {
+                shared.clock.sleep(pause).await
+            }
         };
         tokio::select! {
             biased;
@@ -341,7 +348,8 @@ impl TaskLoop {
         }
         let (shared, wanted) = (Arc::clone(&self.shared), orders.clone());
         let files =
-            blocking(move || shared.files.write(wanted.task.id, &wanted.task.files, wanted.from_disk)).await?;
+            blocking(move || shared.files.write(wanted.task.id, &wanted.task.files, wanted.from_disk))
+                .await?;
         let image_id = image.id.clone();
         self.image = Some(image);
         Ok(Surroundings { image_id, networks, volumes, files, network_of })
@@ -351,12 +359,15 @@ impl TaskLoop {
     async fn node_is_ready(&self, order: Order) -> Result<Arc<Prepared>> {
         let mut prepared = self.shared.prepared.clone();
         let ready = prepared.wait_for(|prepared| prepared.order >= order).await;
-        ready.map(|ready| Arc::clone(&ready)).map_err(|_closed| RuntimeError::temporary("the agent is stopping"))
+        ready
+            .map(|ready| Arc::clone(&ready))
+            .map_err(|_closed| RuntimeError::temporary("the agent is stopping"))
     }
 
     async fn network_of(&self, task: &TaskAssignment, prepared: &Prepared) -> Result<Option<ContainerId>> {
         let Some(other) = task.network_of else { return Ok(None) };
-        let waiting = || RuntimeError::temporary(format!("waiting for {other}, whose network it shares, to run here"));
+        let waiting =
+            || RuntimeError::temporary(format!("waiting for {other}, whose network it shares, to run here"));
         let (container, _) = prepared.siblings.get(&other).ok_or_else(waiting)?;
         let found = self.shared.runtime.inspect(container).await?.ok_or_else(waiting)?;
         found.state.is_running().then_some(Some(found.id)).ok_or_else(waiting)
@@ -365,7 +376,8 @@ impl TaskLoop {
     async fn image(&mut self, task: &TaskAssignment) -> Result<LocalImage> {
         let shared = Arc::clone(&self.shared);
         let image = &task.image;
-        let key = image.digest.clone().or_else(|| image.id.clone()).unwrap_or_else(|| image.reference.clone());
+        let key =
+            image.digest.clone().or_else(|| image.id.clone()).unwrap_or_else(|| image.reference.clone());
         self.say(&format!("waiting for its turn to pull {}", image.reference));
         // One pulls, the others of the same image then find it there.
         let one = Arc::clone(shared.pulling.lock().entry(key).or_default());

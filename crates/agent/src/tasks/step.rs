@@ -79,7 +79,11 @@ mod tests {
         assert_eq!(stop(Phase::Stopping, Some(&exited())), Step::Remove);
         assert_eq!(stop(Phase::Stopping, None), Step::Stopped);
         assert_eq!(stop(Phase::Pending, None), Step::Stopped);
-        assert_eq!(next_step(Target::Run, Phase::Stopping, Some(&RUNNING)), Step::Stop, "it is never taken back");
+        assert_eq!(
+            next_step(Target::Run, Phase::Stopping, Some(&RUNNING)),
+            Step::Stop,
+            "it is never taken back"
+        );
     }
 
     #[test]

@@ -105,7 +105,9 @@ fn statement(text: &str) -> Option<Operation> {
             let end = if word == "echo" { "\n" } else { "" };
             Operation::Print(source, Bytes::from(format!("{text}{end}")))
         }
-        "sleep" => Operation::Sleep(Duration::try_from_secs_f64(rest.parse().unwrap_or(1.0)).unwrap_or_default()),
+        "sleep" => {
+            Operation::Sleep(Duration::try_from_secs_f64(rest.parse().unwrap_or(1.0)).unwrap_or_default())
+        }
         "exit" => Operation::Exit(rest.parse().unwrap_or(0)),
         "true" => Operation::Status(0),
         "false" => Operation::Status(1),
