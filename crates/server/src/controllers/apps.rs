@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wharf_engine::{Decision, Ids, decide};
+use wharf_engine::{Decision, Ids, Waiting, decide};
 use wharf_model::{AppKey, Timestamp};
 
 use super::Controller;
@@ -17,6 +17,8 @@ pub struct Apps {
     pending: BTreeSet<AppKey>,
     /// When apps have to be decided although nothing changes.
     timers: BTreeMap<AppKey, Timestamp>,
+    /// Apps with tasks that no node has room for: whatever another app gives up may be what they wait for.
+    crowded: BTreeSet<AppKey>,
     all: bool,
 }
 
@@ -26,7 +28,11 @@ impl Controller for Apps {
     }
 
     fn prepare(&mut self, state: &State, full: bool) {
-        self.pending.append(&mut state.take_dirty());
+        let mut dirty = state.take_dirty();
+        if !dirty.is_empty() {
+            self.pending.append(&mut self.crowded);
+        }
+        self.pending.append(&mut dirty);
         self.all |= full;
     }
 
@@ -43,6 +49,9 @@ impl Controller for Apps {
                 // Decided again once this is committed, or refused.
                 self.pending.insert(app);
                 return decision;
+            }
+            if decision.waiting.iter().any(Waiting::is_for_room) {
+                self.crowded.insert(app.clone());
             }
             if let Some(at) = decision.wake_at {
                 self.timers.insert(app, at);
