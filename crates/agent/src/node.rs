@@ -437,7 +437,7 @@ impl Inner {
         match (&before, &facts) {
             (Err(_), Ok(facts)) => tracing::info!(version = facts.engine.version, "engine answers"),
             (Ok(_), Err(error)) => {
-                tracing::error!(%error, "engine does not answer; its containers are left alone")
+                tracing::error!(%error, "engine does not answer; its containers are left alone");
             }
             (Ok(_), Ok(_)) | (Err(_), Err(_)) => {}
         }
@@ -637,7 +637,7 @@ impl Inner {
             Ok(()) => self.shared.files.remove(container.task),
             // The next pass tries again.
             Err(error) => {
-                tracing::warn!(container = container.name, %error, "unwanted container not removed")
+                tracing::warn!(container = container.name, %error, "unwanted container not removed");
             }
         }
         self.going.lock().remove(&container.id);

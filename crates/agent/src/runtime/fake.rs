@@ -735,8 +735,11 @@ impl Runtime for FakeRuntime {
                     return;
                 }
             }
+            if !query.follow {
+                return;
+            }
             let mut next = there;
-            while query.follow {
+            loop {
                 let (new, runs) = {
                     let state = inner.state.lock();
                     let Some(entry) = state.containers.get(&id) else { return };

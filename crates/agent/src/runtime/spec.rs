@@ -560,3 +560,243 @@ fn signed(number: u64) -> i64 {
 fn whole_seconds(time: Millis) -> i64 {
     signed(time.0.div_ceil(1000))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use wharf_model::{Bytes, Probe, ProbeKind, Protocol, Slot};
+
+    use super::*;
+    use crate::runtime::{FileBind, contract::sample_task};
+
+    const OLD: ApiVersion = ApiVersion::OLDEST;
+    const NEW: ApiVersion = ApiVersion { major: 1, minor: 52 };
+
+    fn made(task: &TaskAssignment, surroundings: &Surroundings, api: ApiVersion) -> Creation {
+        container_config(task, surroundings, &Labels::new("c1"), api).unwrap()
+    }
+    fn on(name: &str, last: u8) -> Connection {
+        Connection {
+            network: name.to_owned(),
+            address: Ipv4Addr::new(10, 0, 0, last),
+            gateway: Ipv4Addr::new(10, 0, 0, 1),
+        }
+    }
+    fn plain() -> Surroundings {
+        Surroundings {
+            image_id: "sha256:ab".to_owned(),
+            networks: vec![on("front", 5), on("back", 6)],
+            ..Surroundings::default()
+        }
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert!(ApiVersion::parse("1.9").unwrap() < ApiVersion::parse("1.41").unwrap());
+        assert_eq!(ApiVersion::parse("one"), None);
+    }
+
+    #[test]
+    fn a_plain_task_never_restarts_by_itself_and_asks_its_nodes_dns() {
+        let mut task = sample_task(1, "web", "img");
+        task.slot = Slot(2);
+        let body = made(&task, &plain(), OLD).body;
+        let host = body.host_config.unwrap();
+        assert_eq!(host.restart_policy.unwrap().name, Some(RestartPolicyNameEnum::NO));
+        assert_eq!(
+            (host.dns, host.network_mode.as_deref()),
+            (Some(vec!["10.0.0.1".to_owned()]), Some("front"))
+        );
+        assert_eq!(
+            (body.image.as_deref(), body.hostname.as_deref()),
+            (Some("sha256:ab"), Some("shop-web-1"))
+        );
+        assert_eq!(body.stop_timeout, Some(10));
+        let labels = body.labels.unwrap();
+        for (key, value) in [
+            ("wharf.cluster", "c1"),
+            ("wharf.environment", "test"),
+            ("wharf.slot", "2"),
+            ("com.docker.compose.project", "shop"),
+            ("com.docker.compose.service", "web"),
+            ("com.docker.compose.container-number", "2"),
+        ] {
+            assert_eq!(labels.get(key).map(String::as_str), Some(value), "{key}");
+        }
+    }
+
+    #[test]
+    fn labels_of_a_file_cannot_claim_to_be_ours() {
+        let mut task = sample_task(1, "web", "img");
+        task.spec.container.labels =
+            BTreeMap::from([("wharf.task".into(), "x".into()), ("a".into(), "b".into())]);
+        let labels = made(&task, &plain(), OLD).body.labels.unwrap();
+        assert_eq!((&labels["wharf.task"], &labels["a"]), (&task.id.to_string(), &"b".to_owned()));
+    }
+
+    #[test]
+    fn networks_are_connected_as_the_engine_takes_them() {
+        let task = sample_task(1, "web", "img");
+        let old = made(&task, &plain(), OLD);
+        let first = old.body.networking_config.unwrap().endpoints_config.unwrap();
+        assert_eq!(first.keys().collect::<Vec<_>>(), ["front"]);
+        assert_eq!(old.connect.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["back"]);
+        assert!(first["front"].mac_address.is_none(), "API 1.41 has no such field for an endpoint");
+
+        let new = made(&task, &plain(), NEW);
+        let all = new.body.networking_config.unwrap().endpoints_config.unwrap();
+        assert!(new.connect.is_empty() && all.len() == 2);
+        assert_eq!(all["back"].mac_address.as_deref(), Some("02:42:0a:00:00:06"));
+        assert_eq!(all["back"].ipam_config.as_ref().unwrap().ipv4_address.as_deref(), Some("10.0.0.6"));
+        assert!(all["front"].gw_priority > all["back"].gw_priority, "the first is the default route");
+    }
+
+    #[test]
+    fn other_network_modes_connect_nothing() {
+        let mut task = sample_task(1, "web", "img");
+        task.spec.network_mode = NetworkMode::Host;
+        let creation = made(&task, &plain(), NEW);
+        let host = creation.body.host_config.unwrap();
+        assert_eq!((host.network_mode.as_deref(), host.dns), (Some("host"), None));
+        assert!(creation.body.networking_config.is_none() && creation.body.hostname.is_none());
+        task.spec.network_mode = NetworkMode::Service("db".parse().unwrap());
+        let error = container_config(&task, &plain(), &Labels::new("c1"), NEW).unwrap_err();
+        assert!(error.is_temporary(), "the other task may come: {error}");
+        let sharing = Surroundings { network_of: Some(super::super::ContainerId("abc".into())), ..plain() };
+        assert_eq!(
+            made(&task, &sharing, NEW).body.host_config.unwrap().network_mode.as_deref(),
+            Some("container:abc")
+        );
+    }
+
+    #[test]
+    fn the_command_and_the_environment_may_clear_the_images_own() {
+        let mut task = sample_task(1, "web", "img");
+        task.spec.container.entrypoint = Some(Vec::new());
+        task.spec.container.environment =
+            BTreeMap::from([("A".into(), Some("1".into())), ("B".into(), None)]);
+        let body = made(&task, &plain(), OLD).body;
+        assert_eq!(body.entrypoint, Some(vec![String::new()]));
+        assert_eq!(body.env, Some(vec!["A=1".to_owned(), "B".to_owned()]));
+        assert_eq!(body.cmd, None);
+    }
+
+    #[test]
+    fn wharfs_own_check_turns_the_engines_off() {
+        let mut task = sample_task(1, "web", "img");
+        let check = Healthcheck { interval: Some(Millis(1_500)), retries: Some(4), ..Healthcheck::default() };
+        task.spec.healthcheck = Some(check);
+        let made_check = made(&task, &plain(), OLD).body.healthcheck.unwrap();
+        assert_eq!(
+            (made_check.interval, made_check.retries, made_check.test),
+            (Some(1_500_000_000), Some(4), None)
+        );
+        let kind = ProbeKind::Tcp { port: 80 };
+        let (interval, timeout, start_period) = (Millis(1), Millis(1), Millis(0));
+        task.spec.probe = Some(Probe { kind, interval, timeout, retries: 1, start_period });
+        assert_eq!(made(&task, &plain(), OLD).body.healthcheck.unwrap().test, Some(vec!["NONE".to_owned()]));
+    }
+
+    #[test]
+    fn only_host_ports_are_the_engines() {
+        let mut task = sample_task(1, "web", "img");
+        let port = |target, mode| PortSpec {
+            target,
+            published: Some(8080),
+            protocol: Protocol::Udp,
+            mode,
+            host_ip: None,
+            name: None,
+            app_protocol: None,
+        };
+        task.spec.ports = vec![port(80, PublishMode::Ingress), port(53, PublishMode::Host)];
+        task.spec.expose = vec!["9000".to_owned()];
+        let body = made(&task, &plain(), OLD).body;
+        let bindings = body.host_config.unwrap().port_bindings.unwrap();
+        assert_eq!(bindings.keys().collect::<Vec<_>>(), ["53/udp"]);
+        assert_eq!(body.exposed_ports.unwrap(), ["53/udp", "80/udp", "9000/tcp"]);
+    }
+
+    #[test]
+    fn limits_and_reservations_reach_the_kernel() {
+        let mut task = sample_task(1, "web", "img");
+        task.spec.resources.limits =
+            ResourceSet { cpus: Some(Cpus(1500)), memory: Some(Bytes(1 << 20)), pids: Some(50) };
+        task.spec.resources.reservations.memory = Some(Bytes(1 << 19));
+        let host = made(&task, &plain(), OLD).body.host_config.unwrap();
+        assert_eq!(
+            (host.nano_cpus, host.memory, host.pids_limit),
+            (Some(1_500_000_000), Some(1 << 20), Some(50))
+        );
+        assert_eq!(host.memory_reservation, Some(1 << 19));
+        task.spec.container.cpu_quota = Some(1000);
+        assert!(
+            container_config(&task, &plain(), &Labels::new("c1"), OLD).is_err(),
+            "the engine would refuse both"
+        );
+    }
+
+    #[test]
+    fn every_kind_of_mount_is_made() {
+        let mut task = sample_task(1, "web", "img");
+        let data: wharf_model::VolumeName = "data".parse().unwrap();
+        let bind = |create, selinux: Option<&str>| MountSource::Bind {
+            path: "/srv".into(),
+            create,
+            propagation: None,
+            selinux: selinux.map(str::to_owned),
+        };
+        let sources = [
+            MountSource::Volume { volume: data.clone(), nocopy: true, subpath: None },
+            MountSource::Anonymous,
+            MountSource::Tmpfs { size: Some(Bytes(4096)), mode: Some(0o700) },
+            bind(true, None),
+            bind(false, None),
+            bind(false, Some("z")),
+        ];
+        let mount = |source| MountSpec { source, target: "/t".into(), read_only: true };
+        task.spec.container.mounts = sources.map(mount).to_vec();
+        let mut surroundings = plain();
+        let error = container_config(&task, &surroundings, &Labels::new("c1"), OLD).unwrap_err().to_string();
+        assert_eq!(error, "the volume `data` was not assigned to this node");
+        surroundings.volumes = BTreeMap::from([(data.clone(), "shop_data".to_owned())]);
+        surroundings.files = vec![FileBind { source: "/run/s".into(), target: "/run/secrets/s".into() }];
+
+        let host = made(&task, &surroundings, OLD).body.host_config.unwrap();
+        assert_eq!(host.binds.unwrap(), ["/srv:/t:ro", "/srv:/t:ro,z"], "what only the older form can say");
+        let kinds: Vec<_> =
+            host.mounts.unwrap().into_iter().map(|mount| (mount.typ.unwrap(), mount.source)).collect();
+        assert_eq!(
+            kinds,
+            [
+                (MountType::VOLUME, Some("shop_data".to_owned())),
+                (MountType::VOLUME, None),
+                (MountType::TMPFS, None),
+                (MountType::BIND, Some("/srv".to_owned())),
+                (MountType::BIND, Some("/run/s".to_owned())),
+            ]
+        );
+        assert_eq!(
+            made(&task, &surroundings, NEW).body.host_config.unwrap().binds.unwrap(),
+            ["/srv:/t:ro,z"]
+        );
+    }
+
+    #[test]
+    fn what_the_engine_is_too_old_for_is_refused_with_a_hint() {
+        let mut annotated = sample_task(1, "web", "img");
+        annotated.spec.container.annotations = BTreeMap::from([("a".into(), "b".into())]);
+        let mut eager = sample_task(1, "web", "img");
+        eager.spec.healthcheck =
+            Some(Healthcheck { start_interval: Some(Millis(1)), ..Healthcheck::default() });
+        for task in [annotated, eager] {
+            let error = container_config(&task, &plain(), &Labels::new("c1"), OLD).unwrap_err();
+            assert!(
+                !error.is_temporary() && error.hint().is_some() && error.to_string().contains("1.41"),
+                "{error}"
+            );
+            made(&task, &plain(), NEW);
+        }
+    }
+}

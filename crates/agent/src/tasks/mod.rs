@@ -245,9 +245,9 @@ impl TaskLoop {
         let shared = Arc::clone(&self.shared);
         let sleep = async move {
             if pause == Duration::MAX {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             } else {
-                shared.clock.sleep(pause).await
+                shared.clock.sleep(pause).await;
             }
         };
         tokio::select! {
