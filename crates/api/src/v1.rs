@@ -24,7 +24,7 @@ pub struct Problem {
     pub hint: Option<String>,
     /// Who holds an app that is busy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub holder: Option<RolloutView>,
+    pub holder: Option<Box<RolloutView>>,
 }
 
 /// What kind of refusal a [`Problem`] is.

@@ -576,6 +576,7 @@ async fn an_agent_finds_a_server_that_starts_late_and_servers_it_is_told_of() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "a test's own tasks")]
 async fn a_server_that_stops_finishes_its_requests_and_leaves_nothing_behind() {
     let cluster = Cluster::start(Lifetimes::default(), fast()).await;
     let _agent = cluster.agent("n1").await;

@@ -13,12 +13,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use wharf_api::transport::{
-    DialError, InvalidIdentity, Peer, ServerAddress,
+    DialError, InvalidIdentity, ServerAddress,
     client::{Dialer, Fault, Stream},
     reverse,
     tls::{Anchor, Protocol},
     wire::ServerEntry,
 };
+use wharf_model::Timestamp;
 use wharf_process::{Backoff, Task, Tasks, errors::chain};
 
 use super::{Membership, Node, Shared, router, tls_time};
@@ -146,18 +147,24 @@ impl Link {
         let time = tls_time(&self.shared.clock);
         let dialer =
             Dialer::new(&anchor, Some(&membership.identity), Protocol::Node, self.shared.timing, time)?;
-        let peer = membership.identity.peer()?;
+        let expires = membership.identity.peer()?.expires;
         let mut first = None;
         for address in self.server.addresses.iter().filter_map(|text| text.parse::<ServerAddress>().ok()) {
             match dialer.connect(&address).await {
-                Ok(stream) => return Ok(self.serve(stream, dialer, address, peer)),
+                Ok(stream) => return Ok(self.serve(stream, dialer, address, expires)),
                 Err(error) => first = first.or(Some(error)),
             }
         }
         Err(first.unwrap_or(DialError::NoAddress).into())
     }
 
-    fn serve(&self, stream: Stream, dialer: Dialer, address: ServerAddress, peer: Peer) -> Connection {
+    fn serve(
+        &self,
+        stream: Stream,
+        dialer: Dialer,
+        address: ServerAddress,
+        expires: Timestamp,
+    ) -> Connection {
         let (used, retire, fault) = (CancellationToken::new(), CancellationToken::new(), stream.fault());
         let (router, used_by, timing) = (self.router.clone(), used.clone(), self.shared.timing);
         let service = service_fn(move |request: Request<Incoming>| {
@@ -165,7 +172,7 @@ impl Link {
             router.clone().oneshot(request.map(axum::body::Body::new))
         });
         let (retired, stop) = (retire.clone(), self.stop.clone());
-        // By then the server has cut it.
+        // For its end: when its certificate expires, the server cuts it.
         let clock = Arc::clone(&self.shared.clock);
         let task = self.tasks.spawn(format!("session with {}", self.server.id), async move {
             let mut connection = pin!(reverse::serve(stream, service, &timing));
@@ -177,11 +184,11 @@ impl Link {
                 () = stop.cancelled() => {}
             }
             connection.as_mut().graceful_shutdown();
-            let expires = peer.expires.since(wharf_model::Timestamp(clock.now().0));
+            let left = expires.since(Timestamp(clock.now().0));
             tokio::select! {
                 end = connection.as_mut() => ended(end),
                 () = farewell(&stop) => Ok(()),
-                () = clock.sleep(expires) => Ok(()),
+                () = clock.sleep(left) => Ok(()),
             }
         });
         Connection { task, used, retire, dialer, address, fault }

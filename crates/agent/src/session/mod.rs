@@ -44,17 +44,17 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Takes in a list of servers, if it is newer than the one it has.
-    pub(crate) fn learn(&self, learned: Servers) {
+    pub(crate) fn learn(&self, learned: &Servers) {
         let newer = self.servers.send_if_modified(|known| {
             let newer = learned.version > known.version && !learned.servers.is_empty();
             if newer {
-                known.clone_from(&learned);
+                known.clone_from(learned);
             }
             newer
         });
         if newer {
             tracing::info!(servers = learned.servers.len(), version = learned.version, "servers learned");
-            if let Err(error) = self.home.write_servers(&learned) {
+            if let Err(error) = self.home.write_servers(learned) {
                 tracing::warn!(error = chain(&error), "servers not remembered");
             }
         }

@@ -15,12 +15,12 @@ use futures::{Stream, StreamExt, stream::BoxStream};
 use wharf_api::{
     transport::{
         Frame, FrameReader, FrameSender, json_lines, lines,
-        node::{Have, LogsQuery, OutputLine, Report, ResolveImage, TaskUsage},
+        node::{Have, LogsQuery, OutputLine, OutputStream, Report, ResolveImage, TaskUsage},
         wire::Servers,
     },
     v1::{Code, ExecRequest, Problem},
 };
-use wharf_model::{AssignmentSet, Image, NodeReport, TaskId};
+use wharf_model::{AssignmentSet, Image, NodeReport, TaskId, Timestamp};
 use wharf_process::{Task, Tasks};
 
 use super::Shared;
@@ -155,7 +155,7 @@ fn with_heartbeats(
 }
 
 async fn servers(State(served): State<Served>, Json(servers): Json<Servers>) {
-    served.shared.learn(servers);
+    served.shared.learn(&servers);
 }
 
 async fn resolve_image(
@@ -171,6 +171,16 @@ async fn logs(
     Query(query): Query<LogsQuery>,
 ) -> Result<Response, Refusal> {
     let lines = served.node.logs(task, query).await?;
+    let clock = Arc::clone(&served.shared.clock);
+    // What goes wrong later is the last line: a stream that merely broke off would not say why.
+    let lines = lines.map(move |line| {
+        let said = |Refusal(problem)| OutputLine {
+            at: Timestamp(clock.now().0),
+            stream: OutputStream::Wharf,
+            text: problem.message,
+        };
+        Ok::<_, std::convert::Infallible>(line.unwrap_or_else(said))
+    });
     Ok(lines_of(json_lines(lines, served.shared.timing.stream_keepalive)))
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream::BoxStream};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt, StreamBody};
 use serde::{Serialize, de::DeserializeOwned};
@@ -131,7 +131,7 @@ where
     E: Into<BodyError> + 'static,
 {
     let outgoing = Outgoing {
-        values: Some(Box::pin(values)),
+        values: Some(values.boxed()),
         batch: BytesMut::new(),
         failure: None,
         alive: KeepAlive::every(keepalive),
@@ -141,7 +141,7 @@ where
 
 struct Outgoing<T, E> {
     /// Absent once they have ended.
-    values: Option<Pin<Box<dyn Stream<Item = Result<T, E>> + Send>>>,
+    values: Option<BoxStream<'static, Result<T, E>>>,
     batch: BytesMut,
     /// Said after the lines before it.
     failure: Option<BodyError>,

@@ -500,7 +500,7 @@ impl Prepared {
         let message = format!("{} is busy: {} by {} is under way", key.name, holder.what, holder.by);
         let mut failure =
             Failure::new(Code::Busy, message).hint("wait for it, or take its place with `--supersede`");
-        failure.0.holder = Some(holder);
+        failure.0.holder = Some(Box::new(holder));
         Err(failure)
     }
 

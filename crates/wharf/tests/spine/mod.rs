@@ -1,10 +1,12 @@
 //! A server's listener with a roster in memory, agents with a node that does nothing, and a wire that can be cut.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: what fails here fails the test")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -18,7 +20,6 @@ use axum::{
 };
 use futures::{StreamExt, stream, stream::BoxStream};
 use rustls::sign::SingleCertAndKey;
-use std::sync::Mutex;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -53,16 +54,16 @@ use wharf_server::{
 };
 
 /// The task a fake node runs.
-pub static TASK: LazyLock<TaskId> = LazyLock::new(|| TaskId::from_parts(1, [1; 10]));
+pub(crate) static TASK: LazyLock<TaskId> = LazyLock::new(|| TaskId::from_parts(1, [1; 10]));
 /// A task it does not.
-pub static MISSING: LazyLock<TaskId> = LazyLock::new(|| TaskId::from_parts(2, [2; 10]));
+pub(crate) static MISSING: LazyLock<TaskId> = LazyLock::new(|| TaskId::from_parts(2, [2; 10]));
 /// How many lines of output the task has.
-pub const LINES: u64 = 1000;
+pub(crate) const LINES: u64 = 1000;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Short enough for tests, long enough for a busy machine.
-pub fn fast() -> Timing {
+pub(crate) fn fast() -> Timing {
     Timing {
         connect: Duration::from_secs(2),
         handshake: Duration::from_secs(2),
@@ -72,19 +73,19 @@ pub fn fast() -> Timing {
         answer: Duration::from_secs(10),
     }
 }
-pub fn hour() -> Duration {
+pub(crate) fn hour() -> Duration {
     Duration::from_secs(3600)
 }
-pub fn clock() -> Arc<dyn Clock> {
+pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::new())
 }
 
 /// What must happen soon.
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.expect("it happens within the deadline")
 }
 /// What must become true soon.
-pub async fn until(condition: impl Fn() -> bool) {
+pub(crate) async fn until(condition: impl Fn() -> bool) {
     within(async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -94,11 +95,11 @@ pub async fn until(condition: impl Fn() -> bool) {
 }
 
 /// A server; several of one cluster share authority and roster.
-pub struct Cluster {
-    pub authority: Arc<Authority>,
-    pub roster: Arc<FakeRoster>,
-    pub sessions: Arc<Sessions>,
-    pub lifetimes: Lifetimes,
+pub(crate) struct Cluster {
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) roster: Arc<FakeRoster>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) lifetimes: Lifetimes,
     id: ServerId,
     address: SocketAddr,
     identity: Arc<ServerIdentity>,
@@ -108,7 +109,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub async fn start(lifetimes: Lifetimes, timing: Timing) -> Self {
+    pub(crate) async fn start(lifetimes: Lifetimes, timing: Timing) -> Self {
         let now = Timestamp(clock().now().0);
         let authority = Arc::new(Authority::create("test", now, lifetimes.authority).unwrap());
         let roster = Arc::new(FakeRoster::default());
@@ -117,7 +118,7 @@ impl Cluster {
         cluster
     }
 
-    pub async fn second_server(&self) -> Self {
+    pub(crate) async fn second_server(&self) -> Self {
         Self::serve(Arc::clone(&self.authority), Arc::clone(&self.roster), self.lifetimes, self.timing, 2)
             .await
     }
@@ -149,63 +150,63 @@ impl Cluster {
         Self { authority, roster, sessions, lifetimes, id, address, identity, timing, tasks, slow }
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         let stopped = within(self.tasks.shutdown(Duration::from_secs(10))).await;
         assert!(stopped.aborted.is_empty(), "everything ends when asked: {stopped:?}");
     }
 
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         Timestamp(clock().now().0)
     }
-    pub fn address(&self) -> ServerAddress {
+    pub(crate) fn address(&self) -> ServerAddress {
         self.address.into()
     }
-    pub fn entry(&self) -> ServerEntry {
+    pub(crate) fn entry(&self) -> ServerEntry {
         ServerEntry { id: self.id, addresses: vec![self.address.to_string()] }
     }
-    pub fn servers(&self) -> Servers {
+    pub(crate) fn servers(&self) -> Servers {
         self.roster.servers()
     }
-    pub fn server_serial(&self) -> String {
+    pub(crate) fn server_serial(&self) -> String {
         self.identity.identity().peer().unwrap().serial
     }
-    pub fn slow_requests(&self) -> usize {
+    pub(crate) fn slow_requests(&self) -> usize {
         self.slow.load(Relaxed)
     }
-    pub fn user(&self, name: &str) -> Identity {
+    pub(crate) fn user(&self, name: &str) -> Identity {
         self.authority.issue_here(&Subject::User(name.to_owned()), self.now(), hour()).unwrap()
     }
-    pub fn token(&self, role: TokenRole, lifetime: Duration) -> String {
+    pub(crate) fn token(&self, role: TokenRole, lifetime: Duration) -> String {
         self.token_made_at(role, self.now(), lifetime)
     }
-    pub fn token_made_at(&self, role: TokenRole, at: Timestamp, lifetime: Duration) -> String {
+    pub(crate) fn token_made_at(&self, role: TokenRole, at: Timestamp, lifetime: Duration) -> String {
         let (token, record) = new_token(&self.authority, role, "ada", at, lifetime);
         self.roster.tokens.lock().unwrap().insert(record.id, record);
         token.to_string()
     }
-    pub fn revoke(&self, serial: &str) {
+    pub(crate) fn revoke(&self, serial: &str) {
         self.roster.revoked.lock().unwrap().insert(serial.to_owned());
     }
-    pub fn revocations_noticed(&self) -> usize {
+    pub(crate) fn revocations_noticed(&self) -> usize {
         self.roster.refused.load(Relaxed)
     }
 
     /// The node's session, as soon as it has one.
-    pub async fn session(&self, node: NodeId) -> NodeSession {
+    pub(crate) async fn session(&self, node: NodeId) -> NodeSession {
         until(|| self.sessions.get(node).is_ok()).await;
         self.sessions.get(node).unwrap()
     }
 
     /// A node that has joined, with its agent running.
-    pub async fn agent(&self, name: &str) -> AgentHandle {
+    pub(crate) async fn agent(&self, name: &str) -> AgentHandle {
         self.agent_with(name, clock()).await
     }
-    pub async fn agent_that_never_renews(&self, name: &str) -> AgentHandle {
+    pub(crate) async fn agent_that_never_renews(&self, name: &str) -> AgentHandle {
         let still = ManualClock::at(clock().now());
         self.agent_with(name, Arc::new(still)).await
     }
     /// The same, told that the server is elsewhere.
-    pub async fn agent_by(&self, name: &str, addresses: Vec<ServerAddress>) -> AgentHandle {
+    pub(crate) async fn agent_by(&self, name: &str, addresses: Vec<ServerAddress>) -> AgentHandle {
         let addresses = addresses.into_iter().map(String::from).collect();
         let servers = Servers { version: 1, servers: vec![ServerEntry { id: self.id, addresses }] };
         *self.roster.servers.lock().unwrap() = servers;
@@ -224,7 +225,7 @@ impl Cluster {
     }
 
     /// Something that listens with a certificate of the cluster for `subject`.
-    pub async fn listen_as(&self, subject: &Subject) -> ServerAddress {
+    pub(crate) async fn listen_as(&self, subject: &Subject) -> ServerAddress {
         let identity = self.authority.issue_here(subject, self.now(), hour()).unwrap();
         let resolver = Arc::new(SingleCertAndKey::from(identity.certified().unwrap()));
         let config =
@@ -255,12 +256,12 @@ fn routes(slow: Arc<AtomicUsize>) -> Router {
         .route("/v1/echo", post(async |body: Body| body))
 }
 
-pub fn api_dialer(cluster: &Cluster, identity: Option<&Identity>) -> Dialer {
+pub(crate) fn api_dialer(cluster: &Cluster, identity: Option<&Identity>) -> Dialer {
     let anchor = Anchor::Authority(cluster.authority.trust().clone());
     Dialer::new(&anchor, identity, Protocol::Api, cluster.timing, system_time()).unwrap()
 }
 
-pub fn join_options(cluster: &Cluster, name: &str, token: String) -> JoinOptions {
+pub(crate) fn join_options(cluster: &Cluster, name: &str, token: String) -> JoinOptions {
     JoinOptions {
         token,
         servers: vec![cluster.address()],
@@ -272,7 +273,7 @@ pub fn join_options(cluster: &Cluster, name: &str, token: String) -> JoinOptions
     }
 }
 
-pub fn set_for(node: NodeId, revision: u64) -> AssignmentSet {
+pub(crate) fn set_for(node: NodeId, revision: u64) -> AssignmentSet {
     AssignmentSet {
         epoch: 1,
         revision: Revision(revision),
@@ -287,7 +288,7 @@ pub fn set_for(node: NodeId, revision: u64) -> AssignmentSet {
 }
 
 #[derive(Default)]
-pub struct FakeRoster {
+pub(crate) struct FakeRoster {
     tokens: Mutex<BTreeMap<TokenId, TokenRecord>>,
     nodes: Mutex<BTreeMap<NodeId, NodeName>>,
     revoked: Mutex<BTreeSet<String>>,
@@ -296,13 +297,13 @@ pub struct FakeRoster {
     lookups: AtomicUsize,
 }
 impl FakeRoster {
-    pub fn forget_tokens(&self) {
+    pub(crate) fn forget_tokens(&self) {
         self.tokens.lock().unwrap().clear();
     }
-    pub fn names(&self) -> Vec<NodeName> {
+    pub(crate) fn names(&self) -> Vec<NodeName> {
         self.nodes.lock().unwrap().values().cloned().collect()
     }
-    pub fn lookups(&self) -> usize {
+    pub(crate) fn lookups(&self) -> usize {
         self.lookups.load(Relaxed)
     }
     fn is_revoked(self: &Arc<Self>) -> IsRevoked {
@@ -341,16 +342,16 @@ impl Roster for FakeRoster {
 }
 
 /// An agent with a runtime of its own, so that it can be killed as a process is.
-pub struct AgentHandle {
-    pub id: NodeId,
-    pub home: Home,
-    pub node: Arc<FakeNode>,
+pub(crate) struct AgentHandle {
+    pub(crate) id: NodeId,
+    pub(crate) home: Home,
+    pub(crate) node: Arc<FakeNode>,
     clock: Arc<dyn Clock>,
     _folder: TempDir,
     runtime: Option<Runtime>,
 }
 impl AgentHandle {
-    pub fn start(&mut self, cluster: &Cluster) {
+    pub(crate) fn start(&mut self, cluster: &Cluster) {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let node: Arc<dyn Node> = self.node.clone();
@@ -362,7 +363,7 @@ impl AgentHandle {
         self.runtime = Some(runtime);
     }
     /// Nothing is said to anybody; the kernel closes the sockets.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -375,7 +376,7 @@ impl Drop for AgentHandle {
 }
 
 /// A node that runs one task, of which everything is made up.
-pub struct FakeNode {
+pub(crate) struct FakeNode {
     name: String,
     have: Mutex<Have>,
     execs: Arc<AtomicUsize>,
@@ -384,7 +385,7 @@ impl FakeNode {
     fn new(name: &str) -> Self {
         Self { name: name.to_owned(), have: Mutex::default(), execs: Arc::default() }
     }
-    pub fn running_execs(&self) -> usize {
+    pub(crate) fn running_execs(&self) -> usize {
         self.execs.load(Relaxed)
     }
     fn node_report(&self) -> NodeReport {
@@ -494,7 +495,7 @@ impl Exec for Cat {
         loop {
             match input.next().await.map_err(|error| cut(&error))? {
                 Some(Frame::Stdin(data)) => {
-                    output.send(Frame::Stdout(data)).await.map_err(|error| cut(&error))?
+                    output.send(Frame::Stdout(data)).await.map_err(|error| cut(&error))?;
                 }
                 Some(Frame::StdinEnd) => {
                     return output.send(Frame::Exit(ExitCode { code: 0 })).await.map_err(|error| cut(&error));
@@ -525,14 +526,14 @@ impl Exec for Break {
 }
 
 /// A TCP connection's way to a server, which can fall silent without closing anything.
-pub struct Wire {
+pub(crate) struct Wire {
     address: SocketAddr,
     frozen: watch::Sender<bool>,
     connections: Arc<AtomicUsize>,
     _tasks: Tasks,
 }
 impl Wire {
-    pub async fn to(server: ServerAddress) -> Self {
+    pub(crate) async fn to(server: ServerAddress) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (frozen, tasks, connections) =
@@ -550,16 +551,16 @@ impl Wire {
         });
         Self { address, frozen, connections, _tasks: tasks }
     }
-    pub fn address(&self) -> ServerAddress {
+    pub(crate) fn address(&self) -> ServerAddress {
         self.address.into()
     }
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Relaxed)
     }
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.frozen.send_replace(true);
     }
-    pub fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         self.frozen.send_replace(false);
     }
 }
