@@ -241,6 +241,8 @@ impl Source {
 const MOST: usize = 500;
 /// Bytes that substitution may make in all files together.
 const MOST_SUBSTITUTED: usize = 64 << 20;
+/// Ports that all services together may have.
+const MOST_PORTS: usize = 100_000;
 
 /// Collects complaints, and knows the files they are about.
 pub(crate) struct Report {
@@ -250,6 +252,8 @@ pub(crate) struct Report {
     errors: usize,
     /// Bytes that substitution has made.
     substituted: usize,
+    /// Ports that ranges have made.
+    ports: usize,
     /// Takes what is said after the limit.
     scratch: Diagnostic,
 }
@@ -265,7 +269,15 @@ impl Report {
             hint: None,
             related: Vec::new(),
         };
-        Self { sources: Vec::new(), found: Vec::new(), allow_unsupported, errors: 0, substituted: 0, scratch }
+        Self {
+            sources: Vec::new(),
+            found: Vec::new(),
+            allow_unsupported,
+            errors: 0,
+            substituted: 0,
+            ports: 0,
+            scratch,
+        }
     }
 
     /// Makes a file known; its number goes into spans.
@@ -394,6 +406,12 @@ impl Report {
     pub(crate) fn may_substitute(&mut self, bytes: usize) -> bool {
         self.substituted = self.substituted.saturating_add(bytes);
         self.substituted <= MOST_SUBSTITUTED
+    }
+
+    /// Counts ports made by ranges; false when they are more than one cluster could publish.
+    pub(crate) fn may_expand(&mut self, ports: usize) -> bool {
+        self.ports = self.ports.saturating_add(ports);
+        self.ports <= MOST_PORTS
     }
 
     pub(crate) fn errors(&self) -> usize {

@@ -108,10 +108,9 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<AppSpec> {
     let mut environment = request.environment.clone();
     if request.env_files.is_empty() {
         assembly.add_default_env_file(&folder, &mut environment);
-    }
-    // Among several files the last one wins.
-    for path in request.env_files.iter().rev() {
-        assembly.add_env_file(path, None, &mut environment);
+    } else {
+        let paths: Vec<_> = request.env_files.iter().map(|path| (path.clone(), None)).collect();
+        assembly.add_env_files(&paths, &mut environment);
     }
     let name = app_name(request, assembly, &files, &folder, &environment);
     if let Some(name) = &name {

@@ -284,13 +284,11 @@ impl<'a> Assembly<'a> {
         let mut environment = scope.environment.clone();
         let listed = texts("env_file");
         if include.contains("env_file") {
-            for (path, span) in listed {
-                if path == "/dev/null" {
-                    continue;
-                }
-                let path = PathBuf::from(scope.base.resolve(&path));
-                self.add_env_file(&path, Some(Reference { span, key }), &mut environment);
-            }
+            let listed = listed.into_iter().filter(|(path, _)| path != "/dev/null");
+            let paths: Vec<_> = listed
+                .map(|(path, span)| (PathBuf::from(scope.base.resolve(&path)), Some(Reference { span, key })))
+                .collect();
+            self.add_env_files(&paths, &mut environment);
         } else {
             self.add_default_env_file(&folder, &mut environment);
         }
@@ -526,20 +524,23 @@ impl<'a> Assembly<'a> {
 
     // --- environment ---
 
-    /// Adds the variables of a file; those that are there win.
-    pub(crate) fn add_env_file(
+    /// Adds the variables of files. Of several values the last one counts, but those that are there win; a file may use
+    /// the variables of those before it.
+    pub(crate) fn add_env_files(
         &mut self,
-        path: &Path,
-        reference: Option<Reference<'_>>,
+        paths: &[(PathBuf, Option<Reference<'_>>)],
         environment: &mut Environment,
     ) {
-        let Some(text) = self.text(path, reference) else { return };
-        let outer = environment.clone();
-        let lookup = |name: &str| outer.get(name).cloned();
-        for (name, value) in self.variables(path, text, dotenv::Format::Compose, &lookup) {
-            if !outer.contains_key(&name) {
-                environment.insert(name, value);
-            }
+        let mut found = Environment::new();
+        for (path, reference) in paths {
+            let Some(text) = self.text(path, *reference) else { continue };
+            let before = found.clone();
+            let outer = &*environment;
+            let lookup = |name: &str| outer.get(name).or_else(|| before.get(name)).cloned();
+            found.extend(self.variables(path, text, dotenv::Format::Compose, &lookup));
+        }
+        for (name, value) in found {
+            environment.entry(name).or_insert(value);
         }
     }
 
@@ -549,11 +550,11 @@ impl<'a> Assembly<'a> {
         let missing = match self.files.read(&path) {
             Ok(_) => false,
             Err(error) => {
-                error.kind() == io::ErrorKind::NotFound || error.kind() == io::ErrorKind::IsADirectory
+                matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory)
             }
         };
         if !missing {
-            self.add_env_file(&path, None, environment);
+            self.add_env_files(&[(path, None)], environment);
         }
     }
 

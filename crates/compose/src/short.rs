@@ -35,6 +35,12 @@ pub(crate) fn ports(report: &mut Report, item: Node, key: &Key<'_>) -> Vec<Node>
         },
     };
     match short_ports(&short) {
+        Ok(ports) if !report.may_expand(ports.len()) => {
+            report
+                .error(Complaint::InvalidValue, span, key, "there are more ports than the loader accepts")
+                .hint("publish smaller ranges, or use `network_mode: host`");
+            vec![]
+        }
         Ok(ports) => ports
             .into_iter()
             .map(|port| {

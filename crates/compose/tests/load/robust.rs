@@ -168,3 +168,10 @@ fn bytes_that_are_no_text_are_refused_with_their_line() {
     let loaded = load(&Request { files: vec!["/a/c.yaml".into()], ..Request::default() }, &files);
     assert_eq!(loaded.diagnostics[0].message, "`/a/c.yaml` is not UTF-8 text: line 2 has other bytes");
 }
+
+#[test]
+fn ranges_of_ports_are_bounded_in_all() {
+    let ranges = vec!["1-65535:1-65535"; 50].join(", ");
+    let folder = Folder::with(&format!("services: {{web: {{image: i, ports: [{ranges}]}}}}"));
+    assert!(folder.complaints().contains("more ports than the loader accepts"));
+}

@@ -21,9 +21,9 @@ fn named_env_files_replace_the_default_one_and_the_last_wins() {
     let mut folder = web("environment: {A: '$A', B: '${B-}'}")
         .file(".env", "A=default\nB=default\n")
         .file("one.env", "A=one\n")
-        .file("two.env", "A=two\n");
+        .file("two.env", "A=${A}-two\n");
     folder.request.env_files = vec!["/app/one.env".into(), "/app/two.env".into()];
-    assert_eq!(environment(&folder), [set("A", "two"), set("B", "")]);
+    assert_eq!(environment(&folder), [set("A", "one-two"), set("B", "")]);
 }
 
 #[test]
