@@ -1,1 +1,241 @@
-//! The whole system, from outside: see `tests/`.
+//! The whole system, from outside: what the tests in `tests/` stand on.
+//!
+//! - `wharf` runs as a program, built as it is released, on machines of the test cluster; nothing here links to it.
+//! - Commands run at the client's place on the switch, as from somebody's laptop, unless a test says otherwise.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use wharf_testkit::cluster::{Builder, Cluster, Node, Running, Seed, try_wait_until};
+
+pub use wharf_testkit::cluster::{Output, Signal, skip, wait_until};
+
+/// How long a node may take to be ready once its agent runs.
+const JOINING: Duration = Duration::from_secs(40);
+/// How long a command of `wharf` may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The `wharf` that is tested: the one `WHARF_BIN` names, or the one built beside this test, or one that is built now.
+pub fn wharf_binary() -> Result<PathBuf> {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    if let Some(path) = std::env::var_os("WHARF_BIN") {
+        return std::path::absolute(path).context("WHARF_BIN");
+    }
+    let test = std::env::current_exe()?;
+    let built = test.ancestors().nth(2).context("this test is in no build directory")?.join("wharf");
+    let _one = BUILDING.lock();
+    if !built.is_file() {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let status = Command::new(cargo).args(["build", "--package", "wharf"]).current_dir(root).status()?;
+        ensure!(status.success(), "building wharf ended with {status}");
+    }
+    ensure!(built.is_file(), "{} was not built", built.display());
+    Ok(built)
+}
+
+/// Machines that are a Wharf cluster: node 1 is the server with an agent beside it, the others are agents, and all
+/// take published ports. The client's place on the switch has the context.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The machines.
+    pub cluster: Cluster,
+    /// The program, as installed on every machine.
+    pub binary: PathBuf,
+    /// What `server init` printed: the line that joins a machine.
+    pub join_line: String,
+}
+
+impl Fleet {
+    /// As many machines, with the images of the test kit, all ready. Panics when that cannot be had.
+    #[track_caller]
+    pub fn start(nodes: u8) -> Self {
+        let started =
+            Seed::basic().and_then(|seed| Self::try_start(Cluster::builder().nodes(nodes).seed(seed)));
+        match started {
+            Ok(fleet) => fleet,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// Machines of one's own choice, all ready.
+    pub fn try_start(machines: Builder) -> Result<Self> {
+        let fleet = Self::bare(machines)?;
+        fleet.serve()?;
+        // `join` ends once the machine is known, so this is as somebody does it, on all machines at once.
+        thread::scope(|scope| {
+            let nodes = fleet.cluster.nodes();
+            let joins: Vec<_> =
+                nodes.into_iter().skip(1).map(|node| scope.spawn(|| fleet.join(node))).collect();
+            joins.into_iter().try_for_each(|join| match join.join() {
+                Ok(joined) => joined,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })?;
+        fleet.wait_for_nodes()?;
+        Ok(fleet)
+    }
+
+    /// Machines with `wharf` in their path, the cluster made on node 1 and the context brought to the client; nothing of
+    /// Wharf runs.
+    pub fn bare(machines: Builder) -> Result<Self> {
+        let binary = wharf_binary()?;
+        let cluster = machines.up()?;
+        cluster.install(&binary)?;
+        // The machines' copy: the build may write its own again while tests run.
+        let copy = cluster.dir().join("client/wharf");
+        fs::copy(&binary, &copy)?;
+        let first = cluster.node(1);
+        let join_line = first.run(["wharf", "server", "init", "--name", "test"])?;
+        let context = first.run(["wharf", "context", "export"])?;
+        let file = cluster.dir().join("client/context.json");
+        fs::write(&file, context)?;
+        let fleet = Self { cluster, binary: copy, join_line };
+        let file = file.display().to_string();
+        ensure!(
+            fleet.wharf(["context", "import", "test", &file]).is_success(),
+            "the context cannot be brought to the client"
+        );
+        Ok(fleet)
+    }
+
+    /// Starts the server on node 1, with its agent, and waits until it answers.
+    pub fn serve(&self) -> Result<()> {
+        self.node(1).service("wharf").run(["wharf", "server", "run", "--with-agent"])?;
+        try_wait_until(JOINING, "the server answers", || self.try_wharf(["version"])?.text()).map(drop)
+    }
+
+    /// Joins a machine with the line that `init` printed, and starts its agent.
+    pub fn join(&self, node: Node) -> Result<()> {
+        node.run(self.join_line.split_whitespace())?;
+        node.service("wharf").run(["wharf", "agent", "run"])
+    }
+
+    /// Waits until every machine is a ready node.
+    pub fn wait_for_nodes(&self) -> Result<()> {
+        let wanted = self.cluster.nodes().len();
+        try_wait_until(JOINING, "every node is ready", || {
+            let nodes = self.try_json(["node", "ls"])?;
+            let states: Vec<_> = items(&nodes).iter().map(|node| text(&node["state"])).collect();
+            if states.len() != wanted || states.iter().any(|state| *state != "ready") {
+                bail!("{states:?}");
+            }
+            Ok(())
+        })
+    }
+
+    /// Node I, from 1.
+    #[track_caller]
+    pub fn node(&self, index: u8) -> Node {
+        self.cluster.node(index)
+    }
+
+    /// `wharf` with these arguments at the client's place, as it would be called there.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let words = std::iter::once(self.binary.clone().into_os_string());
+        self.cluster.client_command(words.chain(args.into_iter().map(|arg| arg.as_ref().to_owned())))
+    }
+
+    /// Runs `wharf` to its end at the client's place, whatever that end is.
+    #[track_caller]
+    pub fn wharf<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        match self.try_wharf(args) {
+            Ok(output) => output,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// As [`wharf`](Self::wharf); an error is that it could not be run or did not end.
+    pub fn try_wharf<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Output> {
+        self.wharf_with(args, b"")
+    }
+
+    /// As [`try_wharf`](Self::try_wharf), with standard input.
+    pub fn wharf_with<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &[u8],
+    ) -> Result<Output> {
+        let words: Vec<_> = std::iter::once(self.binary.clone().into_os_string())
+            .chain(args.into_iter().map(|arg| arg.as_ref().to_owned()))
+            .collect();
+        self.cluster.client_exec_with(words, input, PATIENCE)
+    }
+
+    /// Runs `wharf`, which has to succeed, and gives its standard output.
+    #[track_caller]
+    pub fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        match self.wharf(args).text() {
+            Ok(text) => text,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// Runs `wharf … --format json`, which has to succeed, and gives the document.
+    #[track_caller]
+    pub fn json<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Value {
+        match self.try_json(args) {
+            Ok(value) => value,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// As [`json`](Self::json), for conditions that are waited for.
+    pub fn try_json<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Value> {
+        let words = ["--format".into(), "json".into()].into_iter();
+        let text =
+            self.try_wharf(words.chain(args.into_iter().map(|arg| arg.as_ref().to_owned())))?.text()?;
+        serde_json::from_str(&text).with_context(|| format!("this is no JSON: {text}"))
+    }
+
+    /// Starts `wharf` beside the test, with a log of both its streams.
+    #[track_caller]
+    pub fn spawn<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Running {
+        let words = std::iter::once(self.binary.clone().into_os_string());
+        match self.cluster.client_spawn(words.chain(args.into_iter().map(|arg| arg.as_ref().to_owned()))) {
+            Ok(running) => running,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// Writes the Compose file of an app, in a folder of its own, and gives its path.
+    #[track_caller]
+    pub fn file(&self, app: &str, content: &str) -> String {
+        let folder = self.cluster.dir().join("client/apps").join(app);
+        let path = folder.join("compose.yaml");
+        fs::create_dir_all(&folder)
+            .and_then(|()| fs::write(&path, content))
+            .expect("the client's folder is writable");
+        path.display().to_string()
+    }
+
+    /// The tasks of an app as `wharf ps` shows them.
+    pub fn tasks(&self, app: &str) -> Result<Vec<Value>> {
+        Ok(items(&self.try_json(["ps", "-p", app])?).to_vec())
+    }
+
+    /// What `http://ADDRESS/…` answers at the client's place: its body.
+    pub fn http(&self, url: &str) -> Result<String> {
+        let output = self.cluster.client_exec(["busybox", "wget", "-q", "-T", "5", "-O", "-", url])?;
+        output.raw_text()
+    }
+}
+
+/// The items of a JSON array; none if it is something else.
+pub fn items(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A JSON string; empty if it is something else.
+pub fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

@@ -361,7 +361,27 @@ impl Cluster {
 
     /// Runs a program on the client's place on the switch to its end.
     pub fn client_exec<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Output> {
-        process::complete(self.client_command(args), "a program of the client", &[], PATIENCE)
+        self.client_exec_with(args, &[], PATIENCE)
+    }
+
+    /// As [`client_exec`](Self::client_exec), with standard input and a deadline.
+    pub fn client_exec_with<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &[u8],
+        within: Duration,
+    ) -> Result<Output> {
+        let (args, what) = node::named(args);
+        process::complete(self.client_command(args), &format!("{what} (at the client)"), input, within)
+    }
+
+    /// Starts a program on the client's place on the switch that runs beside the caller, logging to a file of its own.
+    pub fn client_spawn<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Running> {
+        static SPAWNED: AtomicUsize = AtomicUsize::new(1);
+        let (args, what) = node::named(args);
+        let log =
+            self.record.dir.join(format!("client/program-{}.log", SPAWNED.fetch_add(1, Ordering::Relaxed)));
+        Running::start(self.client_command(args), &format!("{what} (at the client)"), &log)
     }
 
     /// Does something in this process, on the client's place on the switch: the sockets made in `act`,

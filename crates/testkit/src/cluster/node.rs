@@ -460,7 +460,7 @@ impl Node {
     }
 }
 
-fn named<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> (Vec<std::ffi::OsString>, String) {
+pub(crate) fn named<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> (Vec<std::ffi::OsString>, String) {
     let args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
     let what = args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
     (args, what)
