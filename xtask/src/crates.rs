@@ -18,21 +18,12 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("wharf-engine", &["wharf-model"]),
     ("wharf-api", &["wharf-model"]),
     ("wharf-store", &["wharf-model", "wharf-process"]),
-    ("wharf-telemetry", &["wharf-model", "wharf-process"]),
     ("wharf-gateway", &["wharf-model", "wharf-api", "wharf-process"]),
     (
         "wharf-server",
-        &[
-            "wharf-model",
-            "wharf-api",
-            "wharf-compose",
-            "wharf-engine",
-            "wharf-store",
-            "wharf-telemetry",
-            "wharf-process",
-        ],
+        &["wharf-model", "wharf-api", "wharf-compose", "wharf-engine", "wharf-store", "wharf-process"],
     ),
-    ("wharf-agent", &["wharf-model", "wharf-api", "wharf-telemetry", "wharf-process"]),
+    ("wharf-agent", &["wharf-model", "wharf-api", "wharf-process"]),
     (
         "wharf",
         &[
@@ -54,7 +45,6 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "wharf-api",
             "wharf-store",
             "wharf-process",
-            "wharf-telemetry",
             "wharf-gateway",
             "wharf-server",
             "wharf-agent",
