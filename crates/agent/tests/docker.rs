@@ -9,6 +9,7 @@
 )]
 
 mod engine;
+mod registry;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,19 +22,21 @@ use std::{
 use async_trait::async_trait;
 use engine::Engine;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use wharf_agent::{
     facts::Machine,
     node::{NetworkPlane, NodeAgent, NodeConfig},
     reports::Report,
     runtime::{
-        DockerOptions, DockerRuntime, LogQuery, Runtime,
+        Credentials, DockerOptions, DockerRuntime, LogQuery, Runtime,
         contract::{World, check, sample_task},
     },
 };
 use wharf_model::{
     AssignmentSet, Attachment, DnsTable, FileAssignment, FileMount, Health, Millis, MountSource, MountSpec,
-    NetworkAssignment, NetworkId, NodeId, Phase, Probe, ProbeKind, Revision, RouteTable, Target,
-    TaskAssignment, TaskId, TaskStatus, VolumeAssignment, VolumeId, VolumeName, VolumeSpec,
+    NetworkAssignment, NetworkId, NodeId, Phase, Probe, ProbeKind, Progress, PullPolicy, Revision,
+    RouteTable, Target, TaskAssignment, TaskId, TaskStatus, VolumeAssignment, VolumeId, VolumeName,
+    VolumeSpec,
 };
 use wharf_process::{Shutdown, SystemClock, Task, Tasks};
 
@@ -45,6 +48,57 @@ fn docker_keeps_the_contract() {
 #[test]
 fn a_node_runs_adopts_and_clears_away_on_a_real_engine() {
     engine::within_namespaces("inner_node");
+}
+
+#[test]
+fn images_are_pulled_by_digest_with_progress_and_a_login() {
+    engine::within_namespaces("inner_registry");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run in namespaces by the test above"]
+async fn inner_registry() {
+    let engine = Engine::start().await;
+    engine.load_shell("wharf/seed:1");
+    let tasks = Tasks::new(&Shutdown::new());
+    let registry = registry::Registry::serve(&tasks, &engine.folder().join("shell")).await;
+    let runtime = runtime(&engine);
+    let reference = format!("{}/team/shell:1", registry.address());
+    let login = Credentials {
+        username: "ada".to_owned(),
+        password: "secret".to_owned(),
+        server: registry.address().to_string(),
+        ..Credentials::default()
+    };
+
+    // Without the login the registry tells nothing, and the error says what to do.
+    let wrong = Credentials { password: "guess".to_owned(), ..login.clone() };
+    for credentials in [None, Some(&wrong)] {
+        let error = runtime.resolve_image(&reference, PullPolicy::Missing, credentials).await.unwrap_err();
+        assert!(!error.is_temporary() && error.hint().is_some(), "{error}");
+    }
+    let pinned = runtime.resolve_image(&reference, PullPolicy::Missing, Some(&login)).await.unwrap();
+    assert_eq!((pinned.digest.as_deref(), &pinned.id), (Some(registry.digest()), &None));
+
+    let refused =
+        runtime.ensure_image(&pinned, PullPolicy::Missing, Some(&wrong), &|_| {}).await.unwrap_err();
+    assert!(!refused.is_temporary() && refused.hint().is_some(), "{refused}");
+    let told = Mutex::new(Vec::new());
+    let sink = |progress: Progress| told.lock().push(progress);
+    let pulled = runtime.ensure_image(&pinned, PullPolicy::Missing, Some(&login), &sink).await.unwrap();
+    assert!(!pulled.id.is_empty());
+    let last = told.lock().last().copied().expect("the pull says how far it is");
+    assert!(last.total > 0 && last.current == last.total, "{last:?}");
+    let tags = engine.docker(&["image", "inspect", "-f", "{{.RepoTags}}", &pulled.id]);
+    assert!(tags.contains(&reference), "people find it by its tag: {tags}");
+
+    // What is pinned and here is neither asked about nor pulled again, whoever asks.
+    let before = registry.requests();
+    let again = runtime.ensure_image(&pinned, PullPolicy::Always, None, &|_| {}).await.unwrap();
+    assert_eq!((again, registry.requests()), (pulled, before));
+    let unknown = format!("{}/team/other:1", registry.address());
+    let error = runtime.resolve_image(&unknown, PullPolicy::Missing, Some(&login)).await.unwrap_err();
+    assert!(error.to_string().contains(&unknown) && !error.is_temporary(), "{error}");
 }
 
 fn runtime(engine: &Engine) -> DockerRuntime {
