@@ -19,7 +19,7 @@ use crate::{
         failure::{Answer, Failure},
     },
     join::{Admission, Roster, name_taken},
-    records::{Key, RevokedRecord, TokenRecord, encode},
+    records::{Key, Record, RevokedRecord, TokenRecord, encode},
     state::Inner,
 };
 
@@ -53,7 +53,20 @@ impl Stored {
 #[async_trait]
 impl Roster for Stored {
     async fn token(&self, id: TokenId) -> Answer<Option<TokenRecord>> {
-        Ok(self.shared.state.read().tokens.get(&id).cloned())
+        let known = self.shared.state.read().tokens.get(&id).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        // Made a moment ago, by another server or by this one while it started: the watch may not have brought it yet.
+        let key = Key::Token(id);
+        let snapshot = self.shared.state.backend().read(&key.to_string()).await?;
+        Ok(match snapshot.entries.get(&key.to_string()) {
+            Some(entry) => match Record::decode(&key, &entry.value)? {
+                Record::Token(token) => Some(token),
+                _ => unreachable!("the key decides which record is read"),
+            },
+            None => None,
+        })
     }
 
     async fn node(&self, id: NodeId) -> Answer<Option<NodeName>> {
