@@ -74,6 +74,12 @@ impl Inner {
     pub fn revision_of(&self, key: &Key) -> Option<Revision> {
         self.revisions.get(key).copied()
     }
+    /// Whether a server announces that it answers at this address.
+    pub fn serves_at(&self, address: std::net::IpAddr) -> bool {
+        let host = |text: &String| Some(text.parse::<wharf_api::transport::ServerAddress>().ok()?.host().to_owned());
+        let text = address.to_string();
+        self.servers.values().flat_map(|server| &server.addresses).filter_map(host).any(|host| host == text)
+    }
     /// The digests of the contents that are kept for an app.
     pub fn files_of(&self, app: &wharf_model::AppKey) -> Vec<String> {
         let digest = |key: &Key| match key {

@@ -16,6 +16,9 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
     let facts = live.as_ref().and_then(|live| live.facts.as_ref()).or_else(|| node.facts());
     let engine = facts.and_then(|facts| facts.engine.as_ref());
     let load = inner.world.load(record.id);
+    let mut roles = record.roles;
+    // Whether a server runs on a machine is the server's to say: it announces where it answers.
+    roles.server |= facts.is_some_and(|facts| inner.serves_at(facts.address));
     v1::Node {
         id: record.id.to_string(),
         name: record.name.to_string(),
@@ -25,7 +28,7 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
         since: node.status.as_ref().map_or(record.joined_at.0, |status| status.since.0),
         availability: record.availability.to_string(),
         labels: record.labels.clone(),
-        roles: record.roles.list().into_iter().map(|role| role.to_string()).collect(),
+        roles: roles.list().into_iter().map(|role| role.to_string()).collect(),
         address: facts.map(|facts| facts.address.to_string()),
         platform: facts.map(|facts| facts.platform.to_string()),
         cpus: facts.map(|facts| facts.cpus),
