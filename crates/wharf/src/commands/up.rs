@@ -182,6 +182,7 @@ pub(crate) fn show(plan: &v1::Plan, out: &Output) -> Result<()> {
         let release = plan.release.map(|number| format!(", release {number}")).unwrap_or_default();
         out.say(&format!("{} in environment {}{release}:", out.paint(Color::Strong, &plan.app), plan.environment));
     }
+    let width = changing.iter().map(|operation| operation.name.chars().count()).max().unwrap_or(0);
     for operation in changing {
         let color = match operation.change {
             v1::Change::Create => Color::Good,
@@ -191,7 +192,7 @@ pub(crate) fn show(plan: &v1::Plan, out: &Output) -> Result<()> {
         };
         let symbol = out.paint(color, &operation.change.symbol().to_string());
         let reason = if operation.reason.is_empty() { String::new() } else { format!("  {}", out.paint(Color::Dim, &operation.reason)) };
-        out.say(&format!("  {symbol} {:<8} {}{reason}", operation.kind, operation.name));
+        out.say(format!("  {symbol} {:<8} {:<width$}{reason}", operation.kind, operation.name).trim_end());
     }
     for warning in &plan.warnings {
         out.must_say(&format!("{}: {warning}", out.paint(Color::Pending, "warning")));
