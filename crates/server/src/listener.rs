@@ -229,7 +229,8 @@ impl Door {
 fn may(kind: &PeerKind, method: &Method, path: &str) -> Result<(), Failure> {
     let allowed: &[(&Method, &str)] = match kind {
         PeerKind::User(_) | PeerKind::Server(_) => return Ok(()),
-        PeerKind::Anonymous => &[(&Method::POST, wire::JOIN)],
+        // Both show a token.
+        PeerKind::Anonymous => &[(&Method::POST, wire::JOIN), (&Method::POST, crate::server::JOIN_SERVER)],
         PeerKind::Node(_) => {
             &[(&Method::POST, wire::RENEW), (&Method::POST, wire::JOIN), (&Method::GET, "/v1/version")]
         }
@@ -283,10 +284,12 @@ mod tests {
         let node = PeerKind::Node(NodeId::from_parts(1, [1; 10]));
         let user = PeerKind::User("ada".to_owned());
         assert!(may(&PeerKind::Anonymous, &Method::POST, "/v1/join").is_ok());
+        assert!(may(&PeerKind::Anonymous, &Method::POST, "/v1/servers/join").is_ok());
         assert!(may(&PeerKind::Anonymous, &Method::GET, "/v1/join").is_err());
         assert!(may(&PeerKind::Anonymous, &Method::GET, "/v1/nodes").is_err());
         assert!(may(&PeerKind::Anonymous, &Method::POST, "/v1/certificates/renew").is_err());
         assert!(may(&node, &Method::POST, "/v1/certificates/renew").is_ok());
+        assert!(may(&node, &Method::POST, "/v1/servers/join").is_err());
         assert!(may(&node, &Method::POST, "/v1/tokens").is_err());
         assert!(may(&user, &Method::POST, "/v1/tokens").is_ok());
     }

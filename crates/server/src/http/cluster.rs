@@ -229,10 +229,7 @@ pub(super) async fn doctor(
                     "problem",
                     &subject,
                     format!("{state} for {} s: {reason}", now.since(since).as_secs()),
-                    Some(
-                        "on that machine: is it up, does `wharf agent run` run, does it reach the servers?"
-                            .into(),
-                    ),
+                    Some(unready_hint(state).into()),
                 ));
             }
         }
@@ -250,6 +247,18 @@ pub(super) async fn doctor(
         }
     }
     Ok(Json(findings))
+}
+
+/// What to look at on a machine that is not ready.
+fn unready_hint(state: NodeState) -> &'static str {
+    match state {
+        NodeState::EngineDown => {
+            "on that machine: `systemctl status docker` and the engine's log say why; its tasks are left alone meanwhile"
+        }
+        NodeState::Joining | NodeState::Unreachable | NodeState::Down | NodeState::Ready => {
+            "on that machine: is it up, does `wharf agent run` run, does it reach the servers?"
+        }
+    }
 }
 
 fn finding(level: &str, subject: &str, message: String, hint: Option<String>) -> v1::Finding {
