@@ -432,7 +432,7 @@ impl Node {
         fs::hard_link(program, &new)?;
         fs::rename(&new, &installed)?;
         if self.init_pid().is_some() {
-            self.sh("umount /usr/local/bin/wharf 2>/dev/null; touch /usr/local/bin/wharf && mount --bind /run/testbed/bin/wharf /usr/local/bin/wharf")?;
+            self.sh("umount --lazy /usr/local/bin/wharf 2>/dev/null; touch /usr/local/bin/wharf && mount --bind /run/testbed/bin/wharf /usr/local/bin/wharf")?;
         }
         Ok(())
     }
