@@ -3,6 +3,7 @@
 //!
 //! It builds in seconds: no dependency but JSON and error chains, and no crate of the workspace.
 
+mod cli;
 mod crates;
 mod licences;
 mod links;
@@ -20,6 +21,7 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
 
   check-deps         every crate depends on nothing but what the architecture allows
+  cli [--check]      writes docs/reference/cli.md from the program's help, or compares it
   licences           every dependency's licence is on the allow list
   links              relative links and anchors in Markdown files resolve
   names              no package registry's host and no path of this machine stands in a file
@@ -59,6 +61,8 @@ type Task = fn(&Project) -> anyhow::Result<Findings>;
 fn task(arguments: &[&str]) -> Option<Task> {
     match arguments {
         ["check-deps"] => Some(crates::check),
+        ["cli"] => Some(cli::write),
+        ["cli", "--check"] => Some(cli::check),
         ["licences"] => Some(licences::check),
         ["links"] => Some(links::check),
         ["names"] => Some(names::check),

@@ -19,7 +19,7 @@ use wharf_api::{
         error::{Rough, Time},
         wire::{self, JoinFacts, JoinRequest, JoinResponse, RenewRequest, RenewResponse, Servers},
     },
-    v1::Code,
+    v1::{Code, Problem},
 };
 use wharf_model::{NodeId, NodeName, Timestamp, TokenId};
 use wharf_process::Clock;
@@ -114,7 +114,10 @@ pub fn routes(joining: Joining) -> Router {
     Router::new().route(wire::JOIN, post(join)).route(wire::RENEW, post(renew)).with_state(Arc::new(joining))
 }
 
-async fn join(
+/// Makes a machine a node: the one request that needs no certificate, and a join token for agents instead.
+#[utoipa::path(post, path = "/v1/join", request_body = JoinRequest, responses((status = 200, body = JoinResponse),
+    (status = 403, description = "the token is wrong, used up or expired", body = Problem)))]
+pub(crate) async fn join(
     State(joining): State<Arc<Joining>>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
     Json(request): Json<JoinRequest>,
@@ -131,7 +134,9 @@ async fn join(
     Ok(Json(response))
 }
 
-async fn renew(
+/// Gives the holder of a certificate, a node or a user, a new one for a new key.
+#[utoipa::path(post, path = "/v1/certificates/renew", request_body = RenewRequest, responses((status = 200, body = RenewResponse)))]
+pub(crate) async fn renew(
     State(joining): State<Arc<Joining>>,
     Extension(peer): Extension<Peer>,
     Json(request): Json<RenewRequest>,
@@ -143,9 +148,11 @@ async fn renew(
             return Err(Failure::new(Code::Forbidden, format!("{} does not renew here", peer.kind)));
         }
     };
-    let signing = SigningRequest::parse(&request.csr).map_err(unusable)?;
-    let issued =
-        joining.authority.issue(&subject, &signing, now(&*joining.clock), lifetime).map_err(unusable)?;
+    let signing = SigningRequest::parse(&request.csr).map_err(|error| unusable(&error))?;
+    let issued = joining
+        .authority
+        .issue(&subject, &signing, now(&*joining.clock), lifetime)
+        .map_err(|error| unusable(&error))?;
     joining.roster.renewed(&peer, &issued.peer).await?;
     tracing::info!(peer = %peer.kind, serial = issued.peer.serial, "certificate renewed");
     Ok(Json(RenewResponse { certificate: issued.certificate, ca: joining.authority.trust().ca.clone() }))
@@ -159,7 +166,7 @@ impl Joining {
         from: SocketAddr,
         now: Timestamp,
     ) -> Answer<JoinResponse> {
-        let signing = SigningRequest::parse(&request.csr).map_err(unusable)?;
+        let signing = SigningRequest::parse(&request.csr).map_err(|error| unusable(&error))?;
         let before = match request.rejoin {
             Some(id) => self.roster.node(id).await?.map(|name| (id, name)),
             None => None,
@@ -169,7 +176,7 @@ impl Joining {
         let issued = self
             .authority
             .issue(&Subject::Node(node), &signing, now, self.lifetimes.node)
-            .map_err(unusable)?;
+            .map_err(|error| unusable(&error))?;
         let facts = JoinFacts { name: name.clone(), ..request.facts.clone() };
         self.roster.admit(Admission { node, facts, from, certificate: issued.peer, token, again }).await?;
         Ok(JoinResponse {
@@ -189,13 +196,11 @@ fn new_node_id(now: Timestamp) -> NodeId {
     NodeId::from_parts(now.0, random)
 }
 
-fn unusable(error: PkiError) -> Failure {
+fn unusable(error: &PkiError) -> Failure {
     match error {
-        PkiError::Request(_) | PkiError::Name { .. } => {
-            Failure::invalid(wharf_process::errors::chain(&error))
-        }
+        PkiError::Request(_) | PkiError::Name { .. } => Failure::invalid(wharf_process::errors::chain(error)),
         PkiError::Make(_) | PkiError::Damaged { .. } | PkiError::File { .. } => {
-            Failure::internal("a certificate could not be issued", &error)
+            Failure::internal("a certificate could not be issued", error)
         }
     }
 }

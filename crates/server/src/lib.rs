@@ -18,6 +18,7 @@ pub mod sessions;
 pub mod settings;
 pub mod state;
 
+pub use http::openapi::openapi_json;
 pub use server::{
     InitOptions, Initialised, JoinServerOptions, RunOptions, Server, ServerError, init, join_cluster,
 };

@@ -19,7 +19,7 @@ use wharf_api::{
         tls::{self, Anchor, Protocol},
         token::InvalidToken,
     },
-    v1::Code,
+    v1::{Code, Problem},
 };
 use wharf_engine::{Ids as _, Leases};
 use wharf_model::{AddressPool, Event, EventKind, ServerId, Subject, Timestamp};
@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// The path at which a further server joins.
-const JOIN_SERVER: &str = "/v1/servers/join";
+pub(crate) const JOIN_SERVER: &str = "/v1/servers/join";
 /// How often a server announces itself.
 const ANNOUNCE: Duration = Duration::from_secs(15);
 /// How long a server that does not is still listed.
@@ -208,20 +208,29 @@ pub async fn init(options: InitOptions, clock: &Arc<dyn Clock>) -> Result<Initia
 }
 
 /// What a further server is told: everything that makes it the equal of the others.
-#[derive(Clone, Serialize, Deserialize)]
-struct Admitted {
+#[derive(Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub(crate) struct Admitted {
+    /// The authority's certificate, PEM.
     ca: String,
+    /// Its key, PEM.
     ca_key: String,
+    /// The key of sealed contents, in hexadecimal.
     seal_key: String,
+    /// The cluster's identifier.
     cluster: String,
+    /// Where the state is kept.
+    #[schema(value_type = Object)]
     store: StoreChoice,
 }
 
 /// A further server's request.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-struct JoinServer {
+pub(crate) struct JoinServer {
+    /// A whole join token for servers.
     token: String,
+    /// The machine's clock.
+    #[schema(value_type = u64)]
     client_time: Timestamp,
 }
 
@@ -504,13 +513,16 @@ impl Server {
     }
 }
 
-struct Admission {
+pub(crate) struct Admission {
     shared: http::Shared,
     admitted: Admitted,
 }
 
 /// Lets a further server in: it gets the cluster's keys, over a connection whose other end has shown a token for servers.
-async fn admit_server(
+#[utoipa::path(post, path = "/v1/servers/join", request_body = JoinServer, responses((status = 200, body = Admitted),
+    (status = 403, description = "the token is wrong, used up or expired", body = Problem),
+    (status = 409, description = "the cluster keeps its state in a file of its one server", body = Problem)))]
+pub(crate) async fn admit_server(
     Extract(admission): Extract<Arc<Admission>>,
     Json(wish): Json<JoinServer>,
 ) -> Answer<Json<Admitted>> {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use wharf_model::{NodeId, NodeName, ServerId, Timestamp};
 
 /// The path of joining: the one request an anonymous peer may make.
@@ -11,7 +12,7 @@ pub const JOIN: &str = "/v1/join";
 pub const RENEW: &str = "/v1/certificates/renew";
 
 /// A machine's wish to become a node.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
     /// The whole token.
@@ -21,8 +22,10 @@ pub struct JoinRequest {
     /// What the machine says of itself.
     pub facts: JoinFacts,
     /// The machine's clock.
+    #[schema(value_type = u64)]
     pub client_time: Timestamp,
     /// The identity it had, if it asks to be that node again (`--force`); the server decides whether it may.
+    #[schema(value_type = Option<String>)]
     #[serde(default)]
     pub rejoin: Option<NodeId>,
 }
@@ -38,13 +41,15 @@ impl std::fmt::Debug for JoinRequest {
 }
 
 /// What a joining machine says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JoinFacts {
     /// What it wants to be called: its host name unless `--name` was given.
+    #[schema(value_type = String)]
     pub name: NodeName,
     /// Its host name.
     pub hostname: String,
     /// The address other nodes reach it at, if it was given.
+    #[schema(value_type = Option<String>)]
     #[serde(default)]
     pub address: Option<IpAddr>,
     /// Version of the binary.
@@ -52,11 +57,13 @@ pub struct JoinFacts {
 }
 
 /// What a machine that joined gets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JoinResponse {
     /// Who it is from now on.
+    #[schema(value_type = String)]
     pub node: NodeId,
     /// What it is called.
+    #[schema(value_type = String)]
     pub name: NodeName,
     /// Its certificate and those between it and the authority's, PEM.
     pub certificate: String,
@@ -65,11 +72,12 @@ pub struct JoinResponse {
     /// Where the servers answer.
     pub servers: Servers,
     /// The server's clock.
+    #[schema(value_type = u64)]
     pub server_time: Timestamp,
 }
 
 /// A wish for a new certificate for whoever asks, by whatever the present one says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RenewRequest {
     /// A certificate signing request (PEM) for a new key.
@@ -77,7 +85,7 @@ pub struct RenewRequest {
 }
 
 /// A new certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RenewResponse {
     /// The certificate and those between it and the authority's, PEM.
     pub certificate: String,
@@ -86,7 +94,7 @@ pub struct RenewResponse {
 }
 
 /// The servers of the cluster. Of two lists, the one with the greater version is the newer.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Servers {
     /// Grows with every change.
     pub version: u64,
@@ -95,9 +103,10 @@ pub struct Servers {
 }
 
 /// A server and where it answers.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct ServerEntry {
     /// The server.
+    #[schema(value_type = String)]
     pub id: ServerId,
     /// `host:port`, best first.
     pub addresses: Vec<String>,

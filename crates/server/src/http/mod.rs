@@ -8,15 +8,13 @@ pub mod apps;
 pub mod cluster;
 pub mod failure;
 pub mod nodes;
+pub mod openapi;
 pub mod streams;
 pub mod views;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    routing::{get, post},
-};
+use axum::{Router, routing::MethodRouter};
 use tokio::sync::watch;
 use wharf_api::transport::{Peer, PeerKind};
 use wharf_engine::Ids as _;
@@ -81,30 +79,67 @@ impl Context {
     }
 }
 
+/// The routes of the API: the router and the OpenAPI document are both made from this one table.
+macro_rules! api {
+    ($($method:ident $path:literal $module:ident::$handler:ident),* $(,)?) => {
+        /// What there is to ask for.
+        fn routes() -> Vec<Route> {
+            vec![$(Route {
+                #[cfg(test)]
+                method: stringify!($method),
+                path: $path,
+                handler: axum::routing::$method($module::$handler),
+            }),*]
+        }
+
+        /// The same as OpenAPI has it.
+        #[derive(utoipa::OpenApi)]
+        #[openapi(paths($($module::$handler),*))]
+        struct Described;
+    };
+}
+
+/// One row of the table.
+struct Route {
+    /// `get`, `post`, …
+    #[cfg(test)]
+    method: &'static str,
+    path: &'static str,
+    handler: MethodRouter<Shared>,
+}
+
+api! {
+    get "/v1/version" cluster::version,
+    get "/v1/servers" cluster::servers,
+    get "/v1/tokens" cluster::tokens,
+    post "/v1/tokens" cluster::create_token,
+    delete "/v1/tokens/{token}" cluster::remove_token,
+    get "/v1/doctor" cluster::doctor,
+    get "/v1/nodes" nodes::list,
+    get "/v1/nodes/{node}" nodes::get,
+    patch "/v1/nodes/{node}" nodes::change,
+    delete "/v1/nodes/{node}" nodes::remove,
+    get "/v1/apps" apps::list,
+    get "/v1/apps/{environment}/{app}" apps::get,
+    post "/v1/apps/{environment}/{app}/plan" apps::plan,
+    post "/v1/apps/{environment}/{app}/apply" apps::apply,
+    get "/v1/apps/{environment}/{app}/releases" apps::releases,
+    get "/v1/apps/{environment}/{app}/releases/{number}" apps::release,
+    get "/v1/apps/{environment}/{app}/watch" streams::watch_app,
+    get "/v1/apps/{environment}/{app}/logs" streams::app_logs,
+    get "/v1/tasks" apps::tasks,
+    get "/v1/tasks/{task}" apps::task,
+    get "/v1/tasks/{task}/inspect" streams::inspect,
+    post "/v1/tasks/{task}/exec" streams::exec,
+    get "/v1/usage" streams::usage,
+    get "/v1/events" streams::events,
+}
+
 /// The API. Requests carry who asks as an extension of type [`Peer`], which the listener sets.
 pub fn router(shared: Shared) -> Router {
-    Router::new()
-        .route("/v1/version", get(cluster::version))
-        .route("/v1/servers", get(cluster::servers))
-        .route("/v1/tokens", get(cluster::tokens).post(cluster::create_token))
-        .route("/v1/tokens/{token}", axum::routing::delete(cluster::remove_token))
-        .route("/v1/doctor", get(cluster::doctor))
-        .route("/v1/nodes", get(nodes::list))
-        .route("/v1/nodes/{node}", get(nodes::get).patch(nodes::change).delete(nodes::remove))
-        .route("/v1/apps", get(apps::list))
-        .route("/v1/apps/{environment}/{app}", get(apps::get))
-        .route("/v1/apps/{environment}/{app}/plan", post(apps::plan))
-        .route("/v1/apps/{environment}/{app}/apply", post(apps::apply))
-        .route("/v1/apps/{environment}/{app}/releases", get(apps::releases))
-        .route("/v1/apps/{environment}/{app}/releases/{number}", get(apps::release))
-        .route("/v1/apps/{environment}/{app}/watch", get(streams::watch_app))
-        .route("/v1/apps/{environment}/{app}/logs", get(streams::app_logs))
-        .route("/v1/tasks", get(apps::tasks))
-        .route("/v1/tasks/{task}", get(apps::task))
-        .route("/v1/tasks/{task}/inspect", get(streams::inspect))
-        .route("/v1/tasks/{task}/exec", post(streams::exec))
-        .route("/v1/usage", get(streams::usage))
-        .route("/v1/events", get(streams::events))
+    let router =
+        routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
+    router
         .fallback(async |uri: axum::http::Uri| {
             Failure::not_found(format!("there is no `{}` in API v1", uri.path()))
                 .hint("the client may be newer than this server: compare with `wharf version`")
