@@ -141,6 +141,8 @@ pub(crate) enum Script {
     Sicken,
     /// Runs, and ends with this code.
     Exit(i64),
+    /// Runs, is checked by nobody, and ends a moment later with code 1.
+    Crash,
     /// Never starts.
     Refuse,
 }
@@ -227,7 +229,7 @@ impl Cluster {
             (Phase::Starting, script) => {
                 status.phase = Phase::Running;
                 status.started_at = Some(self.now);
-                if script == Script::Serve {
+                if matches!(script, Script::Serve | Script::Crash) {
                     status.ready_at = Some(self.now);
                 } else {
                     status.health = Health::Starting;
@@ -236,6 +238,11 @@ impl Cluster {
             (Phase::Running, Script::Exit(code)) => {
                 status.phase = if code == 0 { Phase::Complete } else { Phase::Failed };
                 status.exit = Some(Exit { code, oom: false });
+                status.ended_at = Some(self.now);
+            }
+            (Phase::Running, Script::Crash) => {
+                status.phase = Phase::Failed;
+                status.exit = Some(Exit { code: 1, oom: false });
                 status.ended_at = Some(self.now);
             }
             (Phase::Running, Script::Sicken) if status.health != Health::Unhealthy => {

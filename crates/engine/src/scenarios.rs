@@ -559,7 +559,26 @@ fn what_failed_before_a_release_is_tried_anew_and_not_held_against_it() {
         (1, 1),
         "without waiting out its pause"
     );
+    cluster.settle_for(Duration::from_secs(10), &mut |_| {});
     assert_eq!(cluster.rollout().state, RolloutState::Done);
+}
+
+#[test]
+fn a_task_that_nobody_checks_and_that_ends_at_once_was_never_there() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle();
+    let serving = cluster.ready("web")[0].id;
+    let mut next = service("web");
+    next.image = "web:2".into();
+    cluster.scripts.insert("web:2".into(), Script::Crash);
+    cluster.up(&app(&[("web", next)]));
+    cluster.settle_for(Duration::from_secs(60), &mut |cluster| {
+        assert_ne!(cluster.rollout().state, RolloutState::Done, "running for a moment is not enough");
+        let still = cluster.ready("web").iter().any(|task| task.id == serving);
+        assert!(still, "what serves goes on until its successor has shown that it stays");
+    });
+    assert_eq!(cluster.rollout().state, RolloutState::RolledBack);
 }
 
 #[test]

@@ -122,6 +122,21 @@ enum Gate {
     Shut(Reason),
 }
 
+/// How long a task that nobody checks must have run before it counts as one that stays.
+const STEADY: Duration = Duration::from_secs(3);
+
+/// Whether a task that has ended was ready for long enough to count.
+fn came_up(task: &Task) -> bool {
+    let Some(ready_at) = task.status.ready_at else { return false };
+    let lasted = task.status.ended_at.map(|ended_at| ended_at.since(ready_at));
+    !is_guess(task) || lasted.is_some_and(|lasted| lasted >= STEADY)
+}
+
+/// Whether that a task is ready is all but a guess: it runs, and nobody checks it.
+fn is_guess(task: &Task) -> bool {
+    task.status.health == Health::Unchecked
+}
+
 impl Pass<'_> {
     /// Brings a service's seats nearer to what is wanted, and says how each stands.
     fn fill(&mut self, service: &Service<'_>) -> Vec<Standing> {
@@ -323,9 +338,11 @@ impl Pass<'_> {
             }
         }
     }
-    /// Until when a ready task must still be watched before the next slot's turn.
+    /// Until when a ready task must still be watched before the next slot's turn, and before the rollout is done.
     fn monitored_until(&self, revision: &ServiceRevision, task: &Task) -> Option<Timestamp> {
-        let until = self.moment(task, task.status.ready_at) + revision.spec.update.monitor.duration();
+        let monitor = revision.spec.update.monitor.duration();
+        let watched = if is_guess(task) { monitor.max(STEADY) } else { monitor };
+        let until = self.moment(task, task.status.ready_at) + watched;
         let of_this_rollout =
             task.created_at >= self.app.rollout.started_at && !self.app.rollout.state.is_over();
         Some(until).filter(|until| of_this_rollout && *until > self.now)
@@ -353,6 +370,15 @@ impl Pass<'_> {
 
     /// The seat's task is ready: every other one goes.
     fn keep(&mut self, revision: &ServiceRevision, seat: &Seat, current: &Task) -> Standing {
+        if is_guess(current)
+            && let Some(until) = self.monitored_until(revision, current)
+        {
+            // What serves now goes on until its successor has shown that it stays.
+            self.out.wake(until);
+            let about = self.about(current);
+            self.wait(about, Reason::Monitor { until });
+            return Standing::Underway;
+        }
         for (task, why) in &seat.leaving {
             stop_and_wait(self, task, *why);
         }
@@ -736,7 +762,7 @@ impl Pass<'_> {
         let never_ready = seat
             .ended
             .iter()
-            .take_while(|task| failed(task) && task.status.ready_at.is_none() && of_this_rollout(task));
+            .take_while(|task| failed(task) && !came_up(task) && of_this_rollout(task));
         let failures: Vec<_> = never_ready.collect();
         let last = failures.first()?;
         let unstarted =

@@ -344,7 +344,7 @@ impl fmt::Display for Waiting {
                 write!(f, "{about} waits for its turn: the update policy pauses between replacements")
             }
             Reason::Monitor { .. } => {
-                write!(f, "{about} is ready and watched a little longer, as the update policy says")
+                write!(f, "{about} runs and is watched a little longer before it counts")
             }
             Reason::Paused => write!(
                 f,
