@@ -20,7 +20,8 @@ use wharf_store::{Backend, Batch, Embedded};
 
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(1);
-const WRITERS: [usize; 3] = [1, 16, 128];
+/// How many write at once, and how many times the floor is good enough.
+const GOALS: [(usize, f64); 3] = [(1, 0.8), (16, 8.0), (128, 16.0)];
 const VALUE: usize = 256;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,7 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         tempfile::Builder::new().prefix("store-bench-").tempdir_in(folder.as_deref().unwrap_or("."))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     println!("writers  commits/s  per transaction  floor/s  ratio (median of {ROUNDS}; lowest, highest)");
-    for writers in WRITERS {
+    let mut goals = Vec::new();
+    for (writers, target) in GOALS {
         let mut rounds: Vec<Round> = Vec::new();
         for round in 0..ROUNDS {
             let floor = floor(folder.path())?;
@@ -47,7 +49,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             median.floor,
             median.ratio()
         );
+        let verdict = if median.ratio() >= target { "met" } else { "short" };
+        goals.push(format!(
+            "goal commits_of_{writers}_writers_x_floor {:.2} {target} {verdict}",
+            median.ratio()
+        ));
     }
+    goals.iter().for_each(|goal| println!("{goal}"));
     Ok(())
 }
 
