@@ -18,7 +18,8 @@ use std::path::Path;
 use base64::Engine as _;
 use sha2::{Digest, Sha256};
 use wharf_model::{
-    AppName, AppSpec, FileSpec, NetworkMode, ServiceName, ServiceSpec, VolumeName, VolumeSpec,
+    AppName, AppSpec, DependencyCondition, FileSpec, NetworkMode, RestartCondition, ServiceName, ServiceSpec,
+    VolumeName, VolumeSpec,
 };
 
 use crate::diagnostic::{Complaint, Key, Report, Span, did_you_mean};
@@ -116,11 +117,35 @@ impl Typing<'_, '_> {
         self.check_circles();
         self.check_published(&services);
         self.add_aliases(&mut services);
+        self.let_complete(&mut services);
         let networks = self.network_specs();
         let volumes = self.volume_specs();
         let configs = self.file_specs("configs");
         let secrets = self.file_specs("secrets");
         Some(AppSpec { name: name?, services, networks, volumes, configs, secrets })
+    }
+
+    /// A service whose completion others wait for runs to its end once, unless its file says when it is to be started
+    /// again: starting it anew whenever it has completed would never come to an end.
+    fn let_complete(&self, services: &mut BTreeMap<ServiceName, ServiceSpec>) {
+        let awaited: BTreeSet<ServiceName> = services
+            .values()
+            .flat_map(|spec| &spec.depends_on)
+            .filter(|(_, dependency)| {
+                dependency.condition == DependencyCondition::ServiceCompletedSuccessfully
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        let says = |mapping: &Mapping, key: &str| mapping.get(key).is_some();
+        for (name, spec) in services.iter_mut().filter(|(name, _)| awaited.contains(*name)) {
+            let written = self.services.get(name.as_str()).and_then(Node::as_mapping);
+            let deploy = written.and_then(|written| written.get("deploy")).and_then(Node::as_mapping);
+            let explicit = written.is_some_and(|written| says(written, "restart"))
+                || deploy.is_some_and(|deploy| says(deploy, "restart_policy"));
+            if !explicit {
+                spec.restart.condition = RestartCondition::OnFailure;
+            }
+        }
     }
 
     /// A service that another one names; complains if there is none, or it is not active.

@@ -571,3 +571,36 @@ fn extensions_and_anchors_work_as_in_compose() {
     assert_eq!(folder.complaints(), "");
     assert_eq!(folder.web().container.environment.len(), 2);
 }
+
+#[test]
+fn what_others_wait_for_to_complete_runs_once_unless_its_file_says_otherwise() {
+    let folder = Folder::with(
+        "
+services:
+  web:
+    image: i
+    depends_on:
+      a: {condition: service_completed_successfully}
+      b: {condition: service_completed_successfully}
+      c: {condition: service_completed_successfully}
+      d: {condition: service_started}
+  a: {image: i}
+  b: {image: i, restart: always}
+  c: {image: i, deploy: {restart_policy: {condition: any}}}
+  d: {image: i}
+",
+    );
+    assert_eq!(folder.complaints(), "");
+    let conditions: Vec<_> = folder
+        .app()
+        .services
+        .iter()
+        .map(|(name, service)| (name.to_string(), service.restart.condition))
+        .collect();
+    let of =
+        |wanted: &str| conditions.iter().find(|(name, _)| name == wanted).map(|(_, condition)| *condition);
+    assert_eq!(of("a"), Some(wharf_model::RestartCondition::OnFailure));
+    for other in ["b", "c", "d", "web"] {
+        assert_eq!(of(other), Some(wharf_model::RestartCondition::Any), "{other}");
+    }
+}
