@@ -226,6 +226,7 @@ impl<'a> Pass<'a> {
         self.forget_networks();
         self.forget_volumes();
         self.forget_revisions();
+        self.forget_releases();
         let left = |change: &Change| matches!(change, Change::RemoveService(_));
         let services_left = self.services.len() > self.out.changes.iter().filter(|c| left(c)).count();
         let networks = self.world.networks_of(&self.app.key).count();
@@ -280,11 +281,33 @@ impl<'a> Pass<'a> {
             let tasks = self.tasks_of(key).iter().map(|task| task.generation);
             let needed = [back, record.map(|record| &**record)].into_iter().flatten();
             let oldest = tasks.chain(needed.map(|record| record.generation)).min();
+            // What belongs to a release later than the app's may have been written just now, by a change whose app comes next.
+            let coming =
+                |revision: &ServiceRevision| !self.app.removed && revision.release > self.app.release;
             for revision in self.world.revisions_of(key) {
-                if oldest.is_none_or(|oldest| revision.generation < oldest) {
+                if oldest.map_or(!coming(revision), |oldest| revision.generation < oldest) {
                     self.out.changes.push(Change::RemoveRevision(key.clone(), revision.generation));
                 }
             }
+        }
+    }
+
+    /// Releases beyond the last few, but for those the app is on or may return to.
+    fn forget_releases(&mut self) {
+        const KEPT: usize = 20;
+        if self.app.removed {
+            return;
+        }
+        let needed = |release: &Release| {
+            release.number == self.app.release
+                || self.app.previous.as_ref().is_some_and(|previous| previous.release == release.number)
+        };
+        let releases: Vec<_> = self.world.releases_of(&self.app.key).collect();
+        let older = &releases[..releases.len().saturating_sub(KEPT)];
+        let gone = older.iter().filter(|release| !needed(release));
+        let gone: Vec<_> = gone.map(|release| (release.app.clone(), release.number)).collect();
+        for (app, number) in gone {
+            self.change(Change::RemoveRelease(app, number));
         }
     }
 

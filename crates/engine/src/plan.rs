@@ -122,6 +122,15 @@ pub enum PlanRefusal {
         /// Whose it is.
         by: ServiceKey,
     },
+    /// A program outside Wharf listens on a published port on every gateway.
+    PortForeign {
+        /// The port.
+        port: u16,
+        /// Who wants it.
+        service: ServiceName,
+        /// The gateways.
+        nodes: Vec<String>,
+    },
     /// An external network exists in no app of the environment.
     NetworkMissing {
         /// Its key in the file.
@@ -175,6 +184,12 @@ impl fmt::Display for PlanRefusal {
                 by.name,
                 by.app.name,
                 by.app.environment
+            ),
+            Self::PortForeign { port, service, nodes } => write!(
+                f,
+                "service {service} publishes port {port}, which another program has on {}; \
+                 hint: publish another port, or stop that program (`ss -ltnp 'sport = :{port}'` there names it)",
+                nodes.join(", ")
             ),
             Self::NetworkMissing { network, name } => write!(
                 f,
@@ -511,7 +526,37 @@ impl Plan {
                     });
                 }
                 holders.push((port.host_ip, own));
+                self.foreign(world, name, key.0);
             }
+        }
+    }
+
+    /// Something outside Wharf may listen on a published port: on some gateways that is worth a warning, on all it cannot work.
+    fn foreign(&mut self, world: &World, service: &ServiceName, port: u16) {
+        let gateways: Vec<_> = world
+            .nodes()
+            .filter(|node| node.record.roles.gateway && node.state() == wharf_model::NodeState::Ready)
+            .collect();
+        let taken: Vec<_> = gateways
+            .iter()
+            .filter(|node| node.facts().is_some_and(|facts| facts.taken_ports.contains(&port)))
+            .map(|node| node.record.name.to_string())
+            .collect();
+        // A task of this app may hold it by `mode: host` and give it up now.
+        let own = world
+            .services_of(&self.app)
+            .filter_map(|record| world.revision_of(&record.key, record.generation));
+        let own = own.flat_map(|revision| &revision.spec.ports).any(|held| held.published == Some(port));
+        if taken.is_empty() || own {
+            return;
+        }
+        if taken.len() == gateways.len() {
+            self.refusals.push(PlanRefusal::PortForeign { port, service: service.clone(), nodes: taken });
+        } else {
+            self.warnings.push(format!(
+                "port {port}, which service {service} publishes, is taken by another program on {}: it answers on the other nodes only",
+                taken.join(", ")
+            ));
         }
     }
 
@@ -1071,6 +1116,38 @@ mod tests {
         ");
         let kept = plan.operations.iter().find(|operation| operation.thing == Thing::Volume).unwrap();
         insta::assert_snapshot!(kept, @"= volume   db_data (no longer in the file; its data is kept)");
+    }
+
+    #[test]
+    fn a_port_that_another_program_has_is_a_warning_on_some_gateways_and_a_refusal_on_all() {
+        let mut cluster = Cluster::of(2);
+        let occupy = |cluster: &mut Cluster, n: u8| {
+            let id = fixtures::node_id(n);
+            let mut record = cluster.world.node(id).unwrap().record.clone();
+            record.roles.gateway = true;
+            cluster.world.insert_node(record);
+            let mut status = cluster.world.node(id).unwrap().status.clone().unwrap();
+            status.facts.as_mut().unwrap().taken_ports = vec![8080];
+            cluster.world.set_node_status(id, status);
+        };
+        let mut other = cluster.world.node(fixtures::node_id(2)).unwrap().record.clone();
+        other.roles.gateway = true;
+        cluster.world.insert_node(other);
+        occupy(&mut cluster, 1);
+        let some = planned(&cluster, &shop());
+        occupy(&mut cluster, 2);
+        let all = planned(&cluster, &shop());
+
+        assert_eq!(some.refusals, []);
+        assert!(
+            some.warnings
+                .iter()
+                .any(|text| text.contains("port 8080, which service web publishes, is taken")),
+            "{some}"
+        );
+        assert_eq!(all.refusals.len(), 1, "{all}");
+        let text = all.refusals[0].to_string();
+        assert!(text.contains("port 8080") && text.contains("hint: "), "{text}");
     }
 
     #[test]

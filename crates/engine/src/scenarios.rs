@@ -592,3 +592,62 @@ fn a_thousand_tasks_are_decided_in_one_pass_with_addresses_of_their_own() {
     assert_eq!((tasks.len(), addresses.len()), (1000, 1000));
     assert!(cluster.world.nodes().all(|node| cluster.world.load(node.record.id).tasks == 20));
 }
+
+#[test]
+fn of_many_releases_the_last_ones_are_kept_and_the_one_to_return_to() {
+    let mut cluster = Cluster::of(1);
+    for version in 1..=30 {
+        let mut spec = service("web");
+        spec.image = format!("web:{version}");
+        cluster.up(&app(&[("web", spec)]));
+        cluster.settle();
+    }
+    let numbers = |cluster: &Cluster| -> Vec<_> {
+        cluster.world.releases_of(&app_key()).map(|release| release.number.0).collect()
+    };
+    assert_eq!(numbers(&cluster), (11..=30).collect::<Vec<_>>());
+
+    // However many there were since: those the app is on and may return to are not forgotten.
+    let mut record = AppRecord::clone(cluster.world.app(&app_key()).unwrap());
+    record.release = ReleaseNumber(11);
+    record.previous.as_mut().unwrap().release = ReleaseNumber(12);
+    let template = Release::clone(cluster.world.release(&app_key(), ReleaseNumber(30)).unwrap());
+    cluster.world.insert_app(record);
+    for number in 31..=40 {
+        cluster.world.insert_release(Release { number: ReleaseNumber(number), ..template.clone() });
+    }
+    let _ = cluster.pass();
+    assert_eq!(numbers(&cluster), [11, 12].into_iter().chain(21..=40).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_revision_that_was_written_before_its_app_is_not_forgotten_meanwhile() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle();
+    let next = app(&[("web", service("web")), ("db", service("db"))]);
+    let changes =
+        crate::release(&cluster.world, &app_key(), &next, &images(&next), &by(), cluster.now).unwrap();
+    let (early, late): (Vec<_>, Vec<_>) =
+        changes.into_iter().partition(|change| matches!(change, Change::PutRevision(_) | Change::PutRelease(_)));
+    cluster.apply(&early);
+    cluster.settle();
+    cluster.apply(&late);
+    cluster.settle();
+    assert_eq!(cluster.ready("db").len(), 1);
+
+    // One that was never followed by its app goes with the next release.
+    let orphan = key("cache");
+    let mut revision =
+        ServiceRevision::clone(cluster.world.revision_of(&key("db"), cluster.tasks("db")[0].generation).unwrap());
+    revision.key = orphan.clone();
+    revision.release = ReleaseNumber(3);
+    cluster.world.insert_revision(revision);
+    let _ = cluster.pass();
+    assert_eq!(cluster.world.revisions_of(&orphan).count(), 1);
+    let mut third = next;
+    third.services.values_mut().for_each(|service| service.image.push_str("-b"));
+    cluster.up(&third);
+    cluster.settle();
+    assert_eq!(cluster.world.revisions_of(&orphan).count(), 0);
+}

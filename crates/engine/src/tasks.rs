@@ -759,10 +759,8 @@ impl Pass<'_> {
     /// Why the seat can no longer come to what is wanted by itself, as far as its ended tasks say.
     fn certain_failure(&self, about: &About, seat: &Seat) -> Option<String> {
         let of_this_rollout = |task: &Task| task.created_at >= self.app.rollout.started_at;
-        let never_ready = seat
-            .ended
-            .iter()
-            .take_while(|task| failed(task) && !came_up(task) && of_this_rollout(task));
+        let never_ready =
+            seat.ended.iter().take_while(|task| failed(task) && !came_up(task) && of_this_rollout(task));
         let failures: Vec<_> = never_ready.collect();
         let last = failures.first()?;
         let unstarted =
