@@ -628,8 +628,9 @@ fn a_revision_that_was_written_before_its_app_is_not_forgotten_meanwhile() {
     let next = app(&[("web", service("web")), ("db", service("db"))]);
     let changes =
         crate::release(&cluster.world, &app_key(), &next, &images(&next), &by(), cluster.now).unwrap();
-    let (early, late): (Vec<_>, Vec<_>) =
-        changes.into_iter().partition(|change| matches!(change, Change::PutRevision(_) | Change::PutRelease(_)));
+    let (early, late): (Vec<_>, Vec<_>) = changes
+        .into_iter()
+        .partition(|change| matches!(change, Change::PutRevision(_) | Change::PutRelease(_)));
     cluster.apply(&early);
     cluster.settle();
     cluster.apply(&late);
@@ -638,8 +639,9 @@ fn a_revision_that_was_written_before_its_app_is_not_forgotten_meanwhile() {
 
     // One that was never followed by its app goes with the next release.
     let orphan = key("cache");
-    let mut revision =
-        ServiceRevision::clone(cluster.world.revision_of(&key("db"), cluster.tasks("db")[0].generation).unwrap());
+    let mut revision = ServiceRevision::clone(
+        cluster.world.revision_of(&key("db"), cluster.tasks("db")[0].generation).unwrap(),
+    );
     revision.key = orphan.clone();
     revision.release = ReleaseNumber(3);
     cluster.world.insert_revision(revision);
