@@ -6,6 +6,8 @@
 use std::{
     ffi::OsStr,
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
     sync::Mutex,
@@ -21,6 +23,8 @@ pub use wharf_testkit::cluster::{Output, Signal, skip, wait_until};
 
 /// How long a node may take to be ready once its agent runs.
 const JOINING: Duration = Duration::from_secs(40);
+/// How long a web server may be silent.
+const ANSWERING: Duration = Duration::from_secs(20);
 /// How long a command of `wharf` may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -223,11 +227,48 @@ impl Fleet {
         Ok(items(&self.try_json(["ps", "-p", app])?).to_vec())
     }
 
-    /// What `http://ADDRESS/…` answers at the client's place: its body.
+    /// What `http://ADDRESS:PORT/PATH` answers to GET at the client's place: its body. Another status than 200 is an error.
     pub fn http(&self, url: &str) -> Result<String> {
-        let output = self.cluster.client_exec(["busybox", "wget", "-q", "-T", "5", "-O", "-", url])?;
-        output.raw_text()
+        let answer = self.request("GET", url, "")?;
+        ensure!(answer.status == 200, "{url} answers {}: {}", answer.status, answer.body);
+        Ok(answer.body)
     }
+
+    /// Asks `http://ADDRESS:PORT/PATH` at the client's place; a body is that of a form.
+    pub fn request(&self, method: &str, url: &str, form: &str) -> Result<Answer> {
+        let (address, path) = url
+            .strip_prefix("http://")
+            .and_then(|rest| rest.split_once('/'))
+            .with_context(|| format!("{url} is no address of a page"))?;
+        let request = format!(
+            "{method} /{path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{form}",
+            form.len()
+        );
+        let ask = || -> Result<String> {
+            let mut stream = TcpStream::connect_timeout(&address.parse()?, ANSWERING)?;
+            stream.set_read_timeout(Some(ANSWERING))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        let answer = self.cluster.in_network(ask)?.with_context(|| format!("asking {url}"))?;
+        let (head, body) =
+            answer.split_once("\r\n\r\n").with_context(|| format!("{url} answers {answer:?}"))?;
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+        Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
+    }
+}
+
+/// What a web server answered.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The first line and the headers.
+    pub head: String,
+    /// The rest.
+    pub body: String,
 }
 
 /// The items of a JSON array; none if it is something else.
