@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
-    Extension, Json, Router,
+    Extension, Router,
     extract::{ConnectInfo, State},
     routing::post,
 };
@@ -25,7 +25,10 @@ use wharf_model::{NodeId, NodeName, Timestamp, TokenId};
 use wharf_process::Clock;
 
 use crate::{
-    http::failure::{Answer, Failure},
+    http::{
+        extract::Json,
+        failure::{Answer, Failure},
+    },
     pki::{Authority, Lifetimes, PkiError, SigningRequest, Subject, now},
     records::{TokenRecord, TokenRole},
 };

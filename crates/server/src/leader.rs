@@ -62,10 +62,11 @@ pub struct Election {
     lead: watch::Sender<Option<Lead>>,
 }
 
-/// What a follower has seen of the leader's lease.
+/// What a follower has seen last: a leader that has just begun, and one that has just renewed, are both alive.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
-    count: Option<LeaseRecord>,
-    since: Duration,
+    leader: Option<Revision>,
+    lease: Option<LeaseRecord>,
 }
 
 impl Election {
@@ -87,21 +88,26 @@ impl Election {
 
     /// Runs until `shutdown`; then gives the lead up, so that another server need not wait for the lease to end.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut seen = Seen { count: None, since: self.clock.monotonic() };
+        let mut seen = (Seen { leader: None, lease: None }, self.clock.monotonic());
         let mut renewed_at = self.clock.monotonic();
         loop {
             let led = *self.lead.borrow();
+            // Others count from when they see it, which is later than this.
+            let asked_at = self.clock.monotonic();
             match led {
-                Some(lead) => match self.renew(lead).await {
-                    Ok(()) => renewed_at = self.clock.monotonic(),
-                    Err(error) if error.is_conflict() => self.step_down("another server has taken over"),
-                    Err(error) => {
-                        tracing::warn!(error = %wharf_process::errors::chain(&error), "lease not renewed");
+                Some(lead) => {
+                    let left = self.timing.lease.saturating_sub(asked_at - renewed_at);
+                    match self.renew(lead, left).await {
+                        Ok(()) => renewed_at = asked_at,
+                        Err(error) if error.is_conflict() => self.step_down("another server has taken over"),
+                        Err(error) => {
+                            tracing::warn!(error = %wharf_process::errors::chain(&error), "lease not renewed");
+                        }
                     }
-                },
+                }
                 None => match self.try_to_lead(&mut seen).await {
                     Ok(Some(lead)) => {
-                        renewed_at = self.clock.monotonic();
+                        renewed_at = asked_at;
                         tracing::info!(server = %self.server, term = lead.term, "this server leads");
                         self.lead.send_replace(Some(lead));
                     }
@@ -135,31 +141,35 @@ impl Election {
         self.lead.send_replace(None);
     }
 
-    async fn renew(&self, lead: Lead) -> Result<(), StoreError> {
-        // Unlike `count` before it, the time makes each renewal of a term differ from the last one.
+    async fn renew(&self, lead: Lead, left: Duration) -> Result<(), StoreError> {
+        // The time makes each renewal of a term differ from the last one.
         let count = u64::try_from(self.clock.monotonic().as_millis()).unwrap_or(u64::MAX);
-        let lease = LeaseRecord { server: self.server, count };
+        let lease = LeaseRecord { server: self.server, count, term: lead.term };
         let batch = lead.batch().put(Key::Lease.to_string(), encode(&Key::Lease, &lease));
-        // A store that hangs must not keep a leader believing.
-        match tokio::time::timeout(self.timing.lease, self.backend.commit(batch)).await {
-            Ok(result) => result.map(drop),
-            Err(elapsed) => {
-                Err(StoreError::Unavailable { place: "the store".into(), source: elapsed.into() })
+        tokio::select! {
+            // Dropped when the lease is over: whether it was renewed is not known then, and does not matter.
+            result = self.backend.commit(batch) => result.map(drop),
+            // Cancel-safe: a timer. A store that hangs must not keep a leader believing.
+            () = self.clock.sleep(left) => {
+                Err(StoreError::Unavailable { place: "the store".into(), source: "it does not answer".into() })
             }
         }
     }
 
-    async fn try_to_lead(&self, seen: &mut Seen) -> Result<Option<Lead>, StoreError> {
+    /// Takes over if nobody leads. `seen` is what was seen last, and since when it has been so.
+    async fn try_to_lead(&self, seen: &mut (Seen, Duration)) -> Result<Option<Lead>, StoreError> {
         // One prefix for both keys, so that they are read at one revision.
         let snapshot = self.backend.read("lea").await?;
         let entry = |key: &Key| snapshot.entries.get(&key.to_string());
         let leader =
             entry(&Key::Leader).map(|found| Ok((found.written_at, leader(&found.value)?))).transpose()?;
         let lease = entry(&Key::Lease).map(|found| lease(&found.value)).transpose()?;
-        if lease != seen.count {
-            *seen = Seen { count: lease, since: self.clock.monotonic() };
+        let last_term = lease.as_ref().map_or(0, |lease| lease.term);
+        let sees = Seen { leader: leader.as_ref().map(|(revision, _)| *revision), lease };
+        if sees != seen.0 {
+            *seen = (sees, self.clock.monotonic());
         }
-        let silent = self.clock.monotonic() - seen.since >= self.timing.takeover;
+        let silent = self.clock.monotonic() - seen.1 >= self.timing.takeover;
         let free = match &leader {
             None => true,
             // Ours from before a restart: nobody else has taken it since.
@@ -170,7 +180,7 @@ impl Election {
         }
         let record = LeaderRecord {
             server: self.server,
-            term: leader.as_ref().map_or(1, |(_, before)| before.term + 1),
+            term: leader.as_ref().map_or(last_term, |(_, before)| before.term).max(last_term) + 1,
             since: Timestamp(self.clock.now().0),
         };
         let batch = Batch::new()

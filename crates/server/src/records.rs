@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 use wharf_model::{
-    AddressPool, AppKey, AppRecord, Event, EventId, Generation, NetworkId, NetworkRecord, NodeId, NodeRecord,
-    NodeStatus, Release, ReleaseNumber, ServerId, ServiceKey, ServiceRecord, ServiceRevision, Task, TaskId,
-    TaskStatus, Timestamp, TokenId, VolumeId, VolumeRecord,
+    AddressPool, AppKey, AppRecord, Event, EventId, Generation, NetworkId, NetworkRecord, NodeId, NodeName,
+    NodeRecord, NodeStatus, Release, ReleaseNumber, ServerId, ServiceKey, ServiceRecord, ServiceRevision,
+    Task, TaskId, TaskStatus, Timestamp, TokenId, VolumeId, VolumeRecord,
 };
 use wharf_store::{StoreError, records};
 
@@ -61,8 +61,27 @@ pub struct LeaderRecord {
 pub struct LeaseRecord {
     /// The server.
     pub server: ServerId,
-    /// Counts the renewals.
+    /// Differs in each renewal.
     pub count: u64,
+    /// The term that is renewed; so that terms go on counting when a leader has resigned.
+    #[serde(default)]
+    pub term: u64,
+}
+
+/// Who has taken ports of the gateways last. Every release that takes a port expects this as it read it and writes it, so that of
+/// two apps that want the same port at once the second sees the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsRecord {
+    /// The app.
+    pub app: AppKey,
+}
+
+/// Whose a node's name is. Made with the node and removed with it, so that of two machines that join by one name at once the
+/// second sees the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeNameRecord {
+    /// The node.
+    pub node: NodeId,
 }
 
 /// A certificate that is no longer good.
@@ -119,6 +138,10 @@ pub enum Record {
     Node(NodeRecord),
     /// `node-status/ID`
     NodeStatus(NodeId, NodeStatus),
+    /// `node-names/NAME`
+    NodeName(NodeNameRecord),
+    /// `published-ports`
+    Ports(PortsRecord),
     /// `apps/ENVIRONMENT/NAME`
     App(AppRecord),
     /// `releases/ENVIRONMENT/NAME/NUMBER`
@@ -160,6 +183,10 @@ pub enum Key {
     Node(NodeId),
     /// What is observed of a node.
     NodeStatus(NodeId),
+    /// Whose a node's name is.
+    NodeName(NodeName),
+    /// Who has taken ports of the gateways last.
+    Ports,
     /// An app.
     App(AppKey),
     /// A release.
@@ -199,6 +226,8 @@ impl std::fmt::Display for Key {
             Self::Cluster => f.write_str("cluster"),
             Self::Node(id) => write!(f, "nodes/{id}"),
             Self::NodeStatus(id) => write!(f, "node-status/{id}"),
+            Self::NodeName(name) => write!(f, "node-names/{name}"),
+            Self::Ports => f.write_str("published-ports"),
             Self::App(app) => write!(f, "apps/{app}"),
             // Ten digits, so that the order of keys is the order of numbers.
             Self::Release(app, number) => write!(f, "releases/{app}/{:010}", number.0),
@@ -239,10 +268,12 @@ impl std::str::FromStr for Key {
                     "cluster" => Self::Cluster,
                     "leader" => Self::Leader,
                     "lease" => Self::Lease,
+                    "published-ports" => Self::Ports,
                     _ => return None,
                 },
                 Some(("nodes", rest)) => Self::Node(id(rest)?),
                 Some(("node-status", rest)) => Self::NodeStatus(id(rest)?),
+                Some(("node-names", rest)) => Self::NodeName(id(rest)?),
                 Some(("apps", rest)) => Self::App(app(rest)?),
                 Some(("releases", rest)) => {
                     let (owner, number) = rest.rsplit_once('/')?;
@@ -290,6 +321,8 @@ impl Record {
             Key::Cluster => Self::Cluster(value(key, bytes)?),
             Key::Node(_) => Self::Node(value(key, bytes)?),
             Key::NodeStatus(id) => Self::NodeStatus(*id, value(key, bytes)?),
+            Key::NodeName(_) => Self::NodeName(value(key, bytes)?),
+            Key::Ports => Self::Ports(value(key, bytes)?),
             Key::App(_) => Self::App(value(key, bytes)?),
             Key::Release(..) => Self::Release(value(key, bytes)?),
             Key::Service(_) => Self::Service(value(key, bytes)?),
@@ -329,6 +362,8 @@ mod tests {
             Key::Cluster,
             Key::Node(NodeId::from_parts(1, [1; 10])),
             Key::NodeStatus(NodeId::from_parts(1, [1; 10])),
+            Key::NodeName("worker-1".parse().unwrap()),
+            Key::Ports,
             Key::App(app.clone()),
             Key::Release(app.clone(), ReleaseNumber(12)),
             Key::Service(service.clone()),

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use wharf_api::transport::{
-    Peer, PeerKind,
-    wire::{ServerEntry, Servers},
+use wharf_api::{
+    transport::{
+        Peer, PeerKind,
+        wire::{ServerEntry, Servers},
+    },
+    v1::Code,
 };
 use wharf_model::{
     Availability, EventKind, Generation, NodeId, NodeName, NodeRecord, NodeState, NodeStatus, Roles, Subject,
@@ -19,7 +22,7 @@ use crate::{
         failure::{Answer, Failure},
     },
     join::{Admission, Roster, name_taken},
-    records::{Key, Record, RevokedRecord, TokenRecord, encode},
+    records::{Key, NodeNameRecord, Record, RevokedRecord, TokenRecord, encode},
     state::Inner,
 };
 
@@ -43,7 +46,10 @@ impl Stored {
             };
             match self.shared.state.commit(made).await {
                 Ok(_) => return Ok(()),
-                Err(error) if error.is_conflict() && attempt < ATTEMPTS => attempt += 1,
+                Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
+                    attempt += 1;
+                    self.shared.state.see_what_was_faster(&error).await;
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -82,6 +88,13 @@ impl Roster for Stored {
             }
             let key = Key::Node(admission.node);
             let before = inner.world.node(admission.node).map(|node| &node.record);
+            if before.is_none() && admission.again {
+                return Err(Failure::new(
+                    Code::Conflict,
+                    format!("node {} was removed while it joined again", admission.node),
+                )
+                .hint("let it join as a new node: `wharf agent join --force` once more"));
+            }
             let mut batch = inner.expecting(Batch::new(), &key);
             let record = match before {
                 Some(before) => {
@@ -104,6 +117,13 @@ impl Roster for Stored {
             };
             batch = batch.put(key.to_string(), encode(&key, &record));
             if before.is_none() {
+                // Refused if another machine joins by this name at the same time.
+                let name = Key::NodeName(record.name.clone());
+                batch = inner.expecting(batch, &name);
+                if inner.revision_of(&name).is_some() {
+                    return Err(name_taken(&record.name));
+                }
+                batch = batch.put(name.to_string(), encode(&name, &NodeNameRecord { node: record.id }));
                 let key = Key::NodeStatus(record.id);
                 let reason = "it has joined and not connected yet".into();
                 let status = NodeStatus { state: NodeState::Joining, since: now, reason, facts: None };
@@ -152,13 +172,18 @@ impl Inner {
         Servers { version: self.servers_version, servers: self.servers.values().map(entry).collect() }
     }
 
+    /// Whether a node with this certificate is no part of the cluster, or no longer by this certificate.
+    pub fn refuses_node(&self, node: NodeId, serial: &str) -> bool {
+        self.revoked.contains_key(serial) || self.world.node(node).is_none()
+    }
+
     /// Whether a peer with a good certificate is refused all the same.
     pub fn is_revoked(&self, peer: &Peer) -> bool {
         if self.revoked.contains_key(&peer.serial) {
             return true;
         }
         match &peer.kind {
-            PeerKind::Node(node) => self.world.node(*node).is_none(),
+            PeerKind::Node(node) => self.refuses_node(*node, &peer.serial),
             PeerKind::Server(_) | PeerKind::User(_) | PeerKind::Anonymous => false,
         }
     }

@@ -3,9 +3,20 @@
 //! Built means: its folder locked, its store open and read, its port open. Run means until it is asked to stop, and then in this order:
 //! no new connections and the end of those that are idle, controllers, leadership, the store.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
-use axum::{Json, Router, extract::State as Extract, routing::post};
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, State as Extract},
+    routing::post,
+};
+use futures::{FutureExt, future::BoxFuture};
 use rand::Rng as _;
 use rustls::time_provider::DefaultTimeProvider;
 use serde::{Deserialize, Serialize};
@@ -22,19 +33,20 @@ use wharf_api::{
     v1::{Code, Problem},
 };
 use wharf_engine::{Ids as _, Leases};
-use wharf_model::{AddressPool, Event, EventKind, ServerId, Subject, Timestamp};
+use wharf_model::{AddressPool, AppKey, Event, EventId, EventKind, ServerId, Subject, Timestamp};
 use wharf_process::{Clock, Shutdown, Tasks, errors::chain};
-use wharf_store::{Backend, Batch, Embedded, Etcd, StoreError};
+use wharf_store::{Backend, Batch, Embedded, Etcd, PORTABLE_KEYS, StoreError};
 
 use crate::{
     controllers::{self, apps::Apps, nodes::Nodes, reports},
     http::{
         self,
+        extract::Json,
         failure::{Answer, Failure},
     },
     ids::RandomIds,
     join::{self, Joining, check_clock, check_token, new_token},
-    leader::{Election, Timing as LeaderTiming},
+    leader::{Election, Lead, Timing as LeaderTiming},
     listener::{BindError, Listener},
     pki::{Authority, Lifetimes, PkiError, ServerIdentity, Subject as Holder},
     records::{ClusterRecord, Key, Record, ServerRecord, TokenRole, encode},
@@ -51,6 +63,10 @@ pub(crate) const JOIN_SERVER: &str = "/v1/servers/join";
 const ANNOUNCE: Duration = Duration::from_secs(15);
 /// How long a server that does not is still listed.
 const SILENT: Duration = Duration::from_secs(90);
+/// The largest request to join.
+const MAX_JOIN: usize = 64 << 10;
+/// How long a content that no release refers to is kept: an action that is under way may be about to.
+const UNUSED: Duration = Duration::from_secs(600);
 /// How long the connections get to finish their requests.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long the first join token is good for.
@@ -94,6 +110,9 @@ pub enum ServerError {
     /// What that server said.
     #[error("the cluster does not let this server in")]
     Refused(#[from] CallError),
+    /// A part of it failed while it ran.
+    #[error("the server had to stop")]
+    Failed(#[from] wharf_process::tasks::Failure),
     /// A cluster of one server cannot have another.
     #[error("the cluster keeps its state in a file of its one server")]
     NotShared,
@@ -113,6 +132,7 @@ impl ServerError {
                 Some("join it with `wharf server join`, or choose another prefix with `--etcd-prefix`".into())
             }
             Self::NotShared => Some("several servers need etcd: `wharf server init --etcd http://…`".into()),
+            Self::Failed(_) => Some("the log has the cause; it begins again when it is started again".into()),
             Self::Pki(_) | Self::Identity(_) => None,
         }
     }
@@ -405,7 +425,7 @@ impl Server {
     /// Runs until `shutdown`.
     ///
     /// # Errors
-    /// If a certificate cannot be read; nothing has begun then.
+    /// If a certificate cannot be read, before anything has begun; or if a part of the server failed, so that it had to stop.
     pub async fn run(self, shutdown: &Shutdown) -> Result<(), ServerError> {
         let tasks = Tasks::staged(shutdown);
         let connections = Tasks::new(shutdown);
@@ -442,22 +462,26 @@ impl Server {
         let config =
             tls::server_config(self.authority.trust(), resolver, revoked, Arc::new(DefaultTimeProvider))?;
 
-        tasks.spawn("store watch", Arc::clone(&self.state).follow(stop.clone()));
-        tasks.spawn("election", election.run(stop.clone()));
-        tasks.spawn("apps", controllers::drive(context.clone(), Apps::default(), stop.clone()));
-        let nodes = Nodes::new(Arc::clone(&sessions), self.options.leases);
-        tasks.spawn("nodes", controllers::drive(context.clone(), nodes, stop.clone()));
-        tasks.spawn(
+        // Without any of these a server would go on as if it worked: it stops instead, and another takes over.
+        let essential = |name: &'static str, future: BoxFuture<'static, ()>| {
+            tasks.essential(name, future.map(Ok::<(), std::convert::Infallible>));
+        };
+        essential("store watch", Arc::clone(&self.state).follow(stop.clone()).boxed());
+        essential("election", election.run(stop.clone()).boxed());
+        essential("apps", controllers::drive(context.clone(), Apps::default(), stop.clone()).boxed());
+        let nodes = Nodes::new(Arc::clone(&sessions), self.options.leases, Arc::clone(&self.clock));
+        essential("nodes", controllers::drive(context.clone(), nodes, stop.clone()).boxed());
+        essential(
             "reports",
-            reports::listen(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()),
+            reports::listen(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
         );
-        tasks.spawn("report store", reports::store(context.clone(), stop.clone()));
-        tasks.spawn(
+        essential("report store", reports::store(context.clone(), stop.clone()).boxed());
+        essential(
             "assignments",
-            reports::assign(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()),
+            reports::assign(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
         );
         let (servers, known) = watch::channel(self.state.read().servers_list());
-        tasks.spawn("server list", reports::tell_servers(Arc::clone(&sessions), known, stop.clone()));
+        essential("server list", reports::tell_servers(Arc::clone(&sessions), known, stop.clone()).boxed());
         let keeper = Keeper {
             state: Arc::clone(&self.state),
             context: context.clone(),
@@ -470,11 +494,13 @@ impl Server {
                 seen_at: Timestamp(0),
             },
             servers,
+            heard: BTreeMap::new(),
+            unused: BTreeMap::new(),
         };
-        tasks.spawn("housekeeping", keeper.run(stop.clone()));
+        essential("housekeeping", keeper.run(stop.clone()).boxed());
         let identity = Arc::clone(&self.identity);
         let until = stop.clone();
-        tasks.spawn("certificate", async move { identity.run(until).await });
+        essential("certificate", async move { identity.run(until).await }.boxed());
 
         tracing::info!(server = %self.settings.id, address = %self.listener.address(), "server runs");
         self.listener
@@ -483,12 +509,13 @@ impl Server {
         for name in connections.shutdown(GRACE).await.aborted {
             tracing::warn!(task = name, "had to be aborted");
         }
-        for name in tasks.shutdown(GRACE).await.aborted {
+        let stopped = tasks.shutdown(GRACE).await;
+        for name in stopped.aborted {
             tracing::warn!(task = name, "had to be aborted");
         }
         tracing::info!("server has stopped");
         drop(self.folder);
-        Ok(())
+        stopped.failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     fn router(&self, shared: &http::Shared) -> Router {
@@ -509,7 +536,9 @@ impl Server {
             },
         });
         let servers = Router::new().route(JOIN_SERVER, post(admit_server)).with_state(admission);
-        http::router(Arc::clone(shared)).merge(join::routes(joining)).merge(servers)
+        // Whoever asks for these is not known yet.
+        let joining = join::routes(joining).merge(servers).layer(DefaultBodyLimit::max(MAX_JOIN));
+        http::router(Arc::clone(shared)).merge(joining)
     }
 }
 
@@ -559,6 +588,10 @@ struct Keeper {
     etcd: Option<Arc<Etcd>>,
     record: ServerRecord,
     servers: watch::Sender<wharf_api::transport::wire::Servers>,
+    /// What each server last said, and when that was seen here: other machines' clocks are not compared with this one's.
+    heard: BTreeMap<ServerId, (Timestamp, Duration)>,
+    /// Contents that no release refers to, and since when.
+    unused: BTreeMap<(AppKey, String), Duration>,
 }
 
 impl Keeper {
@@ -593,30 +626,67 @@ impl Keeper {
         }
     }
 
+    /// What removes that nobody needs: servers that are gone, the oldest events, contents without a release.
+    fn tidy(&mut self, lead: Lead) -> Vec<Batch> {
+        let moment = self.context.clock.monotonic();
+        let inner = self.state.read();
+        self.heard.retain(|id, _| inner.servers.contains_key(id));
+        let mut batches = Vec::new();
+        for server in inner.servers.values().filter(|server| server.id != self.record.id) {
+            let heard = self.heard.entry(server.id).or_insert((server.seen_at, moment));
+            if heard.0 != server.seen_at {
+                *heard = (server.seen_at, moment);
+            }
+            if moment - heard.1 > SILENT {
+                let key = Key::Server(server.id);
+                batches.push(inner.expecting(lead.batch(), &key).delete(key.to_string()));
+            }
+        }
+        let excess = inner.events.len().saturating_sub(EVENTS_KEPT);
+        let oldest: Vec<_> = inner.events.keys().take(excess).collect();
+        for ids in oldest.chunks(PORTABLE_KEYS / 2) {
+            let delete = |batch: Batch, id: &&EventId| batch.delete(Key::Event(**id).to_string());
+            batches.push(ids.iter().fold(lead.batch(), delete));
+        }
+        let used: BTreeSet<_> = inner
+            .world
+            .apps()
+            .flat_map(|app| inner.world.releases_of(&app.key))
+            .flat_map(|release| {
+                let files = release.spec.configs.values().chain(release.spec.secrets.values());
+                files.filter_map(|file| Some((&release.app, file.digest.as_ref()?)))
+            })
+            .collect();
+        let unused: BTreeSet<_> = inner.files().filter(|file| !used.contains(file)).collect();
+        self.unused.retain(|(app, digest), _| unused.contains(&(app, digest)));
+        for (app, digest) in unused {
+            let since = *self.unused.entry((app.clone(), digest.clone())).or_insert(moment);
+            if moment - since > UNUSED {
+                // A release that refers to it is written together with its app.
+                let (file, app) = (Key::File(app.clone(), digest.clone()), Key::App(app.clone()));
+                let batch = inner.expecting(inner.expecting(lead.batch(), &file), &app);
+                batches.push(batch.delete(file.to_string()));
+            }
+        }
+        batches
+    }
+
     async fn announce(&mut self) -> Result<(), StoreError> {
         let now = self.context.now();
         self.record.seen_at = now;
         let key = Key::Server(self.record.id);
         self.state.backend().commit(Batch::new().put(key.to_string(), encode(&key, &self.record))).await?;
         let lead = *self.context.lead.borrow();
-        let Some(lead) = lead else { return Ok(()) };
-        let batch = {
-            let inner = self.state.read();
-            let silent = inner
-                .servers
-                .values()
-                .filter(|server| server.id != self.record.id && now.since(server.seen_at) > SILENT);
-            let batch =
-                silent.fold(lead.batch(), |batch, server| batch.delete(Key::Server(server.id).to_string()));
-            let excess = inner.events.len().saturating_sub(EVENTS_KEPT - 100);
-            inner
-                .events
-                .keys()
-                .take(excess.min(64))
-                .fold(batch, |batch, id| batch.delete(Key::Event(*id).to_string()))
+        let Some(lead) = lead else {
+            self.unused.clear();
+            return Ok(());
         };
-        if !batch.writes().is_empty() {
-            self.state.backend().commit(batch).await?;
+        for batch in self.tidy(lead) {
+            match self.state.commit(batch).await {
+                // What was to go is wanted again, or goes the next time.
+                Err(error) if error.is_conflict() => {}
+                other => drop(other?),
+            }
         }
         if let Some(etcd) = &self.etcd {
             etcd.compact_keeping(100_000).await?;

@@ -2,7 +2,9 @@
 //!
 //! - Whoever reads sees one revision. After a commit, [`State::reached`] waits until what was written is visible here.
 //! - Each key's revision is kept with it, for conditional commits.
+//! - A commit is seen whole or not at all: what it wrote together is applied under one lock.
 //! - What agents report is visible at once (`live`), before and without being written to the store; decisions read stored statuses only.
+//!   A node is heard about its own tasks only, and what is said of something ends with it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -10,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -27,8 +29,10 @@ use crate::{
     seal::SealKey,
 };
 
-/// How many events are kept.
+/// How many events are kept; the leader deletes older ones.
 pub const EVENTS_KEPT: usize = 10_000;
+/// How many changes are applied at once, or a commit that has more.
+const CHUNK: usize = 4096;
 
 /// Everything a server knows.
 pub struct State {
@@ -46,6 +50,8 @@ pub struct State {
     reported: watch::Sender<u64>,
     /// Counts connections, disconnections and reports of nodes.
     links: watch::Sender<u64>,
+    /// Nobody keeps this up to date any more.
+    ended: CancellationToken,
 }
 
 /// What is behind the lock.
@@ -67,6 +73,10 @@ pub struct Inner {
     pub revoked: BTreeMap<String, RevokedRecord>,
     /// The latest events, by id and so by time.
     pub events: BTreeMap<EventId, Event>,
+    /// The same in the order in which they were written: clocks differ between servers, and may be set back.
+    event_log: BTreeSet<(Revision, EventId)>,
+    /// Which apps have a config or secret with a content, by its digest.
+    files: BTreeMap<String, BTreeSet<wharf_model::AppKey>>,
     revisions: HashMap<Key, Revision>,
 }
 impl Inner {
@@ -76,17 +86,28 @@ impl Inner {
     }
     /// Whether a server announces that it answers at this address.
     pub fn serves_at(&self, address: std::net::IpAddr) -> bool {
-        let host = |text: &String| Some(text.parse::<wharf_api::transport::ServerAddress>().ok()?.host().to_owned());
+        let host =
+            |text: &String| Some(text.parse::<wharf_api::transport::ServerAddress>().ok()?.host().to_owned());
         let text = address.to_string();
         self.servers.values().flat_map(|server| &server.addresses).filter_map(host).any(|host| host == text)
     }
     /// The digests of the contents that are kept for an app.
     pub fn files_of(&self, app: &wharf_model::AppKey) -> Vec<String> {
-        let digest = |key: &Key| match key {
-            Key::File(owner, digest) if owner == app => Some(digest.clone()),
-            _ => None,
-        };
-        self.revisions.keys().filter_map(digest).collect()
+        let kept = self.files.iter().filter(|(_, owners)| owners.contains(app));
+        kept.map(|(digest, _)| digest.clone()).collect()
+    }
+    /// Every content that is kept, with the app it is kept for.
+    pub fn files(&self) -> impl Iterator<Item = (&wharf_model::AppKey, &String)> {
+        self.files.iter().flat_map(|(digest, owners)| owners.iter().map(move |owner| (owner, digest)))
+    }
+    /// The events that were written after a revision, in the order in which they were written.
+    pub fn events_after(&self, revision: Revision) -> impl Iterator<Item = &Event> {
+        let after = (Revision(revision.0 + 1), EventId::from_parts(0, [0; 10]));
+        self.event_log.range(after..).filter_map(|(_, id)| self.events.get(id))
+    }
+    /// The revision that is read here.
+    pub const fn revision(&self) -> Revision {
+        Revision(self.world.revision.0)
     }
     /// A batch that expects `key` as it is read here.
     pub fn expecting(&self, batch: Batch, key: &Key) -> Batch {
@@ -97,12 +118,40 @@ impl Inner {
 /// What agents said last, stored or not.
 #[derive(Default)]
 struct Live {
-    tasks: HashMap<TaskId, TaskStatus>,
+    /// With the node that said it: what another than the task's own says counts for nothing.
+    tasks: HashMap<TaskId, (NodeId, TaskStatus)>,
     /// Tasks of which something was said since it was last asked.
     fresh: HashSet<TaskId>,
     nodes: HashMap<NodeId, LiveNode>,
-    /// Volumes whose data is gone from a node.
+    /// Volumes whose data is gone from a node, until their records say so.
     removed_volumes: BTreeSet<(VolumeId, NodeId)>,
+    /// Tasks that were reported and not known when this was last tidied.
+    strange: HashSet<TaskId>,
+}
+impl Live {
+    /// Forgets what was said of a task that is gone.
+    fn forget_task(&mut self, id: TaskId) {
+        self.tasks.remove(&id);
+        self.fresh.remove(&id);
+    }
+    /// Forgets everything that was said of what is gone. A task that is not known yet is given until the next time.
+    fn tidy(&mut self, inner: &Inner) {
+        let world = &inner.world;
+        self.nodes.retain(|id, _| world.node(*id).is_some());
+        let strange: HashSet<_> =
+            self.tasks.keys().filter(|id| world.task(**id).is_none()).copied().collect();
+        for id in strange.intersection(&self.strange) {
+            self.tasks.remove(id);
+            self.fresh.remove(id);
+        }
+        self.strange = strange;
+        self.removed_volumes.retain(|(volume, node)| still_holds(inner, *volume, *node));
+    }
+}
+
+/// Whether a volume's record says that a node has data of it.
+fn still_holds(inner: &Inner, volume: VolumeId, node: NodeId) -> bool {
+    inner.world.volumes().any(|record| record.id == volume && record.nodes.contains(&node))
 }
 
 /// What a node's agent said last.
@@ -132,6 +181,7 @@ impl State {
             visible: watch::Sender::new(0),
             reported: watch::Sender::new(0),
             links: watch::Sender::new(0),
+            ended: CancellationToken::new(),
         };
         state.reload().await?;
         Ok(Arc::new(state))
@@ -185,17 +235,29 @@ impl State {
         Ok(revision)
     }
 
-    /// Returns once `revision` can be read here, or after five seconds: then the watch is broken, which [`State::follow`] mends.
+    /// Returns once `revision` can be read here, or after five seconds: then the watch is broken, which [`State::follow`] mends. At once
+    /// if it has ended.
     pub async fn reached(&self, revision: Revision) {
         let mut seen = self.revision.subscribe();
-        let wait = seen.wait_for(|seen| *seen >= revision);
-        if tokio::time::timeout(Duration::from_secs(5), wait).await.is_err() {
+        let wait = tokio::time::timeout(Duration::from_secs(5), seen.wait_for(|seen| *seen >= revision));
+        // Dropped when the watch has ended: nothing more is going to be seen.
+        if let Some(Err(_)) = self.ended.run_until_cancelled(wait).await {
             tracing::warn!(%revision, "the store's watch is behind");
+        }
+    }
+
+    /// After a commit that was refused: returns once what was faster can be read here, so that deciding anew decides differently.
+    pub async fn see_what_was_faster(&self, error: &StoreError) {
+        match error {
+            StoreError::Conflict { found: Some(revision), .. } => self.reached(*revision).await,
+            // It was deleted, or the store cannot say.
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 
     /// Keeps up with the store until `shutdown`. When the watch breaks, everything is read again.
     pub async fn follow(self: Arc<Self>, shutdown: CancellationToken) {
+        let _ended = self.ended.clone().drop_guard();
         while !shutdown.is_cancelled() {
             let after = *self.revision.borrow();
             let error = tokio::select! {
@@ -218,42 +280,89 @@ impl State {
     }
 
     async fn follow_once(&self, after: Revision) -> StoreError {
-        // What is ready together is applied together: a batch is seen whole.
         let mut changes = match self.backend.watch("", after).await {
-            Ok(changes) => changes.ready_chunks(4096),
+            Ok(changes) => changes,
             Err(error) => return error,
         };
-        while let Some(chunk) = changes.next().await {
+        let mut next = None;
+        loop {
+            let first = match next.take() {
+                Some(first) => Some(first),
+                None => changes.next().await,
+            };
+            let mut chunk = Vec::new();
+            let mut failure = match first {
+                Some(Ok(first)) => {
+                    chunk.push(first);
+                    None
+                }
+                Some(Err(error)) => Some(error),
+                None => Some(ended()),
+            };
+            // What is ready together is applied together, and never a part of a commit: its events are ready as soon as the first is.
+            while failure.is_none() {
+                match changes.next().now_or_never() {
+                    Some(Some(Ok(event))) => {
+                        let begins = chunk
+                            .last()
+                            .is_some_and(|last: &wharf_store::Event| last.revision != event.revision);
+                        if chunk.len() >= CHUNK && begins {
+                            next = Some(Ok(event));
+                            break;
+                        }
+                        chunk.push(event);
+                    }
+                    Some(Some(Err(error))) => failure = Some(error),
+                    Some(None) => failure = Some(ended()),
+                    None => break,
+                }
+            }
             if let Err(error) = self.apply(chunk) {
                 return error;
             }
+            if let Some(error) = failure {
+                return error;
+            }
         }
-        StoreError::Unavailable { place: "the store's watch".into(), source: "it ended".into() }
     }
 
-    fn apply(&self, chunk: Vec<Result<wharf_store::Event, StoreError>>) -> Result<(), StoreError> {
+    /// Applies changes in the order of their revisions. If one of them cannot be read, none is applied.
+    fn apply(&self, chunk: Vec<wharf_store::Event>) -> Result<(), StoreError> {
         let mut concerns = false;
         let mut reached = *self.revision.borrow();
-        let mut failure = None;
+        let mut changes = Vec::with_capacity(chunk.len());
+        for event in chunk {
+            reached = reached.max(event.revision);
+            let Ok(key) = event.key.parse::<Key>() else { continue };
+            concerns |= !matches!(key, Key::Lease | Key::Event(_) | Key::Server(_));
+            let record = event.value.map(|bytes| Record::decode(&key, &bytes)).transpose()?;
+            changes.push((event.revision, key, record));
+        }
+        // Within one commit keys come in their own order: a status would come before what it is the status of, and be dropped.
+        changes.sort_by_key(|(revision, key, _)| (*revision, is_status(key)));
         {
             let mut inner = self.inner.write();
-            for event in chunk {
-                let event = match event {
-                    Ok(event) => event,
-                    Err(error) => {
-                        failure = Some(error);
-                        break;
+            let mut live = self.live.lock();
+            for (revision, key, record) in changes {
+                match record {
+                    Some(record) => {
+                        if let Record::Volume(volume) = &record {
+                            live.removed_volumes
+                                .retain(|(id, node)| *id != volume.id || volume.nodes.contains(node));
+                        }
+                        self.put(&mut inner, key, revision, record);
                     }
-                };
-                reached = reached.max(event.revision);
-                let Ok(key) = event.key.parse::<Key>() else { continue };
-                concerns |= !matches!(key, Key::Lease | Key::Event(_) | Key::Server(_));
-                match event.value {
-                    Some(bytes) => {
-                        let record = Record::decode(&key, &bytes)?;
-                        self.put(&mut inner, key, event.revision, record);
+                    None => {
+                        match &key {
+                            Key::Task(id) => live.forget_task(*id),
+                            Key::Node(id) => {
+                                live.nodes.remove(id);
+                            }
+                            Key::Volume(id) => live.removed_volumes.retain(|(volume, _)| volume != id),
+                            _ => {}
+                        }
+                        remove(&mut inner, &key, revision);
                     }
-                    None => remove(&mut inner, &key, event.revision),
                 }
             }
             inner.world.revision = ModelRevision(reached.0);
@@ -263,7 +372,7 @@ impl State {
             self.concerns.send_modify(|count| *count += 1);
         }
         self.visible.send_modify(|count| *count += 1);
-        failure.map_or(Ok(()), Err)
+        Ok(())
     }
 
     async fn reload(&self) -> Result<(), StoreError> {
@@ -276,17 +385,23 @@ impl State {
                 continue;
             };
             let record = Record::decode(&key, &entry.value)?;
-            match key {
+            if is_status(&key) {
                 // Statuses of what is not known yet would be dropped.
-                Key::TaskStatus(_) | Key::NodeStatus(_) => later.push((key, entry.written_at, record)),
-                _ => self.put(&mut inner, key, entry.written_at, record),
+                later.push((key, entry.written_at, record));
+            } else {
+                self.put(&mut inner, key, entry.written_at, record);
             }
         }
         for (key, revision, record) in later {
             self.put(&mut inner, key, revision, record);
         }
         inner.world.revision = ModelRevision(snapshot.revision.0);
-        *self.inner.write() = inner;
+        {
+            let mut current = self.inner.write();
+            *current = inner;
+            // What was removed meanwhile was not announced.
+            self.live.lock().tidy(&current);
+        }
         self.revision.send_replace(snapshot.revision);
         self.concerns.send_modify(|count| *count += 1);
         self.visible.send_modify(|count| *count += 1);
@@ -304,6 +419,8 @@ impl State {
             Record::NodeStatus(id, status) => {
                 inner.world.set_node_status(id, status);
             }
+            // Read by nobody: it is their revisions that count.
+            Record::NodeName(_) | Record::Ports(_) => {}
             Record::App(app) => inner.world.insert_app(app),
             Record::Release(release) => inner.world.insert_release(release),
             Record::Service(service) => inner.world.insert_service(service),
@@ -331,13 +448,12 @@ impl State {
             Record::Leader(leader) => inner.leader = Some(leader),
             Record::Lease(_) => {}
             Record::Event(event) => {
+                inner.event_log.insert((revision, event.id));
                 inner.events.insert(event.id, event);
-                if inner.events.len() > EVENTS_KEPT {
-                    inner.events.pop_first();
-                }
             }
             Record::Sealed(sealed) => {
-                let Key::File(_, digest) = &key else { return };
+                let Key::File(app, digest) = &key else { return };
+                inner.files.entry(digest.clone()).or_default().insert(app.clone());
                 match self.seal.open(&key.to_string(), &sealed) {
                     Ok(content) => {
                         use base64::Engine as _;
@@ -352,14 +468,23 @@ impl State {
     }
 }
 
+fn ended() -> StoreError {
+    StoreError::Unavailable { place: "the store's watch".into(), source: "it ended".into() }
+}
+
+/// Whether the record under a key is about one under another.
+const fn is_status(key: &Key) -> bool {
+    matches!(key, Key::TaskStatus(_) | Key::NodeStatus(_))
+}
+
 fn remove(inner: &mut Inner, key: &Key, revision: Revision) {
-    inner.revisions.remove(key);
+    let written = inner.revisions.remove(key);
     let world = &mut inner.world;
     match key {
         Key::Cluster => inner.cluster = None,
         Key::Node(id) => world.remove_node(*id),
         // Goes with what it is the status of.
-        Key::NodeStatus(_) | Key::TaskStatus(_) | Key::Lease => {}
+        Key::NodeStatus(_) | Key::TaskStatus(_) | Key::Lease | Key::NodeName(_) | Key::Ports => {}
         Key::App(app) => world.remove_app(app),
         Key::Release(app, number) => world.remove_release(app, *number),
         Key::Service(service) => world.remove_service(service),
@@ -380,18 +505,37 @@ fn remove(inner: &mut Inner, key: &Key, revision: Revision) {
         Key::Leader => inner.leader = None,
         Key::Event(id) => {
             inner.events.remove(id);
+            inner.event_log.remove(&(written.unwrap_or_default(), *id));
         }
-        Key::File(_, digest) => world.remove_file(digest),
+        Key::File(app, digest) => {
+            // Another app may have the same content.
+            if let Some(owners) = inner.files.get_mut(digest) {
+                owners.remove(app);
+                if owners.is_empty() {
+                    inner.files.remove(digest);
+                    world.remove_file(digest);
+                }
+            }
+        }
     }
 }
 
 /// What agents say, seen at once.
 impl State {
     /// A task's agent said this. Older reports than what is known are dropped.
-    pub fn report_task(&self, id: TaskId, status: TaskStatus) {
+    pub fn report_task(&self, node: NodeId, id: TaskId, status: TaskStatus) {
+        let inner = self.inner.read();
         let mut live = self.live.lock();
-        if live.tasks.get(&id).is_none_or(|known| status.is_newer_than(known)) {
-            live.tasks.insert(id, status);
+        let newer = match (inner.world.task(id).map(|task| task.node), live.tasks.get(&id)) {
+            (Some(own), _) if own != Some(node) => false,
+            (_, Some((by, known))) if *by == node => status.is_newer_than(known),
+            // Said by another node of a task that was not known yet: this server lags behind, and its own node is heard at last.
+            (Some(_), _) | (None, None) => true,
+            (None, Some(_)) => false,
+        };
+        drop(inner);
+        if newer {
+            live.tasks.insert(id, (node, status));
             live.fresh.insert(id);
             drop(live);
             self.reported.send_modify(|count| *count += 1);
@@ -409,9 +553,17 @@ impl State {
         self.live.lock().removed_volumes.insert((volume, node));
         self.reported.send_modify(|count| *count += 1);
     }
-    /// The volumes whose data is gone from a node, as reported since this was last asked.
-    pub fn take_removed_volumes(&self) -> BTreeSet<(VolumeId, NodeId)> {
-        std::mem::take(&mut self.live.lock().removed_volumes)
+    /// The volumes whose data is gone from a node although their records do not say so yet.
+    pub fn removed_volumes(&self) -> BTreeSet<(VolumeId, NodeId)> {
+        let inner = self.inner.read();
+        let mut live = self.live.lock();
+        live.removed_volumes.retain(|(volume, node)| still_holds(&inner, *volume, *node));
+        live.removed_volumes.clone()
+    }
+    /// Forgets what was said of what is gone, from time to time.
+    pub fn tidy(&self) {
+        let inner = self.inner.read();
+        self.live.lock().tidy(&inner);
     }
     /// What a node's agent said last.
     pub fn live_node(&self, id: NodeId) -> Option<LiveNode> {
@@ -421,7 +573,9 @@ impl State {
     pub fn status_of(&self, task: &Task) -> TaskStatus {
         let live = self.live.lock();
         match live.tasks.get(&task.id) {
-            Some(status) if status.is_newer_than(&task.status) => status.clone(),
+            Some((by, status)) if task.node == Some(*by) && status.is_newer_than(&task.status) => {
+                status.clone()
+            }
             _ => task.status.clone(),
         }
     }
@@ -430,12 +584,8 @@ impl State {
         let inner = self.inner.read();
         let mut live = self.live.lock();
         let fresh = std::mem::take(&mut live.fresh);
-        if all {
-            // Of tasks that are gone nobody will be asked again.
-            live.tasks.retain(|id, _| inner.world.task(*id).is_some() || fresh.contains(id));
-        }
-        let worth = |(id, status): (&TaskId, &TaskStatus)| {
-            let task = inner.world.task(*id)?;
+        let worth = |(id, (by, status)): (&TaskId, &(NodeId, TaskStatus))| {
+            let task = inner.world.task(*id).filter(|task| task.node == Some(*by))?;
             worth_storing(status, &task.status).then(|| (*id, status.clone()))
         };
         if all {

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 
 use wharf_engine::{Change, Ids};
 use wharf_model::{
-    AppKey, By, Event, EventKind, NodeId, Phase, RolloutState, ServiceKey, Subject, Task, TaskId, TaskStatus,
-    Timestamp,
+    AppKey, AppRecord, By, Event, EventKind, NodeId, Phase, RolloutState, ServiceKey, Subject, Task, TaskId,
+    TaskStatus, Timestamp,
 };
-use wharf_store::{Batch, PORTABLE_KEYS};
+use wharf_store::{Batch, PORTABLE_BYTES, PORTABLE_KEYS};
 
 use crate::{
     leader::Lead,
@@ -18,8 +18,10 @@ use crate::{
     state::Inner,
 };
 
-/// Keys of one batch: below what every store takes, with room for the fence and for events.
+/// Keys of one batch, expected or written: below what every store takes, with room for the fence and for what belongs together.
 const KEYS_PER_BATCH: usize = PORTABLE_KEYS * 3 / 4;
+/// Bytes of one batch: the same.
+const BYTES_PER_BATCH: usize = PORTABLE_BYTES / 2;
 
 /// Collects changes into batches.
 pub struct Committer<'a> {
@@ -28,9 +30,14 @@ pub struct Committer<'a> {
     base: Batch,
     now: Timestamp,
     batches: Vec<Batch>,
-    keys_per_batch: usize,
+    /// One batch, however large.
+    whole: bool,
+    /// The rest is left to the next pass.
+    cut: bool,
     /// Tasks as earlier changes of the same decision leave them.
     tasks: HashMap<TaskId, Task>,
+    /// Apps likewise.
+    apps: HashMap<AppKey, AppRecord>,
     /// Keys an earlier change of the same decision wrote; what they were expected to be was said then.
     written: std::collections::HashSet<Key>,
 }
@@ -38,22 +45,24 @@ pub struct Committer<'a> {
 impl<'a> Committer<'a> {
     /// Writes on behalf of this leader, on what is read here.
     pub fn new(inner: &'a Inner, lead: Lead, now: Timestamp) -> Self {
-        Self::with(inner, lead.batch(), KEYS_PER_BATCH, now)
+        Self::with(inner, lead.batch(), false, now)
     }
 
     /// Writes on behalf of a person, on what is read here: as one batch, all or nothing.
     pub fn whole(inner: &'a Inner, now: Timestamp) -> Self {
-        Self::with(inner, Batch::new(), usize::MAX, now)
+        Self::with(inner, Batch::new(), true, now)
     }
 
-    fn with(inner: &'a Inner, base: Batch, keys_per_batch: usize, now: Timestamp) -> Self {
+    fn with(inner: &'a Inner, base: Batch, whole: bool, now: Timestamp) -> Self {
         Self {
             inner,
             batches: vec![base.clone()],
             base,
             now,
-            keys_per_batch,
+            whole,
+            cut: false,
             tasks: HashMap::new(),
+            apps: HashMap::new(),
             written: std::collections::HashSet::new(),
         }
     }
@@ -64,12 +73,33 @@ impl<'a> Committer<'a> {
     }
 
     fn write(&mut self, key: Key, value: Option<Vec<u8>>) {
-        if self.batches.last().is_none_or(|batch| batch.writes().len() >= self.keys_per_batch) {
-            self.batches.push(self.base.clone());
+        self.write_if(key, value, None);
+    }
+
+    /// Writes a key on condition that it, and another, are as they were read.
+    fn write_if(&mut self, key: Key, value: Option<Vec<u8>>, and: Option<Key>) {
+        if self.cut {
+            return;
         }
-        let mut batch = self.batches.pop().unwrap_or_default();
-        if self.written.insert(key.clone()) {
+        let mut batch = self.batches.pop().unwrap_or_else(|| self.base.clone());
+        let full = batch.writes().len().max(batch.expectations().len()) >= KEYS_PER_BATCH
+            || batch.size() + value.as_ref().map_or(0, Vec::len) > BYTES_PER_BATCH;
+        if full && !self.whole && !batch.is_empty() {
+            self.batches.push(batch);
+            batch = self.base.clone();
+        }
+        let again = !self.written.insert(key.clone());
+        if again && !batch.writes().contains_key(&key.to_string()) {
+            // Written by an earlier batch: at which revision is not known, so nothing could be expected of it.
+            self.batches.push(batch);
+            self.cut = true;
+            return;
+        }
+        if !again {
             batch = self.inner.expecting(batch, &key);
+        }
+        if let Some(and) = and {
+            batch = self.inner.expecting(batch, &and);
         }
         batch = match value {
             Some(value) => batch.put(key.to_string(), value),
@@ -139,17 +169,20 @@ impl<'a> Committer<'a> {
             }
             Change::RemoveTask(id) => {
                 self.write(Key::Task(id), None);
-                if self.inner.revision_of(&Key::TaskStatus(id)).is_some() {
-                    self.write(Key::TaskStatus(id), None);
-                }
+                // Also if none is known: a report that was faster would leave it behind.
+                self.write(Key::TaskStatus(id), None);
             }
             Change::PutNetwork(network) => self.put(Key::Network(network.id), &network),
             Change::RemoveNetwork(id) => self.write(Key::Network(id), None),
             Change::PutVolume(volume) => self.put(Key::Volume(volume.id), &volume),
             Change::RemoveVolume(id) => self.write(Key::Volume(id), None),
-            Change::PutApp(app) => self.put(Key::App(app.key.clone()), &app),
+            Change::PutApp(app) => {
+                self.put(Key::App(app.key.clone()), &app);
+                self.apps.insert(app.key.clone(), app);
+            }
             Change::SetRollout { app, rollout } => {
-                let Some(record) = self.inner.world.app(&app) else { return };
+                let before = self.inner.world.app(&app).map(|record| AppRecord::clone(record));
+                let Some(record) = self.apps.get(&app).cloned().or(before) else { return };
                 let message = match rollout.state {
                     RolloutState::Progressing => None,
                     RolloutState::Done => Some(format!("{}: {} is done", app.name, rollout.what)),
@@ -160,10 +193,9 @@ impl<'a> Committer<'a> {
                 if let Some(message) = message.filter(|_| record.rollout.state != rollout.state) {
                     self.event(ids, EventKind::App, about_app(&app), message);
                 }
-                self.put(
-                    Key::App(app),
-                    &wharf_model::AppRecord { rollout, ..wharf_model::AppRecord::clone(record) },
-                );
+                let record = AppRecord { rollout, ..record };
+                self.put(Key::App(app.clone()), &record);
+                self.apps.insert(app, record);
             }
             Change::RemoveApp(app) => {
                 self.event(ids, EventKind::App, about_app(&app), format!("{} is gone", app.name));
@@ -192,7 +224,10 @@ impl<'a> Committer<'a> {
                     let message = format!("node {} is {}{reason}", known.record.name, status.state);
                     self.event(ids, EventKind::Node, self.about_node(node), message);
                 }
-                self.put(Key::NodeStatus(node), &status);
+                let key = Key::NodeStatus(node);
+                let bytes = encode(&key, &status);
+                // Of a node that was removed meanwhile nothing may stay behind.
+                self.write_if(key, Some(bytes), Some(Key::Node(node)));
             }
         }
     }
@@ -207,7 +242,10 @@ impl<'a> Committer<'a> {
             let subject = self.about_task(&task);
             self.event(ids, EventKind::Task, subject, format!("{} {what}", task.name()));
         }
-        self.put(Key::TaskStatus(id), status);
+        let key = Key::TaskStatus(id);
+        let bytes = encode(&key, status);
+        // Of a task that was removed meanwhile nothing may stay behind.
+        self.write_if(key, Some(bytes), Some(Key::Task(id)));
     }
 
     fn about_task(&self, task: &Task) -> Subject {

@@ -94,7 +94,7 @@ pub async fn drive(mut context: Context, mut controller: impl Controller, shutdo
     // The pass was brought about by nothing but the clock.
     let mut periodic = false;
     let mut full_at = context.clock.monotonic() + FULL_PASS;
-    loop {
+    while !shutdown.is_cancelled() {
         concerns.borrow_and_update();
         other.borrow_and_update();
         let lead = *context.lead.borrow_and_update();
@@ -108,10 +108,11 @@ pub async fn drive(mut context: Context, mut controller: impl Controller, shutdo
                 FULL_PASS
             }
             Some(lead) => {
-                match pass(&context, &mut controller, lead, full, std::mem::take(&mut periodic)).await {
+                // Looking at everything is asked for once; a controller remembers what it has not come to.
+                let (full, periodic) = (std::mem::take(&mut full), std::mem::take(&mut periodic));
+                match pass(&context, &mut controller, lead, full, periodic).await {
                     Pass::Again => continue,
                     Pass::Settled(wake_at) => {
-                        full = false;
                         let until_full = full_at.saturating_sub(context.clock.monotonic());
                         wake_at.map_or(until_full, |at| at.since(context.now()).min(until_full))
                     }
@@ -131,13 +132,14 @@ pub async fn drive(mut context: Context, mut controller: impl Controller, shutdo
                     return;
                 }
             }
-            () = context.clock.sleep(pause.max(Duration::from_millis(5))) => {
-                if context.clock.monotonic() >= full_at {
-                    (full, periodic) = (true, true);
-                    full_at = context.clock.monotonic() + FULL_PASS;
-                }
-            }
+            () = context.clock.sleep(pause.max(Duration::from_millis(5))) => periodic = true,
         }
+        // Also if there is never a pause that lasts so long.
+        if context.clock.monotonic() >= full_at {
+            full = true;
+            full_at = context.clock.monotonic() + FULL_PASS;
+        }
+        periodic &= full;
     }
 }
 
@@ -182,8 +184,7 @@ async fn pass(
             if error.is_conflict() {
                 context.counters.conflicts.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(controller = name, error = %chain(&error), "something else was faster");
-                // What was faster will be visible in a moment.
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                context.state.see_what_was_faster(&error).await;
                 return Pass::Again;
             }
             tracing::warn!(controller = name, error = %chain(&error), "a decision was not committed");

@@ -1,10 +1,11 @@
 //! The controller of nodes: which of them can be counted on.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use wharf_engine::{Decision, Ids, Leases, Link, decide_node};
 use wharf_model::{NodeFacts, NodeId, Timestamp};
+use wharf_process::Clock;
 
 use super::Controller;
 use crate::{
@@ -16,18 +17,21 @@ use crate::{
 pub struct Nodes {
     sessions: Arc<Sessions>,
     leases: Leases,
-    /// Since when each node is connected or not, as far as this process has seen.
-    links: BTreeMap<NodeId, Link>,
+    clock: Arc<dyn Clock>,
+    /// Whether each node is connected, and since when, as far as this process has seen. Not by the wall clock: when that is set,
+    /// nobody has been away for any longer.
+    links: BTreeMap<NodeId, (bool, Duration)>,
     facts: BTreeMap<NodeId, NodeFacts>,
     connected: std::collections::BTreeSet<NodeId>,
 }
 
 impl Nodes {
     /// Decides by these sessions.
-    pub fn new(sessions: Arc<Sessions>, leases: Leases) -> Self {
+    pub fn new(sessions: Arc<Sessions>, leases: Leases, clock: Arc<dyn Clock>) -> Self {
         Self {
             sessions,
             leases,
+            clock,
             links: BTreeMap::new(),
             facts: BTreeMap::new(),
             connected: std::collections::BTreeSet::new(),
@@ -58,15 +62,19 @@ impl Controller for Nodes {
 
     fn decide(&mut self, inner: &Inner, now: Timestamp, _ids: &mut dyn Ids) -> Decision {
         let mut decision = Decision::default();
+        let moment = self.clock.monotonic();
+        self.links.retain(|id, _| inner.world.node(*id).is_some());
         for node in inner.world.nodes() {
             let id = node.record.id;
             let connected = self.connected.contains(&id);
-            let link = self.links.entry(id).or_insert(Link { connected, since: now });
-            if link.connected != connected {
-                *link = Link { connected, since: now };
+            let seen = self.links.entry(id).or_insert((connected, moment));
+            if seen.0 != connected {
+                *seen = (connected, moment);
             }
+            let lasted = u64::try_from((moment - seen.1).as_millis()).unwrap_or(u64::MAX);
+            let link = Link { connected, since: Timestamp(now.0.saturating_sub(lasted)) };
             let facts = self.facts.get(&id).filter(|_| connected);
-            decision.extend(decide_node(&node.record, node.status.as_ref(), *link, facts, self.leases, now));
+            decision.extend(decide_node(&node.record, node.status.as_ref(), link, facts, self.leases, now));
         }
         decision
     }

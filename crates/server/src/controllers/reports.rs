@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,16 +29,31 @@ use crate::{
 
 /// How long reports are gathered before they are written together.
 const GATHER: Duration = Duration::from_millis(20);
+/// How often what was said of things that are gone is looked for.
+const TIDY: Duration = Duration::from_secs(60);
 /// After a node or store that does not answer.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Listens to every node that connects, until `shutdown`.
 pub async fn listen(context: Context, sessions: Arc<Sessions>, tasks: Tasks, shutdown: CancellationToken) {
     let mut changes = sessions.changes();
+    let mut concerns = context.state.concerns();
     let mut followed = BTreeMap::<NodeId, u64>::new();
+    let mut connected = true;
     loop {
         changes.borrow_and_update();
-        let all = sessions.all();
+        concerns.borrow_and_update();
+        let mut all = sessions.all();
+        // Whoever was refused meanwhile, here or on another server, is not served any longer.
+        let refused = {
+            let inner = context.state.read();
+            all.extract_if(.., |session| inner.refuses_node(session.node(), session.serial()))
+                .collect::<Vec<_>>()
+        };
+        for session in refused {
+            tracing::info!(node = %session.node(), "the node is not part of the cluster any more, or its certificate was revoked");
+            session.cut();
+        }
         followed.retain(|node, number| {
             all.iter().any(|session| session.node() == *node && session.number() == *number)
         });
@@ -51,11 +69,15 @@ pub async fn listen(context: Context, sessions: Arc<Sessions>, tasks: Tasks, shu
                 });
             }
         }
-        context.state.link_changed();
+        if std::mem::take(&mut connected) {
+            context.state.link_changed();
+        }
         tokio::select! {
-            // Cancel-safe, both: a flag and a counter.
+            // Cancel-safe, all of them: a flag, counters and a timer.
             () = shutdown.cancelled() => return,
-            _ = changes.changed() => {}
+            _ = changes.changed() => connected = true,
+            _ = concerns.changed() => {}
+            () = context.clock.sleep(TIDY) => context.state.tidy(),
         }
     }
 }
@@ -85,13 +107,7 @@ fn take(context: &Context, node: NodeId, report: Report) {
             let live = LiveNode { facts: Some(said.facts), problems: said.problems, observed: said.observed };
             context.state.report_node(node, live);
         }
-        Report::Task(said) => {
-            // A node speaks for its own tasks only.
-            let own = context.state.read().world.task(said.task).is_none_or(|task| task.node == Some(node));
-            if own {
-                context.state.report_task(said.task, said.status);
-            }
-        }
+        Report::Task(said) => context.state.report_task(node, said.task, said.status),
         Report::VolumeRemoved(volume) => context.state.report_volume_removed(volume, node),
         Report::Synced | Report::Heartbeat => {}
     }
@@ -100,19 +116,17 @@ fn take(context: &Context, node: NodeId, report: Report) {
 /// Writes what agents said to the store, while this server leads.
 pub async fn store(mut context: Context, shutdown: CancellationToken) {
     let mut reported = context.state.reported();
-    let mut concerns = context.state.concerns();
     // A new leader writes what the one before may have missed; so does one whose batch was refused.
     let mut all = true;
     loop {
         reported.borrow_and_update();
-        concerns.borrow_and_update();
         let lead = *context.lead.borrow_and_update();
         let mut pause = Duration::from_secs(60);
         match lead {
             None => all = true,
             Some(lead) => {
                 let statuses = context.state.take_unstored(std::mem::take(&mut all));
-                let removed = context.state.take_removed_volumes();
+                let removed = context.state.removed_volumes();
                 let batches = {
                     let inner = context.state.read();
                     let mut committer = Committer::new(&inner, lead, context.now());
@@ -132,7 +146,11 @@ pub async fn store(mut context: Context, shutdown: CancellationToken) {
                 for batch in batches {
                     if let Err(error) = context.state.commit(batch).await {
                         tracing::debug!(error = %chain(&error), "reports were not stored; trying again");
-                        (all, pause) = (true, if error.is_conflict() { GATHER } else { RETRY });
+                        (all, pause) = (true, RETRY);
+                        if error.is_conflict() {
+                            context.state.see_what_was_faster(&error).await;
+                            pause = GATHER;
+                        }
                         break;
                     }
                 }
@@ -145,7 +163,10 @@ pub async fn store(mut context: Context, shutdown: CancellationToken) {
             changed = context.lead.changed() => if changed.is_err() { return },
             () = context.clock.sleep(pause) => all = true,
         }
-        context.clock.sleep(GATHER).await;
+        // Dropped on shutdown only.
+        if shutdown.run_until_cancelled(context.clock.sleep(GATHER)).await.is_none() {
+            return;
+        }
     }
 }
 
@@ -160,6 +181,8 @@ pub async fn assign(
     let mut changes = sessions.changes();
     let mut senders = BTreeMap::<NodeId, Sender>::new();
     loop {
+        // What changes together is looked at once: the sets are made from everything.
+        let again_at = context.clock.monotonic() + GATHER;
         concerns.borrow_and_update();
         changes.borrow_and_update();
         if context.lead.borrow_and_update().is_none() {
@@ -188,12 +211,19 @@ pub async fn assign(
             _ = changes.changed() => {}
             changed = context.lead.changed() => if changed.is_err() { return },
         }
+        let pause = again_at.saturating_sub(context.clock.monotonic());
+        // Dropped on shutdown only.
+        if shutdown.run_until_cancelled(context.clock.sleep(pause)).await.is_none() {
+            return;
+        }
     }
 }
 
 /// Sends one session the latest set; sets that were overtaken before they were sent are never sent.
 struct Sender {
     session: u64,
+    /// The node holds a newer set than the latest here: the next one is sent even if it says the same.
+    older: Arc<AtomicBool>,
     latest: watch::Sender<Option<Arc<AssignmentSet>>>,
 }
 
@@ -201,12 +231,14 @@ impl Sender {
     fn start(context: &Context, session: NodeSession, tasks: &Tasks) -> Self {
         let (latest, mut wanted) = watch::channel(None::<Arc<AssignmentSet>>);
         let (number, clock) = (session.number(), Arc::clone(&context.clock));
+        let older = Arc::new(AtomicBool::new(false));
+        let refused = Arc::clone(&older);
         let mut lead = context.lead.clone();
         tasks.spawn(format!("assignments of {}", session.node()), async move {
             loop {
                 let set = wanted.borrow_and_update().clone();
                 let sent = match set {
-                    Some(set) if lead.borrow_and_update().is_some() => push(&session, &set).await,
+                    Some(set) if lead.borrow_and_update().is_some() => push(&session, &set, &refused).await,
                     Some(_) | None => true,
                 };
                 tokio::select! {
@@ -217,13 +249,14 @@ impl Sender {
                 }
             }
         });
-        Self { session: number, latest }
+        Self { session: number, older, latest }
     }
 
     /// Sends this set, unless it says the same as the one before.
     fn offer(&self, set: AssignmentSet) {
         self.latest.send_if_modified(|latest| {
-            if latest.as_ref().is_some_and(|before| says_the_same(before, &set)) {
+            let sent = latest.as_ref().is_some_and(|before| says_the_same(before, &set));
+            if sent && !self.older.swap(false, Ordering::Relaxed) {
                 return false;
             }
             *latest = Some(Arc::new(set));
@@ -244,13 +277,14 @@ fn says_the_same(a: &AssignmentSet, b: &AssignmentSet) -> bool {
         && a.removed_volumes == b.removed_volumes
 }
 
-async fn push(session: &NodeSession, set: &AssignmentSet) -> bool {
+async fn push(session: &NodeSession, set: &AssignmentSet, older: &AtomicBool) -> bool {
     match session.push_assignments(set).await {
         Ok(Pushed::Accepted(_)) => true,
         Ok(Pushed::Older(have)) => {
             tracing::warn!(node = %session.node(), have = have.revision.0, sent = set.revision.0,
                 "the node holds newer assignments than this server can give: another server leads, or the store was set back");
-            // Nothing to repeat: a newer set will come.
+            // Nothing to repeat: a newer set will come, and is sent whatever it says.
+            older.store(true, Ordering::Relaxed);
             true
         }
         Err(error) => {
@@ -273,18 +307,25 @@ pub async fn tell_servers(
         let list = servers.borrow_and_update().clone();
         let all = sessions.all();
         told.retain(|key, _| all.iter().any(|session| (session.node(), session.number()) == *key));
+        let untold = all
+            .into_iter()
+            .filter(|session| told.get(&(session.node(), session.number())) != Some(&list.version));
+        let list = &list;
+        // All at once: one that does not answer keeps nobody waiting.
+        let telling = untold.map(|session| async move { (session.push_servers(list).await, session) });
+        // Dropped on shutdown only.
+        let Some(answers) = shutdown.run_until_cancelled(futures::future::join_all(telling)).await else {
+            return;
+        };
         let mut missed = false;
-        for session in all {
-            let key = (session.node(), session.number());
-            if told.get(&key) != Some(&list.version) {
-                match session.push_servers(&list).await {
-                    Ok(()) => {
-                        told.insert(key, list.version);
-                    }
-                    Err(error) => {
-                        tracing::debug!(node = %session.node(), error = %chain(&error), "the list of servers was not taken");
-                        missed = true;
-                    }
+        for (answer, session) in answers {
+            match answer {
+                Ok(()) => {
+                    told.insert((session.node(), session.number()), list.version);
+                }
+                Err(error) => {
+                    tracing::debug!(node = %session.node(), error = %chain(&error), "the list of servers was not taken");
+                    missed = true;
                 }
             }
         }

@@ -1,11 +1,11 @@
 //! Apps: planned, changed, seen.
 
-use std::{collections::BTreeMap, sync::Arc};
-
-use axum::{
-    Extension, Json,
-    extract::{Path, Query, State},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
+
+use axum::{Extension, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rand::Rng as _;
 use serde::Deserialize;
@@ -15,22 +15,30 @@ use wharf_api::{
 };
 use wharf_engine::{self as engine, Change, PlanRefusal, Request};
 use wharf_model::{
-    AppKey, AppRecord, AppSpec, By, EventKind, FileSpec, Image, NodeState, PullPolicy, ReleaseNumber,
-    ServiceKey, ServiceName, ServiceRecord, ServiceSpec, Subject, Task,
+    AppKey, AppRecord, AppSpec, By, EventKind, FileSpec, Image, NodeState, PublishMode, PullPolicy,
+    ReleaseNumber, ServiceKey, ServiceName, ServiceRecord, ServiceSpec, Subject, Task,
 };
-use wharf_store::Batch;
+use wharf_store::{Batch, PORTABLE_BYTES, PORTABLE_KEYS, Revision, StoreError};
 
 use super::{
     Shared, closest,
+    extract::{Json, Path, Query},
     failure::{Answer, Failure},
     require_user, views,
 };
-use crate::{controllers::commit::Committer, ids::RandomIds, records::Key, state::Inner};
+use crate::{
+    controllers::commit::Committer,
+    ids::RandomIds,
+    records::{Key, PortsRecord, encode},
+    state::Inner,
+};
 
 /// How many nodes are asked what an image reference stands for, before the answer is believed to be no.
 const NODES_ASKED: usize = 10;
 /// How often an action is decided anew because something it does not depend on was written meanwhile.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 20;
+/// The largest config or secret: sealed it still fits into one write of every store.
+const LARGEST_FILE: usize = 1000 << 10;
 
 /// The key of an app, from a path.
 pub(super) fn key(environment: &str, app: &str) -> Answer<AppKey> {
@@ -265,34 +273,91 @@ pub(super) async fn apply(
     let by = By { client: wish.client, ..require_user(&peer)? };
     let key = key(&environment, &app)?;
     let prepared = prepare(&shared, &key, wish.action).await?;
+    let applying = apply_prepared(Arc::clone(&shared), prepared, key, by, wish.fingerprint, wish.supersede);
+    // To its end, also if the client hangs up: it may take several commits.
+    match shared.tasks.spawn("apply", applying).await {
+        Ok(answer) => answer.map(Json),
+        Err(error) => Err(Failure::internal("the action was cut off", &error)),
+    }
+}
+
+async fn apply_prepared(
+    shared: Shared,
+    prepared: Prepared,
+    key: AppKey,
+    by: By,
+    fingerprint: String,
+    supersede: bool,
+) -> Answer<v1::Applied> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let (first, whole, applied) = {
+        let (mut writes, applied) = {
             let inner = shared.state.read();
-            prepared.refuse_if_busy(&inner, &key, wish.supersede)?;
+            prepared.refuse_if_busy(&inner, &key, supersede)?;
             let plan = prepared.plan(&inner, &key, &by, shared.now());
-            if plan.fingerprint != wish.fingerprint {
+            if plan.fingerprint != fingerprint {
                 return Err(Failure::new(
                     Code::Moved,
                     format!("{} has changed since this was planned", key.name),
                 )
                 .hint("look at the new plan and decide again"));
             }
-            prepared.batches(&shared, &inner, &key, &by)?
+            prepared.writes(&shared, &inner, &key, &by)?
         };
-        let Some(whole) = whole else { return Ok(Json(applied)) };
-        // What nothing refers to yet does no harm if the rest is refused.
-        for batch in first {
-            shared.state.commit(batch).await?;
+        if writes.change.is_empty() {
+            return Ok(applied);
         }
-        match shared.state.commit(whole).await {
-            Ok(_) => return Ok(Json(applied)),
-            // A controller wrote a record this writes as well; what the person sees is the same.
+        match writes.commit(&shared).await {
+            Ok(()) => return Ok(applied),
+            // A controller or another app's change wrote a record that this reads or writes as well; what the person saw may be as it was.
             Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                writes.take_back(&shared).await;
+                shared.state.see_what_was_faster(&error).await;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                writes.take_back(&shared).await;
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+/// What carries an action out.
+#[derive(Default)]
+struct Writes {
+    /// What the change refers to and nothing else does: it may be written before, if all together is too much for the store at once.
+    before: Vec<(Key, Vec<u8>)>,
+    /// The change itself: all or nothing, on condition of everything it was decided by.
+    change: Batch,
+    /// What was written before, and when.
+    written: Vec<(Key, Revision)>,
+}
+
+impl Writes {
+    async fn commit(&mut self, shared: &Shared) -> Result<(), StoreError> {
+        let all = self.before.iter().fold(self.change.clone(), |batch, (key, value)| {
+            batch.expect(key.to_string(), None).put(key.to_string(), value.clone())
+        });
+        let keys = all.expectations().len().max(all.writes().len());
+        if shared.store == "embedded" || (keys <= PORTABLE_KEYS && all.size() <= PORTABLE_BYTES) {
+            return shared.state.commit(all).await.map(drop);
+        }
+        for (key, value) in &self.before {
+            let batch = Batch::new().expect(key.to_string(), None).put(key.to_string(), value.clone());
+            let revision = shared.state.commit(batch).await?;
+            self.written.push((key.clone(), revision));
+        }
+        shared.state.commit(self.change.clone()).await.map(drop)
+    }
+
+    /// Removes what was written before a change that was refused.
+    async fn take_back(&self, shared: &Shared) {
+        for (key, revision) in &self.written {
+            let batch = Batch::new().expect(key.to_string(), Some(*revision)).delete(key.to_string());
+            if let Err(error) = shared.state.commit(batch).await {
+                tracing::debug!(%key, error = %wharf_process::errors::chain(&error), "left behind");
+            }
         }
     }
 }
@@ -341,7 +406,7 @@ async fn prepare_up(shared: &Shared, key: &AppKey, mut spec: AppSpec, pull: bool
     }
     let mut files = BTreeMap::new();
     for (name, file) in spec.configs.iter_mut().chain(spec.secrets.iter_mut()) {
-        take_content(shared, name, file, &mut files)?;
+        take_content(shared, key, name, file, &mut files)?;
     }
     let mut known = BTreeMap::<String, Answer<Image>>::new();
     let (mut images, mut missing, mut warnings) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -380,14 +445,30 @@ async fn prepare_up(shared: &Shared, key: &AppKey, mut spec: AppSpec, pull: bool
 /// Takes a config's or secret's content out of the specification; a digest that only servers can make stays.
 fn take_content(
     shared: &Shared,
+    app: &AppKey,
     name: &str,
     file: &mut FileSpec,
     files: &mut BTreeMap<String, Vec<u8>>,
 ) -> Answer<()> {
-    let Some(content) = file.content.take() else { return Ok(()) };
+    let Some(content) = file.content.take() else {
+        let known = file.digest.as_ref().map(|digest| Key::File(app.clone(), digest.clone()));
+        let known = known.is_some_and(|key| shared.state.read().revision_of(&key).is_some());
+        return match file.external || known {
+            true => Ok(()),
+            false => Err(Failure::invalid(format!("the content of `{name}` is missing"))
+                .hint("plan again from the file that has it")),
+        };
+    };
     let content = BASE64
         .decode(content)
         .map_err(|_| Failure::invalid(format!("the content of `{name}` is not base64")))?;
+    if content.len() > LARGEST_FILE {
+        let (size, largest) = (content.len() >> 10, LARGEST_FILE >> 10);
+        return Err(Failure::invalid(format!(
+            "`{name}` has {size} KiB; a config or secret has at most {largest} KiB"
+        ))
+        .hint("keep large data in a volume or in the image"));
+    }
     let digest = shared.state.seal().digest(&content);
     file.digest = Some(digest.clone());
     files.insert(digest, content);
@@ -504,31 +585,46 @@ impl Prepared {
         Err(failure)
     }
 
-    /// What to write: first what nothing refers to yet, then the change itself, all or nothing; `None` if there is nothing to do.
-    fn batches(
-        &self,
-        shared: &Shared,
-        inner: &Inner,
-        key: &AppKey,
-        by: &By,
-    ) -> Answer<(Vec<Batch>, Option<Batch>, v1::Applied)> {
+    /// What to write; an empty change if there is nothing to do.
+    fn writes(&self, shared: &Shared, inner: &Inner, key: &AppKey, by: &By) -> Answer<(Writes, v1::Applied)> {
         let (world, now) = (&inner.world, shared.now());
-        let refused = |error: PlanRefusal| Failure::new(Code::Conflict, error.to_string());
-        let mut first = Vec::new();
+        let refused = |error: PlanRefusal| {
+            let code = match error {
+                PlanRefusal::NoApp | PlanRefusal::NoService { .. } => Code::NotFound,
+                _ => Code::Conflict,
+            };
+            let v1::Refusal { message, hint } = refusal(&error);
+            hint.into_iter().fold(Failure::new(code, message), |failure, hint| failure.hint(hint))
+        };
+        let mut writes = Writes::default();
         let changes = match self {
             Self::Up { spec, images, files, missing, .. } => {
                 if let Some(refusal) = missing.first() {
                     let failure = Failure::invalid(refusal.message.clone());
                     return Err(refusal.hint.iter().fold(failure, |failure, hint| failure.hint(hint)));
                 }
-                for (digest, content) in files {
+                let digests = spec
+                    .configs
+                    .values()
+                    .chain(spec.secrets.values())
+                    .filter_map(|file| file.digest.as_ref());
+                for digest in digests.collect::<BTreeSet<_>>() {
                     let place = Key::File(key.clone(), digest.clone());
-                    if inner.revision_of(&place).is_none() {
+                    if inner.revision_of(&place).is_some() {
+                        // Contents that nothing refers to are removed: not this one, from now on.
+                        writes.change = inner.expecting(writes.change, &place);
+                    } else if let Some(content) = files.get(digest) {
                         let mut nonce = [0; 12];
                         rand::rng().fill_bytes(&mut nonce);
                         let sealed = shared.state.seal().seal(&place.to_string(), content, nonce);
-                        first.push(Batch::new().put(place.to_string(), sealed));
+                        writes.before.push((place, sealed));
                     }
+                }
+                if takes_ports(world, key, spec) {
+                    let ports = PortsRecord { app: key.clone() };
+                    let bytes = encode(&Key::Ports, &ports);
+                    writes.change =
+                        inner.expecting(writes.change, &Key::Ports).put(Key::Ports.to_string(), bytes);
                 }
                 if engine::plan(world, key, spec, images).is_noop() {
                     Vec::new()
@@ -544,16 +640,22 @@ impl Prepared {
                 generation: current.map_or(0, |app| app.generation.0),
                 release: current.map_or(0, |app| app.release.0),
             };
-            return Ok((Vec::new(), None, applied));
+            return Ok((Writes::default(), applied));
         }
         let mut whole = Committer::whole(inner, now);
         let mut applied = v1::Applied { generation: 0, release: 0 };
         for change in changes {
             match &change {
-                Change::PutRelease(_) | Change::PutRevision(_) => {
-                    let mut early = Committer::whole(inner, now);
-                    early.change(change, &mut RandomIds);
-                    first.extend(early.finish());
+                Change::PutRelease(release) => {
+                    let key = Key::Release(release.app.clone(), release.number);
+                    let bytes = encode(&key, release);
+                    writes.before.push((key, bytes));
+                    continue;
+                }
+                Change::PutRevision(revision) => {
+                    let key = Key::Revision(revision.key.clone(), revision.generation);
+                    let bytes = encode(&key, revision);
+                    writes.before.push((key, bytes));
                     continue;
                 }
                 Change::PutApp(app) => {
@@ -567,9 +669,21 @@ impl Prepared {
             whole.change(change, &mut RandomIds);
         }
         // One batch by construction.
-        let whole = whole.finish().into_iter().reduce(Batch::and);
-        Ok((first, whole, applied))
+        writes.change = whole.finish().into_iter().fold(writes.change, Batch::and);
+        Ok((writes, applied))
     }
+}
+
+/// Whether a release publishes a port on gateways that the app has not published so far: then it depends on what other apps publish.
+fn takes_ports(world: &engine::World, app: &AppKey, wanted: &AppSpec) -> bool {
+    let published = |spec: &ServiceSpec| -> BTreeSet<_> {
+        let ports = spec.ports.iter().filter(|port| port.mode == PublishMode::Ingress);
+        ports.map(|port| (port.published, port.protocol, port.host_ip)).collect()
+    };
+    let kept = world.services_of(app).filter(|service| !service.removed);
+    let revisions = kept.filter_map(|service| world.revision_of(&service.key, service.generation));
+    let has: BTreeSet<_> = revisions.flat_map(|revision| published(&revision.spec)).collect();
+    wanted.services.values().flat_map(published).any(|port| !has.contains(&port))
 }
 
 fn refusal(error: &PlanRefusal) -> v1::Refusal {

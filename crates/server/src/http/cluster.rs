@@ -1,22 +1,19 @@
 //! The cluster itself: version, servers, join tokens, and how it is.
 
-use axum::{
-    Extension, Json,
-    extract::{Path, State},
-    http::StatusCode,
-};
+use axum::{Extension, extract::State, http::StatusCode};
 use wharf_api::{transport::Peer, v1};
 use wharf_model::NodeState;
-use wharf_store::Batch;
+use wharf_store::{Batch, PORTABLE_KEYS};
 
 use super::{
     Shared,
+    extract::{Json, Path},
     failure::{Answer, Failure},
     require_user,
 };
 use crate::{
     join::new_token,
-    records::{Key, TokenRole, encode},
+    records::{Key, TokenRecord, TokenRole, encode},
 };
 
 /// The longest a join token may be good for.
@@ -101,16 +98,20 @@ pub(super) async fn create_token(
     }
     let lifetime = std::time::Duration::from_secs(wish.ttl_seconds);
     let (token, record) = new_token(&shared.authority, role, &user.to_string(), shared.now(), lifetime);
-    let batch = {
+    let ended: Vec<_> = {
         let inner = shared.state.read();
-        let key = Key::Token(record.id);
-        let ended = inner
-            .tokens
-            .values()
-            .filter(|token| token.expires_at <= record.created_at || (wish.rotate && token.role == role));
-        let batch = Batch::new().expect(key.to_string(), None).put(key.to_string(), encode(&key, &record));
-        ended.take(64).fold(batch, |batch, token| batch.delete(Key::Token(token.id).to_string()))
+        let ended = |token: &&TokenRecord| {
+            token.expires_at <= record.created_at || (wish.rotate && token.role == role)
+        };
+        inner.tokens.values().filter(ended).map(|token| Key::Token(token.id)).collect()
     };
+    // Before the new one is made: who is given it can rely on the others' having ended.
+    for keys in ended.chunks(PORTABLE_KEYS / 2) {
+        let batch = keys.iter().fold(Batch::new(), |batch, key| batch.delete(key.to_string()));
+        shared.state.commit(batch).await?;
+    }
+    let key = Key::Token(record.id);
+    let batch = Batch::new().expect(key.to_string(), None).put(key.to_string(), encode(&key, &record));
     shared.state.commit(batch).await?;
     let address = shared.advertised.first().cloned().unwrap_or_default();
     let token = token.to_string();

@@ -1,11 +1,12 @@
 //! The API that people and tools speak: API v1.
 //!
 //! Handlers read the state, call pure functions and commit; every refusal is a [`failure::Failure`] with a code, a sentence and a hint.
-//! Mutating handlers run to their end even if the client hangs up: they are spawned by the listener's connection, not cancelled midway,
-//! because each of them makes one commit.
+//! A handler whose client hangs up is dropped. Each of them makes one commit, which is done or not; what takes several, or has
+//! something to do after its commit, runs as a task of its own.
 
 pub mod apps;
 pub mod cluster;
+pub mod extract;
 pub mod failure;
 pub mod nodes;
 pub mod openapi;
@@ -53,7 +54,7 @@ pub struct Context {
     pub authority: Arc<Authority>,
     /// `embedded` or `etcd`.
     pub store: &'static str,
-    /// For streams that outlive a handler.
+    /// For streams that outlive a handler. Streams end when these shall stop.
     pub tasks: Tasks,
 }
 
@@ -144,6 +145,11 @@ pub fn router(shared: Shared) -> Router {
             Failure::not_found(format!("there is no `{}` in API v1", uri.path()))
                 .hint("the client may be newer than this server: compare with `wharf version`")
         })
+        .method_not_allowed_fallback(async |method: axum::http::Method, uri: axum::http::Uri| {
+            Failure::invalid(format!("`{method}` is nothing `{}` can be asked", uri.path()))
+                .hint("the client may be newer than this server: compare with `wharf version`")
+        })
+        .layer(axum::extract::DefaultBodyLimit::max(extract::MAX_BODY))
         .with_state(shared)
 }
 

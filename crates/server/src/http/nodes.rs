@@ -1,16 +1,14 @@
 //! Nodes: seen, changed, removed.
 
-use axum::{
-    Extension, Json,
-    extract::{Path, State},
-};
+use axum::{Extension, extract::State};
 use wharf_api::{transport::Peer, v1};
 use wharf_engine::Node;
-use wharf_model::{Availability, EventKind, Generation, NodeRecord, NodeState, Subject};
+use wharf_model::{Availability, By, EventKind, Generation, NodeId, NodeRecord, NodeState, Subject};
 use wharf_store::Batch;
 
 use super::{
     Shared,
+    extract::{Json, Path, Query},
     failure::{Answer, Failure},
     require_user, views,
 };
@@ -18,6 +16,9 @@ use crate::{
     records::{Key, RevokedRecord, encode},
     state::Inner,
 };
+
+/// How often a node is read and changed anew because somebody else wrote it meanwhile.
+const ATTEMPTS: usize = 10;
 
 /// Every node of the cluster.
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = [v1::Node])))]
@@ -56,47 +57,66 @@ pub(super) async fn change(
     Json(change): Json<v1::NodeChange>,
 ) -> Answer<Json<v1::Node>> {
     let user = require_user(&peer)?;
-    let (id, batch) = {
-        let inner = shared.state.read();
-        let before = &find(&inner, &name)?.record;
-        if change.if_generation.is_some_and(|wanted| wanted != before.generation.0) {
-            return Err(Failure::new(
-                v1::Code::Moved,
-                format!("node {} has changed: it is at generation {}", before.name, before.generation),
-            )
-            .hint("look at it again"));
-        }
-        let mut record = NodeRecord { generation: Generation(before.generation.0 + 1), ..before.clone() };
-        let mut said = Vec::new();
-        if let Some(text) = &change.availability {
-            record.availability = availability(text)?;
-            said.push(format!("is set to {}", record.availability));
-        }
-        for (key, value) in change.labels {
-            said.push(format!("has label {key}={value}"));
-            record.labels.insert(key, value);
-        }
-        for key in &change.remove_labels {
-            if record.labels.remove(key).is_none() {
-                return Err(Failure::not_found(format!("node {} has no label `{key}`", record.name)));
+    let mut attempt = 1;
+    loop {
+        let (id, batch) = changed(&shared, &name, &change, &user)?;
+        match shared.state.commit(batch).await {
+            Ok(_) => {
+                let inner = shared.state.read();
+                let gone = || Failure::not_found(format!("node {name} is gone"));
+                let node = inner.world.node(id).ok_or_else(gone)?;
+                return Ok(Json(views::node(&shared.state, &inner, node)));
             }
-            said.push(format!("has lost label {key}"));
+            // Its certificate was renewed, or somebody changed something else of it.
+            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
+                attempt += 1;
+                shared.state.see_what_was_faster(&error).await;
+            }
+            Err(error) => return Err(error.into()),
         }
-        if let Some(gateway) = change.gateway {
-            record.roles.gateway = gateway;
-            said.push(if gateway { "is a gateway" } else { "is no gateway any more" }.to_owned());
-        }
-        let key = Key::Node(record.id);
-        let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record));
-        let subject =
-            Subject { node: Some(record.id), node_name: Some(record.name.to_string()), ..Subject::default() };
-        let message = format!("node {} {}", record.name, said.join(", "));
-        (record.id, shared.with_event(batch, EventKind::Node, subject, message, Some(user)))
-    };
-    shared.state.commit(batch).await?;
+    }
+}
+
+/// The node, and what to write so that it is changed as asked.
+fn changed(shared: &Shared, name: &str, change: &v1::NodeChange, user: &By) -> Answer<(NodeId, Batch)> {
     let inner = shared.state.read();
-    let node = inner.world.node(id).ok_or_else(|| Failure::not_found(format!("node {name} is gone")))?;
-    Ok(Json(views::node(&shared.state, &inner, node)))
+    let before = &find(&inner, name)?.record;
+    if change.if_generation.is_some_and(|wanted| wanted != before.generation.0) {
+        return Err(Failure::new(
+            v1::Code::Moved,
+            format!("node {} has changed: it is at generation {}", before.name, before.generation),
+        )
+        .hint("look at it again"));
+    }
+    let mut record = NodeRecord { generation: Generation(before.generation.0 + 1), ..before.clone() };
+    let mut said = Vec::new();
+    if let Some(text) = &change.availability {
+        record.availability = availability(text)?;
+        said.push(format!("is set to {}", record.availability));
+    }
+    for (key, value) in &change.labels {
+        said.push(format!("has label {key}={value}"));
+        record.labels.insert(key.clone(), value.clone());
+    }
+    for key in &change.remove_labels {
+        if record.labels.remove(key).is_none() {
+            return Err(Failure::not_found(format!("node {} has no label `{key}`", record.name)));
+        }
+        said.push(format!("has lost label {key}"));
+    }
+    if let Some(gateway) = change.gateway {
+        record.roles.gateway = gateway;
+        said.push(if gateway { "is a gateway" } else { "is no gateway any more" }.to_owned());
+    }
+    let key = Key::Node(record.id);
+    let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record));
+    let subject =
+        Subject { node: Some(record.id), node_name: Some(record.name.to_string()), ..Subject::default() };
+    if said.is_empty() {
+        return Err(Failure::invalid(format!("nothing of node {} is to change", record.name)));
+    }
+    let message = format!("node {} {}", record.name, said.join(", "));
+    Ok((record.id, shared.with_event(batch, EventKind::Node, subject, message, Some(user.clone()))))
 }
 
 /// Removes a node from the cluster: its certificate is revoked, and its tasks count as lost.
@@ -106,10 +126,10 @@ pub(super) async fn remove(
     State(shared): State<Shared>,
     Extension(peer): Extension<Peer>,
     Path(name): Path<String>,
-    axum::extract::Query(options): axum::extract::Query<Remove>,
+    Query(options): Query<Remove>,
 ) -> Answer<axum::http::StatusCode> {
     let user = require_user(&peer)?;
-    let (id, batch) = {
+    let batch = {
         let inner = shared.state.read();
         let node = find(&inner, &name)?;
         let record = &node.record;
@@ -128,21 +148,19 @@ pub(super) async fn remove(
         let revoked =
             RevokedRecord { whose: format!("node {} ({})", record.name, record.id), at: shared.now() };
         let serial = Key::Revoked(record.certificate.clone());
-        let mut batch = inner
+        let batch = inner
             .expecting(Batch::new(), &key)
             .delete(key.to_string())
+            .delete(Key::NodeStatus(record.id).to_string())
+            .delete(Key::NodeName(record.name.clone()).to_string())
             .put(serial.to_string(), encode(&serial, &revoked));
-        let status = Key::NodeStatus(record.id);
-        if inner.revision_of(&status).is_some() {
-            batch = batch.delete(status.to_string());
-        }
         let subject =
             Subject { node: Some(record.id), node_name: Some(record.name.to_string()), ..Subject::default() };
         let message = format!("node {} was removed from the cluster", record.name);
-        (record.id, shared.with_event(batch, EventKind::Node, subject, message, Some(user)))
+        shared.with_event(batch, EventKind::Node, subject, message, Some(user))
     };
+    // Every server cuts the node off as soon as it sees this.
     shared.state.commit(batch).await?;
-    shared.sessions.disconnect(id);
     Ok(axum::http::StatusCode::NO_CONTENT)
 }
 

@@ -53,11 +53,29 @@ impl Modify for Common {
         );
         document.security = Some(vec![SecurityRequirement::new::<_, _, String>(CERTIFICATE, [])]);
         for (path, operation) in operations(&mut document.paths) {
-            operation.responses.responses.entry("default".into()).or_insert_with(|| RefOr::T(problem()));
+            let responses = &mut operation.responses.responses;
+            responses.entry("default".into()).or_insert_with(|| RefOr::T(problem()));
+            for (status, response) in responses {
+                if let RefOr::T(response) = response
+                    && response.description.is_empty()
+                {
+                    response.description = describe(status).into();
+                }
+            }
             if path.ends_with("/join") {
                 operation.security = Some(Vec::new());
             }
         }
+    }
+}
+
+/// What OpenAPI wants said of every answer, where the handler does not say more.
+fn describe(status: &str) -> &'static str {
+    match status {
+        "404" => "there is no such thing",
+        "409" => "something else stands in the way, or the state has moved",
+        status if status.starts_with('2') => "done",
+        _ => "why it was not carried out",
     }
 }
 
@@ -129,6 +147,9 @@ mod tests {
         let mut open = BTreeSet::new();
         for (path, operation) in operations(&mut document.paths) {
             assert!(operation.responses.responses.contains_key("default"), "{path}");
+            for response in operation.responses.responses.values() {
+                assert!(matches!(response, RefOr::T(response) if !response.description.is_empty()), "{path}");
+            }
             if operation.security.as_ref().is_some_and(Vec::is_empty) {
                 open.insert(path.clone());
             }

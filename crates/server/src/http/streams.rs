@@ -2,17 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use axum::{
-    Extension, Json,
-    body::Body,
-    extract::{Path, Query, State},
-    response::Response,
-};
+use axum::{Extension, body::Body, extract::State, response::Response};
 use futures::{StreamExt, stream};
 use http_body_util::BodyExt as _;
 use serde::Deserialize;
@@ -25,11 +22,13 @@ use wharf_api::{
     },
     v1,
 };
-use wharf_model::{AppKey, EventId, NodeId, Phase, Task, TaskId, Timestamp};
+use wharf_model::{AppKey, Event, NodeId, Phase, Task, TaskId, Timestamp};
 use wharf_process::errors::chain;
+use wharf_store::Revision;
 
 use super::{
     Shared, apps,
+    extract::{Json, Path, Query},
     failure::{Answer, Failure},
     require_user, views,
 };
@@ -43,10 +42,25 @@ const QUEUE: usize = 256;
 /// Nodes asked at once for what their tasks use.
 const ASKED_AT_ONCE: usize = 16;
 
+/// Why a stream ends that would go on.
+#[derive(Debug, thiserror::Error)]
+#[error("this server is stopping")]
+struct Stopping;
+
+/// An answer of one line for each value. When the server stops, it breaks off: nobody shall take that for the end.
 fn lines<T: serde::Serialize + Send + 'static>(
+    shared: &Shared,
     values: impl stream::Stream<Item = T> + Send + 'static,
 ) -> Response {
-    let body = json_lines(values.map(Ok::<T, Infallible>), KEEPALIVE);
+    let stopping = shared.tasks.token().cancelled_owned();
+    let told = Arc::new(AtomicBool::new(false));
+    let stops = Arc::clone(&told);
+    let values = values.map(Ok).take_until(async move {
+        stopping.await;
+        stops.store(true, Ordering::Relaxed);
+    });
+    let last = stream::once(async move { told.load(Ordering::Relaxed).then_some(Err(Stopping)) });
+    let body = json_lines(values.chain(last.filter_map(std::future::ready)), KEEPALIVE);
     let mut response = Response::new(Body::new(body));
     response.headers_mut().insert(
         axum::http::header::CONTENT_TYPE,
@@ -182,7 +196,7 @@ pub(super) async fn app_logs(
     } else {
         shared.tasks.spawn("logs", worker.all());
     }
-    Ok(lines(ReceiverStream::new(receiver)))
+    Ok(lines(&shared, ReceiverStream::new(receiver)))
 }
 
 /// Which tasks' output is wanted.
@@ -383,7 +397,7 @@ pub(super) async fn watch_app(
     apps::find(&shared.state.read(), &key)?;
     let visible = shared.state.visible();
     let states = stream::unfold(
-        (shared, key, visible, None::<v1::AppStatus>),
+        (Arc::clone(&shared), key, visible, None::<v1::AppStatus>),
         async |(shared, key, mut visible, last)| {
             loop {
                 visible.borrow_and_update();
@@ -396,7 +410,7 @@ pub(super) async fn watch_app(
             }
         },
     );
-    Ok(lines(states.boxed()))
+    Ok(lines(&shared, states.boxed()))
 }
 
 /// Which events are wanted.
@@ -421,8 +435,8 @@ pub(super) async fn events(
     let wish = Arc::new(wish);
     let visible = shared.state.visible();
     let chunks = stream::unfold(
-        (shared, visible, None::<EventId>, false),
-        move |(shared, mut visible, last, begun)| {
+        (Arc::clone(&shared), visible, None::<Revision>, false),
+        move |(shared, mut visible, mut last, begun)| {
             let wish = Arc::clone(&wish);
             async move {
                 if begun && !wish.follow {
@@ -431,36 +445,34 @@ pub(super) async fn events(
                 loop {
                     visible.borrow_and_update();
                     let (events, latest) = events_after(&shared, &wish, last);
+                    last = latest;
                     if !events.is_empty() || !begun {
-                        return Some((events, (shared, visible, latest, true)));
+                        return Some((events, (shared, visible, last, true)));
                     }
                     visible.changed().await.ok()?;
                 }
             }
         },
     );
-    Ok(lines(chunks.flat_map(stream::iter).boxed()))
+    Ok(lines(&shared, chunks.flat_map(stream::iter).boxed()))
 }
 
 fn events_after(
     shared: &Shared,
     wish: &EventsOf,
-    last: Option<EventId>,
-) -> (Vec<v1::Event>, Option<EventId>) {
-    use std::ops::Bound;
+    last: Option<Revision>,
+) -> (Vec<v1::Event>, Option<Revision>) {
     let inner = shared.state.read();
-    let from = last.map_or(Bound::Unbounded, Bound::Excluded);
-    let mut latest = last;
-    let mut events = Vec::new();
-    for (id, event) in inner.events.range((from, Bound::Unbounded)) {
-        latest = Some(*id);
+    let wanted = |event: &&Event| {
         let app = event.subject.app.as_ref().map(ToString::to_string);
-        let wanted = event.at.0 >= wish.since.unwrap_or(0) && (wish.app.is_none() || app == wish.app);
-        if wanted {
-            events.push(views::event(event));
-        }
-    }
-    (events, latest)
+        event.at.0 >= wish.since.unwrap_or(0) && (wish.app.is_none() || app == wish.app)
+    };
+    // What there is comes by its time, what follows as it is written: a clock that is behind hides nothing.
+    let events = match last {
+        None => inner.events.values().filter(wanted).map(views::event).collect(),
+        Some(last) => inner.events_after(last).filter(wanted).map(views::event).collect(),
+    };
+    (events, Some(inner.revision()))
 }
 
 /// Whose usage is wanted.

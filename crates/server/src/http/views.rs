@@ -150,7 +150,12 @@ pub fn service(
     // Of a slot where nothing is going on, the latest that was.
     let mut ended: Vec<_> = world.tasks_of(&record.key).filter(|task| task.is_over()).collect();
     ended.reverse();
-    for task in ended {
+    // Slots that were scaled away are no longer anybody's concern.
+    let gone = |task: &Task| match record.mode {
+        Mode::Replicated { replicas } => task.slot.0 > replicas,
+        Mode::Global => false,
+    };
+    for task in ended.into_iter().filter(|task| !gone(task)) {
         let place = |task: &Task| (task.slot, task.node.filter(|_| task.slot == Slot(0)));
         if !tasks.iter().any(|other| place(other) == place(task)) {
             tasks.push(task);

@@ -218,6 +218,11 @@ impl NodeSession {
         }
     }
 
+    /// Ends this session at once.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
     /// Sends the whole set of assignments.
     ///
     /// # Errors

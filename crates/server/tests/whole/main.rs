@@ -1,0 +1,8 @@
+//! A whole server on loopback, with a store in a file, asked as clients ask it; its nodes are made up.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+mod apps;
+mod cluster;
+mod fixture;
+mod streams;
