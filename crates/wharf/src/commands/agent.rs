@@ -64,11 +64,13 @@ enum Verb {
         place: Place,
     },
     /// Run the agent in the foreground
+    #[command(after_help = "Examples:\n  wharf agent run\n  wharf agent run --docker-socket /run/user/1000/docker.sock --log debug")]
     Run {
         #[command(flatten)]
         place: Place,
     },
     /// Install the agent as a systemd service, and start it
+    #[command(after_help = "Examples:\n  wharf agent install\n  wharf agent install --print     only show the unit")]
     Install {
         #[command(flatten)]
         place: Place,

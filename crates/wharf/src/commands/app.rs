@@ -28,11 +28,13 @@ enum Verb {
         all: bool,
     },
     /// Show everything known of an app
+    #[command(after_help = "Examples:\n  wharf app inspect shop\n  wharf app inspect shop --env staging")]
     Inspect {
         /// Its name
         app: String,
     },
     /// List the releases of an app, newest first
+    #[command(after_help = "Examples:\n  wharf app history shop\n  wharf app history shop --show 3     the app as it was in release 3")]
     History {
         /// Its name
         app: String,

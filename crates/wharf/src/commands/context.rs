@@ -25,14 +25,16 @@ pub(crate) struct Context {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// List contexts; `*` marks the current one
-    #[command(visible_alias = "list")]
+    #[command(visible_alias = "list", after_help = "Examples:\n  wharf context ls\n  wharf context ls --format json")]
     Ls,
     /// Make a context the current one
+    #[command(after_help = "Examples:\n  wharf context use prod")]
     Use {
         /// Its name
         name: String,
     },
     /// Show a context, without its key
+    #[command(after_help = "Examples:\n  wharf context show\n  wharf context show prod --format json")]
     Show {
         /// Its name [default: the current one]
         name: Option<String>,
@@ -44,6 +46,7 @@ enum Verb {
         name: Option<String>,
     },
     /// Add a context that was exported elsewhere
+    #[command(after_help = "Examples:\n  ssh server wharf context export | wharf context import prod -\n  wharf context import prod exported.json --force")]
     Import {
         /// What to call it here
         name: String,
@@ -54,6 +57,7 @@ enum Verb {
         force: bool,
     },
     /// Change where a context's servers are, or its environment
+    #[command(after_help = "Examples:\n  wharf context set prod --server 10.0.0.1 --server 10.0.0.2\n  wharf context set prod --default-env staging")]
     Set {
         /// Its name
         name: String,
@@ -65,6 +69,7 @@ enum Verb {
         environment: Option<String>,
     },
     /// Forget a context
+    #[command(after_help = "Examples:\n  wharf context rm old")]
     Rm {
         /// Its name
         name: String,

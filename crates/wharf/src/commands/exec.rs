@@ -40,7 +40,7 @@ pub(crate) struct Exec {
     tty: bool,
     /// A variable: NAME=value; may be given several times
     #[arg(long = "variable", short = 'e', value_name = "NAME=VALUE")]
-    environment: Vec<String>,
+    variables: Vec<String>,
     /// As whom
     #[arg(long, short, value_name = "USER")]
     user: Option<String>,
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: Exec, global: &Global, out: &Output) -> Result<Exi
     let task = find(&cluster, &args, out).await?;
     let request = v1::ExecRequest {
         command: args.command,
-        environment: args.environment,
+        environment: args.variables,
         tty: args.tty,
         stdin: args.interactive,
         user: args.user,

@@ -28,6 +28,7 @@ enum Verb {
     #[command(visible_alias = "list", after_help = "Examples:\n  wharf node ls\n  wharf node ls --format json")]
     Ls,
     /// Show everything known of a machine
+    #[command(after_help = "Examples:\n  wharf node inspect worker-1\n  wharf node inspect worker-1 worker-2")]
     Inspect {
         /// Name or id
         #[arg(required = true)]
@@ -46,11 +47,13 @@ enum Verb {
         timeout: u64,
     },
     /// Let a machine take tasks (again)
+    #[command(after_help = "Examples:\n  wharf node activate worker-2")]
     Activate {
         /// Name or id
         node: String,
     },
     /// Keep a machine's tasks, and give it no new ones
+    #[command(after_help = "Examples:\n  wharf node pause worker-2\n  wharf node activate worker-2     let it take tasks again")]
     Pause {
         /// Name or id
         node: String,
@@ -70,6 +73,7 @@ enum Verb {
         no_gateway: bool,
     },
     /// Remove a machine from the cluster for good: its certificate is revoked
+    #[command(after_help = "Examples:\n  wharf node rm worker-2\n  wharf node rm -y --force worker-2     although it has tasks, or will never come back")]
     Rm {
         /// Name or id
         node: String,

@@ -361,7 +361,8 @@ fn explain_task(task: &v1::Task, out: &Output) {
         out.must_say(&format!("    {}", status.message));
     }
     if let Some(probe) = &status.probe_output {
-        out.must_say(&format!("    its check says: {}", probe.trim()));
+        // What it says may have several lines.
+        out.must_say(&format!("    its check says: {}", probe.trim().replace('\n', "\n      ")));
     }
     if !status.last_log.is_empty() {
         out.must_say("    its last output:");

@@ -103,6 +103,7 @@ enum Verb {
         no_start: bool,
     },
     /// Run the server in the foreground
+    #[command(after_help = "Examples:\n  wharf server run --with-agent\n  wharf server run --state-dir /srv/wharf --log debug")]
     Run {
         /// Where the server keeps its state
         #[arg(long, default_value = STATE_DIR, value_name = "FOLDER")]
@@ -117,6 +118,7 @@ enum Verb {
         logs: LogFlags,
     },
     /// Install the server as a systemd service, and start it
+    #[command(after_help = "Examples:\n  wharf server install\n  wharf server install --print     only show the unit")]
     Install {
         /// Where the server keeps its state
         #[arg(long, default_value = STATE_DIR, value_name = "FOLDER")]

@@ -35,9 +35,10 @@ enum Verb {
         rotate: bool,
     },
     /// List the tokens that are still good; their secrets are known to nobody
-    #[command(visible_alias = "list")]
+    #[command(visible_alias = "list", after_help = "Examples:\n  wharf token ls\n  wharf token ls --format json")]
     Ls,
     /// End a token
+    #[command(after_help = "Examples:\n  wharf token rm token_01a1fee7f6807071824726a4963ecb58")]
     Rm {
         /// Its id
         #[arg(required = true)]

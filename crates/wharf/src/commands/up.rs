@@ -177,7 +177,12 @@ pub(crate) fn show(plan: &v1::Plan, out: &Output) -> Result<()> {
     if out.format == Format::Json {
         return Ok(());
     }
-    let changing: Vec<_> = plan.operations.iter().filter(|operation| operation.change != v1::Change::Keep).collect();
+    // What stays is shown only if there is something to say about it, beside what changes.
+    let changing: Vec<_> = plan
+        .operations
+        .iter()
+        .filter(|operation| operation.change != v1::Change::Keep || !plan.is_noop() && !operation.reason.is_empty())
+        .collect();
     if !changing.is_empty() {
         let release = plan.release.map(|number| format!(", release {number}")).unwrap_or_default();
         out.say(&format!("{} in environment {}{release}:", out.paint(Color::Strong, &plan.app), plan.environment));
