@@ -52,7 +52,8 @@ impl Modify for Common {
             },
         );
         document.security = Some(vec![SecurityRequirement::new::<_, _, String>(CERTIFICATE, [])]);
-        for (path, operation) in operations(&mut document.paths) {
+        for (method, path, operation) in operations(&mut document.paths) {
+            operation.operation_id = Some(name(method, path));
             let responses = &mut operation.responses.responses;
             responses.entry("default".into()).or_insert_with(|| RefOr::T(problem()));
             for (status, response) in responses {
@@ -88,11 +89,23 @@ fn problem() -> Response {
         .build()
 }
 
-fn operations(paths: &mut Paths) -> impl Iterator<Item = (&String, &mut Operation)> {
+fn operations(paths: &mut Paths) -> impl Iterator<Item = (&'static str, &String, &mut Operation)> {
     paths.paths.iter_mut().flat_map(|(path, item)| {
-        let all = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
-        all.into_iter().flatten().map(move |operation| (path, operation))
+        let all = [
+            ("get", &mut item.get),
+            ("post", &mut item.post),
+            ("put", &mut item.put),
+            ("patch", &mut item.patch),
+            ("delete", &mut item.delete),
+        ];
+        all.into_iter().filter_map(move |(method, operation)| Some((method, path, operation.as_mut()?)))
     })
+}
+
+/// `get /v1/nodes/{node}` is `get_nodes_node`: handlers' own names are unique in their modules only.
+fn name(method: &str, path: &str) -> String {
+    let words = path.split('/').skip(2).map(|word| word.trim_matches(['{', '}']));
+    std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
 }
 
 /// The OpenAPI 3.1 document of everything a server answers, as indented JSON that is the same whenever the API is.
@@ -145,7 +158,13 @@ mod tests {
     fn every_operation_may_end_in_a_problem_and_only_joining_needs_no_certificate() {
         let mut document = Document::openapi();
         let mut open = BTreeSet::new();
-        for (path, operation) in operations(&mut document.paths) {
+        let mut names = BTreeSet::new();
+        for (_, path, operation) in operations(&mut document.paths) {
+            assert!(
+                names.insert(operation.operation_id.clone()),
+                "{path}: {:?} is not unique",
+                operation.operation_id
+            );
             assert!(operation.responses.responses.contains_key("default"), "{path}");
             for response in operation.responses.responses.values() {
                 assert!(matches!(response, RefOr::T(response) if !response.description.is_empty()), "{path}");
