@@ -315,6 +315,9 @@ fn taken_ports_full_disks_and_stores_in_use_are_named() {
         refused(&create().unwrap(), &["no space is left for the store at /mnt/full/server/cluster.redb"]);
     }
     assert!(wharf(&["token", "ls"]).unwrap().is_success(), "what is there can be read");
+    let doctor = wharf(&["doctor"]).unwrap();
+    assert_eq!(doctor.code, 1, "{doctor:?}");
+    assert!(doctor.stdout.contains("problem  store: no space is left"), "{doctor:?}");
     second.run(["rm", "/mnt/full/fill"]).unwrap();
     let after = wait_until(SETTLING, "it goes on by itself", || {
         let made = create()?;

@@ -288,7 +288,7 @@ fn what_a_dead_machine_ran_runs_elsewhere_and_never_twice() {
             gap.as_secs_f32(),
         );
         assert!(answers > 100, "{answers}");
-        assert!(gap < Duration::from_secs(6), "traffic goes on through the other gateways: {gap:?}");
+        assert!(gap < Duration::from_secs(10), "traffic goes on through the other gateways: {gap:?}");
     });
     let waiting = fleet.wharf(["ps", "-p", "shop"]);
     let said = waiting.stderr.lines().find(|line| line.starts_with("waiting: ")).unwrap_or_default();
@@ -379,14 +379,14 @@ fn a_server_that_dies_amid_deployments_finishes_the_last_one() {
         let file = fleet.file("app", &app(version, 2 + version % 3));
         let mut up = fleet.spawn(["up", "-y", "-f", &file]);
         wait_until(SETTLING, "the deployment has begun", || {
-            ensure!(up.log().contains("api"), "{}", up.log());
+            ensure!(up.log().contains("app-api-"), "{}", up.log());
             Ok::<_, anyhow::Error>(())
         });
         // A different moment of the deployment each time; what is tested is that there is no bad one.
         thread::sleep(Duration::from_millis(dice.roll(1500)));
         server.kill().unwrap();
         server.start().unwrap();
-        up.wait(SETTLING).unwrap_or_else(|error| panic!("{error:#}: {}", up.log()));
+        assert_eq!(up.wait(SETTLING).unwrap(), 0, "it goes on with the server that comes back: {}", up.log());
     }
     fleet.wait_for_nodes().unwrap();
     let file = fleet.file("app", &app(4, 3));
@@ -461,5 +461,5 @@ fn after_a_minute_of_accidents_exactly_what_is_wanted_runs() {
     println!("{accidents} accidents");
     assert!(last.is_success(), "{last:?}");
     wait_settled(&fleet, "app", &[("api", 4), ("worker", 1)]);
-    assert!(accidents > 10, "{accidents}");
+    assert!(accidents > 3, "{accidents}: this machine was too busy to say anything");
 }

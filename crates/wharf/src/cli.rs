@@ -106,7 +106,9 @@ pub(crate) enum Command {
     /// Show the versions of client and server
     Version(commands::version::Version),
     /// Print a completion script
-    #[command(after_help = "Examples:\n  wharf completion bash > /etc/bash_completion.d/wharf\n  wharf completion zsh > \"${fpath[1]}/_wharf\"\n  wharf completion fish > ~/.config/fish/completions/wharf.fish")]
+    #[command(
+        after_help = "Examples:\n  wharf completion bash > /etc/bash_completion.d/wharf\n  wharf completion zsh > \"${fpath[1]}/_wharf\"\n  wharf completion fish > ~/.config/fish/completions/wharf.fish"
+    )]
     Completion {
         /// For which shell
         shell: commands::completion::Shell,

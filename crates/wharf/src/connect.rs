@@ -29,10 +29,12 @@ impl Cluster {
         let dialer =
             Dialer::new(&anchor, Some(&context.identity), Protocol::Api, Timing::default(), system_time())
                 .with_context(|| format!("the context `{name}` is damaged"))?;
-        let client = dialer.dial(&context.servers).await.with_context(|| {
-            format!("cannot reach the cluster of context `{name}`")
-        })?;
-        let environment = global.environment.as_deref().or(context.environment.as_deref()).unwrap_or("default");
+        let client = dialer
+            .dial(&context.servers)
+            .await
+            .with_context(|| format!("cannot reach the cluster of context `{name}`"))?;
+        let environment =
+            global.environment.as_deref().or(context.environment.as_deref()).unwrap_or("default");
         let environment = environment.parse()?;
         Ok(Self { dialer, servers: context.servers.clone(), client, environment })
     }
@@ -57,7 +59,9 @@ pub(crate) fn app_path(app: &AppKey, rest: &str) -> String {
 pub(crate) fn query(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => char::from(byte).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                char::from(byte).to_string()
+            }
             other => format!("%{other:02X}"),
         })
         .collect()

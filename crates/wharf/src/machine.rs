@@ -27,9 +27,7 @@ pub(crate) fn address_towards(server: Option<&ServerAddress>) -> IpAddr {
         .and_then(|server| (server.host(), server.port()).to_socket_addrs().ok()?.next())
         .and_then(source_for)
         .filter(|address| !address.is_loopback());
-    towards
-        .or_else(|| source_for(ELSEWHERE.into()))
-        .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    towards.or_else(|| source_for(ELSEWHERE.into())).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
 /// The machine's host name, as nodes may be called.
@@ -98,7 +96,8 @@ pub(crate) fn install(unit: &str, text: &str) -> Result<()> {
 
 fn systemctl(arguments: &[&str]) -> Result<()> {
     let line = format!("systemctl {}", arguments.join(" "));
-    let output = Command::new("systemctl").args(arguments).output().with_context(|| format!("cannot run `{line}`"))?;
+    let output =
+        Command::new("systemctl").args(arguments).output().with_context(|| format!("cannot run `{line}`"))?;
     if !output.status.success() {
         bail!(hint(
             format!("`{line}` failed: {}", String::from_utf8_lossy(&output.stderr).trim()),

@@ -63,13 +63,14 @@ impl GoneReader {
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            report(&anyhow::Error::new(error).context("cannot start"));
-            return ExitCode::from(1);
-        }
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                report(&anyhow::Error::new(error).context("cannot start"));
+                return ExitCode::from(1);
+            }
+        };
     let outcome = runtime.block_on(commands::run(cli));
     // What still reads standard input on a thread of its own must not keep the process.
     runtime.shutdown_background();
@@ -120,8 +121,12 @@ fn report(error: &anyhow::Error) {
         cause
             .downcast_ref::<Hinted>()
             .map(|hinted| hinted.hint.clone())
-            .or_else(|| cause.downcast_ref::<wharf_api::transport::CallError>().and_then(|error| error.hint()))
-            .or_else(|| cause.downcast_ref::<wharf_api::transport::DialError>().and_then(|error| error.hint()))
+            .or_else(|| {
+                cause.downcast_ref::<wharf_api::transport::CallError>().and_then(|error| error.hint())
+            })
+            .or_else(|| {
+                cause.downcast_ref::<wharf_api::transport::DialError>().and_then(|error| error.hint())
+            })
     });
     if let Some(hint) = hint {
         out.must_say(&format!("hint: {hint}"));

@@ -70,7 +70,12 @@ impl Output {
     }
 
     /// Prints a table, or the same things as JSON.
-    pub(crate) fn list<T: Serialize>(&self, items: &[T], headers: &[&str], row: impl Fn(&T) -> Vec<String>) -> anyhow::Result<()> {
+    pub(crate) fn list<T: Serialize>(
+        &self,
+        items: &[T],
+        headers: &[&str],
+        row: impl Fn(&T) -> Vec<String>,
+    ) -> anyhow::Result<()> {
         match self.format {
             Format::Json => self.json(&items),
             Format::Table => {
@@ -124,7 +129,8 @@ pub(crate) fn table(headers: &[&str], rows: &[Vec<String>]) -> Vec<String> {
         }
     }
     let line = |cells: Vec<&str>| {
-        let cells: Vec<_> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<_> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         cells.join("  ").trim_end().to_owned()
     };
     std::iter::once(line(headers.to_vec()))

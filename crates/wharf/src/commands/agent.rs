@@ -40,7 +40,9 @@ pub(crate) struct Agent {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// Make this machine a node of a cluster
-    #[command(after_help = "A server's `wharf token create` prints the whole line. With systemd the agent is installed and started as a service;\nelsewhere start it with `wharf agent run`, or give `--run`.\n\nExamples:\n  wharf agent join 10.0.0.1:7420 --token wharf1-…\n  wharf agent join 10.0.0.1 --token wharf1-… --name worker-7 --run")]
+    #[command(
+        after_help = "A server's `wharf token create` prints the whole line. With systemd the agent is installed and started as a service;\nelsewhere start it with `wharf agent run`, or give `--run`.\n\nExamples:\n  wharf agent join 10.0.0.1:7420 --token wharf1-…\n  wharf agent join 10.0.0.1 --token wharf1-… --name worker-7 --run"
+    )]
     Join {
         /// A server of the cluster; may be several
         #[arg(required = true, value_name = "HOST[:PORT]")]
@@ -64,13 +66,17 @@ enum Verb {
         place: Place,
     },
     /// Run the agent in the foreground
-    #[command(after_help = "Examples:\n  wharf agent run\n  wharf agent run --docker-socket /run/user/1000/docker.sock --log debug")]
+    #[command(
+        after_help = "Examples:\n  wharf agent run\n  wharf agent run --docker-socket /run/user/1000/docker.sock --log debug"
+    )]
     Run {
         #[command(flatten)]
         place: Place,
     },
     /// Install the agent as a systemd service, and start it
-    #[command(after_help = "Examples:\n  wharf agent install\n  wharf agent install --print     only show the unit")]
+    #[command(
+        after_help = "Examples:\n  wharf agent install\n  wharf agent install --print     only show the unit"
+    )]
     Install {
         #[command(flatten)]
         place: Place,
@@ -195,7 +201,10 @@ pub(crate) async fn run(args: Agent, _global: &Global, out: &Output) -> Result<E
             if print || !machine::has_systemd() {
                 out.data(text.trim_end())?;
                 if !print {
-                    bail!(hint("there is no systemd on this machine", "run the agent with `wharf agent run`; above is the unit that would be written"));
+                    bail!(hint(
+                        "there is no systemd on this machine",
+                        "run the agent with `wharf agent run`; above is the unit that would be written"
+                    ));
                 }
                 return Ok(Exit::Done);
             }

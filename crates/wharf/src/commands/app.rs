@@ -21,7 +21,10 @@ pub(crate) struct App {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// List the apps of an environment, or of all
-    #[command(visible_alias = "list", after_help = "Examples:\n  wharf app ls\n  wharf app ls --all --format json")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  wharf app ls\n  wharf app ls --all --format json"
+    )]
     Ls {
         /// Of all environments
         #[arg(long, short)]
@@ -34,7 +37,9 @@ enum Verb {
         app: String,
     },
     /// List the releases of an app, newest first
-    #[command(after_help = "Examples:\n  wharf app history shop\n  wharf app history shop --show 3     the app as it was in release 3")]
+    #[command(
+        after_help = "Examples:\n  wharf app history shop\n  wharf app history shop --show 3     the app as it was in release 3"
+    )]
     History {
         /// Its name
         app: String,
@@ -54,19 +59,26 @@ pub(crate) async fn run(args: App, global: &Global, out: &Output) -> Result<Exit
                 format!("/v1/apps?environment={}", query(cluster.environment.as_str()))
             };
             let apps: Vec<v1::App> = cluster.client.get(&path).await?;
-            out.list(&apps, &["ENVIRONMENT", "NAME", "RELEASE", "STATE", "READY", "SERVICES", "CHANGED"], |app| {
-                vec![
-                    app.environment.clone(),
-                    app.name.clone(),
-                    app.release.to_string(),
-                    app.rollout.state.replace('_', " "),
-                    format!("{}/{}", app.ready, app.wanted),
-                    app.services.to_string(),
-                    format!("{} ago", ago(app.rollout.started_at)),
-                ]
-            })?;
+            out.list(
+                &apps,
+                &["ENVIRONMENT", "NAME", "RELEASE", "STATE", "READY", "SERVICES", "CHANGED"],
+                |app| {
+                    vec![
+                        app.environment.clone(),
+                        app.name.clone(),
+                        app.release.to_string(),
+                        app.rollout.state.replace('_', " "),
+                        format!("{}/{}", app.ready, app.wanted),
+                        app.services.to_string(),
+                        format!("{} ago", ago(app.rollout.started_at)),
+                    ]
+                },
+            )?;
             if apps.is_empty() {
-                out.say(&format!("there are no apps in environment `{}`; `wharf up` deploys one", cluster.environment));
+                out.say(&format!(
+                    "there are no apps in environment `{}`; `wharf up` deploys one",
+                    cluster.environment
+                ));
             }
         }
         Verb::Inspect { app } => {
@@ -82,7 +94,10 @@ pub(crate) async fn run(args: App, global: &Global, out: &Output) -> Result<Exit
                         cluster.client.get(&app_path(&key, &format!("/releases/{number}"))).await?;
                     out.json(&release)?;
                 }
-                None => history(&cluster.client.get::<Vec<v1::Release>>(&app_path(&key, "/releases")).await?, out)?,
+                None => history(
+                    &cluster.client.get::<Vec<v1::Release>>(&app_path(&key, "/releases")).await?,
+                    out,
+                )?,
             }
         }
     }
@@ -99,7 +114,9 @@ fn history(releases: &[v1::Release], out: &Output) -> Result<()> {
             .iter()
             .map(|(service, image)| {
                 // Twelve digits of a digest are enough to tell images apart by eye.
-                let short = image.split_once("@sha256:").map(|(name, digest)| format!("{name}@{}", &digest[..digest.len().min(12)]));
+                let short = image
+                    .split_once("@sha256:")
+                    .map(|(name, digest)| format!("{name}@{}", &digest[..digest.len().min(12)]));
                 format!("{service}={}", short.unwrap_or_else(|| image.clone()))
             })
             .collect();

@@ -11,7 +11,9 @@ use crate::{
 
 /// Check and print the normalised Compose file
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Prints what a release is made of, as JSON. Needs no cluster.\n\nExamples:\n  wharf config -f compose.yaml\n  wharf config --check       complaints only")]
+#[command(
+    after_help = "Prints what a release is made of, as JSON. Needs no cluster.\n\nExamples:\n  wharf config -f compose.yaml\n  wharf config --check       complaints only"
+)]
 pub(crate) struct Config {
     #[command(flatten)]
     files: Files,

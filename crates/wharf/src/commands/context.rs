@@ -25,7 +25,10 @@ pub(crate) struct Context {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// List contexts; `*` marks the current one
-    #[command(visible_alias = "list", after_help = "Examples:\n  wharf context ls\n  wharf context ls --format json")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  wharf context ls\n  wharf context ls --format json"
+    )]
     Ls,
     /// Make a context the current one
     #[command(after_help = "Examples:\n  wharf context use prod")]
@@ -40,13 +43,17 @@ enum Verb {
         name: Option<String>,
     },
     /// Print a context with its key, to bring it to another machine
-    #[command(after_help = "Whoever has what this prints can do everything you can.\n\nExamples:\n  wharf context export | ssh laptop wharf context import prod -")]
+    #[command(
+        after_help = "Whoever has what this prints can do everything you can.\n\nExamples:\n  wharf context export | ssh laptop wharf context import prod -"
+    )]
     Export {
         /// Its name [default: the current one]
         name: Option<String>,
     },
     /// Add a context that was exported elsewhere
-    #[command(after_help = "Examples:\n  ssh server wharf context export | wharf context import prod -\n  wharf context import prod exported.json --force")]
+    #[command(
+        after_help = "Examples:\n  ssh server wharf context export | wharf context import prod -\n  wharf context import prod exported.json --force"
+    )]
     Import {
         /// What to call it here
         name: String,
@@ -57,7 +64,9 @@ enum Verb {
         force: bool,
     },
     /// Change where a context's servers are, or its environment
-    #[command(after_help = "Examples:\n  wharf context set prod --server 10.0.0.1 --server 10.0.0.2\n  wharf context set prod --default-env staging")]
+    #[command(
+        after_help = "Examples:\n  wharf context set prod --server 10.0.0.1 --server 10.0.0.2\n  wharf context set prod --default-env staging"
+    )]
     Set {
         /// Its name
         name: String,
@@ -90,7 +99,8 @@ pub(crate) fn run(args: Context, _global: &Global, out: &Output) -> Result<Exit>
     let mut contexts = Contexts::load(&paths().contexts)?;
     match args.verb {
         Verb::Ls => {
-            let all: Vec<_> = contexts.contexts.iter().map(|(name, entry)| shown(&contexts, name, entry)).collect();
+            let all: Vec<_> =
+                contexts.contexts.iter().map(|(name, entry)| shown(&contexts, name, entry)).collect();
             out.list(&all, &["NAME", "SERVERS", "USER", "ENVIRONMENT", "CERTIFICATE"], |context| {
                 vec![
                     format!("{}{}", context.name, if context.current { " *" } else { "" }),
@@ -129,7 +139,10 @@ pub(crate) fn run(args: Context, _global: &Global, out: &Output) -> Result<Exit>
         Verb::Export { name } => out.json(contexts.pick(name.as_deref())?.1)?,
         Verb::Import { name, file, force } => {
             if contexts.contexts.contains_key(&name) && !force {
-                bail!(hint(format!("there is a context `{name}` already"), "choose another name, or give `--force` to replace it"));
+                bail!(hint(
+                    format!("there is a context `{name}` already"),
+                    "choose another name, or give `--force` to replace it"
+                ));
             }
             let text = if file.as_os_str() == "-" {
                 std::io::read_to_string(std::io::stdin()).context("cannot read standard input")?
@@ -137,7 +150,10 @@ pub(crate) fn run(args: Context, _global: &Global, out: &Output) -> Result<Exit>
                 std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?
             };
             let entry: Entry = serde_json::from_str(&text).map_err(|error| {
-                hint(format!("this is no exported context: {error}"), "`wharf context export` on the other machine prints one")
+                hint(
+                    format!("this is no exported context: {error}"),
+                    "`wharf context export` on the other machine prints one",
+                )
             })?;
             entry.identity.peer().context("the context is damaged")?;
             contexts.put(&name, entry);

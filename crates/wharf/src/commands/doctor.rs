@@ -12,7 +12,9 @@ use crate::{
 
 /// Find out what is wrong, and what to do about it
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exits with 1 if there is a problem; warnings do not count.\n\nExamples:\n  wharf doctor\n  wharf doctor --format json")]
+#[command(
+    after_help = "Exits with 1 if there is a problem; warnings do not count.\n\nExamples:\n  wharf doctor\n  wharf doctor --format json"
+)]
 pub(crate) struct Doctor {}
 
 pub(crate) async fn run(_args: Doctor, global: &Global, out: &Output) -> Result<Exit> {
@@ -23,7 +25,12 @@ pub(crate) async fn run(_args: Doctor, global: &Global, out: &Output) -> Result<
     let mut findings = vec![v1::Finding {
         level: "ok".into(),
         subject: "server".into(),
-        message: format!("{} of cluster {} answers in {} ms", cluster.client.name(), version.cluster_name, after - before),
+        message: format!(
+            "{} of cluster {} answers in {} ms",
+            cluster.client.name(),
+            version.cluster_name,
+            after - before
+        ),
         hint: None,
     }];
     let offset = i128::from(version.now) - i128::from(before.midpoint(after));
@@ -31,7 +38,10 @@ pub(crate) async fn run(_args: Doctor, global: &Global, out: &Output) -> Result<
         findings.push(v1::Finding {
             level: "warning".into(),
             subject: "clock".into(),
-            message: format!("this machine's clock and the server's differ by {} s", offset.unsigned_abs() / 1000),
+            message: format!(
+                "this machine's clock and the server's differ by {} s",
+                offset.unsigned_abs() / 1000
+            ),
             hint: Some("set both by NTP: `timedatectl set-ntp true`".into()),
         });
     }

@@ -13,7 +13,9 @@ use crate::{
 
 /// Take an app down
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Tasks stop within their grace periods; volumes and their data stay unless `--volumes` is given.\n\nExamples:\n  wharf down\n  wharf down -y -p shop --env staging --volumes")]
+#[command(
+    after_help = "Tasks stop within their grace periods; volumes and their data stay unless `--volumes` is given.\n\nExamples:\n  wharf down\n  wharf down -y -p shop --env staging --volumes"
+)]
 pub(crate) struct Down {
     #[command(flatten)]
     files: Files,

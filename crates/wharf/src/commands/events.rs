@@ -17,7 +17,9 @@ use crate::{
 
 /// Show what happens, as it happens
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  wharf events                    follow\n  wharf events --since 1h --no-follow\n  wharf events --app shop --format json")]
+#[command(
+    after_help = "Examples:\n  wharf events                    follow\n  wharf events --since 1h --no-follow\n  wharf events --app shop --format json"
+)]
 pub(crate) struct Events {
     /// Of this app only
     #[arg(long, short = 'p', value_name = "NAME")]
@@ -45,9 +47,19 @@ pub(crate) async fn run(args: Events, global: &Global, out: &Output) -> Result<E
             Format::Json => out.json_line(&event)?,
             Format::Table => {
                 let at = jiff::Timestamp::from_millisecond(i64::try_from(event.at)?)?;
-                let place = event.node.as_ref().filter(|_| event.kind != "node").map(|node| format!(" on {node}")).unwrap_or_default();
+                let place = event
+                    .node
+                    .as_ref()
+                    .filter(|_| event.kind != "node")
+                    .map(|node| format!(" on {node}"))
+                    .unwrap_or_default();
                 let by = event.by.as_ref().map(|by| format!(" (by {by})")).unwrap_or_default();
-                out.data(&format!("{}  {:<6}  {}{place}{by}", out.paint(Color::Dim, &format!("{at:.0}")), event.kind, event.message))?;
+                out.data(&format!(
+                    "{}  {:<6}  {}{place}{by}",
+                    out.paint(Color::Dim, &format!("{at:.0}")),
+                    event.kind,
+                    event.message
+                ))?;
             }
         }
     }

@@ -13,7 +13,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use wharf_api::{
-    transport::{Frame, FrameReader, FrameSender, frame::{SignalName, Size}},
+    transport::{
+        Frame, FrameReader, FrameSender,
+        frame::{SignalName, Size},
+    },
     v1,
 };
 
@@ -28,7 +31,9 @@ use crate::{
 
 /// Run a command in a task
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exits as the command did. A service stands for its first running task.\n\nExamples:\n  wharf exec -it web sh\n  wharf exec --index 2 web cat /etc/hosts\n  wharf exec shop-db-1 mariadb-dump shop > shop.sql")]
+#[command(
+    after_help = "Exits as the command did. A service stands for its first running task.\n\nExamples:\n  wharf exec -it web sh\n  wharf exec --index 2 web cat /etc/hosts\n  wharf exec shop-db-1 mariadb-dump shop > shop.sql"
+)]
 pub(crate) struct Exec {
     #[command(flatten)]
     files: Files,
@@ -98,7 +103,8 @@ async fn find(cluster: &Cluster, args: &Exec, out: &Output) -> Result<v1::Task> 
             Err(error) if is_not_found(&error) => None,
             Err(error) => return Err(error.into()),
         };
-        let service = status.into_iter().flat_map(|status| status.services).find(|service| service.name == args.target);
+        let service =
+            status.into_iter().flat_map(|status| status.services).find(|service| service.name == args.target);
         if let Some(service) = service {
             let mut running: Vec<_> = service
                 .tasks
@@ -109,7 +115,10 @@ async fn find(cluster: &Cluster, args: &Exec, out: &Output) -> Result<v1::Task> 
             running.sort_by_key(|task| (!task.ready, task.slot));
             return running.into_iter().next().ok_or_else(|| {
                 let which = args.index.map(|slot| format!(" in slot {slot}")).unwrap_or_default();
-                hint(format!("service {} has no running task{which}", args.target), "`wharf ps` shows its tasks")
+                hint(
+                    format!("service {} has no running task{which}", args.target),
+                    "`wharf ps` shows its tasks",
+                )
             });
         }
     }
@@ -125,7 +134,12 @@ async fn find(cluster: &Cluster, args: &Exec, out: &Output) -> Result<v1::Task> 
 }
 
 /// Passes input, output, sizes and signals on until the command has ended.
-async fn exchange(mut frames: FrameReader, sender: FrameSender, interactive: bool, tty: bool) -> Result<Exit> {
+async fn exchange(
+    mut frames: FrameReader,
+    sender: FrameSender,
+    interactive: bool,
+    tty: bool,
+) -> Result<Exit> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     let mut resized = signal(SignalKind::window_change())?;
     let mut interrupted = signal(SignalKind::interrupt())?;

@@ -13,7 +13,9 @@ use crate::{
 
 /// Show everything known of an app, service, task or node
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Looks for a task, a node and an app of that name, in this order.\n\nExamples:\n  wharf inspect shop-web-1             a task\n  wharf inspect --container shop-web-1  its container, as the engine sees it\n  wharf inspect shop/web               a service\n  wharf inspect worker-1               a node")]
+#[command(
+    after_help = "Looks for a task, a node and an app of that name, in this order.\n\nExamples:\n  wharf inspect shop-web-1             a task\n  wharf inspect --container shop-web-1  its container, as the engine sees it\n  wharf inspect shop/web               a service\n  wharf inspect worker-1               a node"
+)]
 pub(crate) struct Inspect {
     /// What the engine says of a task's container
     #[arg(long)]
@@ -44,7 +46,10 @@ async fn look(cluster: &Cluster, name: &str) -> Result<serde_json::Value> {
         let names: Vec<_> = status.services.iter().map(|service| service.name.clone()).collect();
         return match status.services.into_iter().find(|found| found.name == service) {
             Some(service) => Ok(serde_json::to_value(service)?),
-            None => bail!(hint(format!("app {app} has no service `{service}`"), format!("it has: {}", names.join(", ")))),
+            None => bail!(hint(
+                format!("app {app} has no service `{service}`"),
+                format!("it has: {}", names.join(", "))
+            )),
         };
     }
     let mut paths = vec![format!("/v1/tasks/{}", query(name)), format!("/v1/nodes/{}", query(name))];

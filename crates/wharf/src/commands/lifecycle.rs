@@ -34,7 +34,9 @@ struct Common {
 
 /// Change how many tasks services have
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  wharf scale web=3\n  wharf scale -p shop web=3 worker=10 --detach\n\nThe next `wharf up` goes back to the number in the file.")]
+#[command(
+    after_help = "Examples:\n  wharf scale web=3\n  wharf scale -p shop web=3 worker=10 --detach\n\nThe next `wharf up` goes back to the number in the file."
+)]
 pub(crate) struct Scale {
     #[command(flatten)]
     common: Common,
@@ -51,7 +53,9 @@ fn replicas(text: &str) -> Result<(String, u32), String> {
 
 /// Replace tasks by new ones, one after the other
 #[derive(Debug, clap::Args)]
-#[command(after_help = "As the service's update policy says, without losing requests where that can be had.\n\nExamples:\n  wharf restart web\n  wharf restart            every service")]
+#[command(
+    after_help = "As the service's update policy says, without losing requests where that can be had.\n\nExamples:\n  wharf restart web\n  wharf restart            every service"
+)]
 pub(crate) struct Restart {
     #[command(flatten)]
     common: Common,
@@ -86,22 +90,50 @@ pub(crate) async fn scale(args: Scale, global: &Global, out: &Output) -> Result<
             bail!(crate::Usage(format!("`{service}` is given twice")));
         }
     }
-    change(args.common, v1::Action::Scale { replicas }, "nothing to do: they have so many tasks already", global, out).await
+    change(
+        args.common,
+        v1::Action::Scale { replicas },
+        "nothing to do: they have so many tasks already",
+        global,
+        out,
+    )
+    .await
 }
 
 pub(crate) async fn restart(args: Restart, global: &Global, out: &Output) -> Result<Exit> {
-    change(args.common, v1::Action::Restart { services: args.services }, "nothing to restart", global, out).await
+    change(args.common, v1::Action::Restart { services: args.services }, "nothing to restart", global, out)
+        .await
 }
 
 pub(crate) async fn stop(args: Stop, global: &Global, out: &Output) -> Result<Exit> {
-    change(args.common, v1::Action::Stop { services: args.services }, "nothing to do: stopped already", global, out).await
+    change(
+        args.common,
+        v1::Action::Stop { services: args.services },
+        "nothing to do: stopped already",
+        global,
+        out,
+    )
+    .await
 }
 
 pub(crate) async fn start(args: Start, global: &Global, out: &Output) -> Result<Exit> {
-    change(args.common, v1::Action::Start { services: args.services }, "nothing to do: none is stopped", global, out).await
+    change(
+        args.common,
+        v1::Action::Start { services: args.services },
+        "nothing to do: none is stopped",
+        global,
+        out,
+    )
+    .await
 }
 
-async fn change(common: Common, action: v1::Action, nothing: &'static str, global: &Global, out: &Output) -> Result<Exit> {
+async fn change(
+    common: Common,
+    action: v1::Action,
+    nothing: &'static str,
+    global: &Global,
+    out: &Output,
+) -> Result<Exit> {
     let name = up::app_name(&common.files, out)?;
     let cluster = Cluster::dial(global).await?;
     let change = progress::Change {

@@ -17,7 +17,9 @@ use crate::{
 
 /// Show what tasks print
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  wharf logs -f web                follow one service, on whatever nodes it runs\n  wharf logs --tail 100 --since 10m\n  wharf logs --task shop-web-2     one task")]
+#[command(
+    after_help = "Examples:\n  wharf logs -f web                follow one service, on whatever nodes it runs\n  wharf logs --tail 100 --since 10m\n  wharf logs --task shop-web-2     one task"
+)]
 pub(crate) struct Logs {
     // `-f` is for following here, as everywhere: the file is `--file`.
     /// A Compose file that names the app
@@ -53,7 +55,8 @@ pub(crate) struct Logs {
 
 /// A time in milliseconds since the epoch: so long ago, or a timestamp.
 pub(crate) fn moment(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is no time: write 30s, 10m, 2h or 1d for so long ago, or 2026-11-21T15:04:05Z");
+    let wrong =
+        || format!("`{text}` is no time: write 30s, 10m, 2h or 1d for so long ago, or 2026-11-21T15:04:05Z");
     if let Ok(at) = text.parse::<jiff::Timestamp>() {
         return u64::try_from(at.as_millisecond()).map_err(|_| wrong());
     }
@@ -88,7 +91,8 @@ pub(crate) async fn run(args: Logs, global: &Global, out: &Output) -> Result<Exi
         }
     }
     let response = cluster.client.open(Method::GET, &path, empty()).await?;
-    let mut lines = LineReader::<v1::LogLine>::new(response.into_body(), cluster.client.timing().stream_silence());
+    let mut lines =
+        LineReader::<v1::LogLine>::new(response.into_body(), cluster.client.timing().stream_silence());
     let mut width = 0;
     while let Some(line) = lines.next().await? {
         if out.format == Format::Json {

@@ -34,7 +34,8 @@ use crate::{
 /// Runs the command line.
 pub(crate) async fn run(cli: Cli) -> Result<Exit> {
     let global = &cli.global;
-    let out = Output::new(global.format, global.quiet, env("NO_COLOR").is_some_and(|value| !value.is_empty()));
+    let out =
+        Output::new(global.format, global.quiet, env("NO_COLOR").is_some_and(|value| !value.is_empty()));
     match cli.command {
         Command::Up(args) => up::run(args, global, &out).await,
         Command::Down(args) => down::run(args, global, &out).await,
@@ -86,7 +87,8 @@ pub(crate) fn env(name: &str) -> Option<String> {
 
 /// Every variable of the environment, for Compose files.
 pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// The time, in milliseconds since the epoch.
@@ -102,7 +104,8 @@ pub(crate) fn ago(at: u64) -> String {
 
 /// What the client says of itself: `ada@laptop`.
 pub(crate) fn client_name() -> String {
-    let user = env("SUDO_USER").or_else(|| env("USER")).or_else(|| env("LOGNAME")).unwrap_or_else(|| "root".into());
+    let user =
+        env("SUDO_USER").or_else(|| env("USER")).or_else(|| env("LOGNAME")).unwrap_or_else(|| "root".into());
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     if host.is_empty() { user } else { format!("{user}@{host}") }
 }
@@ -111,7 +114,10 @@ pub(crate) fn client_name() -> String {
 pub(crate) fn confirm(question: &str) -> Result<bool> {
     use std::io::{BufRead as _, IsTerminal as _, Write as _};
     if !std::io::stdin().is_terminal() {
-        anyhow::bail!(crate::hint("there is no terminal to ask on", "say yes beforehand with `--yes` (`-y`)"));
+        anyhow::bail!(crate::hint(
+            "there is no terminal to ask on",
+            "say yes beforehand with `--yes` (`-y`)"
+        ));
     }
     let mut err = std::io::stderr().lock();
     let _ = write!(err, "{question} [y/N] ").and_then(|()| err.flush());

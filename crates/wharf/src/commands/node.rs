@@ -25,17 +25,24 @@ pub(crate) struct Node {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// List the machines of the cluster
-    #[command(visible_alias = "list", after_help = "Examples:\n  wharf node ls\n  wharf node ls --format json")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  wharf node ls\n  wharf node ls --format json"
+    )]
     Ls,
     /// Show everything known of a machine
-    #[command(after_help = "Examples:\n  wharf node inspect worker-1\n  wharf node inspect worker-1 worker-2")]
+    #[command(
+        after_help = "Examples:\n  wharf node inspect worker-1\n  wharf node inspect worker-1 worker-2"
+    )]
     Inspect {
         /// Name or id
         #[arg(required = true)]
         node: Vec<String>,
     },
     /// Move a machine's tasks elsewhere, and give it no new ones
-    #[command(after_help = "Examples:\n  wharf node drain worker-2\n  wharf node activate worker-2     let it take tasks again")]
+    #[command(
+        after_help = "Examples:\n  wharf node drain worker-2\n  wharf node activate worker-2     let it take tasks again"
+    )]
     Drain {
         /// Name or id
         node: String,
@@ -53,13 +60,17 @@ enum Verb {
         node: String,
     },
     /// Keep a machine's tasks, and give it no new ones
-    #[command(after_help = "Examples:\n  wharf node pause worker-2\n  wharf node activate worker-2     let it take tasks again")]
+    #[command(
+        after_help = "Examples:\n  wharf node pause worker-2\n  wharf node activate worker-2     let it take tasks again"
+    )]
     Pause {
         /// Name or id
         node: String,
     },
     /// Set or remove labels, or make it a gateway
-    #[command(after_help = "Examples:\n  wharf node label worker-1 zone=a disk=ssd\n  wharf node label worker-1 disk-          remove one\n  wharf node label worker-1 --gateway      published ports listen there, too")]
+    #[command(
+        after_help = "Examples:\n  wharf node label worker-1 zone=a disk=ssd\n  wharf node label worker-1 disk-          remove one\n  wharf node label worker-1 --gateway      published ports listen there, too"
+    )]
     Label {
         /// Name or id
         node: String,
@@ -73,7 +84,9 @@ enum Verb {
         no_gateway: bool,
     },
     /// Remove a machine from the cluster for good: its certificate is revoked
-    #[command(after_help = "Examples:\n  wharf node rm worker-2\n  wharf node rm -y --force worker-2     although it has tasks, or will never come back")]
+    #[command(
+        after_help = "Examples:\n  wharf node rm worker-2\n  wharf node rm -y --force worker-2     although it has tasks, or will never come back"
+    )]
     Rm {
         /// Name or id
         node: String,
@@ -104,13 +117,29 @@ pub(crate) async fn run(args: Node, global: &Global, out: &Output) -> Result<Exi
 
 async fn ls(client: &Client, out: &Output) -> Result<Exit> {
     let nodes: Vec<v1::Node> = client.get("/v1/nodes").await?;
-    let headers =
-        ["NAME", "STATE", "AVAILABILITY", "ROLES", "ADDRESS", "PLATFORM", "CPUS", "MEMORY", "TASKS", "ENGINE", "AGENT", "LABELS"];
+    let headers = [
+        "NAME",
+        "STATE",
+        "AVAILABILITY",
+        "ROLES",
+        "ADDRESS",
+        "PLATFORM",
+        "CPUS",
+        "MEMORY",
+        "TASKS",
+        "ENGINE",
+        "AGENT",
+        "LABELS",
+    ];
     out.list(&nodes, &headers, |node| {
         let dash = || "-".to_owned();
         vec![
             node.name.clone(),
-            if node.state == "ready" { node.state.clone() } else { format!("{} ({})", node.state, ago(node.since)) },
+            if node.state == "ready" {
+                node.state.clone()
+            } else {
+                format!("{} ({})", node.state, ago(node.since))
+            },
             node.availability.clone(),
             node.roles.join(","),
             node.address.clone().unwrap_or_else(dash),
@@ -197,7 +226,13 @@ async fn drain(client: &Client, name: &str, detach: bool, timeout: u64, out: &Ou
     Ok(Exit::Done)
 }
 
-async fn label(client: &Client, name: &str, labels: &[String], gateway: Option<bool>, out: &Output) -> Result<Exit> {
+async fn label(
+    client: &Client,
+    name: &str,
+    labels: &[String],
+    gateway: Option<bool>,
+    out: &Output,
+) -> Result<Exit> {
     if labels.is_empty() && gateway.is_none() {
         bail!(crate::Usage("say what to change: `KEY=VALUE`, `KEY-`, `--gateway` or `--no-gateway`".into()));
     }
@@ -208,7 +243,10 @@ async fn label(client: &Client, name: &str, labels: &[String], gateway: Option<b
                 set.insert(key.to_owned(), value.to_owned());
             }
             (None, Some(key)) if !key.is_empty() => remove.push(key.to_owned()),
-            _ => bail!(hint(format!("`{text}` is no label"), "write `KEY=VALUE` to set one and `KEY-` to remove one")),
+            _ => bail!(hint(
+                format!("`{text}` is no label"),
+                "write `KEY=VALUE` to set one and `KEY-` to remove one"
+            )),
         }
     }
     let wish = v1::NodeChange { labels: set, remove_labels: remove, gateway, ..v1::NodeChange::default() };
@@ -222,7 +260,10 @@ async fn label(client: &Client, name: &str, labels: &[String], gateway: Option<b
 async fn rm(client: &Client, name: &str, force: bool, yes: bool, out: &Output) -> Result<Exit> {
     let node = get(client, name).await?;
     if !yes {
-        out.say(&format!("- node {}: it is {}, has {} task(s), and will have to join anew to come back", node.name, node.state, node.tasks));
+        out.say(&format!(
+            "- node {}: it is {}, has {} task(s), and will have to join anew to come back",
+            node.name, node.state, node.tasks
+        ));
         if !confirm("Remove it?")? {
             out.say("nothing was changed");
             return Ok(Exit::Failed);

@@ -114,7 +114,9 @@ pub(crate) async fn carry_out(cluster: &Cluster, change: &Change, out: &Output) 
             Err(error) => {
                 let code = error.problem().map(|problem| problem.code);
                 match code {
-                    Some(v1::Code::Busy) if change.busy == Busy::Wait => wait_until_free(cluster, change, &error, out).await?,
+                    Some(v1::Code::Busy) if change.busy == Busy::Wait => {
+                        wait_until_free(cluster, change, &error, out).await?
+                    }
                     Some(v1::Code::Moved) if attempts < ATTEMPTS => {
                         out.say("the app has changed since this was planned; here is the plan as of now");
                     }
@@ -146,8 +148,16 @@ async fn unchanged(cluster: &Cluster, change: &Change, plan: &v1::Plan, out: &Ou
         && status.app.rollout.state != "progressing"
     {
         let rollout = &status.app.rollout;
-        out.must_say(&format!("but {} {}: {}", rollout.what, rollout.state.replace('_', " "), rollout.reason));
-        out.must_say(&format!("hint: `wharf ps -p {}` shows its tasks; `wharf restart -p {0}` tries again", change.app.name));
+        out.must_say(&format!(
+            "but {} {}: {}",
+            rollout.what,
+            rollout.state.replace('_', " "),
+            rollout.reason
+        ));
+        out.must_say(&format!(
+            "hint: `wharf ps -p {}` shows its tasks; `wharf restart -p {0}` tries again",
+            change.app.name
+        ));
         print(out, plan, "failed", None, Some(status))?;
         return Ok(Exit::Failed);
     }
@@ -217,11 +227,19 @@ async fn begun(
             bail!("{} was taken down by somebody else meanwhile", change.app.name)
         }
         Watched::Late(status) => {
-            out.must_say(&format!("{} is not there yet after {elapsed}; it goes on in the cluster", change.app.name));
-            for waiting in status.iter().flat_map(|status| &status.services).flat_map(|service| &service.waiting) {
+            out.must_say(&format!(
+                "{} is not there yet after {elapsed}; it goes on in the cluster",
+                change.app.name
+            ));
+            for waiting in
+                status.iter().flat_map(|status| &status.services).flat_map(|service| &service.waiting)
+            {
                 out.must_say(&format!("  {waiting}"));
             }
-            out.must_say(&format!("hint: follow it again with `wharf up -p {0}`; `wharf ps -p {0}` shows what it waits for", change.app.name));
+            out.must_say(&format!(
+                "hint: follow it again with `wharf up -p {0}`; `wharf ps -p {0}` shows what it waits for",
+                change.app.name
+            ));
             print(out, plan, "not_yet", Some(applied), status.as_deref())?;
             Ok(Exit::NotYet)
         }
@@ -285,7 +303,8 @@ async fn watch(
     loop {
         match client.open(Method::GET, &path, empty()).await {
             Ok(response) => {
-                let mut lines = LineReader::<v1::AppStatus>::new(response.into_body(), client.timing().stream_silence());
+                let mut lines =
+                    LineReader::<v1::AppStatus>::new(response.into_body(), client.timing().stream_silence());
                 loop {
                     let tick = Instant::now() + Duration::from_secs(1);
                     match timeout_at(tick.min(deadline), lines.next()).await {
@@ -331,7 +350,12 @@ fn explain(status: &v1::AppStatus, generation: u64, out: &Output) {
         return;
     }
     let state = rollout.state.replace('_', " ");
-    out.must_say(&format!("{} {} {state}: {}", out.paint(Color::Bad, "failed:"), rollout.what, rollout.reason));
+    out.must_say(&format!(
+        "{} {} {state}: {}",
+        out.paint(Color::Bad, "failed:"),
+        rollout.what,
+        rollout.reason
+    ));
     let mut told = BTreeSet::new();
     for service in &status.services {
         for task in &service.tasks {
@@ -411,7 +435,11 @@ impl<'a> Tree<'a> {
             }
             for waiting in service.waiting.iter().filter(|_| service.tasks.is_empty()) {
                 if self.said.get(&service.name) != Some(waiting) {
-                    self.out.say(&format!("{:>4}  {:<24} {waiting}", rough(self.since.elapsed()), service.name));
+                    self.out.say(&format!(
+                        "{:>4}  {:<24} {waiting}",
+                        rough(self.since.elapsed()),
+                        service.name
+                    ));
                     self.said.insert(service.name.clone(), waiting.clone());
                 }
             }

@@ -13,7 +13,9 @@ use crate::{
 
 /// Show the tasks of an app: where they are and how they are
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  wharf ps                  the app of this folder\n  wharf ps -p shop web      one service of app `shop`\n  wharf ps --all            every app of the environment\n  wharf ps --node worker-1  what runs on a machine")]
+#[command(
+    after_help = "Examples:\n  wharf ps                  the app of this folder\n  wharf ps -p shop web      one service of app `shop`\n  wharf ps --all            every app of the environment\n  wharf ps --node worker-1  what runs on a machine"
+)]
 pub(crate) struct Ps {
     #[command(flatten)]
     files: Files,
@@ -82,7 +84,8 @@ pub(crate) async fn run(args: Ps, global: &Global, out: &Output) -> Result<Exit>
 fn print(tasks: &[v1::Task], out: &Output) -> Result<()> {
     out.list(tasks, &["TASK", "SERVICE", "NODE", "STATE", "SINCE", "RELEASE", "IMAGE", "ADDRESS"], |task| {
         let status = &task.status;
-        let since = status.ended_at.or(status.ready_at).or(status.started_at).map_or(task.created_at, |at| at.0);
+        let since =
+            status.ended_at.or(status.ready_at).or(status.started_at).map_or(task.created_at, |at| at.0);
         vec![
             task.name.clone(),
             task.service.clone(),

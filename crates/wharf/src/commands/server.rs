@@ -47,7 +47,9 @@ pub(crate) struct Server {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// Make a cluster with this machine as its first server
-    #[command(after_help = "Prints the line that joins further machines, and writes a context for this user. With systemd the server is installed and\nstarted as a service, with an agent beside it; elsewhere start it with `wharf server run --with-agent`.\n\nExamples:\n  wharf server init\n  wharf server init --advertise cluster.example.org --name prod\n  wharf server init --etcd http://10.0.0.1:2379,http://10.0.0.2:2379    for several servers")]
+    #[command(
+        after_help = "Prints the line that joins further machines, and writes a context for this user. With systemd the server is installed and\nstarted as a service, with an agent beside it; elsewhere start it with `wharf server run --with-agent`.\n\nExamples:\n  wharf server init\n  wharf server init --advertise cluster.example.org --name prod\n  wharf server init --etcd http://10.0.0.1:2379,http://10.0.0.2:2379    for several servers"
+    )]
     Init {
         /// What people call the cluster, and its context
         #[arg(long, default_value = "default")]
@@ -78,7 +80,9 @@ enum Verb {
         no_start: bool,
     },
     /// Make this machine a further server of a cluster that keeps its state in etcd
-    #[command(after_help = "Example:\n  wharf token create --role server        on a server; prints the line to run here")]
+    #[command(
+        after_help = "Example:\n  wharf token create --role server        on a server; prints the line to run here"
+    )]
     Join {
         /// A server of the cluster; may be several
         #[arg(required = true, value_name = "HOST[:PORT]")]
@@ -103,7 +107,9 @@ enum Verb {
         no_start: bool,
     },
     /// Run the server in the foreground
-    #[command(after_help = "Examples:\n  wharf server run --with-agent\n  wharf server run --state-dir /srv/wharf --log debug")]
+    #[command(
+        after_help = "Examples:\n  wharf server run --with-agent\n  wharf server run --state-dir /srv/wharf --log debug"
+    )]
     Run {
         /// Where the server keeps its state
         #[arg(long, default_value = STATE_DIR, value_name = "FOLDER")]
@@ -118,7 +124,9 @@ enum Verb {
         logs: LogFlags,
     },
     /// Install the server as a systemd service, and start it
-    #[command(after_help = "Examples:\n  wharf server install\n  wharf server install --print     only show the unit")]
+    #[command(
+        after_help = "Examples:\n  wharf server install\n  wharf server install --print     only show the unit"
+    )]
     Install {
         /// Where the server keeps its state
         #[arg(long, default_value = STATE_DIR, value_name = "FOLDER")]
@@ -151,13 +159,15 @@ pub(crate) async fn run(args: Server, _global: &Global, out: &Output) -> Result<
                 ));
             }
             let advertise = advertised(advertise, listen);
-            set_up(InitOptions { state_dir: state_dir.clone(), name, listen, advertise, store, pool }, out).await?;
+            set_up(InitOptions { state_dir: state_dir.clone(), name, listen, advertise, store, pool }, out)
+                .await?;
             start(&state_dir, !no_agent, no_start, out)
         }
         Verb::Join { servers, token, advertise, listen, state_dir, no_agent, no_start } => {
             let advertise = advertised(advertise, listen);
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-            let options = JoinServerOptions { state_dir: state_dir.clone(), servers, token, listen, advertise };
+            let options =
+                JoinServerOptions { state_dir: state_dir.clone(), servers, token, listen, advertise };
             let cluster = join_cluster(options, &clock).await.map_err(hinted)?;
             out.say(&format!("this machine is a server of cluster {cluster} now"));
             start(&state_dir, !no_agent, no_start, out)
@@ -171,7 +181,10 @@ pub(crate) async fn run(args: Server, _global: &Global, out: &Output) -> Result<
             if print || !machine::has_systemd() {
                 out.data(text.trim_end())?;
                 if !print {
-                    bail!(hint("there is no systemd on this machine", "run the server with `wharf server run`; above is the unit that would be written"));
+                    bail!(hint(
+                        "there is no systemd on this machine",
+                        "run the server with `wharf server run`; above is the unit that would be written"
+                    ));
                 }
                 return Ok(Exit::Done);
             }
@@ -230,7 +243,10 @@ async fn set_up(options: InitOptions, out: &Output) -> Result<()> {
         number += 1;
         context = format!("{name}-{number}");
     }
-    contexts.put(&context, Context { servers: advertise.clone(), trust: made.trust, identity: made.admin, environment: None });
+    contexts.put(
+        &context,
+        Context { servers: advertise.clone(), trust: made.trust, identity: made.admin, environment: None },
+    );
     contexts.current = Some(context.clone());
     contexts.save()?;
     let server = advertise.first().map(ToString::to_string).unwrap_or_default();
@@ -244,7 +260,11 @@ async fn set_up(options: InitOptions, out: &Output) -> Result<()> {
             "command": line,
         }))?,
         Format::Table => {
-            out.say(&format!("cluster {} is made; context `{context}` in {} speaks to it", out.paint(Color::Strong, &name), contexts.path().display()));
+            out.say(&format!(
+                "cluster {} is made; context `{context}` in {} speaks to it",
+                out.paint(Color::Strong, &name),
+                contexts.path().display()
+            ));
             out.say("each further machine joins with (good for a day; `wharf token create` makes another):");
             out.data(&line)?;
         }
@@ -253,7 +273,8 @@ async fn set_up(options: InitOptions, out: &Output) -> Result<()> {
 }
 
 fn unit(state_dir: &Path, with_agent: bool) -> Result<String> {
-    let mut arguments = vec!["server".into(), "run".into(), "--state-dir".into(), state_dir.display().to_string()];
+    let mut arguments =
+        vec!["server".into(), "run".into(), "--state-dir".into(), state_dir.display().to_string()];
     if with_agent {
         arguments.push("--with-agent".into());
     }
@@ -265,10 +286,16 @@ fn start(state_dir: &Path, with_agent: bool, no_start: bool, out: &Output) -> Re
     let run = format!(
         "wharf server run{}{}",
         if with_agent { " --with-agent" } else { "" },
-        if state_dir == Path::new(STATE_DIR) { String::new() } else { format!(" --state-dir {}", state_dir.display()) }
+        if state_dir == Path::new(STATE_DIR) {
+            String::new()
+        } else {
+            format!(" --state-dir {}", state_dir.display())
+        }
     );
     if no_start {
-        out.say(&format!("nothing was started: `{run}` runs the server, `wharf server install` makes it a service"));
+        out.say(&format!(
+            "nothing was started: `{run}` runs the server, `wharf server install` makes it a service"
+        ));
     } else if machine::has_systemd() {
         machine::install(UNIT, &unit(state_dir, with_agent)?)?;
         out.say(&format!("the service {UNIT} runs; `wharf node ls` shows the machines"));
@@ -282,7 +309,8 @@ fn start(state_dir: &Path, with_agent: bool, no_start: bool, out: &Output) -> Re
 async fn serve(state_dir: PathBuf, agent_dir: Option<PathBuf>, logs: LogFlags, out: &Output) -> Result<Exit> {
     let process = Process::begin(logs.log_json, &logs.log)?;
     let _signals = process.obey_signals()?;
-    let server = ControlPlane::build(RunOptions::new(state_dir), Arc::clone(&process.clock)).await.map_err(hinted)?;
+    let server =
+        ControlPlane::build(RunOptions::new(state_dir), Arc::clone(&process.clock)).await.map_err(hinted)?;
     let Some(agent_dir) = agent_dir else {
         server.run(&process.shutdown).await.map_err(hinted)?;
         return Ok(Exit::Done);

@@ -22,7 +22,9 @@ pub(crate) struct Token {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// Make a join token, and print the line to run on the new machine
-    #[command(after_help = "Examples:\n  wharf token create                      a token for agents, good for a day\n  wharf token create --role server        for a further server (with etcd)\n  wharf token create --ttl 1h --rotate    end all other tokens of agents")]
+    #[command(
+        after_help = "Examples:\n  wharf token create                      a token for agents, good for a day\n  wharf token create --role server        for a further server (with etcd)\n  wharf token create --ttl 1h --rotate    end all other tokens of agents"
+    )]
     Create {
         /// What may join with it: agent or server
         #[arg(long, default_value = "agent")]
@@ -35,7 +37,10 @@ enum Verb {
         rotate: bool,
     },
     /// List the tokens that are still good; their secrets are known to nobody
-    #[command(visible_alias = "list", after_help = "Examples:\n  wharf token ls\n  wharf token ls --format json")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  wharf token ls\n  wharf token ls --format json"
+    )]
     Ls,
     /// End a token
     #[command(after_help = "Examples:\n  wharf token rm token_01a1fee7f6807071824726a4963ecb58")]
@@ -88,8 +93,9 @@ pub(crate) async fn run(args: Token, global: &Global, out: &Output) -> Result<Ex
         }
         Verb::Rm { token } => {
             for id in token {
-                let _nothing: Option<()> =
-                    client.call(Method::DELETE, &format!("/v1/tokens/{}", crate::connect::query(&id)), &()).await?;
+                let _nothing: Option<()> = client
+                    .call(Method::DELETE, &format!("/v1/tokens/{}", crate::connect::query(&id)), &())
+                    .await?;
                 out.say(&format!("{id} has ended"));
             }
         }

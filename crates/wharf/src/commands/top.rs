@@ -15,7 +15,9 @@ use crate::{
 
 /// Show what tasks use
 #[derive(Debug, clap::Args)]
-#[command(after_help = "On a terminal it goes on until Ctrl-C; elsewhere, and with `--once`, it looks once.\n\nExamples:\n  wharf top\n  wharf top --all --once --format json\n  wharf top --node worker-1")]
+#[command(
+    after_help = "On a terminal it goes on until Ctrl-C; elsewhere, and with `--once`, it looks once.\n\nExamples:\n  wharf top\n  wharf top --all --once --format json\n  wharf top --node worker-1"
+)]
 pub(crate) struct Top {
     #[command(flatten)]
     files: Files,
@@ -39,8 +41,13 @@ pub(crate) async fn run(args: Top, global: &Global, out: &Output) -> Result<Exit
         (None, false) => {
             let app = up::app_name(&args.files, out)?;
             // Says what is wrong with the name, which an empty list would not.
-            let _status: v1::AppStatus = cluster.client.get(&crate::connect::app_path(&cluster.app(app.clone()), "")).await?;
-            format!("/v1/usage?environment={}&app={}", query(cluster.environment.as_str()), query(app.as_str()))
+            let _status: v1::AppStatus =
+                cluster.client.get(&crate::connect::app_path(&cluster.app(app.clone()), "")).await?;
+            format!(
+                "/v1/usage?environment={}&app={}",
+                query(cluster.environment.as_str()),
+                query(app.as_str())
+            )
         }
     };
     let live = !args.once && out.format == Format::Table && std::io::stdout().is_terminal();
@@ -51,7 +58,10 @@ pub(crate) async fn run(args: Top, global: &Global, out: &Output) -> Result<Exit
             return Ok(Exit::Done);
         }
         let rows: Vec<_> = usages.iter().map(row).collect();
-        let lines = table(&["TASK", "NODE", "CPU", "MEMORY", "LIMIT", "NET IN", "NET OUT", "READ", "WRITTEN", "PIDS"], &rows);
+        let lines = table(
+            &["TASK", "NODE", "CPU", "MEMORY", "LIMIT", "NET IN", "NET OUT", "READ", "WRITTEN", "PIDS"],
+            &rows,
+        );
         if !live {
             for line in lines {
                 out.data(&line)?;
@@ -60,9 +70,13 @@ pub(crate) async fn run(args: Top, global: &Global, out: &Output) -> Result<Exit
         }
         let mut screen = std::io::stdout().lock();
         // Home, each line cleared to its end, then everything below.
-        write!(screen, "\x1b[H{}\x1b[J", lines.iter().map(|line| format!("{line}\x1b[K\r\n")).collect::<String>())
-            .and_then(|()| screen.flush())
-            .map_err(crate::GoneReader::or)?;
+        write!(
+            screen,
+            "\x1b[H{}\x1b[J",
+            lines.iter().map(|line| format!("{line}\x1b[K\r\n")).collect::<String>()
+        )
+        .and_then(|()| screen.flush())
+        .map_err(crate::GoneReader::or)?;
         drop(screen);
         tokio::select! {
             _ = tokio::signal::ctrl_c() => return Ok(Exit::Done),

@@ -25,7 +25,9 @@ pub(crate) const PLANNING: std::time::Duration = std::time::Duration::from_secs(
 
 /// Deploy an app: make it as its Compose file says
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Shows a plan (+ create, ~ change, ± replace, - remove), asks, carries out exactly that plan, and waits for the outcome.\n\nExamples:\n  wharf up                             the Compose file of this folder\n  wharf up -y -f compose.yaml -f prod.yaml --env prod\n  wharf up --dry-run                   the plan only; exits with 3 if it would change something")]
+#[command(
+    after_help = "Shows a plan (+ create, ~ change, ± replace, - remove), asks, carries out exactly that plan, and waits for the outcome.\n\nExamples:\n  wharf up                             the Compose file of this folder\n  wharf up -y -f compose.yaml -f prod.yaml --env prod\n  wharf up --dry-run                   the plan only; exits with 3 if it would change something"
+)]
 pub(crate) struct Up {
     #[command(flatten)]
     pub(crate) files: Files,
@@ -110,7 +112,10 @@ pub(crate) fn load(files: &Files, allow_unsupported: bool, out: &Output) -> Resu
             let what = if errors == 1 { "1 error".to_owned() } else { format!("{errors} errors") };
             let message = format!("the Compose file has {what}; nothing was changed");
             if unsupported {
-                bail!(hint(message, "`--allow-unsupported` turns what a cluster cannot honour into warnings"));
+                bail!(hint(
+                    message,
+                    "`--allow-unsupported` turns what a cluster cannot honour into warnings"
+                ));
             }
             bail!(message)
         }
@@ -139,8 +144,12 @@ fn find(files: &Files) -> Result<Vec<PathBuf>> {
         return Ok(files.file.clone());
     }
     const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
-    const OVERRIDES: [&str; 4] =
-        ["compose.override.yaml", "compose.override.yml", "docker-compose.override.yaml", "docker-compose.override.yml"];
+    const OVERRIDES: [&str; 4] = [
+        "compose.override.yaml",
+        "compose.override.yml",
+        "docker-compose.override.yaml",
+        "docker-compose.override.yml",
+    ];
     let here = match &files.project_directory {
         Some(folder) => folder.clone(),
         None => std::env::current_dir().context("cannot tell which folder this is")?,
@@ -167,7 +176,11 @@ impl compose::Files for Disk {
 }
 
 /// Asks for a plan.
-pub(crate) async fn plan(cluster: &Cluster, app: &wharf_model::AppKey, action: &v1::Action) -> Result<v1::Plan> {
+pub(crate) async fn plan(
+    cluster: &Cluster,
+    app: &wharf_model::AppKey,
+    action: &v1::Action,
+) -> Result<v1::Plan> {
     let wish = v1::PlanRequest { action: action.clone() };
     Ok(cluster.client.call_within(Method::POST, &app_path(app, "/plan"), &wish, PLANNING).await?)
 }
@@ -181,11 +194,17 @@ pub(crate) fn show(plan: &v1::Plan, out: &Output) -> Result<()> {
     let changing: Vec<_> = plan
         .operations
         .iter()
-        .filter(|operation| operation.change != v1::Change::Keep || !plan.is_noop() && !operation.reason.is_empty())
+        .filter(|operation| {
+            operation.change != v1::Change::Keep || !plan.is_noop() && !operation.reason.is_empty()
+        })
         .collect();
     if !changing.is_empty() {
         let release = plan.release.map(|number| format!(", release {number}")).unwrap_or_default();
-        out.say(&format!("{} in environment {}{release}:", out.paint(Color::Strong, &plan.app), plan.environment));
+        out.say(&format!(
+            "{} in environment {}{release}:",
+            out.paint(Color::Strong, &plan.app),
+            plan.environment
+        ));
     }
     let width = changing.iter().map(|operation| operation.name.chars().count()).max().unwrap_or(0);
     for operation in changing {
@@ -196,7 +215,11 @@ pub(crate) fn show(plan: &v1::Plan, out: &Output) -> Result<()> {
             v1::Change::Keep => Color::Dim,
         };
         let symbol = out.paint(color, &operation.change.symbol().to_string());
-        let reason = if operation.reason.is_empty() { String::new() } else { format!("  {}", out.paint(Color::Dim, &operation.reason)) };
+        let reason = if operation.reason.is_empty() {
+            String::new()
+        } else {
+            format!("  {}", out.paint(Color::Dim, &operation.reason))
+        };
         out.say(format!("  {symbol} {:<8} {:<width$}{reason}", operation.kind, operation.name).trim_end());
     }
     for warning in &plan.warnings {

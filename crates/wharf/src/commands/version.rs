@@ -42,7 +42,10 @@ pub(crate) async fn run(args: Version, global: &Global, out: &Output) -> Result<
             out.data(&format!("client   {}", versions.client))?;
             if let Some(server) = &versions.server {
                 out.data(&format!("server   {} ({}), API {}", server.version, server.server, server.api))?;
-                out.data(&format!("cluster  {} ({}), {} store", server.cluster_name, server.cluster, server.store))?;
+                out.data(&format!(
+                    "cluster  {} ({}), {} store",
+                    server.cluster_name, server.cluster, server.store
+                ))?;
                 out.data(&format!("leader   {}", server.leader.as_deref().unwrap_or("none")))?;
             }
         }
