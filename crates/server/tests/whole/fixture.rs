@@ -43,8 +43,8 @@ use wharf_api::{
     v1::{self, Action, AppStatus, Applied, ApplyRequest, Plan, PlanRequest, Problem},
 };
 use wharf_model::{
-    AddressPool, AssignmentSet, Bytes, Cpus, EngineFacts, Image, NodeFacts, NodeId, NodeReport, Phase,
-    Platform, Revision, Target, TaskId, TaskReport, TaskStatus, Timestamp, VolumeId,
+    AddressPool, AssignmentSet, Bytes, Cpus, EngineFacts, Health, Image, NodeFacts, NodeId, NodeReport,
+    Phase, Platform, Revision, Target, TaskId, TaskReport, TaskStatus, Timestamp, VolumeId,
 };
 use wharf_process::{Clock, Shutdown, SystemClock, Tasks};
 use wharf_server::{InitOptions, RunOptions, Server, ServerError, init, settings::StoreChoice};
@@ -140,9 +140,6 @@ impl Cluster {
 
     pub(crate) fn store_file(&self) -> PathBuf {
         self.folder.path().join("cluster.redb")
-    }
-    pub(crate) fn join_token(&self) -> String {
-        self.token.clone()
     }
     pub(crate) fn dialer(&self, identity: Option<&Identity>, protocol: Protocol) -> Dialer {
         let anchor = Anchor::Authority(self.trust.clone());
@@ -373,9 +370,10 @@ impl Fake {
                     task.id,
                     TaskStatus {
                         phase: Phase::Running,
+                        // What is checked counts at once; what is not, once it has run for a while.
+                        health: Health::Healthy,
                         container: Some(format!("c-{}", task.id)),
                         started_at: Some(Self::now()),
-                        // As if it had run for long enough to count.
                         ready_at: Some(Self::now()),
                         ..TaskStatus::default()
                     },

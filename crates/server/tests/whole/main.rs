@@ -4,5 +4,8 @@
 
 mod apps;
 mod cluster;
+mod committer;
 mod fixture;
+mod leader;
+mod state;
 mod streams;
