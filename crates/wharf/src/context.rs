@@ -61,7 +61,7 @@ impl Contexts {
         let contexts: Self = serde_json::from_str(&text).map_err(|error| {
             crate::hint(
                 format!("{shown} is damaged: {error}"),
-                format!("mend it, or move it away and import the contexts again with `wharf context import`"),
+                "mend it, or move it away and import the contexts again with `wharf context import`",
             )
         })?;
         Ok(Self { path: path.to_owned(), ..contexts })

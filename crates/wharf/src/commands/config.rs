@@ -25,7 +25,7 @@ pub(crate) struct Config {
     allow_unsupported: bool,
 }
 
-pub(crate) fn run(args: Config, _global: &Global, out: &Output) -> Result<Exit> {
+pub(crate) fn run(args: &Config, _global: &Global, out: &Output) -> Result<Exit> {
     let spec = up::load(&args.files, args.allow_unsupported, out)?;
     if args.check {
         out.say(&format!("{} is in order: {} service(s)", spec.name, spec.services.len()));

@@ -39,7 +39,7 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit> {
     match cli.command {
         Command::Up(args) => up::run(args, global, &out).await,
         Command::Down(args) => down::run(args, global, &out).await,
-        Command::Config(args) => config::run(args, global, &out),
+        Command::Config(args) => config::run(&args, global, &out),
         Command::Ps(args) => ps::run(args, global, &out).await,
         Command::Logs(args) => logs::run(args, global, &out).await,
         Command::Exec(args) => exec::run(args, global, &out).await,

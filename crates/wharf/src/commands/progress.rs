@@ -115,7 +115,7 @@ pub(crate) async fn carry_out(cluster: &Cluster, change: &Change, out: &Output) 
                 let code = error.problem().map(|problem| problem.code);
                 match code {
                     Some(v1::Code::Busy) if change.busy == Busy::Wait => {
-                        wait_until_free(cluster, change, &error, out).await?
+                        wait_until_free(cluster, change, &error, out).await?;
                     }
                     Some(v1::Code::Moved) if attempts < ATTEMPTS => {
                         out.say("the app has changed since this was planned; here is the plan as of now");

@@ -222,6 +222,7 @@ fn beside(state_dir: &Path) -> PathBuf {
     state_dir.parent().unwrap_or(state_dir).join("agent")
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` hands over")]
 fn hinted(error: ServerError) -> anyhow::Error {
     let message = wharf_process::errors::chain(&error);
     match error.hint() {
