@@ -1,4 +1,5 @@
 //! What people get wrong, and machines: each is refused in a sentence that names the place and says what to do, and nothing is lost.
+#![expect(clippy::unwrap_used, reason = "a test panics")]
 
 use std::{
     io::{Read as _, Write as _},

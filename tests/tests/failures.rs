@@ -1,5 +1,6 @@
 //! What a cluster does when parts of it die: whatever runs goes on, what is lost is made anew elsewhere, nothing is doubled, and
 //! what is not ours is left alone.
+#![expect(clippy::unwrap_used, reason = "a test panics")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -413,6 +414,7 @@ fn after_a_minute_of_accidents_exactly_what_is_wanted_runs() {
         return;
     }
     let fleet = Fleet::start(3);
+    #[expect(clippy::disallowed_methods, reason = "whoever runs a test chooses its seed")]
     let seed = std::env::var("WHARF_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(20_261_121);
     println!("WHARF_SEED={seed}");
     let mut dice = Dice(seed);

@@ -1,4 +1,5 @@
 //! Three servers on a real etcd: any of them serves, one decides, and losing it costs seconds and nothing that was acknowledged.
+#![expect(clippy::unwrap_used, reason = "a test panics")]
 
 use std::{
     collections::BTreeMap,
