@@ -119,6 +119,7 @@ impl Fleet {
     }
 
     /// Joins a machine with the line that `init` printed, and starts its agent.
+    #[expect(clippy::needless_pass_by_value, reason = "a node is a handle, made for the call")]
     pub fn join(&self, node: Node) -> Result<()> {
         node.run(self.join_line.split_whitespace())?;
         node.service("wharf").run(["wharf", "agent", "run"])

@@ -1,5 +1,7 @@
 //! The verbs of the command line, by what they print and exit with.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
+
 use std::{
     sync::LazyLock,
     time::{Duration, Instant},

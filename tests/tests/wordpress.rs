@@ -1,5 +1,11 @@
 //! The example as anybody would write it, unchanged, on three machines; run with `--nocapture` for a transcript.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test prints what it saw, and fails where it cannot go on"
+)]
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
