@@ -72,12 +72,13 @@ impl<'a> Committer<'a> {
         self.batches.into_iter().filter(|batch| !batch.writes().is_empty()).collect()
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "called with keys made for it")]
     fn write(&mut self, key: Key, value: Option<Vec<u8>>) {
-        self.write_if(key, value, None);
+        self.write_if(&key, value, None);
     }
 
     /// Writes a key on condition that it, and another, are as they were read.
-    fn write_if(&mut self, key: Key, value: Option<Vec<u8>>, and: Option<Key>) {
+    fn write_if(&mut self, key: &Key, value: Option<Vec<u8>>, and: Option<Key>) {
         if self.cut {
             return;
         }
@@ -96,7 +97,7 @@ impl<'a> Committer<'a> {
             return;
         }
         if !again {
-            batch = self.inner.expecting(batch, &key);
+            batch = self.inner.expecting(batch, key);
         }
         if let Some(and) = and {
             batch = self.inner.expecting(batch, &and);
@@ -210,10 +211,10 @@ impl<'a> Committer<'a> {
                 self.put(Key::Revision(revision.key.clone(), revision.generation), &revision);
             }
             Change::RemoveRevision(service, generation) => {
-                self.write(Key::Revision(service, generation), None)
+                self.write(Key::Revision(service, generation), None);
             }
             Change::PutRelease(release) => {
-                self.put(Key::Release(release.app.clone(), release.number), &release)
+                self.put(Key::Release(release.app.clone(), release.number), &release);
             }
             Change::RemoveRelease(app, number) => self.write(Key::Release(app, number), None),
             Change::SetNodeStatus { node, status } => {
@@ -227,7 +228,7 @@ impl<'a> Committer<'a> {
                 let key = Key::NodeStatus(node);
                 let bytes = encode(&key, &status);
                 // Of a node that was removed meanwhile nothing may stay behind.
-                self.write_if(key, Some(bytes), Some(Key::Node(node)));
+                self.write_if(&key, Some(bytes), Some(Key::Node(node)));
             }
         }
     }
@@ -245,7 +246,7 @@ impl<'a> Committer<'a> {
         let key = Key::TaskStatus(id);
         let bytes = encode(&key, status);
         // Of a task that was removed meanwhile nothing may stay behind.
-        self.write_if(key, Some(bytes), Some(Key::Task(id)));
+        self.write_if(&key, Some(bytes), Some(Key::Task(id)));
     }
 
     fn about_task(&self, task: &Task) -> Subject {

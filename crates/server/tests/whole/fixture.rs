@@ -272,6 +272,7 @@ impl Api {
 }
 
 /// `up` of an app with these services: each its image and its number of tasks.
+#[expect(clippy::needless_pass_by_value, reason = "called with what was made for it")]
 pub(crate) fn up(app: &str, services: Value) -> Action {
     up_with(json!({ "name": app, "services": services }))
 }

@@ -116,10 +116,10 @@ pub(crate) fn says(phase: Phase, sequence: u64) -> TaskStatus {
 
 #[tokio::test]
 async fn a_commit_is_seen_whole_however_large() {
-    const EVENTS: u64 = 9_000;
+    const EVENTS: u16 = 9_000;
     let world = World::new().await;
     let mut batch = Batch::new();
-    for n in 0..EVENTS {
+    for n in (0..EVENTS).map(u64::from) {
         let id = EventId::from_parts(n, [1; 10]);
         let (subject, message) = (Subject::default(), String::new());
         let event = Event { id, at: Timestamp(n), kind: EventKind::App, subject, message, by: None };
@@ -137,11 +137,11 @@ async fn a_commit_is_seen_whole_however_large() {
         seen
     });
     let revision = within(world.state.commit(batch)).await.unwrap();
-    assert_eq!(world.state.read().events.len() as u64, EVENTS, "whoever committed sees it");
+    assert_eq!(world.state.read().events.len(), usize::from(EVENTS), "whoever committed sees it");
     assert_eq!(world.state.read().revision(), revision);
     done.store(true, Relaxed);
     let seen = reader.join().unwrap();
-    assert!(seen.iter().all(|events| [0, EVENTS as usize].contains(events)), "{seen:?}");
+    assert!(seen.iter().all(|events| [0, usize::from(EVENTS)].contains(events)), "{seen:?}");
 }
 
 #[tokio::test]

@@ -175,7 +175,7 @@ async fn a_server_that_stops_ends_its_streams_and_says_so() {
     within(async { while watch.next().await.is_ok_and(|status| status.is_some()) {} }).await;
     within(async {
         while let Ok(event) = events.next().await {
-            assert!(event.is_some(), "it broke off and did not end")
+            assert!(event.is_some(), "it broke off and did not end");
         }
     })
     .await;
