@@ -190,6 +190,8 @@ struct Inner {
     /// Reason for a pass.
     wake: Arc<Notify>,
     engine: Mutex<Result<RuntimeFacts>>,
+    /// Whether the engine has been asked at all: before that there is nothing to report.
+    asked: AtomicBool,
     /// What the last pass could not do.
     problems: Mutex<Vec<String>>,
     observed: Mutex<Revision>,
@@ -250,6 +252,7 @@ impl NodeAgent {
             going: Mutex::default(),
             wake,
             engine: Mutex::new(Err(RuntimeError::unreachable("the engine has not been asked yet"))),
+            asked: AtomicBool::new(false),
             problems: Mutex::default(),
             observed: Mutex::default(),
         };
@@ -434,6 +437,7 @@ impl Inner {
     async fn look_at_engine(&self) {
         let facts = self.runtime.facts().await;
         let before = std::mem::replace(&mut *self.engine.lock(), facts.clone());
+        self.asked.store(true, Ordering::Release);
         match (&before, &facts) {
             (Err(_), Ok(facts)) => tracing::info!(version = facts.engine.version, "engine answers"),
             (Ok(_), Err(error)) => {
@@ -446,6 +450,9 @@ impl Inner {
 
     /// Says how the node is.
     async fn report(&self) {
+        if !self.asked.load(Ordering::Acquire) {
+            return;
+        }
         let ours = self.own_ports();
         let taken = blocking(move || listening_ports().difference(&ours).copied().collect()).await;
         let engine = self.engine.lock().clone();

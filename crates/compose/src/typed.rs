@@ -403,7 +403,15 @@ impl Typing<'_, '_> {
                     .error(Complaint::MissingKey, entry.key, key, message)
                     .hint("give it `file`, `environment` or `content`, or say `external: true`");
             }
-            (None, true) => {}
+            (None, true) => {
+                let message = format!(
+                    "`{}` is external: configs and secrets of the cluster itself are not kept yet",
+                    key.name()
+                );
+                self.report()
+                    .unsupported(entry.key, key, message)
+                    .hint("give it `file`, `environment` or `content`");
+            }
             (Some(_), false) => {
                 let content = content?;
                 if content.len() > LARGEST_FILE {

@@ -759,16 +759,24 @@ impl Pass<'_> {
     /// Why the seat can no longer come to what is wanted by itself, as far as its ended tasks say.
     fn certain_failure(&self, about: &About, seat: &Seat) -> Option<String> {
         let of_this_rollout = |task: &Task| task.created_at >= self.app.rollout.started_at;
+        // One that is started again after every end and ends at once does not come up either, whatever its exit code.
+        let ended = |task: &Task| failed(task) || task.status.phase == Phase::Complete;
         let never_ready =
-            seat.ended.iter().take_while(|task| failed(task) && !came_up(task) && of_this_rollout(task));
+            seat.ended.iter().take_while(|task| ended(task) && !came_up(task) && of_this_rollout(task));
         let failures: Vec<_> = never_ready.collect();
         let last = failures.first()?;
         let unstarted =
             failures.iter().all(|task| task.status.started_at.is_none() && task.status.exit.is_none());
         let enough = if unstarted { CERTAIN_UNSTARTED } else { CERTAIN };
         (failures.len() >= enough).then(|| {
-            let node = self.node_name(last.node);
-            format!("{about} failed {} times in a row, last on {node}: {}", failures.len(), ending(last))
+            let (node, times) = (self.node_name(last.node), failures.len());
+            if last.status.phase == Phase::Complete {
+                return format!(
+                    "{about} ended with exit code 0 {times} times in a row, last on {node}, and is started again each time; \
+                     hint: if it is to run once, give it `restart: \"no\"` or `restart: on-failure`"
+                );
+            }
+            format!("{about} failed {times} times in a row, last on {node}: {}", ending(last))
         })
     }
 

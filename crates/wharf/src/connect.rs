@@ -2,9 +2,10 @@
 
 use anyhow::{Context as _, Result};
 use wharf_api::transport::{
-    CallError, Client, ServerAddress, Timing,
+    CallError, Client, Identity, ServerAddress, Timing,
     client::Dialer,
     tls::{Anchor, Protocol, system_time},
+    wire,
 };
 use wharf_model::{AppKey, AppName, EnvironmentName};
 
@@ -23,8 +24,9 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Dials the cluster that flags and contexts name.
     pub(crate) async fn dial(global: &Global) -> Result<Self> {
-        let contexts = Contexts::load(&crate::commands::paths().contexts)?;
+        let mut contexts = Contexts::load(&crate::commands::paths().contexts)?;
         let (name, context) = contexts.pick(global.context.as_deref())?;
+        let (name, context) = (name.to_owned(), context.clone());
         let anchor = Anchor::Authority(context.trust.clone());
         let dialer =
             Dialer::new(&anchor, Some(&context.identity), Protocol::Api, Timing::default(), system_time())
@@ -36,6 +38,7 @@ impl Cluster {
         let environment =
             global.environment.as_deref().or(context.environment.as_deref()).unwrap_or("default");
         let environment = environment.parse()?;
+        renew_in_time(&client, &mut contexts, &name).await;
         Ok(Self { dialer, servers: context.servers.clone(), client, environment })
     }
 
@@ -47,6 +50,28 @@ impl Cluster {
     /// The key of an app in the environment.
     pub(crate) fn app(&self, name: AppName) -> AppKey {
         AppKey { environment: self.environment.clone(), name }
+    }
+}
+
+/// Renews the context's certificate once two thirds of its life are over, so that one in use never ends. If that fails the present one
+/// still does, and the next command tries again.
+async fn renew_in_time(client: &Client, contexts: &mut Contexts, name: &str) {
+    let Some(context) = contexts.contexts.get_mut(name) else { return };
+    let due = context.identity.peer().is_ok_and(|peer| peer.renew_at().0 <= crate::commands::now());
+    if !due {
+        return;
+    }
+    let Ok((key, csr)) = wharf_agent::session::new_key() else { return };
+    let wish = wire::RenewRequest { csr };
+    let Ok(renewed) = client.call::<wire::RenewResponse>(http::Method::POST, wire::RENEW, &wish).await else {
+        return;
+    };
+    let identity = Identity { certificate: renewed.certificate, key };
+    // One that cannot be used would lock its holder out.
+    if identity.certified().is_ok() {
+        context.identity = identity;
+        // A file that cannot be written keeps the present certificate, which is good for months.
+        let _ = contexts.save();
     }
 }
 

@@ -130,8 +130,11 @@ fn link_name(server: ServerId) -> String {
     format!("link to {server}")
 }
 
-/// A new key and the request to certify it. The key goes nowhere but into the home.
-fn new_key() -> Result<(String, String), rcgen::Error> {
+/// A new key, and the request to certify it. The key goes nowhere but to whoever keeps it.
+///
+/// # Errors
+/// If the system has no randomness.
+pub fn new_key() -> Result<(String, String), rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut wish = CertificateParams::default();
     wish.distinguished_name = DistinguishedName::new();

@@ -215,9 +215,13 @@ impl Selection {
         let wanted = wanted.filter(|task| {
             self.task.as_ref().is_none_or(|name| task.name() == *name || task.id.to_string() == *name)
         });
-        // What has not reached a container has printed nothing.
+        // What has not reached a container has printed nothing; of what is over its node keeps nothing.
         wanted
-            .filter(|task| task.node.is_some() && shared.state.status_of(task).container.is_some())
+            .filter(|task| {
+                let status = shared.state.status_of(task);
+                let there = status.container.is_some() && !status.phase.is_over();
+                task.node.is_some() && (there || !status.last_log.is_empty())
+            })
             .cloned()
             .collect()
     }
@@ -235,6 +239,15 @@ impl Logs {
     async fn all(self) {
         let mut sources = Vec::new();
         for task in self.selection.tasks(&self.shared) {
+            if let Some(lines) = last_lines(&self.shared, &task) {
+                let since = self.query.since.map_or(0, |at| at.0);
+                for line in lines.into_iter().filter(|line| line.at >= since) {
+                    if self.sender.send(line).await.is_err() {
+                        return;
+                    }
+                }
+                continue;
+            }
             match open(&self.shared, &task, &self.query).await {
                 Ok(reader) => sources.push((Source::of(&self.shared, &task), reader, None)),
                 Err(line) => {
@@ -296,6 +309,15 @@ async fn pump(shared: &Shared, task: &Task, query: &LogsQuery, sender: &mpsc::Se
     let source = Source::of(shared, task);
     let mut query = *query;
     let mut said = false;
+    if let Some(lines) = last_lines(shared, task) {
+        let since = query.since.map_or(0, |at| at.0);
+        for line in lines.into_iter().filter(|line| line.at >= since) {
+            if sender.send(line).await.is_err() {
+                return;
+            }
+        }
+        return;
+    }
     loop {
         match open(shared, task, &query).await {
             Ok(mut reader) => {
@@ -358,6 +380,21 @@ impl Source {
         };
         Some(self.line(line.at.0, stream, line.text))
     }
+}
+
+/// The last lines of a task that failed, which its node reported with its end: its container is gone.
+fn last_lines(shared: &Shared, task: &Task) -> Option<Vec<v1::LogLine>> {
+    let status = shared.state.status_of(task);
+    let at = status.ended_at.filter(|_| status.phase.is_over())?.0;
+    let source = Source::of(shared, task);
+    let mut lines: Vec<_> =
+        status.last_log.iter().map(|text| source.line(at, "stdout", text.clone())).collect();
+    lines.push(source.line(
+        at,
+        "wharf",
+        format!("it ended then ({}); above are its last lines", status.phase),
+    ));
+    Some(lines)
 }
 
 /// A task's lines from its node; if they cannot be had, a line that says why.
