@@ -467,6 +467,9 @@ pub struct Task {
     pub node_id: Option<String>,
     /// Name of its node.
     pub node: Option<String>,
+    /// State of its node, as [`Node::state`]: with another than `ready` the status is what was last heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_state: Option<String>,
     /// Addresses by network.
     pub addresses: BTreeMap<String, String>,
     /// Whether it serves.

@@ -103,6 +103,10 @@ fn print(tasks: &[v1::Task], out: &Output) -> Result<()> {
 pub(crate) fn state(task: &v1::Task) -> String {
     use wharf_model::{Health, Phase};
     let status = &task.status;
+    let away = task.node_state.as_deref().filter(|state| matches!(*state, "unreachable" | "down" | "gone"));
+    if let Some(away) = away.filter(|_| !status.phase.is_over()) {
+        return format!("unknown (node {away})");
+    }
     match (status.phase, status.health) {
         (Phase::Running, _) if task.stop.is_some() => "draining".into(),
         (Phase::Running, Health::Unchecked) => "running".into(),
