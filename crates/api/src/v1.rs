@@ -55,6 +55,22 @@ pub enum Code {
     Internal,
 }
 
+impl Code {
+    /// The HTTP status that an answer with this problem has.
+    pub const fn status(self) -> http::StatusCode {
+        use http::StatusCode;
+        match self {
+            Self::Invalid | Self::Clock => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Forbidden | Self::Token => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Moved | Self::Busy | Self::Conflict => StatusCode::CONFLICT,
+            Self::NodeUnreachable => StatusCode::BAD_GATEWAY,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
 /// The server that answers.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Version {

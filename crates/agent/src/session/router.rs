@@ -47,16 +47,7 @@ impl Refusal {
 }
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let status = match self.0.code {
-            Code::Invalid | Code::Clock => StatusCode::UNPROCESSABLE_ENTITY,
-            Code::Forbidden | Code::Token => StatusCode::FORBIDDEN,
-            Code::NotFound => StatusCode::NOT_FOUND,
-            Code::Moved | Code::Busy | Code::Conflict => StatusCode::CONFLICT,
-            Code::NodeUnreachable => StatusCode::BAD_GATEWAY,
-            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        (status, Json(self.0)).into_response()
+        (self.0.code.status(), Json(self.0)).into_response()
     }
 }
 

@@ -4,7 +4,6 @@
 
 use axum::{
     Json,
-    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use wharf_api::v1::{Code, Problem};
@@ -39,22 +38,11 @@ impl Failure {
         Self::new(Code::Internal, format!("internal error: {context}"))
             .hint("this is a bug; the server's log has the cause")
     }
-    const fn status(&self) -> StatusCode {
-        match self.0.code {
-            Code::Invalid | Code::Clock => StatusCode::UNPROCESSABLE_ENTITY,
-            Code::Forbidden | Code::Token => StatusCode::FORBIDDEN,
-            Code::NotFound => StatusCode::NOT_FOUND,
-            Code::Moved | Code::Busy | Code::Conflict => StatusCode::CONFLICT,
-            Code::NodeUnreachable => StatusCode::BAD_GATEWAY,
-            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        }
-    }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.status(), Json(self.0)).into_response()
+        (self.0.code.status(), Json(self.0)).into_response()
     }
 }
 

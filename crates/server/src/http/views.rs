@@ -123,9 +123,9 @@ pub fn task(state: &State, inner: &Inner, task: &Task) -> v1::Task {
         image: revision.map(|revision| revision.image.reference.clone()).unwrap_or_default(),
         node_id: task.node.map(|node| node.to_string()),
         node: task.node.map(|node| inner.world.node_name(node)),
-        node_state: task
-            .node
-            .map(|id| inner.world.node(id).map_or_else(|| "gone".to_owned(), |node| node.state().to_string())),
+        node_state: task.node.map(|id| {
+            inner.world.node(id).map_or_else(|| "gone".to_owned(), |node| node.state().to_string())
+        }),
         addresses: task
             .addresses
             .iter()
