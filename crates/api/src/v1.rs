@@ -27,6 +27,19 @@ pub struct Problem {
     pub holder: Option<Box<RolloutView>>,
 }
 
+impl Problem {
+    /// A problem of this kind with a sentence for people.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None, holder: None }
+    }
+    /// The same with a hint what to do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
 /// What kind of refusal a [`Problem`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -36,13 +36,12 @@ pub struct Refusal(pub Problem);
 impl Refusal {
     /// A refusal of this kind with a sentence for people.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self(Problem { code, message: message.into(), hint: None, holder: None })
+        Self(Problem::new(code, message))
     }
     /// The same with a hint what to do.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.0.hint = Some(hint.into());
-        self
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self(self.0.hint(hint))
     }
 }
 impl IntoResponse for Refusal {

@@ -16,13 +16,12 @@ pub struct Failure(pub Problem);
 impl Failure {
     /// A failure of this kind with a sentence for people.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self(Problem { code, message: message.into(), hint: None, holder: None })
+        Self(Problem::new(code, message))
     }
     /// The same with a hint what to do.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.0.hint = Some(hint.into());
-        self
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self(self.0.hint(hint))
     }
     /// The request asks for something impossible.
     pub fn invalid(message: impl Into<String>) -> Self {

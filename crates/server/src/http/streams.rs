@@ -239,12 +239,9 @@ impl Logs {
     async fn all(self) {
         let mut sources = Vec::new();
         for task in self.selection.tasks(&self.shared) {
-            if let Some(lines) = last_lines(&self.shared, &task) {
-                let since = self.query.since.map_or(0, |at| at.0);
-                for line in lines.into_iter().filter(|line| line.at >= since) {
-                    if self.sender.send(line).await.is_err() {
-                        return;
-                    }
+            if let Some(lines) = last_lines(&self.shared, &task, &self.query) {
+                if send_all(&self.sender, lines).await.is_err() {
+                    return;
                 }
                 continue;
             }
@@ -309,13 +306,9 @@ async fn pump(shared: &Shared, task: &Task, query: &LogsQuery, sender: &mpsc::Se
     let source = Source::of(shared, task);
     let mut query = *query;
     let mut said = false;
-    if let Some(lines) = last_lines(shared, task) {
-        let since = query.since.map_or(0, |at| at.0);
-        for line in lines.into_iter().filter(|line| line.at >= since) {
-            if sender.send(line).await.is_err() {
-                return;
-            }
-        }
+    if let Some(lines) = last_lines(shared, task, &query) {
+        // Nobody listens any more, or nothing more will come: either way this is the end.
+        let _ = send_all(sender, lines).await;
         return;
     }
     loop {
@@ -382,10 +375,24 @@ impl Source {
     }
 }
 
+/// Passes lines on, one after the other.
+async fn send_all(
+    sender: &mpsc::Sender<v1::LogLine>,
+    lines: Vec<v1::LogLine>,
+) -> Result<(), mpsc::error::SendError<v1::LogLine>> {
+    for line in lines {
+        sender.send(line).await?;
+    }
+    Ok(())
+}
+
 /// The last lines of a task that failed, which its node reported with its end: its container is gone.
-fn last_lines(shared: &Shared, task: &Task) -> Option<Vec<v1::LogLine>> {
+fn last_lines(shared: &Shared, task: &Task, query: &LogsQuery) -> Option<Vec<v1::LogLine>> {
     let status = shared.state.status_of(task);
     let at = status.ended_at.filter(|_| status.phase.is_over())?.0;
+    if query.since.is_some_and(|since| at < since.0) {
+        return Some(Vec::new());
+    }
     let source = Source::of(shared, task);
     let mut lines: Vec<_> =
         status.last_log.iter().map(|text| source.line(at, "stdout", text.clone())).collect();
