@@ -72,7 +72,11 @@ impl<'a> Assigner<'a> {
             node,
             volumes: self.volumes(&tasks),
             removed_volumes: self.removed_volumes(node, &tasks),
-            dns: DnsTable { version: self.world.revision, networks: names.collect() },
+            dns: DnsTable {
+                version: self.world.revision,
+                networks: names.collect(),
+                externals: BTreeMap::new(),
+            },
             routes: RouteTable {
                 version: self.world.revision,
                 routes: if gateway { self.routes.clone() } else { Vec::new() },

@@ -11,8 +11,8 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    FileMount, Image, NetworkId, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceSpec, Slot,
-    TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec,
+    ExternalHost, FileMount, Image, NetworkId, NodeFacts, NodeId, Protocol, Revision, ServiceKey,
+    ServiceSpec, Slot, TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec,
 };
 
 /// Everything one node should do.
@@ -155,6 +155,9 @@ pub struct DnsTable {
     pub version: Revision,
     /// Names and addresses of ready, not draining tasks, by network.
     pub networks: BTreeMap<NetworkId, BTreeMap<String, Vec<Ipv4Addr>>>,
+    /// Names of services outside the cluster and where they are, by network. No name is in `networks` as well.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub externals: BTreeMap<NetworkId, BTreeMap<String, ExternalHost>>,
 }
 
 /// The ports a gateway listens on.

@@ -10,6 +10,7 @@ mod ids;
 mod names;
 mod network;
 mod node;
+mod policy;
 mod spec;
 mod task;
 mod units;
@@ -29,6 +30,7 @@ pub use network::{AddressPool, NetworkRecord, mac_for};
 pub use node::{
     Availability, EngineFacts, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role, Roles,
 };
+pub use policy::*;
 pub use spec::*;
 pub use task::{Exit, Health, IllegalMove, Phase, Progress, Slot, StopReason, Task, TaskStatus};
 pub use units::{Bytes, Cpus, Generation, Millis, Revision, Timestamp};
