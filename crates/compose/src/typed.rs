@@ -379,7 +379,8 @@ impl Typing<'_, '_> {
                     sources.push(("file", value.key));
                     content = self.content_of_file(value, &key);
                 }
-                "labels" | "driver" | "driver_opts" | "template_driver" => {
+                "labels" => spec.labels = values::text_map(value),
+                "driver" | "driver_opts" | "template_driver" => {
                     let message = format!("`{field}` of configs and secrets is not supported");
                     self.report().unsupported(value.key, &key, message).hint("remove it");
                 }
@@ -403,15 +404,8 @@ impl Typing<'_, '_> {
                     .error(Complaint::MissingKey, entry.key, key, message)
                     .hint("give it `file`, `environment` or `content`, or say `external: true`");
             }
-            (None, true) => {
-                let message = format!(
-                    "`{}` is external: configs and secrets of the cluster itself are not kept yet",
-                    key.name()
-                );
-                self.report()
-                    .unsupported(entry.key, key, message)
-                    .hint("give it `file`, `environment` or `content`");
-            }
+            // The one of that name in the environment; which version it is, the server says.
+            (None, true) => {}
             (Some(_), false) => {
                 let content = content?;
                 if content.len() > LARGEST_FILE {

@@ -435,11 +435,45 @@ mod tests {
         let plan = crate::plan(&cluster.world, &app_key(), &spec, &images(&spec));
         insta::assert_snapshot!(plan, @r"
         ~ secret   password: its content changed
-        ± service  web: content of password changed
+        ± service  web: content of secret password changed
         ");
         let before = cluster.ready("web")[0].id;
         cluster.up(&spec);
         cluster.settle();
         assert_ne!(cluster.ready("web")[0].id, before, "a changed secret means a new container");
+    }
+
+    #[test]
+    fn a_newer_version_of_an_external_secret_replaces_and_says_so() {
+        let mut cluster = Cluster::of(1);
+        let mut web = service("web");
+        let mount = |target: &str| FileMount {
+            source: "key".into(),
+            target: target.into(),
+            uid: None,
+            gid: None,
+            mode: None,
+        };
+        // A config and a secret of one name are two things.
+        (web.configs, web.secrets) = (vec![mount("/key")], vec![mount("/run/secrets/key")]);
+        let mut spec = app(&[("web", web)]);
+        let version = |number: u64, digest: &str| FileSpec {
+            digest: Some(digest.into()),
+            external: true,
+            version: Some(number),
+            ..Default::default()
+        };
+        spec.configs.insert("key".into(), FileSpec { digest: Some("c".into()), ..Default::default() });
+        spec.secrets.insert("key".into(), version(1, "a"));
+        cluster.up(&spec);
+        let plan = |cluster: &Cluster, spec| crate::plan(&cluster.world, &app_key(), spec, &images(spec));
+        assert!(plan(&cluster, &spec).is_noop());
+        spec.secrets.insert("key".into(), version(3, "a"));
+        assert!(plan(&cluster, &spec).is_noop(), "it is what it was before");
+        spec.secrets.insert("key".into(), version(2, "b"));
+        insta::assert_snapshot!(plan(&cluster, &spec), @r"
+        ~ secret   key: version 1 -> 2
+        ± service  web: content of secret key changed
+        ");
     }
 }

@@ -467,8 +467,11 @@ impl Plan {
                 };
                 match old.get(name) {
                     None => self.add(Action::Create, thing, name, Vec::new()),
-                    Some(old) if same(old) => self.add(Action::Keep, thing, name, Vec::new()),
-                    Some(_) => self.add(Action::Change, thing, name, vec!["its content changed".to_owned()]),
+                    Some(old) if !same(old) => self.add(Action::Change, thing, name, vec![moved(old, file)]),
+                    Some(old) if old.labels != file.labels => {
+                        self.add(Action::Change, thing, name, vec!["labels changed".to_owned()]);
+                    }
+                    Some(_) => self.add(Action::Keep, thing, name, Vec::new()),
                 }
             }
             for name in old.keys().filter(|name| !new.contains_key(*name)) {
@@ -597,6 +600,19 @@ fn content_of(file: &wharf_model::FileSpec) -> Option<&str> {
     file.digest.as_deref().or(file.content.as_deref())
 }
 
+/// What became of a config or secret that is not what it was.
+fn moved(old: &wharf_model::FileSpec, new: &wharf_model::FileSpec) -> String {
+    match (old.version, new.version) {
+        (Some(old_version), Some(version)) if old.name == new.name => {
+            format!("version {old_version} -> {version}")
+        }
+        (None, Some(version)) => format!("it is external now, at version {version}"),
+        (Some(_), None) => "it is no longer external".to_owned(),
+        _ if content_of(old) == content_of(new) => "its name changed".to_owned(),
+        _ => "its content changed".to_owned(),
+    }
+}
+
 /// What happens to each wanted service, with what follows from others being replaced.
 fn service_changes<'w>(
     current: &Current<'_>,
@@ -693,12 +709,8 @@ fn changed_files(
     let old = &current.release?.spec;
     let before = spec::mounted_digests(&revision.spec, &old.configs, &old.secrets);
     let after = spec::mounted_digests(spec, &wanted.configs, &wanted.secrets);
-    let changed: BTreeSet<_> = after
-        .iter()
-        .filter(|(name, digest)| before.iter().any(|(old, before)| old == name && before != digest))
-        .map(|(name, _)| name.as_str())
-        .collect();
-    let names = changed.into_iter().collect::<Vec<_>>().join(", ");
+    let changed = after.iter().filter(|(file, digest)| before.get(*file).is_some_and(|old| old != *digest));
+    let names = changed.map(|((kind, name), _)| format!("{kind} {name}")).collect::<Vec<_>>().join(", ");
     (!names.is_empty()).then(|| format!("content of {names} changed"))
 }
 

@@ -158,34 +158,36 @@ pub(crate) fn container_part(spec: &ServiceSpec) -> ServiceSpec {
     part
 }
 
-/// Digests of the configs and secrets a service mounts, so that a changed content is seen.
+/// Digests of the configs and secrets a service mounts, so that a changed content is seen. A config and a secret may have one name.
 pub(crate) fn mounted_digests<'a>(
-    spec: &ServiceSpec,
+    spec: &'a ServiceSpec,
     configs: &'a BTreeMap<String, FileSpec>,
     secrets: &'a BTreeMap<String, FileSpec>,
-) -> Vec<(String, Option<&'a str>)> {
-    let look_up = |files: &'a BTreeMap<String, FileSpec>, source: &String| {
-        let file = files.get(source);
-        (source.clone(), file.and_then(|file| file.digest.as_deref().or(file.content.as_deref())))
+) -> BTreeMap<(&'static str, &'a str), Option<&'a str>> {
+    let digest = |files: &'a BTreeMap<String, FileSpec>, source: &str| {
+        let file = files.get(source)?;
+        file.digest.as_deref().or(file.content.as_deref())
     };
-    let configs = spec.configs.iter().map(|mount| look_up(configs, &mount.source));
-    configs.chain(spec.secrets.iter().map(|mount| look_up(secrets, &mount.source))).collect()
+    let configs =
+        spec.configs.iter().map(|mount| (("config", &*mount.source), digest(configs, &mount.source)));
+    let secrets =
+        spec.secrets.iter().map(|mount| (("secret", &*mount.source), digest(secrets, &mount.source)));
+    configs.chain(secrets).collect()
 }
 
 /// Whether two revisions make the same containers.
 pub(crate) fn same_container(world: &World, one: &ServiceRevision, other: &ServiceRevision) -> bool {
-    let digests = |revision: &ServiceRevision| {
-        let release: Option<&Release> = world.release(&revision.key.app, revision.release).map(|r| &**r);
-        release.map(|release| {
-            let spec = &release.spec;
-            let digests = mounted_digests(&revision.spec, &spec.configs, &spec.secrets);
-            digests.into_iter().map(|(name, digest)| (name, digest.map(str::to_owned))).collect::<Vec<_>>()
-        })
-    };
+    fn digests<'a>(
+        world: &'a World,
+        revision: &'a ServiceRevision,
+    ) -> Option<BTreeMap<(&'static str, &'a str), Option<&'a str>>> {
+        let release: &Release = world.release(&revision.key.app, revision.release)?;
+        Some(mounted_digests(&revision.spec, &release.spec.configs, &release.spec.secrets))
+    }
     let mounts_files = !one.spec.configs.is_empty() || !one.spec.secrets.is_empty();
     same_image(&one.image, &other.image)
         && container_part(&one.spec) == container_part(&other.spec)
-        && (!mounts_files || digests(one) == digests(other))
+        && (!mounts_files || digests(world, one) == digests(world, other))
 }
 
 /// Whether two pinned images are one: by digest where both have one, by the engine's id otherwise, by reference if neither is known.

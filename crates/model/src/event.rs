@@ -56,6 +56,6 @@ pub enum EventKind {
     Node,
     /// An app was released, changed, settled, failed or was removed.
     App,
-    /// A server became leader, joined or left.
+    /// A server became leader, joined or left, or what all apps share changed: a config or secret of an environment.
     Server,
 }

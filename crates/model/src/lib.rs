@@ -25,7 +25,9 @@ pub use assignment::{
 };
 pub use event::{Event, EventKind, Subject};
 pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId, TokenId, VolumeId};
-pub use names::{AppName, EnvironmentName, InvalidName, NetworkName, NodeName, ServiceName, VolumeName};
+pub use names::{
+    AppName, EnvironmentName, FileName, InvalidName, NetworkName, NodeName, ServiceName, VolumeName,
+};
 pub use network::{AddressPool, NetworkRecord, mac_for};
 pub use node::{
     Availability, EngineFacts, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role, Roles,

@@ -25,6 +25,10 @@ fn project(text: &str) -> bool {
 fn key(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }
+/// The same, beginning with a letter or digit.
+fn named(text: &str) -> bool {
+    key(text) && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+}
 /// As RFC 1123 has host names, in lower case.
 fn host(text: &str) -> bool {
     text.split('.').all(|label| {
@@ -97,6 +101,8 @@ names! {
     NetworkName "network name" key "1 to 63 of a-z, A-Z, 0-9, `.`, `_` and `-`";
     /// The key of a volume in a Compose file.
     VolumeName "volume name" key "1 to 63 of a-z, A-Z, 0-9, `.`, `_` and `-`";
+    /// The name of a config or secret of an environment.
+    FileName "name of a config or secret" named "1 to 63 of a-z, A-Z, 0-9, `.`, `_` and `-`, starting with a letter or digit";
     /// The name of a node: its host name unless it was given another.
     NodeName "node name" host "1 to 63 of a-z, 0-9, `-` and `.`, as a host name";
 }
@@ -114,6 +120,8 @@ mod tests {
             "`My App` is not a legal app name: use 1 to 63 of a-z, 0-9, `_` and `-`, starting with a letter or digit"
         );
         assert!("-x".parse::<NodeName>().is_err());
+        assert!("db_password".parse::<FileName>().is_ok());
+        assert!("..".parse::<FileName>().is_err());
         assert!("".parse::<ServiceName>().is_err());
         assert!("a".repeat(64).parse::<ServiceName>().is_err());
     }

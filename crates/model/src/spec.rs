@@ -44,15 +44,21 @@ pub struct FileSpec {
     /// Its name outside the app, where it differs.
     #[serde(skip_serializing_if = "is_default")]
     pub name: Option<String>,
-    /// Its content in base64, as given with the file; absent for external ones and in answers to clients.
+    /// Its content in base64, as given with the file; absent for external ones, and once it is in the store.
     #[serde(skip_serializing_if = "is_default")]
     pub content: Option<String>,
-    /// SHA-256 of the content in hexadecimal, so that a change is seen without the content.
+    /// Names the content, so that a change is seen without it: in a file its SHA-256, in a release what the servers' key makes of it.
     #[serde(skip_serializing_if = "is_default")]
     pub digest: Option<String>,
-    /// Made outside this app.
+    /// Made outside this app: one of the environment, by `name` or else by its key.
     #[serde(skip_serializing_if = "is_default")]
     pub external: bool,
+    /// Of an external one, the version a release pins.
+    #[serde(skip_serializing_if = "is_default")]
+    pub version: Option<u64>,
+    /// Labels; no container sees them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// One service.

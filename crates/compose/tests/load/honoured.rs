@@ -478,16 +478,13 @@ fn mounts_in_every_form_reach_the_model() {
 
 #[test]
 fn configs_and_secrets_carry_their_content() {
-    let mut folder = web(
+    let folder = web(
         "configs:\n  - inline\n  - {source: file, target: /etc/app.conf, uid: '10', gid: '20', mode: 0440}\nsecrets:\n  - env\n  - {source: outside, target: key, mode: '0400'}\n",
     )
-    .and("files.yaml", "configs:\n  inline: {content: 'port=${PORT}'}\n  file: {file: ./app.conf}\n  unused: {file: ./none}\nsecrets:\n  env: {environment: TOKEN}\n  outside: {external: true, name: shared-key}\n")
+    .and("files.yaml", "configs:\n  inline: {content: 'port=${PORT}'}\n  file: {file: ./app.conf}\n  unused: {file: ./none}\nsecrets:\n  env: {environment: TOKEN}\n  outside: {external: true, name: shared-key, labels: {team: pay}}\n")
     .file("app.conf", "hello\n")
     .variable("PORT", "80")
     .variable("TOKEN", "t0ken");
-    // External ones are left out with a warning, and refused otherwise.
-    assert!(folder.complaints().contains("`outside` is external"), "{}", folder.complaints());
-    folder.request.allow_unsupported = true;
     let app = folder.app();
     let service = folder.web();
     insta::assert_json_snapshot!((service.configs, service.secrets, app.configs, app.secrets), @r#"
@@ -533,7 +530,10 @@ fn configs_and_secrets_carry_their_content() {
         },
         "outside": {
           "name": "shared-key",
-          "external": true
+          "external": true,
+          "labels": {
+            "team": "pay"
+          }
         }
       }
     ]
