@@ -466,7 +466,9 @@ mod tests {
         spec.configs.insert("key".into(), FileSpec { digest: Some("c".into()), ..Default::default() });
         spec.secrets.insert("key".into(), version(1, "a"));
         cluster.up(&spec);
-        let plan = |cluster: &Cluster, spec| crate::plan(&cluster.world, &app_key(), spec, &images(spec));
+        let plan = |cluster: &Cluster, spec: &wharf_model::AppSpec| {
+            crate::plan(&cluster.world, &app_key(), spec, &images(spec))
+        };
         assert!(plan(&cluster, &spec).is_noop());
         spec.secrets.insert("key".into(), version(3, "a"));
         assert!(plan(&cluster, &spec).is_noop(), "it is what it was before");
