@@ -571,7 +571,7 @@ fn containers_ask_their_gateway_for_names() {
     let table = DnsTable {
         version: Revision(5),
         networks: BTreeMap::from([(id, BTreeMap::from([("db".to_owned(), vec![at(20)])]))]),
-        externals: BTreeMap::new(),
+        ..DnsTable::default()
     };
     for node in [&pair.one, &pair.two] {
         let table = table.clone();

@@ -76,6 +76,8 @@ impl<'a> Assigner<'a> {
                 version: self.world.revision,
                 networks: names.collect(),
                 externals: BTreeMap::new(),
+                hosts: BTreeMap::new(),
+                ports: BTreeMap::new(),
             },
             routes: RouteTable {
                 version: self.world.revision,

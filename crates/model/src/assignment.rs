@@ -153,11 +153,40 @@ pub struct VolumeAssignment {
 pub struct DnsTable {
     /// The revision it was made from.
     pub version: Revision,
-    /// Names and addresses of ready, not draining tasks, by network.
+    /// Names and addresses of ready, not draining tasks, by network. A name without addresses exists all the same: none of its tasks is
+    /// ready. `nearest.<service>` has those of the node, else those of its zone, else all.
     pub networks: BTreeMap<NetworkId, BTreeMap<String, Vec<Ipv4Addr>>>,
     /// Names of services outside the cluster and where they are, by network. No name is in `networks` as well.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub externals: BTreeMap<NetworkId, BTreeMap<String, ExternalHost>>,
+    /// What each address of an unfinished task is called, by network: its task's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, String>>,
+    /// The ports that services publish or expose, by network and the service's name. Each name is in `networks` as well.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<NetworkId, BTreeMap<String, Vec<NamedPort>>>,
+}
+impl DnsTable {
+    /// Whether two tables differ in nothing but the revisions they were made from.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let Self { version: _, networks, externals, hosts, ports } = self;
+        *networks == other.networks
+            && *externals == other.externals
+            && *hosts == other.hosts
+            && *ports == other.ports
+    }
+}
+
+/// A port of a service's tasks that can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NamedPort {
+    /// Port in the container.
+    pub port: u16,
+    /// Transport.
+    pub protocol: Protocol,
+    /// What people call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// The ports a gateway listens on.

@@ -20,8 +20,8 @@ pub use app::{
     ServiceKey, ServiceRecord, ServiceRevision, VolumeRecord,
 };
 pub use assignment::{
-    AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, NetworkAssignment, NodeReport, Peer,
-    Route, RouteTable, Target, TaskAssignment, TaskReport, VolumeAssignment,
+    AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, NamedPort, NetworkAssignment, NodeReport,
+    Peer, Route, RouteTable, Target, TaskAssignment, TaskReport, VolumeAssignment,
 };
 pub use event::{Event, EventKind, Subject};
 pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId, TokenId, VolumeId};

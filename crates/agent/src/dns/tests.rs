@@ -42,7 +42,7 @@ fn table(names: &[(u8, &str, &[Ipv4Addr])]) -> DnsTable {
     for (number, name, addresses) in names {
         networks.entry(network(*number)).or_default().insert((*name).to_owned(), addresses.to_vec());
     }
-    DnsTable { version: Revision(7), networks, externals: BTreeMap::new() }
+    DnsTable { version: Revision(7), networks, ..DnsTable::default() }
 }
 
 fn query(name: &str, kind: RecordType) -> Message {
