@@ -3,13 +3,17 @@
 //! A complaint carries its own excerpt of the source, so that it can be printed, sent or stored without the file.
 //! Complaints are collected, never thrown: one run of the loader reports everything it can find.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use serde::Serialize;
 
 /// Whether a complaint stops the load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Worth knowing; the file loads.
@@ -65,8 +69,10 @@ pub struct Place {
     pub column: u32,
     /// How many characters are meant.
     pub length: u32,
-    /// The text of the line.
+    /// The text of the line; of a long one the part around the place.
     pub excerpt: String,
+    /// The column that the excerpt begins at: 1, but for long lines.
+    pub excerpt_column: u32,
 }
 
 /// A second place that explains the first.
@@ -104,13 +110,13 @@ impl Diagnostic {
     }
 
     pub(crate) fn hint(&mut self, hint: impl Into<String>) -> &mut Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(cut(hint.into()));
         self
     }
 
     pub(crate) fn hint_if(&mut self, hint: Option<String>) -> &mut Self {
-        if hint.is_some() {
-            self.hint = hint;
+        if let Some(hint) = hint {
+            self.hint(hint);
         }
         self
     }
@@ -163,7 +169,7 @@ impl fmt::Display for Diagnostic {
 fn excerpt(f: &mut fmt::Formatter<'_>, place: &Place, width: usize) -> fmt::Result {
     const SHOWN: usize = 120;
     let margin = " ".repeat(width);
-    let column = place.column.saturating_sub(1) as usize;
+    let column = place.column.saturating_sub(place.excerpt_column) as usize;
     let characters: Vec<char> = place.excerpt.chars().collect();
     if characters.is_empty() {
         return Ok(());
@@ -177,6 +183,46 @@ fn excerpt(f: &mut fmt::Formatter<'_>, place: &Place, width: usize) -> fmt::Resu
     let marks = (place.length.max(1) as usize).min(characters.len().saturating_sub(column).max(1)).min(SHOWN);
     write!(f, "\n{margin} |\n{:>width$} | {}", place.line, text.trim_end())?;
     write!(f, "\n{margin} | {}{}", " ".repeat(column - start), "^".repeat(marks))
+}
+
+/// Longer texts of complaints are cut in the middle: a file may have keys of many megabytes.
+const LONGEST: usize = 1000;
+
+fn cut(text: String) -> String {
+    if text.len() <= LONGEST {
+        return text;
+    }
+    let (head, tail) = (floor_boundary(&text, LONGEST * 3 / 4), floor_boundary(&text, text.len() - LONGEST / 4));
+    format!("{} […] {}", &text[..head], &text[tail..])
+}
+
+fn floor_boundary(text: &str, mut index: usize) -> usize {
+    while !text.is_char_boundary(index) {
+        index -= 1;
+    }
+    index
+}
+
+/// Takes text until it is long enough; a key of a deep tree is then not made as a whole.
+struct Bounded(String);
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.0.len() + text.len() > LONGEST {
+            let room = floor_boundary(text, LONGEST.saturating_sub(self.0.len()).min(text.len()));
+            self.0.push_str(&text[..room]);
+            self.0.push('…');
+            return Err(fmt::Error);
+        }
+        self.0.push_str(text);
+        Ok(())
+    }
+}
+
+fn key_text(key: &Key<'_>) -> String {
+    let mut text = Bounded(String::new());
+    // The one error is that it is long enough.
+    let _ = fmt::write(&mut text, format_args!("{key}"));
+    text.0
 }
 
 /// A place by number: cheap enough for every node of a tree.
@@ -224,37 +270,91 @@ impl fmt::Display for Key<'_> {
 
 struct Source {
     path: PathBuf,
-    text: String,
+    text: Rc<str>,
     /// Byte offsets at which lines start.
-    lines: Vec<usize>,
+    lines: Vec<u32>,
+    /// Where in long lines that were asked for every thousandth character or so begins, by line.
+    steps: RefCell<HashMap<u32, Vec<u32>>>,
 }
+
+/// Lines of more bytes are not shown as a whole.
+const LONG_LINE: usize = 400;
+/// Characters of a long line that are shown on either side of a place.
+const AROUND: usize = 150;
+/// Characters between remembered offsets of a long line.
+const STEP: usize = 1024;
+
 impl Source {
     fn line(&self, number: u32) -> &str {
         let index = (number as usize).saturating_sub(1);
         let Some(&start) = self.lines.get(index) else { return "" };
-        let end = self.lines.get(index + 1).copied().unwrap_or(self.text.len());
-        self.text[start..end].trim_end_matches(['\n', '\r'])
+        let end = self.lines.get(index + 1).map_or(self.text.len(), |end| *end as usize);
+        self.text[start as usize..end].trim_end_matches(['\n', '\r'])
+    }
+
+    /// The byte offset of a character of a line, or where the line ends.
+    fn offset(&self, number: u32, character: usize) -> usize {
+        let line = self.line(number);
+        if line.len() <= LONG_LINE {
+            return line.char_indices().nth(character).map_or(line.len(), |(offset, _)| offset);
+        }
+        let mut known = self.steps.borrow_mut();
+        let steps = known.entry(number).or_insert_with(|| {
+            let starts = line.char_indices().step_by(STEP);
+            starts.map(|(offset, _)| u32::try_from(offset).unwrap_or(u32::MAX)).collect()
+        });
+        let Some(&step) = steps.get(character / STEP) else { return line.len() };
+        let rest = &line[step as usize..];
+        rest.char_indices().nth(character % STEP).map_or(line.len(), |(offset, _)| step as usize + offset)
+    }
+
+    /// What of a line is shown for a place in it, and the column that begins at.
+    fn excerpt(&self, number: u32, column: u32) -> (String, u32) {
+        let line = self.line(number);
+        if line.len() <= LONG_LINE {
+            return (line.to_owned(), 1);
+        }
+        let first = (column.saturating_sub(1) as usize).saturating_sub(AROUND);
+        let (start, end) = (self.offset(number, first), self.offset(number, first + 2 * AROUND));
+        (line[start..end].to_owned(), small(first + 1))
     }
 }
 
-/// More complaints than these help nobody, and a hostile file could make millions.
+fn small(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// More errors, or warnings, than these help nobody, and a hostile file could make millions.
 const MOST: usize = 500;
 /// Bytes that substitution may make in all files together.
 const MOST_SUBSTITUTED: usize = 64 << 20;
 /// Ports that all services together may have.
 const MOST_PORTS: usize = 100_000;
+/// Known words that are compared with misspelt ones, in all.
+const MOST_COMPARED: usize = 200_000;
 
 /// Collects complaints, and knows the files they are about.
 pub(crate) struct Report {
     sources: Vec<Source>,
     found: Vec<Diagnostic>,
+    /// What was said already, and where: what several services share by an anchor or `extends` is wrong once.
+    said: HashSet<u64>,
     allow_unsupported: bool,
     errors: usize,
+    /// Complaints that are kept.
+    kept_errors: usize,
+    kept_warnings: usize,
+    /// Whether there were more than are kept.
+    overflowed: bool,
     /// Bytes that substitution has made.
     substituted: usize,
     /// Ports that ranges have made.
     ports: usize,
-    /// Takes what is said after the limit.
+    /// Words that were compared with misspelt ones.
+    compared: usize,
+    /// Where the latest complaint is, if it is kept.
+    latest: Option<usize>,
+    /// Takes what is said after the limit, or again.
     scratch: Diagnostic,
 }
 
@@ -272,25 +372,32 @@ impl Report {
         Self {
             sources: Vec::new(),
             found: Vec::new(),
+            said: HashSet::new(),
             allow_unsupported,
             errors: 0,
+            kept_errors: 0,
+            kept_warnings: 0,
+            overflowed: false,
             substituted: 0,
             ports: 0,
+            compared: 0,
+            latest: None,
             scratch,
         }
     }
 
     /// Makes a file known; its number goes into spans.
-    pub(crate) fn add_source(&mut self, path: &Path, text: String) -> u16 {
+    pub(crate) fn add_source(&mut self, path: &Path, text: impl Into<Rc<str>>) -> u16 {
+        let text = text.into();
         let mut lines = vec![0];
         let bytes = text.as_bytes();
         for (index, byte) in bytes.iter().enumerate() {
             let lone_return = *byte == b'\r' && bytes.get(index + 1) != Some(&b'\n');
             if *byte == b'\n' || lone_return {
-                lines.push(index + 1);
+                lines.push(small(index + 1));
             }
         }
-        self.sources.push(Source { path: path.to_owned(), text, lines });
+        self.sources.push(Source { path: path.to_owned(), text, lines, steps: RefCell::default() });
         u16::try_from(self.sources.len() - 1).unwrap_or(u16::MAX)
     }
 
@@ -299,8 +406,8 @@ impl Report {
         self.sources.len() >= 10_000
     }
 
-    pub(crate) fn text(&self, file: u16) -> &str {
-        self.sources.get(usize::from(file)).map_or("", |source| &source.text)
+    pub(crate) fn text(&self, file: u16) -> Rc<str> {
+        self.sources.get(usize::from(file)).map_or_else(|| Rc::from(""), |source| Rc::clone(&source.text))
     }
 
     pub(crate) fn line(&self, file: u16, line: u32) -> &str {
@@ -309,12 +416,10 @@ impl Report {
 
     pub(crate) fn place(&self, span: Span) -> Option<Place> {
         let source = self.sources.get(usize::from(span.file))?;
-        (span.line > 0).then(|| Place {
-            file: source.path.clone(),
-            line: span.line,
-            column: span.column,
-            length: span.length,
-            excerpt: source.line(span.line).to_owned(),
+        (span.line > 0).then(|| {
+            let (excerpt, excerpt_column) = source.excerpt(span.line, span.column);
+            let Span { line, column, length, .. } = span;
+            Place { file: source.path.clone(), line, column, length, excerpt, excerpt_column }
         })
     }
 
@@ -369,37 +474,46 @@ impl Report {
         if severity == Severity::Error {
             self.errors += 1;
         }
-        let place = if self.found.len() < MOST { self.place(span) } else { None };
+        self.latest = None;
+        let kept = match severity {
+            Severity::Error => &mut self.kept_errors,
+            Severity::Warning => &mut self.kept_warnings,
+        };
+        if *kept >= MOST {
+            self.overflowed = true;
+            (self.scratch.hint, self.scratch.message) = (None, String::new());
+            return &mut self.scratch;
+        }
+        let key = key_text(key);
+        if !self.said.insert(identity(severity, span, &key, &message)) {
+            return &mut self.scratch;
+        }
+        *kept += 1;
         let diagnostic = Diagnostic {
             severity,
             complaint,
-            place,
-            key: key.to_string(),
-            message,
+            place: self.place(span),
+            key,
+            message: cut(message),
             hint: None,
             related: vec![],
         };
-        if self.found.len() < MOST {
-            self.found.push(diagnostic);
-            let last = self.found.len() - 1;
-            &mut self.found[last]
-        } else {
-            self.scratch = diagnostic;
-            &mut self.scratch
-        }
+        let index = self.found.len();
+        self.latest = Some(index);
+        self.found.push(diagnostic);
+        &mut self.found[index]
     }
 
     /// Explains the latest complaint by another place.
     pub(crate) fn relate(&mut self, span: Span, message: impl Into<String>) {
+        let Some(latest) = self.latest else { return };
         let Some(place) = self.place(span) else { return };
-        if let Some(last) = self.found.last_mut() {
-            last.related.push(Related { message: message.into(), place });
-        }
+        self.found[latest].related.push(Related { message: cut(message.into()), place });
     }
 
     /// Whether more is said than will be shown; then hints are not worth the time.
     pub(crate) fn is_overflowing(&self) -> bool {
-        self.found.len() >= MOST
+        self.overflowed
     }
 
     /// Counts text made by substitution; false when it is more than all files of an app could need.
@@ -420,7 +534,7 @@ impl Report {
 
     /// Everything found: by file and line, each once, errors that have no place last.
     pub(crate) fn finish(self) -> Vec<Diagnostic> {
-        let order: std::collections::HashMap<&Path, usize> = self
+        let order: HashMap<&Path, usize> = self
             .sources
             .iter()
             .enumerate()
@@ -433,28 +547,37 @@ impl Report {
                 (order.get(place.file.as_path()).copied().unwrap_or(usize::MAX), place.line, place.column)
             })
         });
-        let mut unique: Vec<Diagnostic> = Vec::with_capacity(found.len());
-        for diagnostic in found {
-            // What several services share by an anchor or `extends` is wrong once, at its place.
-            let same = |other: &&Diagnostic| {
-                other.message == diagnostic.message
-                    && other.place == diagnostic.place
-                    && (other.place.is_some() || other.key == diagnostic.key)
-            };
-            if unique.iter().rev().take(20).find(same).is_none() {
-                unique.push(diagnostic);
-            }
+        if self.overflowed {
+            found.push(Diagnostic {
+                severity: if self.errors > 0 { Severity::Error } else { Severity::Warning },
+                complaint: Complaint::Note,
+                message: format!("more than {MOST} complaints; the rest is not shown"),
+                hint: None,
+                ..self.scratch
+            });
         }
-        if unique.len() >= MOST {
-            let mut more = self.scratch;
-            more.severity = Severity::Error;
-            more.complaint = Complaint::Note;
-            (more.place, more.hint, more.key) = (None, None, String::new());
-            more.message = format!("more than {MOST} complaints; the rest is not shown");
-            unique.push(more);
-        }
-        unique
+        found
     }
+
+    /// "did you mean" for a misspelt word. A hostile file cannot make this long: the words that are compared in all are
+    /// bounded, and then there is no answer.
+    pub(crate) fn did_you_mean<'a>(
+        &mut self,
+        word: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Option<String> {
+        let room = MOST_COMPARED.saturating_sub(self.compared);
+        let compared = &mut self.compared;
+        did_you_mean(word, known.into_iter().take(room).inspect(|_| *compared += 1))
+    }
+}
+
+/// What makes two complaints the same: what is shared by several keys is one complaint at its place.
+fn identity(severity: Severity, span: Span, key: &str, message: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let key = if span.line > 0 { "" } else { key };
+    (severity, span.file, span.line, span.column, span.length, key, message).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The known word closest to a misspelt one, if any is close.
@@ -464,9 +587,10 @@ pub(crate) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         return None;
     }
     let most = (word.chars().count() / 3).clamp(1, 3);
+    let length = word.chars().count();
     known
         .into_iter()
-        .filter(|candidate| candidate.len() <= 64)
+        .filter(|candidate| candidate.len() <= 64 && candidate.chars().count().abs_diff(length) <= most)
         .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
         .filter(|(distance, _)| *distance <= most)
         .min_by_key(|(distance, _)| *distance)

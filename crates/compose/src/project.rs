@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::canonical::{Base, canonical, clean};
-use crate::diagnostic::{Complaint, Key, Report, Span, did_you_mean};
+use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::dotenv;
 use crate::interpolate;
 use crate::load::Files;
@@ -416,7 +416,7 @@ impl<'a> Assembly<'a> {
         let base = match found {
             Some(found) => Some(self.extended(name, found.clone(), source, scope, chain)),
             None => {
-                let hint = did_you_mean(name, source.services.keys());
+                let hint = self.report.did_you_mean(name, source.services.keys());
                 let message = format!("there is no service `{name}` to extend");
                 self.report.error(Complaint::UnknownReference, span, key, message).hint_if(hint);
                 None
@@ -480,7 +480,7 @@ impl<'a> Assembly<'a> {
             }
         }
         if !services.contains(wanted) {
-            let hint = did_you_mean(wanted, services.keys());
+            let hint = self.report.did_you_mean(wanted, services.keys());
             let message = format!("`{}` has no service `{wanted}` to extend", path.display());
             self.report.error(Complaint::UnknownReference, span, key, message).hint_if(hint);
             return None;

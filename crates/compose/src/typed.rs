@@ -18,11 +18,11 @@ use std::path::Path;
 use base64::Engine as _;
 use sha2::{Digest, Sha256};
 use wharf_model::{
-    AppName, AppSpec, DependencyCondition, FileSpec, NetworkMode, RestartCondition, ServiceName, ServiceSpec,
+    AppName, AppPolicy, AppSpec, DependencyCondition, FileSpec, NetworkMode, RestartCondition, ServiceName, ServiceSpec,
     VolumeName, VolumeSpec,
 };
 
-use crate::diagnostic::{Complaint, Key, Report, Span, did_you_mean};
+use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::node::{Entry, Mapping, Node, Value};
 use crate::project::{Assembly, Environment, Reference};
 
@@ -122,7 +122,17 @@ impl Typing<'_, '_> {
         let volumes = self.volume_specs();
         let configs = self.file_specs("configs");
         let secrets = self.file_specs("secrets");
-        Some(AppSpec { name: name?, services, networks, volumes, configs, secrets })
+        Some(AppSpec {
+            name: name?,
+            services,
+            externals: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            policy: AppPolicy::default(),
+            networks,
+            volumes,
+            configs,
+            secrets,
+        })
     }
 
     /// A service whose completion others wait for runs to its end once, unless its file says when it is to be started
@@ -166,7 +176,8 @@ impl Typing<'_, '_> {
             }
             return None;
         }
-        let hint = did_you_mean(name, self.services.keys());
+        let services = self.services;
+        let hint = self.report().did_you_mean(name, services.keys());
         let message = format!("there is no service `{name}`");
         self.report().error(Complaint::UnknownReference, span, key, message).hint_if(hint);
         None
@@ -180,7 +191,7 @@ impl Typing<'_, '_> {
         }
         let what = group.trim_end_matches('s');
         let known = members.into_iter().flat_map(Mapping::keys);
-        let hint = did_you_mean(name, known).unwrap_or_else(|| match group {
+        let hint = self.report().did_you_mean(name, known).unwrap_or_else(|| match group {
             "networks" | "volumes" => format!("declare it at the top level: `{group}: {{{name}: }}`"),
             _ => format!("declare it at the top level, under `{group}`"),
         });

@@ -20,7 +20,7 @@ const MOST_EXPANDED_TEXT: usize = 32 << 20;
 
 /// The documents of a file; `None` where it is not YAML, which has then been complained about.
 pub(crate) fn parse(report: &mut Report, file: u16) -> Option<Vec<Node>> {
-    let text = report.text(file).to_owned();
+    let text = report.text(file);
     let mut reader = Reader {
         parser: Parser::new_from_str(&text),
         report,
