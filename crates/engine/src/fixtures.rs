@@ -78,6 +78,7 @@ pub(crate) fn service(image: &str) -> ServiceSpec {
         labels: BTreeMap::new(),
         configs: vec![],
         secrets: vec![],
+        policy: ServicePolicy::default(),
     }
 }
 pub(crate) fn replicas(mut spec: ServiceSpec, replicas: u32) -> ServiceSpec {
@@ -117,6 +118,9 @@ pub(crate) fn app(services: &[(&str, ServiceSpec)]) -> AppSpec {
         networks: BTreeMap::from([("default".parse().unwrap(), NetworkSpec::default())]),
         configs: BTreeMap::new(),
         secrets: BTreeMap::new(),
+        externals: BTreeMap::new(),
+        jobs: BTreeMap::new(),
+        policy: AppPolicy::default(),
         services,
     }
 }

@@ -153,6 +153,7 @@ pub(crate) fn container_part(spec: &ServiceSpec) -> ServiceSpec {
     part.update = Default::default();
     part.labels = BTreeMap::new();
     part.expose = Vec::new();
+    part.policy = Default::default();
     // Gateways listen on these, not containers.
     part.ports.retain(|port| port.mode == PublishMode::Host);
     part

@@ -9,7 +9,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AppName, Bytes, Cpus, Millis, NetworkName, ServiceName, VolumeName};
+use crate::{
+    AppName, AppPolicy, Bytes, Cpus, ExternalService, JobSpec, Millis, NetworkName, ServiceName,
+    ServicePolicy, VolumeName,
+};
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -23,6 +26,15 @@ pub struct AppSpec {
     pub name: AppName,
     /// What should run.
     pub services: BTreeMap<ServiceName, ServiceSpec>,
+    /// What runs outside the cluster and is found by name; no name is in `services` as well.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub externals: BTreeMap<ServiceName, ExternalService>,
+    /// What runs to its end when asked for, or by the clock.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub jobs: BTreeMap<ServiceName, JobSpec>,
+    /// Wharf's own settings for the whole app.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub policy: AppPolicy,
     /// Every network a service is on, `default` among them where it is used.
     #[serde(default, skip_serializing_if = "is_default")]
     pub networks: BTreeMap<NetworkName, NetworkSpec>,
@@ -118,6 +130,9 @@ pub struct ServiceSpec {
     /// The secrets it mounts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub secrets: Vec<FileMount>,
+    /// Wharf's own settings; a change of them replaces no container.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub policy: ServicePolicy,
 }
 
 /// When an image is asked for at its registry.
@@ -308,6 +323,32 @@ pub struct ContainerSpec {
     /// Time between that signal and SIGKILL; 10 s if absent.
     #[serde(skip_serializing_if = "is_default")]
     pub stop_grace_period: Option<Millis>,
+    /// What is run in the container once its process runs; the task comes up only if all of it succeeds.
+    #[serde(skip_serializing_if = "is_default")]
+    pub post_start: Vec<Hook>,
+    /// What is run in the container before it is asked to stop.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pre_stop: Vec<Hook>,
+}
+
+/// A further command in a container, run at a moment of its life.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hook {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// As whom; as the container's own user if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub user: Option<String>,
+    /// With all capabilities.
+    #[serde(skip_serializing_if = "is_default")]
+    pub privileged: bool,
+    /// Where; where the container's own process runs if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub working_dir: Option<String>,
+    /// Beside the container's own environment, and over it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub environment: BTreeMap<String, String>,
 }
 
 /// A device of the host given to a container.

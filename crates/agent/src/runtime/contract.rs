@@ -92,8 +92,9 @@ pub fn sample_task(number: u64, service: &str, image: &str) -> TaskAssignment {
             labels: BTreeMap::new(),
             configs: Vec::new(),
             secrets: Vec::new(),
+            policy: wharf_model::ServicePolicy::default(),
         },
-        image: Image { reference: image.to_owned(), digest: None, id: None },
+        image: Image::named(image),
         attachments: Vec::new(),
         volumes: BTreeMap::new(),
         files: Vec::new(),
@@ -130,7 +131,7 @@ impl Suite<'_> {
     }
 
     async fn surroundings(&self) -> Surroundings {
-        let image = Image { reference: self.world.image.clone(), digest: None, id: None };
+        let image = Image::named(self.world.image.clone());
         let local = self.runtime.ensure_image(&image, PullPolicy::Missing, None, &|_| {}).await;
         Surroundings { image_id: local.expect("the image is loaded").id, ..Surroundings::default() }
     }
@@ -199,7 +200,7 @@ impl Suite<'_> {
         let error = self.runtime.ensure_image(&elsewhere, PullPolicy::Missing, None, &sink).await;
         let error = error.expect_err("an identifier that this engine does not know cannot be pulled");
         assert!(!error.is_temporary() && error.hint().is_some(), "{error}");
-        let never = Image { reference: missing.clone(), digest: None, id: None };
+        let never = Image::named(missing.clone());
         let error = self
             .runtime
             .ensure_image(&never, PullPolicy::Never, None, &sink)

@@ -93,6 +93,7 @@ pub fn container_config(
         labels: _,  // the service's, not its containers'
         configs: _, // the assignment's files carry both
         secrets: _,
+        policy: _, // the gateways' and the scheduler's
     } = &task.spec;
     let check = match (probe, healthcheck) {
         // Wharf asks; a second check inside the container would only cost.
@@ -190,6 +191,8 @@ fn fill_container(
         storage_opt,
         stop_signal,
         stop_grace_period,
+        post_start: _, // the task's loop runs both
+        pre_stop: _,
     } = spec;
     if !annotations.is_empty() && api < ApiVersion::ANNOTATIONS {
         return Err(too_old("annotations", "24", api));

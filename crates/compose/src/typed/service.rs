@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use wharf_model::{
     Dependency, DependencyCondition, Mode, NetworkMode, PlacementSpec, PullPolicy, Resources,
-    RestartCondition, RestartPolicy, ServiceName, ServiceSpec, UpdatePolicy,
+    RestartCondition, RestartPolicy, ServiceName, ServicePolicy, ServiceSpec, UpdatePolicy,
 };
 
 use super::{Typing, values};
@@ -20,6 +20,8 @@ enum Part {
     Amount,
     /// Read together with others.
     Together,
+    /// For another program than this one.
+    Elsewhere { reason: &'static str, instead: &'static str },
     /// Not what a cluster can honour.
     Refused { reason: &'static str, instead: &'static str },
 }
@@ -32,14 +34,14 @@ fn part(key: &str) -> Part {
         | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf" | "environment" | "env_file"
         | "labels" | "label_file" | "volumes" | "tmpfs" => Part::Together,
         "cpus" | "mem_limit" | "mem_reservation" | "pids_limit" => Part::Amount,
-        "develop" => refused(
-            "`develop` is about files on the machine of a developer",
-            "use it with `docker compose watch`, in a file of its own (`-f`)",
-        ),
-        "attach" => refused(
-            "`attach` is about the terminal of `docker compose up`",
-            "choose services: `wharf logs NAME`",
-        ),
+        "develop" => Part::Elsewhere {
+            reason: "`develop` is about files on the machine of a developer; it has no effect here",
+            instead: "use it with `docker compose watch`",
+        },
+        "attach" => Part::Elsewhere {
+            reason: "`attach` is about the terminal of `docker compose up`; it has no effect here",
+            instead: "choose services: `wharf logs NAME`",
+        },
         "external_links" => refused(
             "`external_links` names containers of one machine",
             "share an external network with the other app",
@@ -53,9 +55,9 @@ fn part(key: &str) -> Part {
             "it is for Windows containers; Wharf runs Linux ones",
             "remove it; limit processors with `cpus`",
         ),
-        "pre_start" | "post_start" | "pre_stop" => refused(
-            "hooks are not supported yet",
-            "run it in the image's entrypoint, or as a service that others depend on with `service_completed_successfully`",
+        "pre_start" => refused(
+            "a `pre_start` hook is a container of its own, with an image of its own",
+            "make it a service that this one depends on with `condition: service_completed_successfully`",
         ),
         "provider" => refused(
             "providers run programs on the machine of a developer",
@@ -100,6 +102,7 @@ impl Typing<'_, '_> {
             labels: BTreeMap::new(),
             configs: Vec::new(),
             secrets: Vec::new(),
+            policy: ServicePolicy::default(),
         };
         for (field, value) in service.iter() {
             let key = key.field(field);
@@ -108,6 +111,9 @@ impl Typing<'_, '_> {
             }
             match part(field) {
                 Part::Container | Part::Together | Part::Amount => {}
+                Part::Elsewhere { reason, instead } => {
+                    self.report().warn(Complaint::Note, value.key, &key, reason).hint(instead);
+                }
                 Part::Refused { reason, instead } => {
                     self.report().unsupported(value.key, &key, reason).hint(instead);
                 }
