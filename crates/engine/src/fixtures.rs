@@ -126,9 +126,8 @@ pub(crate) fn app(services: &[(&str, ServiceSpec)]) -> AppSpec {
 }
 pub(crate) fn images(spec: &AppSpec) -> BTreeMap<ServiceName, Image> {
     let image = |spec: &ServiceSpec| Image {
-        reference: spec.image.clone(),
         digest: Some(format!("sha256:{}", spec.image)),
-        id: None,
+        ..Image::named(spec.image.clone())
     };
     spec.services.iter().map(|(name, spec)| (name.clone(), image(spec))).collect()
 }

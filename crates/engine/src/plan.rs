@@ -653,7 +653,9 @@ fn service_change(
         return ServiceChange { action: Action::Create, reasons };
     };
     let image_reason = image.filter(|image| !spec::same_image(image, &revision.image)).map(|image| {
-        if image.reference == revision.image.reference {
+        if image.is_unbuilt() {
+            format!("image {} is built", image.reference)
+        } else if image.reference == revision.image.reference {
             let short = image.digest.as_deref().or(image.id.as_deref()).unwrap_or("unknown");
             format!("image {} is another now ({})", image.reference, short_digest(short))
         } else {

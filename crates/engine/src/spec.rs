@@ -192,7 +192,11 @@ pub(crate) fn same_container(world: &World, one: &ServiceRevision, other: &Servi
 }
 
 /// Whether two pinned images are one: by digest where both have one, by the engine's id otherwise, by reference if neither is known.
+/// What has yet to be built is no other image.
 pub(crate) fn same_image(one: &wharf_model::Image, other: &wharf_model::Image) -> bool {
+    if one.is_unbuilt() || other.is_unbuilt() {
+        return false;
+    }
     match (&one.digest, &other.digest) {
         (Some(one), Some(other)) => one == other,
         _ => match (&one.id, &other.id) {

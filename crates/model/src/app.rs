@@ -184,6 +184,19 @@ pub struct Image {
     /// The engine's id of it (`sha256:…`), where it is known only to engines and no registry could be asked.
     #[serde(default)]
     pub id: Option<String>,
+    /// What it was built from, if the cluster built it. Without digest and id it has yet to be built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub built: Option<crate::BuildMark>,
+}
+impl Image {
+    /// An image of which only the name is known.
+    pub fn named(reference: impl Into<String>) -> Self {
+        Self { reference: reference.into(), digest: None, id: None, built: None }
+    }
+    /// Whether it is to be built and has not been.
+    pub const fn is_unbuilt(&self) -> bool {
+        self.built.is_some() && self.digest.is_none() && self.id.is_none()
+    }
 }
 
 /// What a service should be now. Written through the API.

@@ -5,6 +5,7 @@
 
 mod app;
 mod assignment;
+mod build;
 mod event;
 mod ids;
 mod names;
@@ -23,6 +24,7 @@ pub use assignment::{
     AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, NamedPort, NetworkAssignment, NodeReport,
     Peer, Route, RouteTable, Target, TaskAssignment, TaskReport, VolumeAssignment,
 };
+pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildSpec, Dockerfile};
 pub use event::{Event, EventKind, Subject};
 pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId, TokenId, VolumeId};
 pub use names::{

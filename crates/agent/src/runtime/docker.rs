@@ -443,7 +443,7 @@ impl Runtime for DockerRuntime {
             PullPolicy::Missing | PullPolicy::Always => {
                 match self.ask_registry(reference, here.is_some(), credentials).await? {
                     Ok(digest) => {
-                        return Ok(Image { reference: reference.to_owned(), digest: Some(digest), id: None });
+                        return Ok(Image { digest: Some(digest), ..Image::named(reference) });
                     }
                     Err(refused) => refused,
                 }
@@ -1102,7 +1102,7 @@ fn read_pinned(reference: &str, local: bollard::models::ImageInspect) -> Image {
     let repository = Reference::parse(reference).repository;
     let digests = local.repo_digests.unwrap_or_default();
     let digest = digests.iter().find_map(|known| known.strip_prefix(repository)?.strip_prefix('@'));
-    Image { reference: reference.to_owned(), digest: digest.map(str::to_owned), id: local.id }
+    Image { digest: digest.map(str::to_owned), id: local.id, ..Image::named(reference) }
 }
 
 fn read_container(found: ContainerInspectResponse, task: TaskId) -> Result<Container> {

@@ -66,6 +66,7 @@ struct State {
     volumes: BTreeMap<VolumeId, VolumeAssignment>,
     foreign: BTreeMap<String, ContainerState>,
     calls: Vec<String>,
+    commands: Vec<ExecRequest>,
     failures: BTreeMap<&'static str, VecDeque<RuntimeError>>,
     made: u64,
 }
@@ -116,6 +117,7 @@ impl FakeRuntime {
             volumes: BTreeMap::new(),
             foreign: BTreeMap::new(),
             calls: Vec::new(),
+            commands: Vec::new(),
             failures: BTreeMap::new(),
             made: 0,
         };
@@ -183,6 +185,10 @@ impl FakeRuntime {
     /// Every call so far that was made to change something, such as `start web-1-0123`.
     pub fn calls(&self) -> Vec<String> {
         self.inner.state.lock().calls.clone()
+    }
+    /// Every further command that was run in a container so far.
+    pub fn commands(&self) -> Vec<ExecRequest> {
+        self.inner.state.lock().commands.clone()
     }
     /// Forgets the calls so far.
     pub fn forget_calls(&self) {
@@ -490,6 +496,7 @@ impl Runtime for FakeRuntime {
             reference: reference.to_owned(),
             digest: image.digest.clone(),
             id,
+            built: None,
         };
         if let Some(found) = state.registry.get(reference).filter(|_| policy != PullPolicy::Never) {
             return Ok(pinned(found, None));
@@ -772,11 +779,12 @@ impl Runtime for FakeRuntime {
     async fn exec(&self, container: &ContainerId, request: &ExecRequest) -> Result<ExecSession> {
         self.enter("exec").await?;
         {
-            let state = self.inner.state.lock();
+            let mut state = self.inner.state.lock();
             let entry = &state.containers[&state.existing(container)?];
             if !entry.container.state.is_running() {
                 return Err(RuntimeError::fatal(format!("the container {container} does not run")));
             }
+            state.commands.push(request.clone());
         }
         let program = Program::parse(&request.command, false);
         let (near, far) = tokio::io::duplex(64 * 1024);

@@ -24,6 +24,7 @@ use super::{
     Shared, closest,
     extract::{Json, Path, Query},
     failure::{Answer, Failure},
+    files::Pins,
     require_user, views,
 };
 use crate::{
@@ -256,8 +257,9 @@ pub(super) async fn plan(
 ) -> Answer<Json<v1::Plan>> {
     let by = require_user(&peer)?;
     let key = key(&environment, &app)?;
-    let prepared = prepare(&shared, &key, wish.action).await?;
+    let mut prepared = prepare(&shared, &key, wish.action).await?;
     let inner = shared.state.read();
+    prepared.pin(&inner, &key);
     Ok(Json(prepared.plan(&inner, &key, &by, shared.now())))
 }
 
@@ -283,7 +285,7 @@ pub(super) async fn apply(
 
 async fn apply_prepared(
     shared: Shared,
-    prepared: Prepared,
+    mut prepared: Prepared,
     key: AppKey,
     by: By,
     fingerprint: String,
@@ -295,6 +297,7 @@ async fn apply_prepared(
         let (mut writes, applied) = {
             let inner = shared.state.read();
             prepared.refuse_if_busy(&inner, &key, supersede)?;
+            prepared.pin(&inner, &key);
             let plan = prepared.plan(&inner, &key, &by, shared.now());
             if plan.fingerprint != fingerprint {
                 return Err(Failure::new(
@@ -370,6 +373,8 @@ enum Prepared {
         images: BTreeMap<ServiceName, Image>,
         /// Contents by digest.
         files: BTreeMap<String, Vec<u8>>,
+        /// What its external configs and secrets are now.
+        pins: Pins,
         /// Images that could not be found.
         missing: Vec<v1::Refusal>,
         warnings: Vec<String>,
@@ -433,13 +438,12 @@ async fn prepare_up(shared: &Shared, key: &AppKey, mut spec: AppSpec, pull: bool
             Err(Failure(problem)) => {
                 let message = format!("service {name}: {}", problem.message);
                 missing.push(v1::Refusal { message, hint: problem.hint.clone() });
-                images
-                    .insert(name.clone(), Image { reference: service.image.clone(), digest: None, id: None });
+                images.insert(name.clone(), Image::named(service.image.clone()));
             }
         }
     }
     warnings.dedup();
-    Ok(Prepared::Up { spec: Box::new(spec), images, files, missing, warnings })
+    Ok(Prepared::Up { spec: Box::new(spec), images, files, pins: Pins::default(), missing, warnings })
 }
 
 /// Takes a config's or secret's content out of the specification; a digest that only servers can make stays.
@@ -450,17 +454,31 @@ fn take_content(
     file: &mut FileSpec,
     files: &mut BTreeMap<String, Vec<u8>>,
 ) -> Answer<()> {
-    let Some(content) = file.content.take() else {
+    file.version = None;
+    if file.external {
+        // Whose content is the environment's: it is looked up with each plan.
+        return Ok(());
+    }
+    let Some(text) = file.content.take() else {
         let known = file.digest.as_ref().map(|digest| Key::File(app.clone(), digest.clone()));
         let known = known.is_some_and(|key| shared.state.read().revision_of(&key).is_some());
-        return match file.external || known {
+        return match known {
             true => Ok(()),
             false => Err(Failure::invalid(format!("the content of `{name}` is missing"))
                 .hint("plan again from the file that has it")),
         };
     };
+    let content = content(name, &text)?;
+    let digest = shared.state.seal().digest(&content);
+    file.digest = Some(digest.clone());
+    files.insert(digest, content);
+    Ok(())
+}
+
+/// The content of a config or secret, as a client sends it.
+pub(super) fn content(name: &str, text: &str) -> Answer<Vec<u8>> {
     let content = BASE64
-        .decode(content)
+        .decode(text)
         .map_err(|_| Failure::invalid(format!("the content of `{name}` is not base64")))?;
     if content.len() > LARGEST_FILE {
         let (size, largest) = (content.len() >> 10, LARGEST_FILE >> 10);
@@ -469,10 +487,7 @@ fn take_content(
         ))
         .hint("keep large data in a volume or in the image"));
     }
-    let digest = shared.state.seal().digest(&content);
-    file.digest = Some(digest.clone());
-    files.insert(digest, content);
-    Ok(())
+    Ok(content)
 }
 
 /// What the current release pins this service's image to, if it is written the same.
@@ -529,17 +544,25 @@ async fn resolve(shared: &Shared, reference: &str, refresh: bool) -> Answer<Imag
 }
 
 impl Prepared {
+    /// Pins what the app takes from its environment to what that has now.
+    fn pin(&mut self, inner: &Inner, key: &AppKey) {
+        match self {
+            Self::Up { spec, pins, .. } => *pins = Pins::pin(inner, key, spec),
+            Self::Request(_) => {}
+        }
+    }
+
     /// What it would do now.
     fn plan(&self, inner: &Inner, key: &AppKey, by: &By, now: wharf_model::Timestamp) -> v1::Plan {
         let world = &inner.world;
         match self {
-            Self::Up { spec, images, missing, warnings, .. } => {
+            Self::Up { spec, images, pins, missing, warnings, .. } => {
                 let plan = engine::plan(world, key, spec, images);
                 let noop = plan.is_noop();
                 let mut view = view(plan);
                 view.warnings.extend(warnings.iter().cloned());
                 // A service whose image was not found has said so already.
-                view.refusals.extend(missing.iter().cloned());
+                view.refusals.extend(pins.missing.iter().chain(missing).cloned());
                 let latest = world.releases_of(key).last().map_or(0, |release| release.number.0);
                 view.release = (!noop).then_some(latest + 1);
                 view
@@ -598,8 +621,8 @@ impl Prepared {
         };
         let mut writes = Writes::default();
         let changes = match self {
-            Self::Up { spec, images, files, missing, .. } => {
-                if let Some(refusal) = missing.first() {
+            Self::Up { spec, images, files, pins, missing, .. } => {
+                if let Some(refusal) = pins.missing.first().or(missing.first()) {
                     let failure = Failure::invalid(refusal.message.clone());
                     return Err(refusal.hint.iter().fold(failure, |failure, hint| failure.hint(hint)));
                 }
@@ -613,13 +636,17 @@ impl Prepared {
                     if inner.revision_of(&place).is_some() {
                         // Contents that nothing refers to are removed: not this one, from now on.
                         writes.change = inner.expecting(writes.change, &place);
-                    } else if let Some(content) = files.get(digest) {
+                        continue;
+                    }
+                    let pinned = pins.content(shared, inner, digest)?;
+                    if let Some(content) = files.get(digest).or(pinned.as_ref()) {
                         let mut nonce = [0; 12];
                         rand::rng().fill_bytes(&mut nonce);
                         let sealed = shared.state.seal().seal(&place.to_string(), content, nonce);
                         writes.before.push((place, sealed));
                     }
                 }
+                writes.change = pins.hold(inner, key, writes.change);
                 if takes_ports(world, key, spec) {
                     let ports = PortsRecord { app: key.clone() };
                     let bytes = encode(&Key::Ports, &ports);

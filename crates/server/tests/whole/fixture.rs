@@ -497,7 +497,7 @@ async fn resolve(Json(wish): Json<ResolveImage>) -> Response {
         return (StatusCode::UNPROCESSABLE_ENTITY, Json(problem)).into_response();
     }
     let digest = Some(format!("sha256:{:0>64}", hex::encode(&wish.reference)));
-    Json(Image { reference: wish.reference, digest, id: None }).into_response()
+    Json(Image { reference: wish.reference, digest, id: None, built: None }).into_response()
 }
 
 async fn logs(State(fake): State<Arc<Fake>>, Query(query): Query<LogsQuery>) -> Response {

@@ -430,7 +430,7 @@ impl Node for FakeNode {
         stream::iter(first).chain(stream::pending()).boxed()
     }
     async fn resolve_image(&self, wish: ResolveImage) -> Result<Image, Refusal> {
-        Ok(Image { reference: wish.reference, digest: None, id: Some("sha256:abc".to_owned()) })
+        Ok(Image { id: Some("sha256:abc".to_owned()), ..Image::named(wish.reference) })
     }
     async fn logs(
         &self,
