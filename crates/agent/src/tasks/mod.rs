@@ -7,6 +7,7 @@
 //! - Errors that can pass are tried again with growing pauses, and the status says what and when; others end the task.
 
 pub mod files;
+mod hooks;
 pub mod step;
 
 use std::{
@@ -136,6 +137,10 @@ pub struct TaskLoop {
     next_check: Duration,
     /// The image has a check of its own that the service has not turned off.
     image: Option<LocalImage>,
+    /// So many of its `post_start` hooks have succeeded.
+    hooks_done: usize,
+    /// Its `pre_stop` hooks have been run, and what there is to say about that.
+    pre_stopped: Option<String>,
 }
 
 /// Why a step did not end by itself.
@@ -168,6 +173,8 @@ impl TaskLoop {
             verdict: Verdict::new(),
             next_check: Duration::ZERO,
             image: None,
+            hooks_done: 0,
+            pre_stopped: None,
             shared,
         }
     }
@@ -230,7 +237,8 @@ impl TaskLoop {
             }
             (Step::Stopped, _) => {
                 self.status.ended_at.get_or_insert(now(&*self.shared.clock));
-                self.enter(Phase::Stopped, String::new()).await;
+                let remark = self.pre_stopped.take().unwrap_or_default();
+                self.enter(Phase::Stopped, remark).await;
                 Ok(Turn::Again)
             }
             // A step on a container is only decided when there is one.
@@ -406,6 +414,9 @@ impl TaskLoop {
             self.status.image_id = Some(container.image_id.clone());
             self.status.started_at = Some(started_at);
             self.status.health = Health::Starting;
+            if let Some(turn) = self.after_start(task, container).await? {
+                return Ok(turn);
+            }
         }
         self.status.host_ports.clone_from(&container.host_ports);
         let (health, output, pause) = self.check(task, container, started_at).await?;
@@ -535,10 +546,7 @@ impl TaskLoop {
         // Output that cannot be had is missing in the report, which is better than no report.
         let frames = timeout(LOG_PATIENCE, read).await.ok().flatten().unwrap_or_default();
         let text: Vec<u8> = frames.iter().flat_map(|frame| frame.bytes.iter().copied()).collect();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<_> = text.lines().map(|line| line.chars().take(LINE).collect::<String>()).collect();
-        let skip = lines.len().saturating_sub(usize::try_from(LAST_LINES).unwrap_or(usize::MAX));
-        lines.into_iter().skip(skip).collect()
+        last_lines(&text)
     }
 
     /// Asks the process to stop and waits until it has.
@@ -546,6 +554,7 @@ impl TaskLoop {
         self.status.container = Some(container.id.0.clone());
         self.status.hint = None;
         let grace = task.spec.container.stop_grace_period.unwrap_or(DEFAULT_GRACE);
+        self.before_stop(task, container, grace).await?;
         self.enter(Phase::Stopping, format!("asked to stop, with {grace} to do so")).await;
         let shared = Arc::clone(&self.shared);
         tokio::select! {
@@ -697,6 +706,14 @@ fn connections(task: &TaskAssignment, prepared: &Prepared) -> Result<Vec<Connect
         Ok(Connection { network: local.name.clone(), address: on.address, gateway: network.gateway })
     };
     task.attachments.iter().map(connection).collect()
+}
+
+/// The last lines of some output, as they go into a status.
+fn last_lines(text: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<_> = text.lines().map(|line| line.chars().take(LINE).collect::<String>()).collect();
+    let skip = lines.len().saturating_sub(usize::try_from(LAST_LINES).unwrap_or(usize::MAX));
+    lines.into_iter().skip(skip).collect()
 }
 
 /// What people do next about an exit.

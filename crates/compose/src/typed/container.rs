@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use wharf_model::{Blkio, Bytes, ContainerSpec, DeviceMapping, Logging, Ulimit};
+use wharf_model::{Blkio, Bytes, ContainerSpec, DeviceMapping, Hook, Logging, Ulimit};
 
 use super::{Typing, values};
 use crate::diagnostic::{Complaint, Key};
@@ -76,14 +76,16 @@ impl Typing<'_, '_> {
             "storage_opt" => spec.storage_opt = values::text_map(entry),
             "stop_signal" => spec.stop_signal = self.signal(entry, key),
             "stop_grace_period" => spec.stop_grace_period = values::duration(entry),
+            "post_start" => spec.post_start = self.hooks(entry, key),
+            "pre_stop" => spec.pre_stop = self.hooks(entry, key),
             // Read by `Typing::service`; the rest is refused there.
             "image" | "build" | "pull_policy" | "platform" | "scale" | "deploy" | "restart"
             | "depends_on" | "links" | "networks" | "network_mode" | "ports" | "expose" | "healthcheck"
             | "configs" | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf" | "environment"
             | "env_file" | "labels" | "label_file" | "cpus" | "mem_limit" | "mem_reservation"
             | "pids_limit" | "develop" | "attach" | "external_links" | "volumes_from" | "mac_address"
-            | "cpu_count" | "cpu_percent" | "isolation" | "credential_spec" | "pre_start" | "post_start"
-            | "pre_stop" | "provider" | "models" | "use_api_socket" | "pull_refresh_after" => {}
+            | "cpu_count" | "cpu_percent" | "isolation" | "credential_spec" | "pre_start"
+            | "provider" | "models" | "use_api_socket" | "pull_refresh_after" => {}
             _ => self.unforeseen(entry, key),
         }
     }
@@ -329,6 +331,50 @@ impl Typing<'_, '_> {
             }
         }
         rates
+    }
+
+    /// Commands to run in the container at a moment of its life.
+    fn hooks(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<Hook> {
+        let mut hooks = Vec::new();
+        for (index, item, mapping) in values::mappings(entry) {
+            let key = key.item(index);
+            let mut hook = Hook::default();
+            for (field, value) in mapping.iter() {
+                let key = key.field(field);
+                match field {
+                    "command" => {
+                        hook.command = values::command(self.report(), value, &key).unwrap_or_default();
+                    }
+                    "user" => hook.user = values::full_text(self.report(), value, &key),
+                    "working_dir" => hook.working_dir = values::full_text(self.report(), value, &key),
+                    "privileged" => hook.privileged = values::flag(value).unwrap_or_default(),
+                    "environment" => hook.environment = self.hook_environment(value),
+                    _ => self.unforeseen(value, &key),
+                }
+            }
+            if hook.command.is_empty() && !mapping.get("command").is_some_and(Node::is_invalid) {
+                self.report()
+                    .error(Complaint::MissingKey, item.span, &key, "a hook needs a command")
+                    .hint("write `command: [\"sh\", \"-c\", \"…\"]`");
+            }
+            hooks.push(hook);
+        }
+        hooks
+    }
+
+    /// Bare names are taken from the environment; one that is set nowhere stays as the container has it.
+    fn hook_environment(&self, entry: &Entry) -> BTreeMap<String, String> {
+        let outer = |name: &str| Some((name.to_owned(), self.environment.get(name)?.clone()));
+        let listed = entry.node.as_sequence().unwrap_or_default().iter().filter_map(Node::as_str);
+        let listed = listed.filter_map(|text| match text.split_once('=') {
+            Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+            None => outer(text),
+        });
+        let named = values::entries(entry).filter_map(|(name, entry)| match &entry.node.value {
+            Value::Null => outer(name),
+            _ => Some((name.to_owned(), entry.node.scalar_text()?)),
+        });
+        listed.chain(named).collect()
     }
 
     fn signal(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {

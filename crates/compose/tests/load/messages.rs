@@ -245,7 +245,7 @@ fn circles_are_shown() {
 #[test]
 fn what_a_cluster_cannot_do_has_a_reason_and_a_way_out() {
     let folder = web(
-        "container_name: web\nscale: 2\nvolumes_from: [db]\nnetwork_mode: bridge\npost_start: [{command: x}]\ndeploy:\n  endpoint_mode: vip\n  mode: replicated-job\npid: service:db\npull_policy: daily\nexternal_links: [x]\n",
+        "container_name: web\nscale: 2\nvolumes_from: [db]\nnetwork_mode: bridge\npre_start: [{command: x}]\ndeploy:\n  endpoint_mode: vip\n  mode: replicated-job\npid: service:db\npull_policy: daily\nexternal_links: [x]\n",
     );
     insta::assert_snapshot!(folder.complaints(), @r#"
     error: `volumes_from` takes the mounts of a container that may run on another node
@@ -260,12 +260,12 @@ fn what_a_cluster_cannot_do_has_a_reason_and_a_way_out() {
     7 |     network_mode: bridge
       |                   ^^^^^^
       = help: remove `network_mode`: the service is then on the app's `default` network
-    error: hooks are not supported yet
-     --> /app/compose.yaml:8:5 (services.web.post_start)
+    error: a `pre_start` hook is a container of its own, with an image of its own
+     --> /app/compose.yaml:8:5 (services.web.pre_start)
       |
-    8 |     post_start: [{command: x}]
-      |     ^^^^^^^^^^
-      = help: run it in the image's entrypoint, or as a service that others depend on with `service_completed_successfully`
+    8 |     pre_start: [{command: x}]
+      |     ^^^^^^^^^
+      = help: make it a service that this one depends on with `condition: service_completed_successfully`
     error: a service's name leads to its tasks, not to a virtual address
       --> /app/compose.yaml:10:22 (services.web.deploy.endpoint_mode)
        |
