@@ -381,6 +381,93 @@ pub struct Applied {
     pub release: u64,
 }
 
+/// A config or secret of an environment, which apps mount as `external`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NamedFile {
+    /// `config` or `secret`.
+    pub kind: String,
+    /// The environment.
+    pub environment: String,
+    /// The name in it.
+    pub name: String,
+    /// The newest version: what the next `up` of an app takes.
+    pub version: u64,
+    /// Length of its content in bytes.
+    pub size: u64,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// When the first version was made.
+    pub created_at: u64,
+    /// When the newest was made.
+    pub updated_at: u64,
+    /// The apps whose release has it.
+    pub used_by: Vec<FileUse>,
+    /// The latest versions, the newest first.
+    pub versions: Vec<FileVersion>,
+    /// The content in base64: of configs only, and where one is asked for by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+}
+
+/// An app that has a config or secret of its environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FileUse {
+    /// The app.
+    pub app: String,
+    /// The version its release pins.
+    pub version: u64,
+}
+
+/// One version of a config or secret of an environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FileVersion {
+    /// Its number.
+    pub number: u64,
+    /// Length of its content in bytes.
+    pub size: u64,
+    /// When it was made.
+    pub created_at: u64,
+    /// Who made it.
+    pub by: String,
+}
+
+/// A wish for a config or secret, or for a new version of one.
+#[derive(Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileCreate {
+    /// The content in base64.
+    pub content: String,
+    /// Labels; those of before stay if there are none.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// If there is one of this name: make a new version of it, instead of refusing ([`Code::Conflict`]).
+    #[serde(default)]
+    pub replace: bool,
+    /// What the client says of itself: `ada@laptop`.
+    #[serde(default)]
+    pub client: String,
+}
+impl std::fmt::Debug for FileCreate {
+    /// Without the content, which may be a secret's.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { content: _, labels, replace, client } = self;
+        let mut shown = f.debug_struct("FileCreate");
+        shown.field("labels", labels).field("replace", replace).field("client", client);
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// A new version of a config or secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FileCreated {
+    /// Its number.
+    pub version: u64,
+    /// Whether it is new; the newest stays if it has this content already.
+    pub changed: bool,
+    /// The apps that have an older version until their next `up`.
+    pub behind: Vec<FileUse>,
+}
+
 /// An app in a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct App {

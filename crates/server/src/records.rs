@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 use wharf_model::{
-    AddressPool, AppKey, AppRecord, Event, EventId, Generation, NetworkId, NetworkRecord, NodeId, NodeName,
-    NodeRecord, NodeStatus, Release, ReleaseNumber, ServerId, ServiceKey, ServiceRecord, ServiceRevision,
-    Task, TaskId, TaskStatus, Timestamp, TokenId, VolumeId, VolumeRecord,
+    AddressPool, AppKey, AppRecord, EnvironmentName, Event, EventId, FileName, Generation, NetworkId,
+    NetworkRecord, NodeId, NodeName, NodeRecord, NodeStatus, Release, ReleaseNumber, ServerId, ServiceKey,
+    ServiceRecord, ServiceRevision, Task, TaskId, TaskStatus, Timestamp, TokenId, VolumeId, VolumeRecord,
 };
 use wharf_store::{StoreError, records};
 
@@ -128,6 +128,69 @@ impl std::fmt::Display for TokenRole {
     }
 }
 
+/// Which of the two kinds of files apps mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// Its content may be read by people.
+    Config,
+    /// Its content is handed to the tasks that mount it and to nobody else.
+    Secret,
+}
+impl std::fmt::Display for FileKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Config => "config",
+            Self::Secret => "secret",
+        })
+    }
+}
+
+/// A config or secret of an environment, which apps mount as `external`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NamedFileKey {
+    /// Which kind.
+    pub kind: FileKind,
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// The name in it.
+    pub name: FileName,
+}
+impl std::fmt::Display for NamedFileKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.kind, self.environment, self.name)
+    }
+}
+
+/// A config or secret of an environment, with the versions it has had. The contents lie beside it, sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedFileRecord {
+    /// Its kind, environment and name.
+    pub key: NamedFileKey,
+    /// Labels.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// When the first version was made.
+    pub created_at: Timestamp,
+    /// The latest versions, the newest last; there is one.
+    pub versions: Vec<FileVersion>,
+}
+
+/// One version of a config or secret of an environment. Immutable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileVersion {
+    /// Its number, from 1.
+    pub number: u64,
+    /// What the servers' key makes of its content.
+    pub digest: String,
+    /// Length of its content.
+    pub size: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub by: String,
+}
+
 /// A value in the store.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "lives for one decoding; boxing would cost every reader")]
@@ -172,6 +235,10 @@ pub enum Record {
     Event(Event),
     /// `files/ENVIRONMENT/NAME/DIGEST`: the sealed content of a config or secret.
     Sealed(Vec<u8>),
+    /// `named/KIND/ENVIRONMENT/NAME`
+    NamedFile(NamedFileRecord),
+    /// `named-contents/KIND/ENVIRONMENT/NAME/VERSION`, sealed.
+    NamedContent(Vec<u8>),
 }
 
 /// A key, read.
@@ -217,6 +284,10 @@ pub enum Key {
     Event(EventId),
     /// The sealed content of a config or secret, by app and digest.
     File(AppKey, String),
+    /// A config or secret of an environment.
+    NamedFile(NamedFileKey),
+    /// The sealed content of one version of it.
+    NamedContent(NamedFileKey, u64),
 }
 
 impl std::fmt::Display for Key {
@@ -244,6 +315,8 @@ impl std::fmt::Display for Key {
             Self::Lease => f.write_str("lease"),
             Self::Event(id) => write!(f, "events/{id}"),
             Self::File(app, digest) => write!(f, "files/{app}/{digest}"),
+            Self::NamedFile(file) => write!(f, "named/{file}"),
+            Self::NamedContent(file, version) => write!(f, "named-contents/{file}/{version:010}"),
         }
     }
 }
@@ -261,6 +334,16 @@ impl std::str::FromStr for Key {
         fn service(text: &str) -> Option<ServiceKey> {
             let (owner, name) = text.rsplit_once('/')?;
             Some(ServiceKey { app: app(owner)?, name: id(name)? })
+        }
+        fn named(text: &str) -> Option<NamedFileKey> {
+            let (kind, rest) = text.split_once('/')?;
+            let kind = match kind {
+                "config" => FileKind::Config,
+                "secret" => FileKind::Secret,
+                _ => return None,
+            };
+            let (environment, name) = rest.split_once('/')?;
+            Some(NamedFileKey { kind, environment: id(environment)?, name: id(name)? })
         }
         let parse = || {
             Some(match text.split_once('/') {
@@ -295,6 +378,11 @@ impl std::str::FromStr for Key {
                 Some(("files", rest)) => {
                     let (owner, digest) = rest.rsplit_once('/')?;
                     Self::File(app(owner)?, digest.to_owned())
+                }
+                Some(("named", rest)) => Self::NamedFile(named(rest)?),
+                Some(("named-contents", rest)) => {
+                    let (file, version) = rest.rsplit_once('/')?;
+                    Self::NamedContent(named(file)?, id(version)?)
                 }
                 Some(_) => return None,
             })
@@ -338,6 +426,8 @@ impl Record {
             Key::Lease => Self::Lease(value(key, bytes)?),
             Key::Event(_) => Self::Event(value(key, bytes)?),
             Key::File(..) => Self::Sealed(bytes.to_vec()),
+            Key::NamedFile(_) => Self::NamedFile(value(key, bytes)?),
+            Key::NamedContent(..) => Self::NamedContent(bytes.to_vec()),
         })
     }
 }
@@ -358,6 +448,11 @@ mod tests {
     fn every_key_reads_back() {
         let app = AppKey { environment: "prod".parse().unwrap(), name: "shop".parse().unwrap() };
         let service = ServiceKey { app: app.clone(), name: "web.front".parse().unwrap() };
+        let named = NamedFileKey {
+            kind: FileKind::Secret,
+            environment: "prod".parse().unwrap(),
+            name: "db_password".parse().unwrap(),
+        };
         let keys = [
             Key::Cluster,
             Key::Node(NodeId::from_parts(1, [1; 10])),
@@ -379,6 +474,8 @@ mod tests {
             Key::Lease,
             Key::Event(EventId::from_parts(1, [1; 10])),
             Key::File(app, "00ff".into()),
+            Key::NamedFile(named.clone()),
+            Key::NamedContent(named, 12),
         ];
         for key in keys {
             assert_eq!(key.to_string().parse(), Ok(key));

@@ -25,7 +25,10 @@ use wharf_process::errors::chain;
 use wharf_store::{Backend, Batch, Revision, StoreError};
 
 use crate::{
-    records::{ClusterRecord, Key, LeaderRecord, Record, RevokedRecord, ServerRecord, TokenRecord},
+    records::{
+        ClusterRecord, Key, LeaderRecord, NamedFileKey, NamedFileRecord, Record, RevokedRecord, ServerRecord,
+        TokenRecord,
+    },
     seal::SealKey,
 };
 
@@ -77,9 +80,17 @@ pub struct Inner {
     event_log: BTreeSet<(Revision, EventId)>,
     /// Which apps have a config or secret with a content, by its digest.
     files: BTreeMap<String, BTreeSet<wharf_model::AppKey>>,
+    /// The configs and secrets of environments.
+    pub named: BTreeMap<NamedFileKey, NamedFileRecord>,
+    /// The contents of their versions, as sealed as in the store.
+    named_contents: HashMap<(NamedFileKey, u64), Arc<[u8]>>,
     revisions: HashMap<Key, Revision>,
 }
 impl Inner {
+    /// The content of a version of a config or secret of an environment, sealed for its key ([`Key::NamedContent`]).
+    pub fn named_content(&self, file: &NamedFileKey, version: u64) -> Option<Arc<[u8]>> {
+        self.named_contents.get(&(file.clone(), version)).cloned()
+    }
     /// The revision at which a key was last written; `None` if it is absent.
     pub fn revision_of(&self, key: &Key) -> Option<Revision> {
         self.revisions.get(key).copied()
@@ -463,6 +474,13 @@ impl State {
                     Err(error) => tracing::error!(%error, "a config or secret cannot be handed out"),
                 }
             }
+            Record::NamedFile(file) => {
+                inner.named.insert(file.key.clone(), file);
+            }
+            Record::NamedContent(sealed) => {
+                let Key::NamedContent(file, version) = &key else { return };
+                inner.named_contents.insert((file.clone(), *version), Arc::from(sealed));
+            }
         }
         inner.revisions.insert(key, revision);
     }
@@ -516,6 +534,12 @@ fn remove(inner: &mut Inner, key: &Key, revision: Revision) {
                     world.remove_file(digest);
                 }
             }
+        }
+        Key::NamedFile(file) => {
+            inner.named.remove(file);
+        }
+        Key::NamedContent(file, version) => {
+            inner.named_contents.remove(&(file.clone(), *version));
         }
     }
 }

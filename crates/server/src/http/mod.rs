@@ -8,6 +8,7 @@ pub mod apps;
 pub mod cluster;
 pub mod extract;
 pub mod failure;
+pub mod files;
 pub mod nodes;
 pub mod openapi;
 pub mod streams;
@@ -132,6 +133,14 @@ api! {
     get "/v1/tasks/{task}" apps::task,
     get "/v1/tasks/{task}/inspect" streams::inspect,
     post "/v1/tasks/{task}/exec" streams::exec,
+    get "/v1/configs" files::configs,
+    get "/v1/configs/{environment}/{name}" files::config,
+    post "/v1/configs/{environment}/{name}" files::create_config,
+    delete "/v1/configs/{environment}/{name}" files::remove_config,
+    get "/v1/secrets" files::secrets,
+    get "/v1/secrets/{environment}/{name}" files::secret,
+    post "/v1/secrets/{environment}/{name}" files::create_secret,
+    delete "/v1/secrets/{environment}/{name}" files::remove_secret,
     get "/v1/usage" streams::usage,
     get "/v1/events" streams::events,
 }

@@ -5,6 +5,7 @@
 mod apps;
 mod cluster;
 mod committer;
+mod files;
 mod fixture;
 mod leader;
 mod state;
