@@ -91,6 +91,10 @@ pub(crate) enum Command {
     Top(commands::top::Top),
     /// Look at apps and their releases
     App(commands::app::App),
+    /// Keep secrets that apps mount as `external: true`
+    Secret(commands::files::Secret),
+    /// Keep configs that apps mount as `external: true`
+    Configs(commands::files::Configs),
     /// Look at machines and change them
     Node(commands::node::Node),
     /// Make and end join tokens

@@ -9,6 +9,7 @@ pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod files;
 pub(crate) mod inspect;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
@@ -51,6 +52,8 @@ pub(crate) async fn run(cli: Cli) -> Result<Exit> {
         Command::Events(args) => events::run(args, global, &out).await,
         Command::Top(args) => top::run(args, global, &out).await,
         Command::App(args) => app::run(args, global, &out).await,
+        Command::Secret(args) => files::secret(args, global, &out).await,
+        Command::Configs(args) => files::configs(args, global, &out).await,
         Command::Node(args) => node::run(args, global, &out).await,
         Command::Token(args) => token::run(args, global, &out).await,
         Command::Context(args) => context::run(args, global, &out),
