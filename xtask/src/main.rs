@@ -4,6 +4,7 @@
 //! It builds in seconds: no dependency but JSON and error chains, and no crate of the workspace.
 
 mod cli;
+mod compose;
 mod crates;
 mod licences;
 mod links;
@@ -22,6 +23,7 @@ usage: cargo xtask TASK
 
   check-deps         every crate depends on nothing but what the architecture allows
   cli [--check]      writes docs/reference/cli.md from the program's help, or compares it
+  compose [--check]  writes docs/reference/compose.md from the loader's table, or compares it and finds its tests
   licences           every dependency's licence is on the allow list
   links              relative links and anchors in Markdown files resolve
   names              no package registry's host and no path of this machine stands in a file
@@ -63,6 +65,8 @@ fn task(arguments: &[&str]) -> Option<Task> {
         ["check-deps"] => Some(crates::check),
         ["cli"] => Some(cli::write),
         ["cli", "--check"] => Some(cli::check),
+        ["compose"] => Some(compose::write),
+        ["compose", "--check"] => Some(compose::check),
         ["licences"] => Some(licences::check),
         ["links"] => Some(links::check),
         ["names"] => Some(names::check),

@@ -17,6 +17,7 @@ mod merge;
 mod node;
 mod project;
 mod quantity;
+pub mod reference;
 mod shape;
 mod shapes;
 mod short;

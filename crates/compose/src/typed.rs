@@ -114,6 +114,11 @@ impl Typing<'_, '_> {
                 .general(Complaint::MissingKey, "every service has a profile, and none of them is active")
                 .hint("activate one: `--profile NAME`");
         }
+        if let Some(entry) = self.root.entry("models") {
+            self.report()
+                .unsupported(entry.key, &Key::Root.field("models"), "models are not supported")
+                .hint("run the model as a service of its own");
+        }
         self.check_circles();
         self.check_published(&services);
         self.add_aliases(&mut services);

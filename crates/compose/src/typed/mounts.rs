@@ -128,6 +128,7 @@ impl Typing<'_, '_> {
                 .hint("put files into `configs`, data into a named volume, or choose the node with `deploy.placement`");
         }
         let (mut create, mut propagation, mut selinux) = (false, None, None);
+        let key = key.field("bind");
         for (field, value) in details.into_iter().flat_map(values::entries) {
             let key = key.field(field);
             match field {
@@ -163,8 +164,9 @@ impl Typing<'_, '_> {
         key: &Key<'_>,
     ) -> Option<MountSource> {
         let (mut nocopy, mut subpath) = (false, None);
+        let details_key = key.field("volume");
         for (field, value) in details.into_iter().flat_map(values::entries) {
-            let key = key.field(field);
+            let key = details_key.field(field);
             match field {
                 "nocopy" => nocopy = values::flag(value).unwrap_or_default(),
                 "subpath" => subpath = values::full_text(self.report(), value, &key),
@@ -193,6 +195,7 @@ impl Typing<'_, '_> {
 
     fn memory(&mut self, details: Option<&Entry>, key: &Key<'_>) -> MountSource {
         let (mut size, mut mode) = (None, None);
+        let key = key.field("tmpfs");
         for (field, value) in details.into_iter().flat_map(values::entries) {
             let key = key.field(field);
             match field {

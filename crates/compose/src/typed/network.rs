@@ -333,11 +333,9 @@ impl Typing<'_, '_> {
                 }
                 "options" => {
                     if value.node.as_mapping().is_some_and(|options| !options.is_empty()) {
-                        self.report().unsupported(
-                            value.key,
-                            &key,
-                            "options of address drivers are not supported",
-                        );
+                        self.report()
+                            .unsupported(value.key, &key, "options of address drivers are not supported")
+                            .hint("leave them out: the cluster gives the addresses");
                     }
                 }
                 "config" => {
