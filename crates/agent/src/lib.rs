@@ -6,6 +6,7 @@
 pub mod assignments;
 pub mod dns;
 pub mod facts;
+pub mod images;
 pub mod network;
 pub mod node;
 pub mod probe;

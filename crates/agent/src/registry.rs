@@ -42,6 +42,14 @@ impl RegistryLogins {
         let text = blocking(move || std::fs::read_to_string(file)).await.ok()?;
         find(&text, registry_of(reference))
     }
+
+    /// Every login there is, for builds: which registries a Dockerfile names is the engine's to find out.
+    pub async fn all(&self) -> Vec<Credentials> {
+        let Some(file) = self.file.clone() else { return Vec::new() };
+        let Ok(text) = blocking(move || std::fs::read_to_string(file)).await else { return Vec::new() };
+        let config: ConfigFile = serde_json::from_str(&text).unwrap_or_default();
+        config.auths.keys().filter_map(|registry| find(&text, registry)).collect()
+    }
 }
 
 /// The registry that a reference names; Docker Hub by its own key.

@@ -244,6 +244,10 @@ pub enum Action {
         /// Ask the registry again for every image, also those the release already pins.
         #[serde(default)]
         pull: bool,
+        /// The images of services that are built, by service. One that has yet to be built can be planned, not applied.
+        #[schema(value_type = Object)]
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        built: BTreeMap<String, wharf_model::Image>,
     },
     /// Take it down.
     Down {
@@ -767,4 +771,93 @@ pub struct Finding {
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+}
+
+/// What services of an app are to be built from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BuildsRequest {
+    /// The hashes of context and options, by service.
+    #[schema(value_type = Object)]
+    pub services: BTreeMap<String, wharf_model::BuildMark>,
+}
+
+/// What is known of a service's builds.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+pub struct KnownBuild {
+    /// The image that was built from exactly this, if there is one.
+    #[schema(value_type = Option<Object>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<wharf_model::Image>,
+    /// What the image of the current release was built from.
+    #[schema(value_type = Option<Object>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<wharf_model::BuildMark>,
+}
+
+/// What is known of the builds of an app's services.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Builds {
+    /// By service, as they were asked for.
+    pub services: BTreeMap<String, KnownBuild>,
+}
+
+/// Which of an engine's builders builds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Builder {
+    /// BuildKit, unless something is asked for that only the classic builder has.
+    #[default]
+    Auto,
+    /// The builder that every engine has.
+    Classic,
+    /// BuildKit.
+    Buildkit,
+}
+
+/// An image to build. The request's body is this as one line of JSON, and then the context as a tar archive.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BuildRequest {
+    /// What it will be called: `shop-web:git-0a1b2c3`.
+    pub reference: String,
+    /// The Dockerfile's path in the archive or repository.
+    pub dockerfile: String,
+    /// The Dockerfile was put into the archive and is no part of the context.
+    #[serde(default)]
+    pub foreign_dockerfile: bool,
+    /// The Dockerfile needs BuildKit, for this reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs_buildkit: Option<String>,
+    /// What the engine fetches as its context; then the archive is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
+    /// Everything else.
+    #[schema(value_type = Object)]
+    pub options: wharf_model::BuildOptions,
+    /// By which builder.
+    #[serde(default)]
+    pub builder: Builder,
+    /// On this node, by name; a suitable one is chosen if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// A line of a build's progress. The last is `built` or `failed`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildLine {
+    /// The node where it is built.
+    Node(String),
+    /// What builds it: `classic` or `buildkit`.
+    Builder(String),
+    /// What the builder says.
+    Output(String),
+    /// It is done.
+    Built {
+        /// The engine's identifier of the image.
+        id: String,
+    },
+    /// It failed.
+    Failed(Problem),
 }

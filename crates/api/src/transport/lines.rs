@@ -119,6 +119,40 @@ impl<T: DeserializeOwned> LineReader<T> {
     }
 }
 
+/// The value in a body's first line, and the body that comes after it.
+///
+/// # Errors
+/// If there is no such line, or it holds something else.
+pub async fn first_line<T, B>(body: B, patience: Duration) -> Result<(T, Body), LineError>
+where
+    T: DeserializeOwned,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
+    let mut reader = LineReader::<T>::new(body, patience);
+    let value = reader.next().await?.ok_or(LineError::CutOff)?;
+    let rest = reader.buffer.freeze();
+    let begun = futures::stream::iter((!rest.is_empty()).then(|| Ok(http_body::Frame::data(rest))));
+    let frames = begun.chain(http_body_util::BodyStream::new(reader.body));
+    Ok((value, StreamBody::new(frames).boxed_unsync()))
+}
+
+/// A body that is a value in one line, and after it another body.
+///
+/// # Errors
+/// If the value cannot be written as JSON.
+pub fn after_line<B>(value: &impl Serialize, body: B) -> Result<Body, serde_json::Error>
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    let line = futures::stream::iter([Ok(http_body::Frame::data(Bytes::from(line)))]);
+    let rest = http_body_util::BodyStream::new(body.map_err(Into::into));
+    Ok(StreamBody::new(line.chain(rest)).boxed_unsync())
+}
+
 /// A body of one line for each value, and of an empty line after every `keepalive` without one. It ends after the first error.
 ///
 /// Lines that are ready at once travel together: one frame for each would cost more than the lines.

@@ -6,6 +6,9 @@
 //! | `GET /v1/reports` | | JSON lines of [`Report`], without end |
 //! | `PUT /v1/servers` | [`super::wire::Servers`] | nothing |
 //! | `POST /v1/images/resolve` | [`ResolveImage`] | [`Image`](wharf_model::Image) |
+//! | `POST /v1/images/build` | a line of JSON, a [`BuildRequest`](crate::v1::BuildRequest), and after it the context as a tar archive | JSON lines of [`BuildLine`](crate::v1::BuildLine) |
+//! | `GET /v1/images/{id}` | | [`ImageFacts`]; 404 if it does not have the image |
+//! | `GET /v1/images/{id}/archive` | [`ArchiveQuery`] in the query | the image as `docker load` takes it, without the layers that were not wanted |
 //! | `GET /v1/tasks/{id}/logs` | [`LogsQuery`] in the query | JSON lines of [`OutputLine`] |
 //! | `POST /v1/tasks/{id}/exec` | frames, the first a [`Frame::Start`](super::Frame::Start) | frames, the last an exit or an error |
 //! | `GET /v1/tasks/{id}/stats` | | [`TaskUsage`] |
@@ -15,7 +18,7 @@
 //! A refusal is a [`Problem`](crate::v1::Problem), as in the API.
 
 use serde::{Deserialize, Serialize};
-use wharf_model::{Bytes, Cpus, NodeReport, Revision, TaskReport, Timestamp, VolumeId};
+use wharf_model::{Bytes, Cpus, NodeId, NodeReport, Revision, TaskReport, Timestamp, VolumeId};
 
 /// The set of assignments a node holds. Sets are ordered by epoch and revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -53,6 +56,58 @@ pub struct ResolveImage {
     /// Ask the registry also if the node's engine has an image of that name.
     #[serde(default)]
     pub refresh: bool,
+}
+
+/// An image that a node has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// The engine's identifier of it (`sha256:…`).
+    pub id: String,
+    /// The digests of its layers, unpacked, the lowest first.
+    pub layers: Vec<String>,
+    /// Its size, unpacked.
+    pub size: Bytes,
+}
+
+/// How much of an image is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArchiveQuery {
+    /// So many of its lowest layers are left out: the receiver has them.
+    pub skip: usize,
+}
+
+/// A node's wish to know which nodes have an image that its engine lacks; asked of a server at [`super::wire::FIND_IMAGE`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FindImage {
+    /// The engine's identifier of it.
+    pub id: String,
+    /// What it is called.
+    pub reference: String,
+}
+
+/// Where an image is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundImage {
+    /// What it is.
+    pub image: ImageFacts,
+    /// A connected node that has it.
+    pub node: NodeId,
+    /// What that node is called.
+    pub name: String,
+}
+
+/// A node's wish for an image from another node; asked of a server at [`super::wire::FETCH_IMAGE`], answered with an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FetchImage {
+    /// The engine's identifier of it.
+    pub id: String,
+    /// The node that has it.
+    pub node: NodeId,
+    /// So many of its lowest layers are left out.
+    pub skip: usize,
 }
 
 /// Which of a task's output is wanted.

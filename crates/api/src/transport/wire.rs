@@ -10,6 +10,10 @@ use wharf_model::{NodeId, NodeName, ServerId, Timestamp};
 pub const JOIN: &str = "/v1/join";
 /// The path of renewing a certificate.
 pub const RENEW: &str = "/v1/certificates/renew";
+/// The path at which a node asks who has an image: [`FindImage`](super::node::FindImage), [`FoundImage`](super::node::FoundImage).
+pub const FIND_IMAGE: &str = "/v1/images/find";
+/// The path at which a node gets an image from another node: [`FetchImage`](super::node::FetchImage), an archive.
+pub const FETCH_IMAGE: &str = "/v1/images/fetch";
 
 /// A machine's wish to become a node.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
