@@ -6,7 +6,7 @@
 //!
 //! The way of a file: `yaml` (text to a tree that knows its lines) → `interpolate` → `shape` (every key and kind, against
 //! the tables in `shapes`) → `canonical` (short forms become long) → `project` (`include`, `extends`) → `merge` →
-//! `typed` (meaning, references, what a cluster can honour).
+//! `typed` (meaning, references, what a cluster can honour) or `normal` (the reference's normal form).
 
 mod canonical;
 mod diagnostic;
@@ -15,6 +15,7 @@ mod interpolate;
 mod load;
 mod merge;
 mod node;
+mod normal;
 mod project;
 mod quantity;
 pub mod reference;
@@ -27,3 +28,4 @@ mod yaml;
 
 pub use diagnostic::{Complaint, Diagnostic, Place, Related, Severity};
 pub use load::{Files, Loaded, Refused, Request, load};
+pub use normal::{Project, Projected, project};

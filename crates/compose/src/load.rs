@@ -5,12 +5,16 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use wharf_model::{AppName, AppSpec};
+use wharf_model::{AppName, AppSpec, BuildContext, BuildSpec, ServiceName};
 
 use crate::canonical::clean;
 use crate::diagnostic::{Complaint, Diagnostic, Key, Report};
 use crate::interpolate::substitute;
-use crate::project::{Assembly, Environment};
+use crate::node::Node;
+use crate::normal;
+use crate::project::{Assembly, Environment, Options};
+use crate::shape::{Shape, forget_extensions};
+use crate::shapes;
 use crate::typed;
 
 /// Reads files; the loader touches nothing else of the outside. An implementation may refuse paths.
@@ -44,6 +48,19 @@ pub struct Request {
     pub env_files: Vec<PathBuf>,
     /// Makes what a cluster cannot honour a warning; it is then left out.
     pub allow_unsupported: bool,
+    /// For [`project`](crate::project): only these services, and those they depend on; all where this is empty. A service
+    /// that is named here is active whatever its profiles.
+    pub services: Vec<String>,
+    /// Leaves variables as they are written.
+    pub no_interpolate: bool,
+    /// For [`project`](crate::project): leaves what is understood unwritten.
+    pub no_normalize: bool,
+    /// For [`project`](crate::project): leaves relative paths relative.
+    pub no_path_resolution: bool,
+    /// For [`project`](crate::project): does not look for contradictions.
+    pub no_consistency: bool,
+    /// For [`project`](crate::project): leaves `env_file` as it is.
+    pub no_env_resolution: bool,
 }
 
 /// What came of a request.
@@ -51,6 +68,8 @@ pub struct Request {
 pub struct Loaded {
     /// The app; there is one exactly if no complaint is an error.
     pub app: Option<AppSpec>,
+    /// What the app's services with `build` are built from; their images in `app` have names without versions.
+    pub builds: BTreeMap<ServiceName, BuildSpec>,
     /// Every complaint, by file and line.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -89,10 +108,50 @@ pub fn load(request: &Request, files: &dyn Files) -> Loaded {
     let mut assembly = Assembly::new(files, Report::new(request.allow_unsupported));
     let app = attempt(request, &mut assembly);
     let app = app.filter(|_| assembly.report.errors() == 0);
-    Loaded { app, diagnostics: assembly.report.finish() }
+    let mut builds = std::mem::take(&mut assembly.builds);
+    for build in builds.values_mut() {
+        if let BuildContext::Folder(folder) = &mut build.context
+            && folder.is_empty()
+        {
+            let first = || request.files.first()?.parent().map(clean);
+            let base = request.project_directory.clone().or_else(first).unwrap_or_default();
+            *folder = base.to_string_lossy().into_owned();
+        }
+    }
+    Loaded { app, builds, diagnostics: assembly.report.finish() }
 }
 
 fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<AppSpec> {
+    let Prepared { mut tree, name, environment, profiles } = prepare(request, assembly)?;
+    let name = name.and_then(|name| match name.parse::<AppName>() {
+        Ok(name) => Some(name),
+        Err(error) => {
+            assembly.report.general(Complaint::InvalidValue, error.to_string());
+            None
+        }
+    });
+    forget_extensions(&mut tree, &Shape::Map(&shapes::FILE));
+    let app = typed::app(assembly, &tree, name, &profiles, &environment);
+    // What the specification refuses is refused here too, whether or not its meaning was looked at above.
+    if assembly.report.errors() == 0
+        && let Some(root) = tree.as_mapping()
+    {
+        normal::check(&mut assembly.report, root, &normal::active_services(root, &profiles));
+    }
+    app
+}
+
+/// Everything that the files say, before it is given a meaning.
+pub(crate) struct Prepared {
+    pub(crate) tree: Node,
+    /// Absent where it was complained about.
+    pub(crate) name: Option<String>,
+    pub(crate) environment: Environment,
+    pub(crate) profiles: BTreeSet<String>,
+}
+
+/// Reads and merges all files; complains about what is wrong with them.
+pub(crate) fn prepare(request: &Request, assembly: &mut Assembly<'_>) -> Option<Prepared> {
     if request.files.is_empty() {
         assembly
             .report
@@ -114,8 +173,12 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<AppSpec> {
     }
     let name = app_name(request, assembly, &files, &folder, &environment);
     if let Some(name) = &name {
-        environment.insert("COMPOSE_PROJECT_NAME".to_owned(), name.as_str().to_owned());
+        environment.insert("COMPOSE_PROJECT_NAME".to_owned(), name.clone());
     }
+    assembly.options = Options {
+        interpolate: !request.no_interpolate,
+        resolve_paths: !request.no_path_resolution,
+    };
     let tree = assembly.whole(&files, &folder, &environment);
     let Some(tree) = tree else {
         if assembly.report.errors() == 0 {
@@ -127,7 +190,7 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<AppSpec> {
         return None;
     };
     let profiles: BTreeSet<String> = request.profiles.iter().cloned().collect();
-    typed::app(assembly, &tree, name, &profiles, &environment)
+    Some(Prepared { tree, name, environment, profiles })
 }
 
 /// The given name, or `name:`, or one made of the folder's.
@@ -137,47 +200,59 @@ fn app_name(
     files: &[PathBuf],
     folder: &Path,
     environment: &Environment,
-) -> Option<AppName> {
-    if let Some(given) = &request.project_name {
-        return match given.parse() {
-            Ok(name) => Some(name),
-            Err(error) => {
-                assembly.report.general(Complaint::InvalidValue, error.to_string());
-                None
-            }
-        };
+) -> Option<String> {
+    let given = request.project_name.as_ref();
+    let given = given.or_else(|| environment.get("COMPOSE_PROJECT_NAME")).filter(|name| !name.is_empty());
+    if let Some(given) = given {
+        let normal = normal_name(given);
+        if normal == *given {
+            return Some(normal);
+        }
+        let message = format!("`{given}` is not a name for a project");
+        assembly.report.general(Complaint::InvalidValue, message).hint(format!(
+            "use lower-case letters, digits, `-` and `_`, and start with a letter or a digit, such as `{}`",
+            if normal.is_empty() { "app" } else { &normal }
+        ));
+        return None;
     }
     if let Some(node) = assembly.given_name(files) {
-        let lookup = |name: &str| environment.get(name).cloned();
         let written = node.as_str().unwrap_or_default();
-        // What cannot be substituted is complained about when the whole file is.
-        let Ok(text) = substitute(written, &lookup) else { return None };
-        if !text.text.is_empty() {
-            return match text.text.parse() {
-                Ok(name) => Some(name),
-                Err(error) => {
-                    let key = Key::Root.field("name");
-                    assembly.report.error(Complaint::InvalidValue, node.span, &key, error.to_string());
-                    None
-                }
-            };
-        }
-    }
-    let base = folder.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let legal = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-');
-    let normal: String = base.chars().filter(legal).collect();
-    let normal: String = normal.trim_start_matches(['_', '-']).chars().take(63).collect();
-    match normal.parse() {
-        Ok(name) => Some(name),
-        Err(_) => {
+        let lookup = |name: &str| environment.get(name).cloned();
+        let text = if request.no_interpolate {
+            written.to_owned()
+        } else {
+            // What cannot be substituted is complained about when the whole file is.
+            substitute(written, &lookup).ok()?.text
+        };
+        let normal = normal_name(&text);
+        if normal.is_empty() && !text.is_empty() {
+            let key = Key::Root.field("name");
+            let message = format!("`{text}` gives no name for the project");
             assembly
                 .report
-                .general(
-                    Complaint::MissingKey,
-                    format!("the folder's name `{base}` gives no name for the app"),
-                )
-                .hint("write `name: …` at the top of the file");
-            None
+                .error(Complaint::InvalidValue, node.span, &key, message)
+                .hint("use lower-case letters, digits, `-` and `_`");
+            return None;
+        }
+        if !normal.is_empty() {
+            return Some(normal);
         }
     }
+    let base = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let normal = normal_name(&base);
+    if normal.is_empty() {
+        assembly
+            .report
+            .general(Complaint::MissingKey, format!("the folder's name `{base}` gives no name for the app"))
+            .hint("write `name: …` at the top of the file");
+        return None;
+    }
+    Some(normal)
+}
+
+/// In lower case, without what a name cannot have.
+fn normal_name(text: &str) -> String {
+    let legal = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-');
+    let kept: String = text.to_lowercase().chars().filter(legal).collect();
+    kept.trim_start_matches(['_', '-']).to_owned()
 }

@@ -31,11 +31,28 @@ pub(crate) type Environment = BTreeMap<String, String>;
 /// Reads files and remembers them.
 pub(crate) struct Assembly<'a> {
     pub(crate) report: Report,
+    pub(crate) options: Options,
+    /// What the services that are built are built from.
+    pub(crate) builds: BTreeMap<wharf_model::ServiceName, wharf_model::BuildSpec>,
     pub(crate) files: &'a dyn Files,
+    /// The project's folder.
+    pub(crate) folder: PathBuf,
     documents: HashMap<PathBuf, Option<(u16, Vec<Node>)>>,
     including: Vec<PathBuf>,
     /// Bytes of files used so far; a file counts each time it is used.
     used: usize,
+}
+
+/// What may be left undone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) interpolate: bool,
+    pub(crate) resolve_paths: bool,
+}
+impl Default for Options {
+    fn default() -> Self {
+        Self { interpolate: true, resolve_paths: true }
+    }
 }
 
 /// What one group of files is read with.
@@ -53,7 +70,16 @@ pub(crate) struct Reference<'k> {
 
 impl<'a> Assembly<'a> {
     pub(crate) fn new(files: &'a dyn Files, report: Report) -> Self {
-        Self { report, files, documents: HashMap::new(), including: Vec::new(), used: 0 }
+        Self {
+            report,
+            options: Options::default(),
+            builds: BTreeMap::new(),
+            files,
+            folder: PathBuf::new(),
+            documents: HashMap::new(),
+            including: Vec::new(),
+            used: 0,
+        }
     }
 
     /// The text of a file; complains where there is none.
@@ -137,6 +163,7 @@ impl<'a> Assembly<'a> {
         folder: &Path,
         environment: &Environment,
     ) -> Option<Node> {
+        folder.clone_into(&mut self.folder);
         let mut tree = self.load(files, folder, environment)?;
         require(&mut self.report, &mut tree, &Shape::Map(&shapes::FILE), &Key::Root, Span::default());
         Some(tree)

@@ -57,6 +57,31 @@ pub(crate) fn nanoseconds(text: &str) -> Result<u64, String> {
     Ok(nanoseconds.round() as u64)
 }
 
+/// As Go prints a length of time: `1m30s`, `1h0m0s`, `1.5s`, `250ms`.
+pub(crate) fn spell(nanoseconds: u64) -> String {
+    let fraction = |number: u64, unit: u64| {
+        let (whole, rest) = (number / unit, number % unit);
+        let width = unit.ilog10() as usize;
+        let text = format!("{whole}.{rest:0width$}");
+        if rest == 0 { whole.to_string() } else { text.trim_end_matches('0').to_owned() }
+    };
+    match nanoseconds {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanoseconds}ns"),
+        1_000..1_000_000 => format!("{}µs", fraction(nanoseconds, 1_000)),
+        1_000_000..1_000_000_000 => format!("{}ms", fraction(nanoseconds, 1_000_000)),
+        _ => {
+            let minutes = nanoseconds / 60_000_000_000;
+            let seconds = fraction(nanoseconds % 60_000_000_000, 1_000_000_000);
+            match minutes {
+                0 => format!("{seconds}s"),
+                1..60 => format!("{minutes}m{seconds}s"),
+                _ => format!("{}h{}m{seconds}s", minutes / 60, minutes % 60),
+            }
+        }
+    }
+}
+
 /// `512m`, `1.5gb`, `64k`, `1048576`: binary multiples, as Docker reads them.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let wrong = || {
@@ -122,6 +147,23 @@ mod tests {
         assert_eq!(duration("30").unwrap_err(), "the duration `30` has no unit: write `30s` for seconds");
         for text in ["", "s", "-1s", "1x", "1s2", "1..2s", "99999999999999w"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_spelt_as_go_does() {
+        for (text, expected) in [
+            ("0s", "0s"),
+            ("90s", "1m30s"),
+            ("1h", "1h0m0s"),
+            ("1w", "168h0m0s"),
+            ("1500ms", "1.5s"),
+            ("250ms", "250ms"),
+            ("1500us", "1.5ms"),
+            ("10us", "10µs"),
+            ("61s500ms", "1m1.5s"),
+        ] {
+            assert_eq!(spell(nanoseconds(text).unwrap()), expected, "{text}");
         }
     }
 

@@ -314,12 +314,14 @@ fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>) 
             report
                 .error(Complaint::UnknownKey, entry.key, &key.field(name), message)
                 .hint("it belongs into a service");
-        } else if !name.starts_with("x-") {
+        } else if name.starts_with("x-") {
+            // Extensions mean nothing to the loader, and are kept for those who print them.
+            return true;
+        } else {
             let message = format!("unknown key `{name}` in {}", object.what);
             let hint = if report.is_overflowing() { None } else { shapes::hint_for_unknown(name, object) };
             report.error(Complaint::UnknownKey, entry.key, &key.field(name), message).hint_if(hint);
         }
-        // Extensions mean nothing to the loader, by design.
         false
     });
     for (name, entry) in mapping.iter_mut() {
@@ -327,6 +329,38 @@ fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>) 
         if let Some((_, shape)) = object.keys.iter().find(|(known, _)| *known == name) {
             check(report, &mut entry.node, shape, &key.field(name), place);
         }
+    }
+}
+
+/// Removes the extensions (`x-…`) that have no shape, wherever keys are known.
+pub(crate) fn forget_extensions(node: &mut Node, shape: &Shape) {
+    match (shape, &mut node.value) {
+        (Shape::OrNull(inner), _) => forget_extensions(node, inner),
+        (Shape::Either(shapes), _) => {
+            if let Some(shape) = shapes.iter().find(|shape| shape.accepts(node)) {
+                forget_extensions(node, shape);
+            }
+        }
+        (Shape::List(inner), Value::Sequence(items)) => {
+            for item in items {
+                forget_extensions(item, inner);
+            }
+        }
+        (Shape::MapOf(inner) | Shape::Named(_, inner), Value::Mapping(mapping)) => {
+            for (_, entry) in mapping.iter_mut() {
+                forget_extensions(&mut entry.node, inner);
+            }
+        }
+        (Shape::Map(object), Value::Mapping(mapping)) => {
+            let shape = |name: &str| object.keys.iter().find(|(known, _)| *known == name);
+            mapping.retain(|name, _| !name.starts_with("x-") || shape(name).is_some());
+            for (name, entry) in mapping.iter_mut() {
+                if let Some((_, shape)) = shape(name) {
+                    forget_extensions(&mut entry.node, shape);
+                }
+            }
+        }
+        _ => {}
     }
 }
 
