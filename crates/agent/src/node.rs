@@ -32,6 +32,7 @@ use wharf_process::{Clock, Tasks, blocking, errors};
 use crate::{
     assignments::{Assignments, Refused},
     facts::{Machine, listening_ports},
+    images::Images,
     network::KernelNetwork,
     registry::RegistryLogins,
     reports::{Report, Reports},
@@ -127,6 +128,8 @@ pub struct NodeConfig {
     pub run_dir: PathBuf,
     /// A `config.json` with logins of registries.
     pub logins: Option<PathBuf>,
+    /// The engine's socket, for building images and bringing them from other nodes; without one neither is done.
+    pub engine: Option<PathBuf>,
     /// Images pulled at once.
     pub pulls: usize,
     /// Containers made and started at once.
@@ -148,6 +151,7 @@ impl NodeConfig {
             state_dir,
             run_dir,
             logins: None,
+            engine: None,
             pulls: 3,
             starts: 4,
             secrets_in_memory: true,
@@ -231,6 +235,7 @@ impl NodeAgent {
                 secrets_in_memory: config.secrets_in_memory,
             },
             logins: RegistryLogins::new(config.logins.clone()),
+            images: Arc::new(Images::new(config.engine.clone(), RegistryLogins::new(config.logins.clone()))),
             pulls: Semaphore::new(config.pulls.max(1)),
             starts: Semaphore::new(config.starts.max(1)),
             prepared: watching,
@@ -309,6 +314,11 @@ impl NodeAgent {
     pub async fn resolve_image(&self, reference: &str, policy: PullPolicy) -> Result<Image> {
         let login = self.inner.shared.logins.of(reference).await;
         self.inner.runtime.resolve_image(reference, policy, login.as_ref()).await
+    }
+
+    /// The images of the node's engine.
+    pub fn images(&self) -> &Arc<Images> {
+        &self.inner.shared.images
     }
 
     /// A task's output.

@@ -9,7 +9,7 @@ use wharf_api::{
     transport::{
         Frame, FrameReader, FrameSender,
         frame::ExitCode,
-        node::{Have, LogsQuery, OutputLine, OutputStream, Report, ResolveImage, TaskUsage},
+        node::{Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Report, ResolveImage, TaskUsage},
     },
     v1::{self, Code},
 };
@@ -17,6 +17,7 @@ use wharf_model::{AssignmentSet, Bytes, Cpus, Image, NodeReport, PullPolicy, Tas
 
 use crate::{
     assignments::Refused,
+    images::{self, ImageSource},
     node::NodeAgent,
     runtime::{ExecRequest, ExecSession, LogQuery, LogSource, RuntimeError},
     session::{Node, Refusal, router::Exec},
@@ -58,6 +59,27 @@ impl Node for NodeAgent {
     async fn resolve_image(&self, wish: ResolveImage) -> Result<Image, Refusal> {
         let policy = if wish.refresh { PullPolicy::Always } else { PullPolicy::Missing };
         Ok(self.resolve_image(&wish.reference, policy).await?)
+    }
+
+    async fn build(
+        &self,
+        wish: v1::BuildRequest,
+        context: wharf_api::transport::Body,
+    ) -> Result<BoxStream<'static, v1::BuildLine>, Refusal> {
+        Ok(self.images().build(wish, context))
+    }
+
+    async fn image(&self, id: &str) -> Result<ImageFacts, Refusal> {
+        let missing = || Refusal::new(Code::NotFound, format!("this node does not have the image {id}"));
+        self.images().facts(id).await?.ok_or_else(missing)
+    }
+
+    async fn image_archive(&self, id: &str, skip: usize) -> Result<wharf_api::transport::Body, Refusal> {
+        Ok(images::archive_body(self.images().archive(id, skip).await?))
+    }
+
+    fn connect_images(&self, source: Arc<dyn ImageSource>) {
+        self.images().connect(source);
     }
 
     async fn logs(

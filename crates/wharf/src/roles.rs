@@ -124,6 +124,7 @@ pub(crate) async fn run_agent(
     config.logins = [state_dir.join("docker/config.json"), PathBuf::from("/root/.docker/config.json")]
         .into_iter()
         .find(|path| path.is_file());
+    config.engine = Some(settings.docker_socket.clone());
     let runtime = DockerRuntime::new(DockerOptions {
         socket: settings.docker_socket,
         // What belongs to this cluster says so by the cluster's authority, which never changes.

@@ -6,6 +6,7 @@
 //!   requests are done, after new ones stand: a renewal interrupts nothing.
 //! - What has to outlive the process (who this node is, where the servers are) is in [`home::Home`], written in one step.
 
+mod fetch;
 pub mod home;
 pub mod join;
 mod link;
@@ -82,6 +83,7 @@ pub async fn run(
         timing,
         clock,
     });
+    node.connect_images(Arc::new(fetch::OtherNodes::new(Arc::clone(&shared))));
     let stop = tasks.token();
     let renewing = renewal::run(Arc::clone(&shared), stop.clone());
     let linking = keep_links(Arc::clone(&shared), node, tasks, stop);

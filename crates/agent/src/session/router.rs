@@ -15,15 +15,18 @@ use futures::{Stream, StreamExt, stream::BoxStream};
 use wharf_api::{
     transport::{
         Frame, FrameReader, FrameSender, json_lines, lines,
-        node::{Have, LogsQuery, OutputLine, OutputStream, Report, ResolveImage, TaskUsage},
+        node::{
+            ArchiveQuery, Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Report, ResolveImage, TaskUsage,
+        },
         wire::Servers,
     },
-    v1::{Code, ExecRequest, Problem},
+    v1::{BuildLine, BuildRequest, Code, ExecRequest, Problem},
 };
 use wharf_model::{AssignmentSet, Image, NodeReport, TaskId, Timestamp};
 use wharf_process::{Task, Tasks};
 
 use super::Shared;
+use crate::images::ImageSource;
 
 /// How often a node says that it is alive.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -62,6 +65,29 @@ pub trait Node: Send + Sync + 'static {
     fn reports(&self) -> BoxStream<'static, Report>;
     /// What an image reference stands for.
     async fn resolve_image(&self, wish: ResolveImage) -> Result<Image, Refusal>;
+    /// Builds an image: what the builder says, and last how it ended.
+    ///
+    /// A node without a builder says so.
+    async fn build(
+        &self,
+        wish: BuildRequest,
+        context: wharf_api::transport::Body,
+    ) -> Result<BoxStream<'static, BuildLine>, Refusal> {
+        drop((wish, context));
+        Err(Refusal::new(Code::Unavailable, "this node builds no images"))
+    }
+    /// An image its engine has.
+    async fn image(&self, id: &str) -> Result<ImageFacts, Refusal> {
+        Err(Refusal::new(Code::NotFound, format!("this node does not have the image {id}")))
+    }
+    /// An image as an archive, without its lowest `skip` layers.
+    async fn image_archive(&self, id: &str, skip: usize) -> Result<wharf_api::transport::Body, Refusal> {
+        Err(Refusal::new(Code::NotFound, format!("this node does not have the image {id} ({skip})")))
+    }
+    /// Takes note of how to reach the images of other nodes.
+    fn connect_images(&self, source: Arc<dyn ImageSource>) {
+        drop(source);
+    }
     /// A task's output.
     async fn logs(
         &self,
@@ -102,6 +128,9 @@ pub(super) fn routes(node: Arc<dyn Node>, shared: Arc<Shared>, tasks: Tasks) -> 
         .route("/v1/reports", get(reports))
         .route("/v1/servers", put(servers))
         .route("/v1/images/resolve", post(resolve_image))
+        .route("/v1/images/build", post(build))
+        .route("/v1/images/{id}", get(image))
+        .route("/v1/images/{id}/archive", get(image_archive))
         .route("/v1/tasks/{id}/logs", get(logs))
         .route("/v1/tasks/{id}/exec", post(exec))
         .route("/v1/tasks/{id}/stats", get(stats))
@@ -153,6 +182,28 @@ async fn resolve_image(
     Json(wish): Json<ResolveImage>,
 ) -> Result<Json<Image>, Refusal> {
     served.node.resolve_image(wish).await.map(Json)
+}
+
+async fn build(State(served): State<Served>, body: Body) -> Result<Response, Refusal> {
+    let timing = served.shared.timing;
+    let (wish, context) = lines::first_line(body, timing.stream_silence())
+        .await
+        .map_err(|error| Refusal::new(Code::Invalid, wharf_process::errors::chain(&error)))?;
+    let said = served.node.build(wish, context).await?;
+    Ok(lines_of(json_lines(said.map(Ok::<_, std::convert::Infallible>), timing.stream_keepalive)))
+}
+
+async fn image(State(served): State<Served>, Path(id): Path<String>) -> Result<Json<ImageFacts>, Refusal> {
+    served.node.image(&id).await.map(Json)
+}
+
+async fn image_archive(
+    State(served): State<Served>,
+    Path(id): Path<String>,
+    Query(query): Query<ArchiveQuery>,
+) -> Result<Response, Refusal> {
+    let archive = served.node.image_archive(&id, query.skip).await?;
+    Ok(([(header::CONTENT_TYPE, "application/x-tar")], Body::new(archive)).into_response())
 }
 
 async fn logs(

@@ -27,8 +27,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
-    Exit, Health, NetworkAssignment, NetworkId, NetworkMode, Phase, Protocol, Revision, TaskAssignment,
-    TaskId, TaskStatus, Timestamp, VolumeAssignment, VolumeId,
+    Exit, Health, NetworkAssignment, NetworkId, NetworkMode, Phase, Protocol, Revision, ServiceName,
+    TaskAssignment, TaskId, TaskStatus, Timestamp, VolumeAssignment, VolumeId,
 };
 use wharf_process::{Backoff, Clock, blocking};
 
@@ -38,6 +38,7 @@ use self::{
 };
 use crate::{
     assignments::write_whole,
+    images::Images,
     probe::{self, Verdict},
     registry::RegistryLogins,
     reports::Reports,
@@ -78,6 +79,8 @@ pub struct Shared {
     pub files: FileFolders,
     /// Logins of registries.
     pub logins: RegistryLogins,
+    /// Images that no registry has.
+    pub images: Arc<Images>,
     /// Pulls at once.
     pub pulls: Semaphore,
     /// Containers being made and started at once.
@@ -344,7 +347,7 @@ impl TaskLoop {
         let prepared = self.node_is_ready(orders.order).await?;
         let task = &orders.task;
         let networks = connections(task, &prepared)?;
-        let network_of = self.network_of(task, &prepared).await?;
+        let companions = self.companions(task, &prepared).await?;
         let image = self.image(task).await?;
         self.say("preparing its volumes and files");
         let mut volumes = BTreeMap::new();
@@ -360,7 +363,7 @@ impl TaskLoop {
                 .await?;
         let image_id = image.id.clone();
         self.image = Some(image);
-        Ok(Surroundings { image_id, networks, volumes, files, network_of })
+        Ok(Surroundings { image_id, networks, volumes, files, companions })
     }
 
     /// Waits until the node has worked through the set these orders are of, or a later one.
@@ -372,13 +375,26 @@ impl TaskLoop {
             .map_err(|_closed| RuntimeError::temporary("the agent is stopping"))
     }
 
-    async fn network_of(&self, task: &TaskAssignment, prepared: &Prepared) -> Result<Option<ContainerId>> {
-        let Some(other) = task.network_of else { return Ok(None) };
-        let waiting =
-            || RuntimeError::temporary(format!("waiting for {other}, whose network it shares, to run here"));
-        let (container, _) = prepared.siblings.get(&other).ok_or_else(waiting)?;
-        let found = self.shared.runtime.inspect(container).await?.ok_or_else(waiting)?;
-        found.state.is_running().then_some(Some(found.id)).ok_or_else(waiting)
+    /// The containers it shares something with, which must run for that.
+    async fn companions(
+        &self,
+        task: &TaskAssignment,
+        prepared: &Prepared,
+    ) -> Result<BTreeMap<ServiceName, ContainerId>> {
+        let mut companions = BTreeMap::new();
+        for (service, shared) in task.spec.companions() {
+            let waiting = || {
+                RuntimeError::temporary(format!(
+                    "waiting for a task of {service}, whose {shared} it shares, to run here"
+                ))
+            };
+            let other = task.companions.get(service).ok_or_else(waiting)?;
+            let (container, _) = prepared.siblings.get(other).ok_or_else(waiting)?;
+            let found = self.shared.runtime.inspect(container).await?.ok_or_else(waiting)?;
+            let running = found.state.is_running().then_some(found.id).ok_or_else(waiting)?;
+            companions.insert(service.clone(), running);
+        }
+        Ok(companions)
     }
 
     async fn image(&mut self, task: &TaskAssignment) -> Result<LocalImage> {
@@ -403,6 +419,10 @@ impl TaskLoop {
                 shared.reports.task(id, &TaskStatus { progress: Some(progress), ..status.clone() });
             }
         };
+        // What no registry has is on other nodes.
+        if task.spec.pull_policy != wharf_model::PullPolicy::Never {
+            shared.images.bring(image, &progress).await?;
+        }
         shared.runtime.ensure_image(image, task.spec.pull_policy, login.as_ref(), &progress).await
     }
 
@@ -450,7 +470,7 @@ impl TaskLoop {
         if let Some(probe) = &task.spec.probe {
             let monotonic = self.shared.clock.monotonic();
             if monotonic >= self.next_check {
-                let address = self.address_of(task);
+                let address = self.address_of(task, container);
                 let asking = probe::ask(probe, address, &*self.shared.runtime, &container.id);
                 let outcome = self.uninterrupted(asking).await?;
                 let since_start = now(&*self.shared.clock).since(started_at);
@@ -465,7 +485,7 @@ impl TaskLoop {
             return Ok((check.health, output, LOOK));
         }
         let port = task.spec.ports.iter().find(|port| port.protocol == Protocol::Tcp).map(|port| port.target);
-        match (port, self.address_of(task)) {
+        match (port, self.address_of(task, container)) {
             // It has answered once: from then on only its end counts.
             (Some(_), Some(_)) if self.verdict.health == Health::Healthy => Ok((Health::Healthy, None, LOOK)),
             (Some(port), Some(address)) => {
@@ -497,14 +517,15 @@ impl TaskLoop {
     }
 
     /// Where the node reaches the task.
-    fn address_of(&self, task: &TaskAssignment) -> Option<IpAddr> {
+    fn address_of(&self, task: &TaskAssignment, container: &Container) -> Option<IpAddr> {
         match &task.spec.network_mode {
             NetworkMode::Networks => task.attachments.first().map(|attachment| attachment.address.into()),
             NetworkMode::Host => Some(Ipv4Addr::LOCALHOST.into()),
             NetworkMode::None => None,
+            NetworkMode::Bridge => container.addresses.get("bridge").copied(),
             NetworkMode::Service(_) => {
                 let prepared = self.shared.prepared.borrow();
-                prepared.siblings.get(&task.network_of?)?.1.map(IpAddr::from)
+                prepared.siblings.get(&task.network_of()?)?.1.map(IpAddr::from)
             }
         }
     }
@@ -703,7 +724,12 @@ fn connections(task: &TaskAssignment, prepared: &Prepared) -> Result<Vec<Connect
             let waiting = RuntimeError::temporary(error.to_string());
             hint.map_or(waiting.clone(), |hint| waiting.with_hint(hint))
         })?;
-        Ok(Connection { network: local.name.clone(), address: on.address, gateway: network.gateway })
+        Ok(Connection {
+            network: local.name.clone(),
+            address: on.address,
+            gateway: network.gateway,
+            endpoint: on.endpoint.clone(),
+        })
     };
     task.attachments.iter().map(connection).collect()
 }
