@@ -138,7 +138,8 @@ impl fmt::Display for Diagnostic {
             .unwrap_or(1);
         let margin = " ".repeat(width);
         if let Some(place) = &self.place {
-            write!(f, "\n{margin}--> {}:{}:{}", place.file.display(), place.line, place.column)?;
+            let file = printable(&place.file.display().to_string());
+            write!(f, "\n{margin}--> {file}:{}:{}", place.line, place.column)?;
             if !self.key.is_empty() {
                 write!(f, " ({})", self.key)?;
             }
@@ -148,14 +149,8 @@ impl fmt::Display for Diagnostic {
         }
         for related in &self.related {
             let place = &related.place;
-            write!(
-                f,
-                "\n{margin}::: {}:{}:{}: {}",
-                place.file.display(),
-                place.line,
-                place.column,
-                related.message
-            )?;
+            let file = printable(&place.file.display().to_string());
+            write!(f, "\n{margin}::: {file}:{}:{}: {}", place.line, place.column, related.message)?;
             excerpt(f, place, width)?;
         }
         if let Some(hint) = &self.hint {
@@ -175,10 +170,7 @@ fn excerpt(f: &mut fmt::Formatter<'_>, place: &Place, width: usize) -> fmt::Resu
         return Ok(());
     }
     let start = if column > SHOWN / 2 && characters.len() > SHOWN { column - SHOWN / 2 } else { 0 };
-    let printable = |c: &char| match c {
-        c if c.is_control() => ' ',
-        c => *c,
-    };
+    let printable = |c: &char| if is_unprintable(*c) { ' ' } else { *c };
     let text: String = characters.iter().skip(start).take(SHOWN).map(printable).collect();
     let marks = (place.length.max(1) as usize).min(characters.len().saturating_sub(column).max(1)).min(SHOWN);
     write!(f, "\n{margin} |\n{:>width$} | {}", place.line, text.trim_end())?;
@@ -189,11 +181,27 @@ fn excerpt(f: &mut fmt::Formatter<'_>, place: &Place, width: usize) -> fmt::Resu
 const LONGEST: usize = 1000;
 
 fn cut(text: String) -> String {
-    if text.len() <= LONGEST {
-        return text;
+    let text = if text.len() <= LONGEST {
+        text
+    } else {
+        let (head, tail) =
+            (floor_boundary(&text, LONGEST * 3 / 4), floor_boundary(&text, text.len() - LONGEST / 4));
+        format!("{} […] {}", &text[..head], &text[tail..])
+    };
+    printable(&text)
+}
+
+/// Characters that do something to a terminal, or to the order of others, are shown by their numbers.
+fn printable(text: &str) -> String {
+    if !text.contains(is_unprintable) {
+        return text.to_owned();
     }
-    let (head, tail) = (floor_boundary(&text, LONGEST * 3 / 4), floor_boundary(&text, text.len() - LONGEST / 4));
-    format!("{} […] {}", &text[..head], &text[tail..])
+    let shown = text.chars().map(|c| if is_unprintable(c) { c.escape_default().to_string() } else { c.into() });
+    shown.collect()
+}
+
+fn is_unprintable(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 fn floor_boundary(text: &str, mut index: usize) -> usize {
@@ -222,7 +230,7 @@ fn key_text(key: &Key<'_>) -> String {
     let mut text = Bounded(String::new());
     // The one error is that it is long enough.
     let _ = fmt::write(&mut text, format_args!("{key}"));
-    text.0
+    printable(&text.0)
 }
 
 /// A place by number: cheap enough for every node of a tree.
