@@ -376,6 +376,84 @@ services:
 }
 
 #[test]
+fn secrets_and_configs_of_an_environment_reach_the_containers_that_mount_them() {
+    if skip() {
+        return;
+    }
+    let path = FLEET.file(
+        "vault",
+        r"
+name: vault
+services:
+  web:
+    image: busybox:1
+    stop_grace_period: 0s
+    command: sleep 10000
+    secrets: [{source: password, target: db, uid: '70', gid: '71', mode: 0440}]
+    configs: [{source: settings, target: /etc/app.conf}]
+secrets:
+  password: {external: true, name: vault_password}
+configs:
+  settings: {external: true, name: vault.conf, labels: {team: pay}}
+",
+    );
+    let piped = |args: &[&str], input: &str| FLEET.wharf_with(args, input.as_bytes()).unwrap();
+    assert_said(
+        &FLEET.wharf(["up", "-y", "-f", &path]),
+        1,
+        &[
+            "secret `password` is external, and environment `default` has no secret of the name `vault_password`",
+            "hint: make it: `wharf secret create vault_password FILE --env default`",
+            "wharf configs create vault.conf FILE",
+        ],
+    );
+    let first = piped(&["secret", "create", "vault_password", "-"], "hunter-one");
+    assert_said(&first, 0, &["secret vault_password of environment default is at version 1"]);
+    assert_said(&piped(&["configs", "create", "vault.conf"], "port=1\n"), 0, &["is at version 1"]);
+    assert_said(&FLEET.wharf(["up", "-y", "-f", &path]), 0, &["+ secret   password", "done: release 1"]);
+
+    let inside = |words: &[&str]| {
+        FLEET.ok(["exec", "-p", "vault", "web", "--"].iter().chain(words).copied().collect::<Vec<_>>())
+    };
+    assert_eq!(inside(&["cat", "/run/secrets/db"]), "hunter-one");
+    assert_eq!(inside(&["stat", "-c", "%u %g %a", "/run/secrets/db"]), "70 71 440");
+    assert_eq!(inside(&["cat", "/etc/app.conf"]), "port=1");
+
+    let again = piped(&["secret", "create", "vault_password"], "hunter-two");
+    assert_said(&again, 1, &["there is a secret `vault_password`", "hint: `--replace` makes a new version"]);
+    // Asked on a terminal, which does not show it.
+    let typed = on_a_terminal("WHARF secret create vault_password --replace", "hunter-two\nhunter-two\n");
+    assert_said(&typed, 0, &["is at version 2", "still on an older version", "vault (version 1)"]);
+    assert!(!typed.stdout.replace("hunter-two\r\nhunter-two\r\n", "").contains("hunter"), "{}", typed.stdout);
+    let plan = FLEET.wharf(["up", "--dry-run", "-f", &path]);
+    assert_said(&plan, 3, &["version 1 -> 2", "± service  web", "content of secret password changed"]);
+    assert_eq!(inside(&["cat", "/run/secrets/db"]), "hunter-one");
+    assert_said(&FLEET.wharf(["up", "-y", "-f", &path]), 0, &["done: release 2"]);
+    assert_eq!(inside(&["cat", "/run/secrets/db"]), "hunter-two");
+
+    let listed = FLEET.ok(["secret", "ls"]);
+    assert!(listed.lines().map(words).any(|line| line.starts_with("vault_password 2 10 B")), "{listed}");
+    assert_eq!(FLEET.json(["secret", "inspect", "vault_password"])["used_by"][0]["app"], "vault");
+    assert_eq!(FLEET.ok(["configs", "cat", "vault.conf"]), "port=1");
+    let rm = FLEET.wharf(["secret", "rm", "-y", "vault_password"]);
+    assert_said(&rm, 1, &["secret vault_password of default is used by app vault", "hint:"]);
+    assert_said(&FLEET.wharf(["secret", "rm", "nothing"]), 1, &["there is no secret `nothing`"]);
+    let everything = [
+        FLEET.ok(["app", "inspect", "vault"]),
+        FLEET.ok(["app", "history", "vault", "--show", "2"]),
+        FLEET.ok(["events", "--since", "10m", "--no-follow"]),
+        FLEET.ok(["secret", "inspect", "vault_password"]),
+        FLEET.ok(["inspect", "--container", "vault-web-1"]),
+    ];
+    for said in everything {
+        assert!(!said.contains("hunter") && !said.contains("aHVudGVyLXR3b"), "{said}");
+    }
+    assert_said(&FLEET.wharf(["down", "-y", "-p", "vault"]), 0, &["vault is gone"]);
+    assert_said(&FLEET.wharf(["secret", "rm", "-y", "vault_password"]), 0, &["vault_password is removed"]);
+    assert_said(&FLEET.wharf(["configs", "rm", "-y", "vault.conf"]), 0, &["vault.conf is removed"]);
+}
+
+#[test]
 fn exec_passes_input_exit_codes_signals_and_terminal_sizes() {
     if skip() {
         return;
