@@ -27,5 +27,5 @@ mod words;
 mod yaml;
 
 pub use diagnostic::{Complaint, Diagnostic, Place, Related, Severity};
-pub use load::{Files, Loaded, Refused, Request, load};
+pub use load::{Files, Loaded, Refused, Request, load, with_env_files};
 pub use normal::{Project, Projected, project};

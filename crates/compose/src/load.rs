@@ -141,6 +141,19 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<AppSpec> {
     app
 }
 
+/// `environment` with the variables of these files, as [`load`] and [`project`](crate::project) read them; what it has
+/// already wins. For callers that take from variables which files to load.
+pub fn with_env_files(
+    mut environment: BTreeMap<String, String>,
+    env_files: &[PathBuf],
+    files: &dyn Files,
+) -> (BTreeMap<String, String>, Vec<Diagnostic>) {
+    let mut assembly = Assembly::new(files, Report::new(true));
+    let paths: Vec<_> = env_files.iter().map(|path| (path.clone(), None)).collect();
+    assembly.add_env_files(&paths, &mut environment);
+    (environment, assembly.report.finish())
+}
+
 /// Everything that the files say, before it is given a meaning.
 pub(crate) struct Prepared {
     pub(crate) tree: Node,
