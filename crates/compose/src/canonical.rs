@@ -14,17 +14,40 @@ use crate::short;
 pub(crate) struct Base {
     pub(crate) folder: PathBuf,
     pub(crate) home: Option<String>,
+    /// Whether relative paths become absolute.
+    pub(crate) resolves: bool,
 }
 
 impl Base {
-    /// An absolute path without `.` and `..`, as far as the base is absolute.
+    /// The file that a path names, without `.` and `..`, as far as the base is absolute.
+    pub(crate) fn locate(&self, path: &str) -> PathBuf {
+        clean(&self.joined(path))
+    }
+
+    /// The same for a path that is a value; one that is absolute stays as it is written.
     pub(crate) fn resolve(&self, path: &str) -> String {
-        let home = self.home.as_deref().filter(|_| path == "~" || path.starts_with("~/"));
-        let joined = match home {
+        if !self.resolves || path.starts_with('/') || is_windows_absolute(path) {
+            return path.to_owned();
+        }
+        self.locate(path).to_string_lossy().into_owned()
+    }
+
+    fn joined(&self, path: &str) -> PathBuf {
+        match self.home.as_deref().filter(|_| path.starts_with('~')) {
             Some(home) => Path::new(home).join(path[1..].trim_start_matches('/')),
             None => self.folder.join(path),
-        };
-        clean(&joined).to_string_lossy().into_owned()
+        }
+    }
+}
+
+/// `C:\data`, `C:/data`, `\\server\share`
+fn is_windows_absolute(path: &str) -> bool {
+    let separator = |byte: Option<&u8>| matches!(byte, Some(b'/' | b'\\'));
+    let bytes = path.as_bytes();
+    match bytes {
+        [drive, b':', ..] => drive.is_ascii_alphabetic() && separator(bytes.get(2)),
+        [b'\\', b'\\', ..] => true,
+        _ => false,
     }
 }
 
@@ -51,6 +74,7 @@ pub(crate) fn canonical(report: &mut Report, root: &mut Node, base: &Base) {
     let key = Key::Root;
     let Some(root) = root.as_mapping_mut() else { return };
     each(root, "services", &key, |node, key| service(report, node, key, base));
+    each(root, "jobs", &key, |node, key| service(report, node, key, base));
     each(root, "networks", &key, |node, key| {
         pairs(report, node, "labels", key, Bare::Blank);
         texts(node, "driver_opts");
@@ -160,6 +184,14 @@ fn service(report: &mut Report, service: &mut Mapping, key: &Key<'_>, base: &Bas
             }
         }
     }
+    if let Some(develop) = service.get_mut("develop").and_then(Node::as_mapping_mut) {
+        items(develop, "watch", |item| {
+            let Some(watch) = item.as_mapping_mut() else { return };
+            path(watch, "path", base);
+            list(watch, "ignore");
+            list(watch, "include");
+        });
+    }
     if let Some(extends) = service.get_mut("extends") {
         wrap(extends, "service");
     }
@@ -178,16 +210,116 @@ fn service(report: &mut Report, service: &mut Mapping, key: &Key<'_>, base: &Bas
         wrap(build, "context");
         if let Some(build) = build.as_mapping_mut() {
             let key = key.field("build");
-            for name in ["args", "additional_contexts"] {
+            for name in ["args", "additional_contexts", "ssh"] {
                 pairs(report, build, name, &key, Bare::Null);
             }
+            ssh_keys(report, build, &key, base);
             pairs(report, build, "labels", &key, Bare::Blank);
             items(build, "secrets", |item| wrap(item, "source"));
-            if build.get("context").and_then(Node::as_str).is_some_and(|context| !context.contains("://")) {
+            hosts(report, build, &key);
+            if build.get("context").and_then(Node::as_str).is_some_and(|context| !is_remote(context)) {
                 path(build, "context", base);
+            }
+            let contexts = build.get_mut("additional_contexts").and_then(Node::as_mapping_mut);
+            for (_, entry) in contexts.into_iter().flat_map(Mapping::iter_mut) {
+                // `service:api`, `docker-image://alpine:3` and the like are no paths.
+                if entry.node.as_str().is_some_and(|text| !is_remote(text) && !text.contains(':')) {
+                    resolve(&mut entry.node, base);
+                }
             }
         }
     }
+}
+
+/// Keys and sockets for `ssh`: paths become absolute, and only `default` needs none.
+fn ssh_keys(report: &mut Report, build: &mut Mapping, key: &Key<'_>, base: &Base) {
+    let Some(keys) = build.get_mut("ssh").and_then(Node::as_mapping_mut) else { return };
+    let key = key.field("ssh");
+    for (name, entry) in keys.iter_mut() {
+        if entry.node.is_null() && name != "default" && entry.node.tag == Tag::None {
+            let message = format!("the SSH key `{name}` has no path");
+            report
+                .error(Complaint::InvalidValue, entry.key, &key.field(name), message)
+                .hint(format!("write `{name}=/path/of/the/key`"));
+        }
+        resolve(&mut entry.node, base);
+    }
+}
+
+/// Writes out what the keys of a merged tree leave to be understood, before it meets other trees.
+pub(crate) fn defaults(root: &mut Node, base: &Base) {
+    for group in ["services", "jobs"] {
+        let group = root.as_mapping_mut().and_then(|root| root.get_mut(group)).and_then(Node::as_mapping_mut);
+        for (_, entry) in group.into_iter().flat_map(Mapping::iter_mut) {
+            if let Some(service) = entry.node.as_mapping_mut() {
+                service_defaults(service, base);
+            }
+        }
+    }
+}
+
+fn service_defaults(service: &mut Mapping, base: &Base) {
+    let mut give = |mapping: &mut Mapping, name: &str, place: Span, value: Value| {
+        if !mapping.contains(name) {
+            mapping.insert(name, place, Node::new(place, value));
+        }
+    };
+    let text = |text: &str| Value::String(text.to_owned());
+    if let Some(entry) = service.entry_mut("build")
+        && let Some(build) = entry.node.as_mapping_mut()
+    {
+        give(build, "context", entry.key, Value::String(base.resolve(".")));
+    }
+    if let Some(dependencies) = service.get_mut("depends_on").and_then(Node::as_mapping_mut) {
+        for (_, entry) in dependencies.iter_mut() {
+            if let Some(dependency) = entry.node.as_mapping_mut() {
+                give(dependency, "required", entry.key, Value::Bool(true));
+            }
+        }
+    }
+    items(service, "secrets", |item| {
+        let span = item.span;
+        let Some(mount) = item.as_mapping_mut() else { return };
+        let source = mount.get("source").and_then(Node::as_str).unwrap_or_default();
+        let target = format!("/run/secrets/{source}");
+        give(mount, "target", span, Value::String(target));
+    });
+    items(service, "ports", |item| {
+        let span = item.span;
+        let Some(port) = item.as_mapping_mut() else { return };
+        give(port, "mode", span, text("ingress"));
+        give(port, "protocol", span, text("tcp"));
+    });
+    items(service, "volumes", |item| {
+        let bind = item.as_mapping_mut().and_then(|mount| mount.entry_mut("bind"));
+        let Some(entry) = bind else { return };
+        if let Some(bind) = entry.node.as_mapping_mut() {
+            give(bind, "create_host_path", entry.key, Value::Bool(true));
+        }
+    });
+    let mut count = |item: &mut Node| {
+        let span = item.span;
+        let Some(request) = item.as_mapping_mut() else { return };
+        if !request.contains("count") && !request.contains("device_ids") {
+            give(request, "count", span, text("all"));
+        }
+    };
+    items(service, "gpus", &mut count);
+    let reservations = service
+        .get_mut("deploy")
+        .and_then(Node::as_mapping_mut)
+        .and_then(|deploy| deploy.get_mut("resources"))
+        .and_then(Node::as_mapping_mut)
+        .and_then(|resources| resources.get_mut("reservations"))
+        .and_then(Node::as_mapping_mut);
+    if let Some(reservations) = reservations {
+        items(reservations, "devices", &mut count);
+    }
+}
+
+/// Whether a build's context is fetched by the builder.
+pub(crate) fn is_remote(context: &str) -> bool {
+    context.contains("://") || context.starts_with("github.com/") || context.starts_with("git@")
 }
 
 /// What a bare `KEY` in a list of pairs means.
@@ -213,10 +345,7 @@ fn pairs(report: &mut Report, parent: &mut Mapping, name: &str, key: &Key<'_>, b
             };
             if name.trim().is_empty() {
                 let message = format!("`{text}` has no name before the `=`");
-                report
-                    .error(Complaint::InvalidValue, item.span, &key.item(index), message)
-                    .hint("write `NAME=value`");
-                continue;
+                report.unsupported(item.span, &key.item(index), message).hint("write `NAME=value`");
             }
             // The last one counts, as in a shell.
             mapping.insert(name, item.span, Node { span: item.span, tag: item.tag, value });
@@ -294,15 +423,6 @@ fn depends_on(service: &mut Mapping) {
         mapping.insert("required", span, Node::new(span, Value::Bool(true)));
         Node::new(span, Value::Mapping(mapping))
     });
-    let Some(mapping) = service.get_mut("depends_on").and_then(Node::as_mapping_mut) else { return };
-    for (_, entry) in mapping.iter_mut() {
-        let place = entry.key;
-        if let Some(dependency) = entry.node.as_mapping_mut()
-            && !dependency.contains("required")
-        {
-            dependency.insert("required", place, Node::new(place, Value::Bool(true)));
-        }
-    }
 }
 
 /// `extra_hosts` in every form becomes a list of `name=address`.
@@ -334,10 +454,10 @@ fn hosts(report: &mut Report, service: &mut Mapping, key: &Key<'_>) {
                         .hint("write `name=address`, such as `db.example=10.0.0.7`");
                     continue;
                 };
-                lines.push(Node::string(
-                    item.span,
-                    format!("{}={}", name.trim(), unbracketed(address.trim())),
-                ));
+                for address in address.split(',') {
+                    let line = format!("{}={}", name.trim(), unbracketed(address.trim()));
+                    lines.push(Node::string(item.span, line));
+                }
             }
         }
         _ => return,
@@ -394,9 +514,11 @@ fn external(report: &mut Report, node: &mut Mapping, key: &Key<'_>) {
 
 /// A local volume that is a bind of a relative path.
 fn bound_volume(volume: &mut Mapping, base: &Base) {
+    if volume.get("driver").and_then(Node::as_str) != Some("local") {
+        return;
+    }
     let Some(options) = volume.get_mut("driver_opts").and_then(Node::as_mapping_mut) else { return };
-    let binds = options.get("o").and_then(Node::as_str).is_some_and(|o| o.split(',').any(|o| o == "bind"));
-    if binds {
+    if options.get("o").and_then(Node::as_str) == Some("bind") {
         path(options, "device", base);
     }
 }

@@ -73,7 +73,7 @@ fn replaces(key: &Key<'_>) -> bool {
     }
 }
 fn is_service(key: &Key<'_>) -> bool {
-    matches!(key, Key::Field(Key::Field(Key::Root, "services"), _))
+    matches!(key, Key::Field(Key::Field(Key::Root, "services" | "jobs"), _))
 }
 fn is_logging(key: &Key<'_>) -> bool {
     matches!(key, Key::Field(service, "logging") if is_service(service))
@@ -104,10 +104,12 @@ pub(crate) fn settle(node: &mut Node) {
 /// Leaves one of several items of a service that stand for the same.
 pub(crate) fn enforce_unicity(root: &mut Node) {
     let Some(root) = root.as_mapping_mut() else { return };
-    let Some(services) = root.get_mut("services").and_then(Node::as_mapping_mut) else { return };
-    for (_, entry) in services.iter_mut() {
-        if let Some(service) = entry.node.as_mapping_mut() {
-            unique_items(service);
+    for group in ["services", "jobs"] {
+        let group = root.get_mut(group).and_then(Node::as_mapping_mut);
+        for (_, entry) in group.into_iter().flat_map(Mapping::iter_mut) {
+            if let Some(service) = entry.node.as_mapping_mut() {
+                unique_items(service);
+            }
         }
     }
 }
@@ -119,7 +121,8 @@ pub(crate) fn unique_items(service: &mut Mapping) {
             | "tmpfs" | "extra_hosts" | "group_add" | "security_opt" | "label_file" => text_identity,
             "devices" | "volumes" => target_identity,
             "env_file" => |item| item.as_mapping()?.get("path")?.scalar_text(),
-            "configs" | "secrets" => mount_identity,
+            "configs" => |item| mount_identity(item, ""),
+            "secrets" => |item| mount_identity(item, "/run/secrets"),
             "ports" => port_identity,
             _ => continue,
         };
@@ -153,12 +156,18 @@ fn text_identity(item: &Node) -> Option<String> {
 fn target_identity(item: &Node) -> Option<String> {
     item.as_mapping()?.get("target")?.scalar_text()
 }
-fn mount_identity(item: &Node) -> Option<String> {
+fn mount_identity(item: &Node, folder: &str) -> Option<String> {
     let mount = item.as_mapping()?;
-    mount.get("target").or_else(|| mount.get("source"))?.scalar_text()
+    match mount.get("target") {
+        Some(target) => target.scalar_text(),
+        None => Some(format!("{folder}/{}", mount.get("source")?.scalar_text()?)),
+    }
 }
 fn port_identity(item: &Node) -> Option<String> {
     let port = item.as_mapping()?;
-    let text = |name: &str| port.get(name).and_then(Node::scalar_text).unwrap_or_default();
-    Some(format!("{}:{}:{}/{}", text("host_ip"), text("published"), text("target"), text("protocol")))
+    let text = |name: &str, default: &str| {
+        port.get(name).and_then(Node::scalar_text).unwrap_or_else(|| default.to_owned())
+    };
+    let (address, protocol) = (text("host_ip", "0.0.0.0"), text("protocol", "tcp"));
+    Some(format!("{address}:{}:{}/{protocol}", text("published", ""), text("target", "")))
 }

@@ -151,6 +151,9 @@ impl Mapping {
     pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
         self.entries.get(key)
     }
+    pub(crate) fn entry_mut(&mut self, key: &str) -> Option<&mut Entry> {
+        self.entries.get_mut(key)
+    }
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Node> {
         self.entries.get_mut(key).map(|entry| &mut entry.node)
     }

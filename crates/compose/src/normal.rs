@@ -51,6 +51,8 @@ pub struct Project {
     root: Mapping,
     active: BTreeSet<String>,
     environment: Environment,
+    /// Whether variables were substituted; then a `$` that is left means itself.
+    interpolated: bool,
 }
 
 /// Loads the normal form of a project from Compose files. Never panics and never does I/O except through `files`; the
@@ -75,7 +77,7 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<Project> {
     if !request.no_normalize {
         complete::complete(&mut root, &name, &environment);
     }
-    let mut project = Project { name, root, active, environment };
+    let mut project = Project { name, root, active, environment, interpolated: !request.no_interpolate };
     if !request.services.is_empty() {
         project.enable(&request.services);
         for unknown in project.select(&request.services) {
@@ -243,7 +245,11 @@ impl Project {
             "services" => self.active.contains(name),
             _ => used.contains(&(group, name)),
         };
-        print::object(&self.root, &form::PROJECT, language, &shows)
+        let mut printed = print::object(&self.root, &form::PROJECT, language, &shows);
+        if self.interpolated {
+            printed.escape();
+        }
+        printed
     }
 
     fn members(&self, group: &str) -> Vec<&str> {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::canonical::{Base, canonical, clean};
+use crate::canonical::{Base, canonical, clean, defaults};
 use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::dotenv;
 use crate::interpolate;
@@ -172,7 +172,10 @@ impl<'a> Assembly<'a> {
     /// All files merged in order.
     fn load(&mut self, files: &[PathBuf], folder: &Path, environment: &Environment) -> Option<Node> {
         let home = environment.get("HOME").cloned();
-        let scope = Scope { environment, base: Base { folder: folder.to_owned(), home } };
+        let scope = Scope {
+            environment,
+            base: Base { folder: folder.to_owned(), home, resolves: self.options.resolve_paths },
+        };
         let mut merged: Option<Node> = None;
         let mut unreadable = false;
         for path in files {
@@ -199,6 +202,7 @@ impl<'a> Assembly<'a> {
         let mut tree = merged?;
         merge::settle(&mut tree);
         merge::enforce_unicity(&mut tree);
+        defaults(&mut tree, &scope.base);
         Some(tree)
     }
 
@@ -212,7 +216,9 @@ impl<'a> Assembly<'a> {
         before: Option<&Node>,
     ) -> Option<Node> {
         let lookup = |name: &str| scope.environment.get(name).cloned();
-        interpolate::interpolate(&mut self.report, &mut tree, &Key::Root, &lookup);
+        if self.options.interpolate {
+            interpolate::interpolate(&mut self.report, &mut tree, &Key::Root, &lookup);
+        }
         if tree.is_null() {
             return None;
         }
@@ -284,7 +290,7 @@ impl<'a> Assembly<'a> {
                     .hint("copy the file beside this one and include that");
                 return None;
             }
-            files.push(PathBuf::from(scope.base.resolve(path)));
+            files.push(scope.base.locate(path));
         }
         let place = paths[0].1;
         if let Some(path) = files.iter().find(|path| self.including.contains(path)) {
@@ -305,7 +311,7 @@ impl<'a> Assembly<'a> {
             return None;
         }
         let folder = match include.get("project_directory").and_then(Node::as_str) {
-            Some(folder) => PathBuf::from(scope.base.resolve(folder)),
+            Some(folder) => scope.base.locate(folder),
             None => files[0].parent().map(Path::to_owned).unwrap_or_default(),
         };
         let mut environment = scope.environment.clone();
@@ -313,7 +319,7 @@ impl<'a> Assembly<'a> {
         if include.contains("env_file") {
             let listed = listed.into_iter().filter(|(path, _)| path != "/dev/null");
             let paths: Vec<_> = listed
-                .map(|(path, span)| (PathBuf::from(scope.base.resolve(&path)), Some(Reference { span, key })))
+                .map(|(path, span)| (scope.base.locate(&path), Some(Reference { span, key })))
                 .collect();
             self.add_env_files(&paths, &mut environment);
         } else {
@@ -469,7 +475,7 @@ impl<'a> Assembly<'a> {
                 .hint("copy the file beside this one and extend from that");
             return None;
         }
-        let path = PathBuf::from(scope.base.resolve(text));
+        let path = scope.base.locate(text);
         if path == source.path {
             return self.base_here(wanted, source, scope, chain);
         }
@@ -496,8 +502,7 @@ impl<'a> Assembly<'a> {
     ) -> Option<Node> {
         let Wanted { name: wanted, span, key } = wanted;
         let folder = path.parent().map(Path::to_owned).unwrap_or_default();
-        let inner =
-            Scope { environment: scope.environment, base: Base { folder, home: scope.base.home.clone() } };
+        let inner = Scope { environment: scope.environment, base: Base { folder, ..scope.base.clone() } };
         let mut services = Mapping::default();
         for document in documents {
             let Some(root) = document.as_mapping() else { continue };
@@ -520,7 +525,9 @@ impl<'a> Assembly<'a> {
         root.insert("services", start, Node::new(start, Value::Mapping(services)));
         let mut tree = Node::new(start, Value::Mapping(root));
         let lookup = |name: &str| inner.environment.get(name).cloned();
-        interpolate::interpolate(&mut self.report, &mut tree, &Key::Root, &lookup);
+        if self.options.interpolate {
+            interpolate::interpolate(&mut self.report, &mut tree, &Key::Root, &lookup);
+        }
         check(&mut self.report, &mut tree, &Shape::Map(&shapes::FILE), &Key::Root, start);
         canonical(&mut self.report, &mut tree, &inner.base);
         let services = tree.as_mapping()?.get("services")?.as_mapping()?;

@@ -197,56 +197,48 @@ pub(crate) fn volume(report: &mut Report, item: Node, key: &Key<'_>, base: &Base
     let mut fields = vec![("type", text(if binds { "bind" } else { "volume" }))];
     fields.extend(source.map(|source| ("source", text(if binds { base.resolve(&source) } else { source }))));
     fields.push(("target", text(target)));
-    let mut details = Mapping::default();
+    let (mut bind, mut volume) = (Mapping::default(), Mapping::default());
     if binds {
-        details.insert("create_host_path", span, Node::new(span, Value::Bool(true)));
+        bind.insert("create_host_path", span, Node::new(span, Value::Bool(true)));
     }
     for option in options.iter().flat_map(|options| options.split(',')) {
         match option {
             "ro" => fields.push(("read_only", Value::Bool(true))),
             "rw" => {}
-            "nocopy" if !binds => details.insert("nocopy", span, Node::new(span, Value::Bool(true))),
-            "z" | "Z" if binds => details.insert("selinux", span, Node::string(span, option)),
-            propagation if binds && PROPAGATIONS.contains(&propagation) => {
-                details.insert("propagation", span, Node::string(span, propagation));
+            "nocopy" => volume.insert("nocopy", span, Node::new(span, Value::Bool(true))),
+            "z" | "Z" => bind.insert("selinux", span, Node::string(span, option)),
+            propagation if PROPAGATIONS.contains(&propagation) => {
+                bind.insert("propagation", span, Node::string(span, propagation));
             }
             "cached" | "delegated" | "consistent" => {
-                report
-                    .warn(
-                        Complaint::Obsolete,
-                        span,
-                        key,
-                        format!("the option `{option}` has no effect on Linux"),
-                    )
-                    .hint("leave it out");
-            }
-            "z" | "Z" => {
-                report
-                    .warn(
-                        Complaint::Obsolete,
-                        span,
-                        key,
-                        format!("the option `{option}` has no effect on a named volume"),
-                    )
-                    .hint("leave it out");
+                let message = format!("the option `{option}` has no effect on Linux");
+                report.warn(Complaint::Obsolete, span, key, message).hint("leave it out");
             }
             _ => {
                 let known = ["ro", "rw", "nocopy", "z", "Z"].into_iter().chain(PROPAGATIONS);
                 let hint = crate::diagnostic::did_you_mean(option, known.clone())
                     .unwrap_or_else(|| format!("options are {}", known.collect::<Vec<_>>().join(", ")));
-                report
-                    .error(
-                        Complaint::InvalidValue,
-                        span,
-                        key,
-                        format!("`{option}` is not an option of a volume"),
-                    )
-                    .hint(hint);
+                let message = format!("`{option}` is not an option of a volume");
+                report.unsupported(span, key, message).hint(hint);
             }
         }
     }
-    let name = if binds { "bind" } else { "volume" };
-    fields.push((name, Value::Mapping(details)));
+    if binds && !volume.is_empty() {
+        report
+            .warn(Complaint::Obsolete, span, key, "the option `nocopy` has no effect on a bind")
+            .hint("leave it out");
+    }
+    if !binds && !bind.is_empty() {
+        let names: Vec<&str> = bind.iter().filter_map(|(_, entry)| entry.node.as_str()).collect();
+        let message = format!("the option `{}` has no effect on a named volume", names.join(","));
+        report.warn(Complaint::Obsolete, span, key, message).hint("leave it out");
+    }
+    if binds || !bind.is_empty() {
+        fields.push(("bind", Value::Mapping(bind)));
+    }
+    if !binds || !volume.is_empty() {
+        fields.push(("volume", Value::Mapping(volume)));
+    }
     vec![mapping(span, fields)]
 }
 
@@ -288,9 +280,14 @@ pub(crate) fn device(report: &mut Report, item: Node, key: &Key<'_>) -> Vec<Node
     let permissions = |text: &str| !text.is_empty() && text.chars().all(|c| "rwm".contains(c));
     let (source, target, mode) = match parts.as_slice() {
         [source] => (*source, *source, "rwm"),
-        [source, mode] if permissions(mode) => (*source, *source, *mode),
         [source, target] => (*source, *target, "rwm"),
-        [source, target, mode] if permissions(mode) => (*source, *target, *mode),
+        [source, target, mode] => {
+            if !permissions(mode) {
+                let message = format!("`{mode}` is not what a device may be used for");
+                report.unsupported(span, key, message).hint("write some of `r`, `w` and `m`, such as `rwm`");
+            }
+            (*source, *target, *mode)
+        }
         _ => {
             let message = format!("`{short}` is not a device");
             report

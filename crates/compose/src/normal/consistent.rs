@@ -105,7 +105,10 @@ impl<'a> Check<'a> {
     // --- one service ---
 
     fn service(&mut self, service: &'a Mapping, entry: &Entry, key: &Key<'_>, name: &'a str) {
-        if text(service, "image").is_none() && inner(service, "build").is_none() && !service.contains("provider") {
+        // What runs elsewhere needs no image.
+        let external = inner(service, "x-wharf").is_some_and(|wharf| wharf.contains("external"));
+        let runs = text(service, "image").is_some() || inner(service, "build").is_some();
+        if !runs && !service.contains("provider") && !external {
             let message = format!("the service `{name}` has neither `image` nor `build`");
             self.report
                 .error(Complaint::MissingKey, entry.key, key, message)

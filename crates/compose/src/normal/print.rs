@@ -40,6 +40,26 @@ impl<'a> Printed<'a> {
         matches!(self, Map(entries) if entries.is_empty())
     }
 
+    /// Writes `$` so that reading it substitutes nothing.
+    pub(super) fn escape(&mut self) {
+        let escape = |text: &mut Cow<'a, str>| {
+            if text.contains('$') {
+                *text = Cow::Owned(text.replace('$', "$$"));
+            }
+        };
+        match self {
+            Null | Self::Bool(_) | Self::Int(_) | Self::Ratio(_) | Self::Float(_) => {}
+            Self::Text(text) => escape(text),
+            List(items) => items.iter_mut().for_each(Self::escape),
+            Map(entries) => {
+                for (key, value) in entries {
+                    escape(key);
+                    value.escape();
+                }
+            }
+        }
+    }
+
     pub(super) fn into_json(self) -> serde_json::Value {
         use serde_json::Value as Json;
         match self {
