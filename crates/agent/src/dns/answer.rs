@@ -1,30 +1,31 @@
 //! Decides what to answer to a DNS message: from the table, by refusing, or by asking another resolver.
 //!
-//! - Pure: the message, who asked, the zone and a number that rotates the answers go in.
+//! - Without input or output: the message, who asked and what is known go in, the answer's bytes come out.
 //! - A name with one label is ours alone: what the table does not have does not exist, and nobody is asked.
 //! - A name the table has exists for every type; for types we have nothing of, the answer is empty.
+//! - Answers from the table allocate nothing.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use hickory_proto::{
-    op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode},
-    rr::{
-        DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, PTR, SOA},
-    },
-    serialize::binary::BinEncodable,
-};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use wharf_model::NetworkId;
 
-use super::zone::Zone;
+use super::{
+    reply::aliases,
+    wire::{self, INTERNET, QUESTION_NAME, Question, Request, Section, Writer, code, flag, kind},
+    zone::{Addresses, Entry, Zone},
+};
 
-/// How long an answer may be kept: as long as it may take until a task that was replaced gets no more requests.
-const TTL: u32 = 5;
+/// How long an answer of ours may be kept, and one that there is nothing: a task that has ended is asked no longer than that.
+pub(super) const TTL: u32 = 1;
 /// The largest answer by UDP to a client that announces more: what fits a packet everywhere.
-const LARGEST: u16 = 1232;
+pub(super) const LARGEST: u16 = 1232;
 /// What a client takes that announces nothing.
 const SMALLEST: u16 = 512;
+/// How many names may lead on to another.
+const LONGEST_CHAIN: usize = 8;
+/// Types that are no types of records: transfers, and what signs messages.
+const NO_RECORDS: std::ops::RangeInclusive<u16> = 249..=254;
 
 /// Where a question came from and in.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +35,14 @@ pub(super) struct Asker {
     pub(super) network: NetworkId,
 }
 
+/// What is known.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) zone: Zone,
+    /// Networks whose addresses nobody else can name.
+    pub(super) ours: Vec<Ipv4Net>,
+}
+
 /// How a message came, and goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {
@@ -41,208 +50,290 @@ pub(super) enum Transport {
     Tcp,
 }
 
+impl Transport {
+    /// The most bytes that an asker takes.
+    pub(super) fn limit(self, question: &Question<'_>) -> usize {
+        let announced = question.extension.map_or(SMALLEST, |extension| extension.payload);
+        match self {
+            Self::Udp => announced.clamp(SMALLEST, LARGEST).into(),
+            Self::Tcp => u16::MAX.into(),
+        }
+    }
+}
+
 /// What to do about a message.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Send this.
-    Send(Vec<u8>),
-    /// Ask an upstream resolver this question; if there is none, the name does not exist.
-    Forward(Box<Message>),
+    /// Send what was written.
+    Send,
+    /// Ask an upstream resolver.
+    Forward(Forward),
     /// It is no question.
     Nothing,
 }
 
-/// The answer to `message`. `ours` are the networks whose addresses nobody else can name.
+/// What to ask an upstream resolver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Forward {
+    pub(super) ask: Ask,
+    /// The names that the question's name leads to, one after the other; the last is what is asked for. Usually none.
+    pub(super) chain: Vec<Box<[u8]>>,
+}
+
+/// A question for an upstream resolver: all that its answer depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Ask {
+    /// Name, type and class as they stand in a message, the name in lower case.
+    pub(super) asked: Box<[u8]>,
+    pub(super) signatures: bool,
+    pub(super) checking_disabled: bool,
+}
+
+impl Ask {
+    fn new(name: &[u8], question: &Question<'_>) -> Self {
+        let [k0, k1] = question.kind.to_be_bytes();
+        Self {
+            asked: [name, &[0, k0, k1, 0, 1]].concat().into(),
+            signatures: question.extension.is_some_and(|extension| extension.signatures),
+            checking_disabled: question.flags & flag::CHECKING_DISABLED != 0,
+        }
+    }
+    pub(super) fn kind(&self) -> u16 {
+        wire::number(&self.asked, self.asked.len() - 4).unwrap_or(0)
+    }
+}
+
+/// Writes the answer to `message` behind what `out` has, or says what else to do; then nothing is written.
 pub(super) fn answer(
     message: &[u8],
     asker: Asker,
     transport: Transport,
-    zone: &Zone,
-    ours: &[Ipv4Net],
-    turn: usize,
+    known: &Known,
+    out: &mut Vec<u8>,
 ) -> Answer {
-    let Ok(request) = Message::from_vec(message) else { return malformed(message) };
-    if request.metadata.message_type == MessageType::Response {
-        return Answer::Nothing;
-    }
-    if request.metadata.op_code != OpCode::Query {
-        return send(&failure(&request, ResponseCode::NotImp), transport, &request);
-    }
-    if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
-        return send(&failure(&request, ResponseCode::BADVERS), transport, &request);
-    }
-    let [query] = request.queries.as_slice() else {
-        return send(&failure(&request, ResponseCode::FormErr), transport, &request);
+    let question = match Request::read(message) {
+        Request::Question(question) => question,
+        Request::OtherOperation(header) => return refuse(header, code::NOT_IMPLEMENTED, out),
+        Request::Malformed(header) => return refuse(header, code::FORMAT, out),
+        Request::Nothing => return Answer::Nothing,
     };
-    if query.query_class() != DNSClass::IN {
-        return send(&failure(&request, ResponseCode::Refused), transport, &request);
+    let found = find(&question, asker, known);
+    if let Found::Upstream(forward) = found {
+        return Answer::Forward(forward);
     }
-    match find(query, asker, zone, ours, turn) {
-        Found::Records(records) => {
-            let mut reply = authoritative(&request, ResponseCode::NoError);
-            reply.add_answers(records);
-            send(&reply, transport, &request)
-        }
-        Found::NoRecords => {
-            let mut reply = authoritative(&request, ResponseCode::NoError);
-            reply.add_authority(start_of_authority(query.name()));
-            send(&reply, transport, &request)
-        }
-        Found::NoName => send(&no_such_name(&request), transport, &request),
-        Found::Elsewhere => Answer::Forward(Box::new(request)),
+    let mut writer = Writer::new(&question, transport.limit(&question), out);
+    match found {
+        Found::Refused(code) => writer.code(code),
+        Found::NoName => write_nothing(&mut writer, code::NO_SUCH_NAME, known),
+        Found::NoRecords => write_nothing(&mut writer, code::NO_ERROR, known),
+        Found::Host(name) => write_host(&mut writer, name),
+        Found::Entry(entry, chain) => write_entry(&mut writer, &question, entry, &chain, asker, known),
+        Found::Upstream(_) => {}
+    }
+    writer.finish();
+    Answer::Send
+}
+
+/// The answer without records to a question that came with `message`.
+pub(super) fn fail(message: &[u8], transport: Transport, code: u16, out: &mut Vec<u8>) {
+    if let Request::Question(question) = Request::read(message) {
+        let mut writer = Writer::new(&question, transport.limit(&question), out);
+        writer.code(code);
+        writer.finish();
     }
 }
 
-/// The answer that a name does not exist.
-pub(super) fn no_such_name(request: &Message) -> Message {
-    let mut reply = authoritative(request, ResponseCode::NXDomain);
-    if let Some(query) = request.queries.first() {
-        reply.add_authority(start_of_authority(query.name()));
-    }
-    reply
-}
-
-/// An answer without records.
-pub(super) fn failure(request: &Message, code: ResponseCode) -> Message {
-    let mut reply = Message::new(request.metadata.id, MessageType::Response, request.metadata.op_code);
-    reply.metadata = Metadata::response_from_request(&request.metadata);
-    reply.metadata.recursion_available = true;
-    reply.metadata.response_code = code;
-    reply.add_queries(request.queries.iter().cloned());
-    if request.edns.is_some() {
-        let mut edns = Edns::new();
-        edns.set_max_payload(LARGEST);
-        edns.set_rcode_high(code.high());
-        reply.set_edns(edns);
-    }
-    reply
-}
-
-/// The most bytes the asker takes in one datagram.
-pub(super) fn limit(request: &Message) -> usize {
-    let announced = request.edns.as_ref().map_or(SMALLEST, Edns::max_payload);
-    announced.clamp(SMALLEST, LARGEST).into()
-}
-
-/// A message as it is sent: if it is too long for the way back, as many answers as fit and the mark that there are more.
-pub(super) fn encode(reply: &Message, transport: Transport, request: &Message) -> Option<Vec<u8>> {
-    let limit = match transport {
-        Transport::Udp => limit(request),
-        Transport::Tcp => u16::MAX.into(),
-    };
-    let bytes = reply.to_bytes().ok()?;
-    if bytes.len() <= limit {
-        return Some(bytes);
-    }
-    let mut short = reply.truncate();
-    let (empty, all) = (short.to_bytes().ok()?.len(), reply.answers.len().max(1));
-    // Answers of one kind to one name are about equally long; the rest is dropped one by one.
-    let each = (bytes.len() - empty).div_ceil(all).max(1);
-    let mut count = (limit.saturating_sub(empty) / each).min(reply.answers.len());
-    loop {
-        short.answers = reply.answers[..count].to_vec();
-        let bytes = short.to_bytes().ok()?;
-        if bytes.len() <= limit || count == 0 {
-            return Some(bytes);
-        }
-        count -= 1;
-    }
-}
-
-enum Found {
-    Records(Vec<Record>),
+enum Found<'a> {
+    /// What the question's name leads to, after the names between.
+    Entry(&'a Entry, Vec<Box<[u8]>>),
+    /// The name of the address that the question's name stands for.
+    Host(&'a [u8]),
     /// The name exists, without records of that type.
     NoRecords,
     NoName,
+    Refused(u16),
     /// Not for us to say.
-    Elsewhere,
+    Upstream(Forward),
 }
 
-fn find(query: &Query, asker: Asker, zone: &Zone, ours: &[Ipv4Net], turn: usize) -> Found {
-    let name = text(query.name());
-    if let Some(addresses) = zone.addresses(asker.address, asker.network, &name) {
-        return if matches!(query.query_type(), RecordType::A | RecordType::ANY) {
-            Found::Records(rotated(query.name(), addresses, turn))
-        } else {
-            Found::NoRecords
+fn find<'a>(question: &Question<'_>, asker: Asker, known: &'a Known) -> Found<'a> {
+    if question.extension.is_some_and(|extension| extension.version > 0) {
+        return Found::Refused(code::BAD_VERSION);
+    }
+    if question.class != INTERNET || NO_RECORDS.contains(&question.kind) {
+        return Found::Refused(code::REFUSED);
+    }
+    let name = question.name.as_bytes();
+    if let Some(entry) = known.zone.find(asker.address, asker.network, name) {
+        return follow(entry, question, asker, known);
+    }
+    if let Some(address) = reverse(name) {
+        return match known.zone.host(asker.address, asker.network, address) {
+            Some(name) if matches!(question.kind, kind::PTR | kind::ANY) => Found::Host(name),
+            Some(_) => Found::NoRecords,
+            None if known.ours.iter().any(|network| network.contains(&address)) => Found::NoName,
+            None => upstream(name, Vec::new(), question),
         };
     }
-    if let Some(address) = reverse(query.name()) {
-        return find_name(query, address, asker, zone, ours);
+    if is_ours_alone(name, question.kind) || is_below_ours(name, asker, known) {
+        return Found::NoName;
     }
-    if query.name().num_labels() > 1 { Found::Elsewhere } else { find_single(query) }
+    upstream(name, Vec::new(), question)
 }
 
-/// A single label that the table does not have. The root is nobody's name, but it has servers, and resolvers ask for them.
-fn find_single(query: &Query) -> Found {
-    if query.name().is_root() { Found::Elsewhere } else { Found::NoName }
-}
-
-fn find_name(query: &Query, address: Ipv4Addr, asker: Asker, zone: &Zone, ours: &[Ipv4Net]) -> Found {
-    let Some(name) = zone.name(asker.address, asker.network, address) else {
-        let own = ours.iter().any(|network| network.contains(&address));
-        return if own { Found::NoName } else { Found::Elsewhere };
-    };
-    match Name::from_ascii(format!("{name}.")) {
-        Ok(target) if matches!(query.query_type(), RecordType::PTR | RecordType::ANY) => {
-            let record = Record::from_rdata(query.name().clone(), TTL, RData::PTR(PTR(target)));
-            Found::Records(vec![record])
+/// What is behind a name that may lead on to others, of ours or of the world.
+fn follow<'a>(first: &'a Entry, question: &Question<'_>, asker: Asker, known: &'a Known) -> Found<'a> {
+    let mut chain = Vec::new();
+    let mut entry = first;
+    while let Entry::Alias(target) = entry {
+        if chain.len() == LONGEST_CHAIN {
+            return Found::Refused(code::SERVER_FAILURE);
         }
-        _ => Found::NoRecords,
+        chain.push(target.clone());
+        if question.kind == kind::CNAME {
+            break;
+        }
+        match known.zone.find(asker.address, asker.network, target) {
+            Some(next) => entry = next,
+            None => return upstream(target, chain, question),
+        }
     }
+    Found::Entry(entry, chain)
+}
+
+fn upstream<'a>(name: &[u8], chain: Vec<Box<[u8]>>, question: &Question<'_>) -> Found<'a> {
+    if question.flags & flag::RECURSION_DESIRED == 0 {
+        return Found::Refused(code::REFUSED);
+    }
+    Found::Upstream(Forward { ask: Ask::new(name, question), chain })
+}
+
+/// A single label that the table does not have is nobody else's. The root and the top-level domains have servers and keys, though, and
+/// resolvers ask for them.
+fn is_ours_alone(name: &[u8], asked: u16) -> bool {
+    let of_domains = matches!(asked, kind::NS | kind::SOA | kind::DS | kind::DNSKEY);
+    wire::labels(name).count() == 1 && !of_domains
+}
+
+/// Whether a name is a port that a service of ours does not have, such as `_nonesuch._tcp.web`.
+fn is_below_ours(name: &[u8], asker: Asker, known: &Known) -> bool {
+    let mut parent = name;
+    while let [length, b'_', ..] = parent {
+        parent = parent.get(usize::from(*length) + 1..).unwrap_or_default();
+    }
+    parent.len() < name.len() && known.zone.find(asker.address, asker.network, parent).is_some()
 }
 
 /// The address that a name under `in-addr.arpa` stands for.
-fn reverse(name: &Name) -> Option<Ipv4Addr> {
-    let mut name = name.clone();
-    name.set_fqdn(true);
-    match name.parse_arpa_name().ok()? {
-        IpNet::V4(net) if net.prefix_len() == 32 => match IpAddr::V4(net.addr()) {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        },
-        IpNet::V4(_) | IpNet::V6(_) => None,
+fn reverse(name: &[u8]) -> Option<Ipv4Addr> {
+    let digits = name.strip_suffix(b"\x07in-addr\x04arpa")?;
+    let mut octets = [0; 4];
+    let mut places = octets.iter_mut().rev();
+    for label in wire::labels(digits) {
+        *places.next()? = std::str::from_utf8(label).ok()?.parse().ok()?;
+    }
+    places.next().is_none().then(|| octets.into())
+}
+
+fn write_entry(
+    writer: &mut Writer<'_>,
+    question: &Question<'_>,
+    entry: &Entry,
+    chain: &[Box<[u8]>],
+    asker: Asker,
+    known: &Known,
+) {
+    let mut whole = aliases(writer, chain, TTL);
+    let end: Vec<u8>;
+    let owner = match chain.last() {
+        Some(name) => {
+            end = [name, [0].as_slice()].concat();
+            &end
+        }
+        None => QUESTION_NAME.as_slice(),
+    };
+    let wants = |of: u16| question.kind == of || question.kind == kind::ANY;
+    match entry {
+        Entry::Tasks(addresses) if wants(kind::A) => {
+            whole &= addresses
+                .rotated()
+                .all(|address| writer.address(address.into(), TTL, owner, Section::Answer));
+        }
+        Entry::Port(port, addresses) if wants(kind::SRV) => {
+            whole &= write_port(writer, *port, addresses, asker, known);
+        }
+        Entry::Outside(address) if wants(if address.is_ipv4() { kind::A } else { kind::AAAA }) => {
+            whole &= writer.address(*address, TTL, owner, Section::Answer);
+        }
+        Entry::Tasks(_) | Entry::Port(..) | Entry::Outside(_) | Entry::Alias(_) => {}
+    }
+    if !whole {
+        writer.set(flag::TRUNCATED);
+    }
+    if writer.answers() > 0 {
+        writer.set(flag::AUTHORITATIVE);
+    } else if whole {
+        write_nothing(writer, code::NO_ERROR, known);
     }
 }
 
-/// A name as the table writes it.
-fn text(name: &Name) -> String {
-    let mut text = name.to_lowercase().to_ascii();
-    if text.len() > 1 && text.ends_with('.') {
-        text.pop();
+/// Where a port of each task is, and, as far as there is room, each task's address.
+fn write_port(
+    writer: &mut Writer<'_>,
+    port: u16,
+    addresses: &Addresses,
+    asker: Asker,
+    known: &Known,
+) -> bool {
+    let mut hosts = Vec::new();
+    for address in addresses.rotated() {
+        let Some(name) = known.zone.host(asker.address, asker.network, address) else { continue };
+        // Behind the record's head and priority, weight and port. Pointers reach so far.
+        let position = writer.position() + QUESTION_NAME.len() + 10 + 6;
+        let pointer =
+            u16::try_from(position).ok().filter(|at| *at < 0x4000).map(|at| (0xc000 | at).to_be_bytes());
+        let written = writer.record(Section::Answer, &QUESTION_NAME, kind::SRV, TTL, |out| {
+            let [p0, p1] = port.to_be_bytes();
+            out.extend_from_slice(&[0, 0, 0, 1, p0, p1]);
+            out.extend_from_slice(name);
+            out.push(0);
+            Some(())
+        });
+        if !written {
+            return false;
+        }
+        hosts.extend(pointer.map(|pointer| (pointer, address)));
     }
-    text
-}
-
-fn rotated(name: &Name, addresses: &[Ipv4Addr], turn: usize) -> Vec<Record> {
-    let (after, before) = addresses.split_at(turn % addresses.len().max(1));
-    let record = |address: &Ipv4Addr| Record::from_rdata(name.clone(), TTL, RData::A(A(*address)));
-    before.iter().chain(after).map(record).collect()
-}
-
-fn authoritative(request: &Message, code: ResponseCode) -> Message {
-    let mut reply = failure(request, code);
-    reply.metadata.authoritative = true;
-    reply
-}
-
-/// Says how long a negative answer may be kept: as short as a positive one, because the task may be about to start.
-fn start_of_authority(name: &Name) -> Record {
-    let soa = SOA::new(Name::root(), Name::root(), 1, 60, 60, 60, TTL);
-    Record::from_rdata(name.clone(), TTL, RData::SOA(soa))
-}
-
-fn send(reply: &Message, transport: Transport, request: &Message) -> Answer {
-    encode(reply, transport, request).map_or(Answer::Nothing, Answer::Send)
-}
-
-/// The answer to what cannot be read: its identifier is in the first two bytes, and the third says whether it is an answer itself.
-fn malformed(message: &[u8]) -> Answer {
-    let [first, second, flags, ..] = message else { return Answer::Nothing };
-    if message.len() < 12 || flags & 0x80 != 0 {
-        return Answer::Nothing;
+    for (pointer, address) in hosts {
+        writer.address(IpAddr::V4(address), TTL, &pointer, Section::Addition);
     }
-    let reply =
-        Message::error_msg(u16::from_be_bytes([*first, *second]), OpCode::Query, ResponseCode::FormErr);
-    reply.to_bytes().map_or(Answer::Nothing, Answer::Send)
+    true
+}
+
+fn write_host(writer: &mut Writer<'_>, name: &[u8]) {
+    writer.set(flag::AUTHORITATIVE);
+    writer.record(Section::Answer, &QUESTION_NAME, kind::PTR, TTL, |out| {
+        out.extend_from_slice(name);
+        out.push(0);
+        Some(())
+    });
+}
+
+/// Says that there is nothing, and how long that may be kept: as short as a positive answer, because a task may be about to start.
+/// The serial number of the zone is the version that says so.
+fn write_nothing(writer: &mut Writer<'_>, code: u16, known: &Known) {
+    writer.code(code);
+    writer.set(flag::AUTHORITATIVE);
+    let [.., s0, s1, s2, s3] = known.zone.version.map_or(0, |version| version.0).to_be_bytes();
+    let [t0, t1, t2, t3] = TTL.to_be_bytes();
+    writer.record(Section::Authority, &[0], kind::SOA, TTL, |out| {
+        out.extend_from_slice(&[0, 0, s0, s1, s2, s3]);
+        out.extend_from_slice(&[0, 0, 0, 60, 0, 0, 0, 60, 0, 0, 0, 60, t0, t1, t2, t3]);
+        Some(())
+    });
+}
+
+fn refuse(header: &[u8], code: u16, out: &mut Vec<u8>) -> Answer {
+    wire::refuse(header, code, out);
+    Answer::Send
 }

@@ -2,14 +2,24 @@
 //!
 //! - Knows nothing of the rest of the agent: networks to listen on, tables to serve and upstream resolvers are handed in, so
 //!   that it can become a process of its own.
-//! - A table is served whole from the moment [`Responder::publish`] returns; [`Responder::version`] is what is served.
+//! - **The guarantee about versions**: once [`Responder::publish`] has returned, [`Responder::version`] is that table's, and no
+//!   answer that an older table led to is handed to the kernel any more, on any network, by UDP or TCP. What is decided is sent before the
+//!   table can change; an answer that waited, for an upstream resolver or for a slow reader, is decided again when it is
+//!   sent, and a connection that took part of an older one is closed. Upstream answers that are remembered are no exception: names of
+//!   the table are looked for first. What a client keeps itself, it may keep for a second.
 //! - It answers the network's own containers only: a question from outside of the network it came in on is not answered, so that no
 //!   node is an open resolver.
 //!
-//! What is answered is decided in `answer`, without input or output.
+//! What is answered is decided in `answer`, without input or output; `wire` reads and writes messages, `batch` receives and sends many
+//! at once, `connection` serves TCP, `forward` asks others.
 
 mod answer;
+mod batch;
+mod cache;
+mod connection;
 mod forward;
+mod reply;
+mod wire;
 mod zone;
 
 #[cfg(test)]
@@ -18,30 +28,33 @@ mod tests;
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    os::fd::AsRawFd,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use ipnet::Ipv4Net;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
-    time::timeout,
+    io::Interest,
+    net::{TcpListener, UdpSocket},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wharf_model::{DnsTable, NetworkId, Revision};
 use wharf_process::Tasks;
 
 use self::{
-    answer::{Answer, Asker, Transport, answer},
-    forward::Forwarder,
+    answer::{Answer, Asker, Forward, Known, Transport, answer, fail},
+    connection::Connection,
+    forward::{Forwarder, Outcome},
+    wire::{Request, code},
     zone::Zone,
 };
 pub use self::{forward::Upstreams, zone::Sources};
@@ -49,10 +62,12 @@ pub use self::{forward::Upstreams, zone::Sources};
 /// The port of DNS.
 pub const PORT: u16 = 53;
 
-/// How long a connection may say nothing.
-const IDLE: Duration = Duration::from_secs(10);
 /// Connections to one listener at once.
 const CONNECTIONS: usize = 128;
+/// Questions by UDP that wait for upstream resolvers at once.
+const WAITING: usize = 2048;
+/// How often a question is asked upstream because what its name leads to changed while it was.
+const ATTEMPTS: usize = 3;
 /// After an error of a socket that may be lasting.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -70,10 +85,14 @@ pub struct Listen {
 pub struct DnsCounters {
     /// All of them.
     pub questions: u64,
-    /// Passed on to an upstream resolver.
+    /// About names that are not ours, whether what an upstream resolver says was known or not.
     pub forwarded: u64,
+    /// That upstream resolvers were really asked.
+    pub upstream: u64,
     /// From outside of the network.
     pub refused: u64,
+    /// Answers that the kernel did not take.
+    pub unsent: u64,
 }
 
 /// The responder of a node. Clones are the same one.
@@ -84,18 +103,18 @@ pub struct Responder {
 }
 
 struct Shared {
-    zone: ArcSwap<Zone>,
-    /// Ranges whose addresses only we can name.
-    ours: ArcSwap<Vec<Ipv4Net>>,
+    /// Held for reading from a decision until its answer is sent, so that whoever has changed it knows that nothing older will be.
+    known: RwLock<Known>,
     /// Our own addresses, which are no upstreams.
     own: ArcSwap<Vec<IpAddr>>,
-    forwarder: Forwarder,
-    turn: AtomicUsize,
+    forwarder: Arc<Forwarder>,
+    waiting: Arc<Semaphore>,
     listeners: Mutex<BTreeMap<NetworkId, Listening>>,
     problems: Mutex<BTreeMap<NetworkId, String>>,
     questions: AtomicU64,
     forwarded: AtomicU64,
     refused: AtomicU64,
+    unsent: AtomicU64,
 }
 
 struct Listening {
@@ -109,16 +128,16 @@ impl Responder {
     #[must_use]
     pub fn new(upstreams: Upstreams, tasks: &Tasks) -> Self {
         let shared = Shared {
-            zone: ArcSwap::default(),
-            ours: ArcSwap::default(),
+            known: RwLock::default(),
             own: ArcSwap::default(),
-            forwarder: Forwarder::new(upstreams),
-            turn: AtomicUsize::new(0),
+            forwarder: Arc::new(Forwarder::new(upstreams)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
             listeners: Mutex::default(),
             problems: Mutex::default(),
             questions: AtomicU64::new(0),
             forwarded: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            unsent: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared), tasks: tasks.clone() }
     }
@@ -126,7 +145,8 @@ impl Responder {
     /// Answers on exactly these networks: new ones are bound, others closed, those that stay are not touched. One that cannot be
     /// bound is a problem, and is tried again by the next call.
     pub async fn listen(&self, wanted: &BTreeMap<NetworkId, Listen>) {
-        self.shared.ours.store(Arc::new(wanted.values().map(|listen| listen.subnet).collect()));
+        let ours = wanted.values().map(|listen| listen.subnet).collect();
+        self.shared.known.write().ours = ours;
         self.shared.own.store(Arc::new(wanted.values().map(|listen| listen.address.ip()).collect()));
         self.shared.listeners.lock().retain(|id, listening| wanted.get(id) == Some(&listening.listen));
         let mut problems = BTreeMap::new();
@@ -149,8 +169,13 @@ impl Responder {
         // Sets SO_REUSEADDR: connections of the last process do not keep the port.
         let tcp = TcpListener::bind(listen.address).await?;
         let stop = self.tasks.token();
-        let server =
-            Arc::new(Server { shared: Arc::clone(&self.shared), network, listen, tasks: self.tasks.clone() });
+        let server = Arc::new(Server {
+            shared: Arc::clone(&self.shared),
+            network,
+            listen,
+            tasks: self.tasks.clone(),
+            stop: stop.clone(),
+        });
         let name = listen.address;
         self.tasks.spawn(
             format!("dns udp {name}"),
@@ -158,20 +183,23 @@ impl Responder {
         );
         self.tasks.spawn(
             format!("dns tcp {name}"),
-            stop.child_token().run_until_cancelled_owned(server.serve_tcp(tcp, stop.clone())),
+            stop.child_token().run_until_cancelled_owned(server.serve_tcp(tcp)),
         );
         Ok(Listening { listen, _stop: stop.drop_guard() })
     }
 
-    /// Serves these names from now on. `sources` says which networks the tasks of this node are on.
+    /// Serves these names from now on, and none of any other table: see the module's guarantee. `sources` says which networks the tasks
+    /// of this node are on.
     pub fn publish(&self, table: &DnsTable, sources: &Sources) {
-        self.shared.zone.store(Arc::new(Zone::new(table, sources)));
+        let mut zone = Zone::new(table, sources, rand::random());
+        // Waits for what is being sent.
+        std::mem::swap(&mut self.shared.known.write().zone, &mut zone);
     }
 
     /// The version of the table that every answer comes from; none before the first.
     #[must_use]
     pub fn version(&self) -> Option<Revision> {
-        self.shared.zone.load().version
+        self.shared.known.read().zone.version
     }
 
     /// Networks on which nothing is answered, and why.
@@ -183,10 +211,13 @@ impl Responder {
     /// What was asked so far.
     #[must_use]
     pub fn counters(&self) -> DnsCounters {
+        let shared = &self.shared;
         DnsCounters {
-            questions: self.shared.questions.load(Ordering::Relaxed),
-            forwarded: self.shared.forwarded.load(Ordering::Relaxed),
-            refused: self.shared.refused.load(Ordering::Relaxed),
+            questions: shared.questions.load(Ordering::Relaxed),
+            forwarded: shared.forwarded.load(Ordering::Relaxed),
+            upstream: shared.forwarder.asked(),
+            refused: shared.refused.load(Ordering::Relaxed),
+            unsent: shared.unsent.load(Ordering::Relaxed),
         }
     }
 }
@@ -197,52 +228,118 @@ struct Server {
     network: NetworkId,
     listen: Listen,
     tasks: Tasks,
+    stop: CancellationToken,
+}
+
+/// A question that waits for an upstream resolver.
+struct Waiting {
+    message: Box<[u8]>,
+    client: SocketAddrV4,
+    forward: Forward,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Server {
     async fn serve_udp(self: Arc<Self>, socket: UdpSocket) {
         let socket = Arc::new(socket);
-        let mut buffer = vec![0; usize::from(u16::MAX)];
+        let mut waiting = Vec::new();
         loop {
-            let (length, client) = match socket.recv_from(&mut buffer).await {
-                Ok(received) => received,
+            let ready = socket.readable().await;
+            let served = ready
+                .and_then(|()| socket.try_io(Interest::READABLE, || self.serve_batch(&socket, &mut waiting)));
+            match served {
+                Ok(()) => {}
+                // Also after a batch that was not full: the next datagram wakes us.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
-                    // Among others: an earlier answer found nobody. None of them ends the listener.
-                    tracing::debug!(%error, "datagram not received");
+                    tracing::debug!(%error, "datagrams not received");
                     tokio::time::sleep(PAUSE).await;
-                    continue;
                 }
-            };
-            match self.decide(&buffer[..length], client, Transport::Udp) {
-                Answer::Send(reply) => drop(socket.send_to(&reply, client).await),
-                Answer::Nothing => {}
-                Answer::Forward(request) => {
-                    let (server, socket) = (Arc::clone(&self), Arc::clone(&socket));
-                    // Bounded by the forwarder: what is too much is answered without waiting.
-                    self.tasks.spawn("dns question", async move {
-                        if let Some(reply) = server.forward(&request, Transport::Udp).await {
-                            let _ = socket.send_to(&reply, client).await;
-                        }
-                    });
+            }
+            for waiting in waiting.drain(..) {
+                let (server, socket) = (Arc::clone(&self), Arc::clone(&socket));
+                let task = async move { server.answer_later(&socket, waiting).await };
+                self.tasks.spawn("dns question", self.stop.child_token().run_until_cancelled_owned(task));
+            }
+            // A socket that never runs dry does not keep others from their turn.
+            tokio::task::coop::consume_budget().await;
+        }
+    }
+
+    /// Receives what is there, and sends what can be answered at once.
+    fn serve_batch(&self, socket: &UdpSocket, waiting: &mut Vec<Waiting>) -> io::Result<()> {
+        batch::with(|batch| {
+            let socket = socket.as_raw_fd();
+            let count = batch.receive(socket)?;
+            self.shared.questions.fetch_add(count as u64, Ordering::Relaxed);
+            let known = self.shared.known.read();
+            batch.answer(|message, client, out| self.answer(&known, message, client, waiting, out));
+            let unsent = batch.send(socket);
+            drop(known);
+            if unsent > 0 {
+                self.shared.unsent.fetch_add(unsent as u64, Ordering::Relaxed);
+            }
+            if batch::is_full(count) { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        })
+    }
+
+    fn answer(
+        &self,
+        known: &Known,
+        message: &[u8],
+        client: SocketAddrV4,
+        waiting: &mut Vec<Waiting>,
+        out: &mut Vec<u8>,
+    ) {
+        let Some(asker) = self.asker(client.ip()) else { return };
+        let Answer::Forward(forward) = answer(message, asker, Transport::Udp, known, out) else { return };
+        self.shared.forwarded.fetch_add(1, Ordering::Relaxed);
+        if let Some(outcome) = self.shared.forwarder.cached(&forward.ask) {
+            return write(&outcome, message, &forward, Transport::Udp, out);
+        }
+        match Arc::clone(&self.shared.waiting).try_acquire_owned() {
+            Ok(permit) => waiting.push(Waiting { message: message.into(), client, forward, _permit: permit }),
+            Err(_) => fail(message, Transport::Udp, code::SERVER_FAILURE, out),
+        }
+    }
+
+    async fn answer_later(&self, socket: &UdpSocket, waiting: Waiting) {
+        let Waiting { message, client, mut forward, _permit } = waiting;
+        let Some(asker) = self.asker(client.ip()) else { return };
+        let mut out = Vec::new();
+        for attempt in 1..=ATTEMPTS {
+            let outcome = self.resolve(&forward).await;
+            let known = self.shared.known.read();
+            let asked = (attempt < ATTEMPTS).then_some((&forward, &outcome));
+            match settle(&known, &message, asker, Transport::Udp, asked, &mut out) {
+                Some(changed) => forward = changed,
+                None => {
+                    // Still behind the lock: nothing newer can have been published.
+                    if socket.try_send_to(&out, client.into()).is_err() {
+                        self.shared.unsent.fetch_add(1, Ordering::Relaxed);
+                    }
+                    return;
                 }
             }
         }
     }
 
-    async fn serve_tcp(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+    async fn resolve(&self, forward: &Forward) -> Outcome {
+        self.shared.forwarder.resolve(&forward.ask, self.shared.own.load_full()).await
+    }
+
+    async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, client)) => {
-                    let server = Arc::clone(&self);
-                    let serve = async move {
-                        let _permit = permit;
-                        if let Err(error) = server.serve_connection(stream, client).await {
-                            tracing::trace!(%error, "connection ended");
-                        }
-                    };
-                    self.tasks.spawn("dns connection", stop.child_token().run_until_cancelled_owned(serve));
+                    let Some(asker) = self.counted_asker(client.ip()) else { continue };
+                    let connection = Connection::new(Arc::clone(&self), stream, asker, permit);
+                    self.tasks.spawn(
+                        "dns connection",
+                        self.stop.child_token().run_until_cancelled_owned(connection.serve()),
+                    );
                 }
                 Err(error) => {
                     tracing::debug!(%error, "connection not accepted");
@@ -252,43 +349,57 @@ impl Server {
         }
     }
 
-    async fn serve_connection(&self, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        loop {
-            let mut message = vec![0; usize::from(timeout(IDLE, stream.read_u16()).await??)];
-            timeout(IDLE, stream.read_exact(&mut message)).await??;
-            let reply = match self.decide(&message, client, Transport::Tcp) {
-                Answer::Send(reply) => Some(reply),
-                Answer::Forward(request) => self.forward(&request, Transport::Tcp).await,
-                Answer::Nothing => None,
-            };
-            let Some(reply) = reply else { return Ok(()) };
-            let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
-            timeout(IDLE, stream.write_all(&[&length.to_be_bytes(), reply.as_slice()].concat())).await??;
-        }
-    }
-
-    fn decide(&self, message: &[u8], client: SocketAddr, transport: Transport) -> Answer {
-        self.shared.questions.fetch_add(1, Ordering::Relaxed);
-        let Some(address) = self.inside(client.ip()) else {
-            self.shared.refused.fetch_add(1, Ordering::Relaxed);
-            return Answer::Nothing;
-        };
-        let asker = Asker { address, network: self.network };
-        let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed);
-        answer(message, asker, transport, &self.shared.zone.load(), &self.shared.ours.load(), turn)
-    }
-
-    fn inside(&self, client: IpAddr) -> Option<Ipv4Addr> {
+    fn counted_asker(&self, client: IpAddr) -> Option<Asker> {
         match client {
-            IpAddr::V4(address) if self.listen.subnet.contains(&address) => Some(address),
-            IpAddr::V4(_) | IpAddr::V6(_) => None,
+            IpAddr::V4(client) => self.asker(&client),
+            IpAddr::V6(_) => None,
         }
     }
 
-    async fn forward(&self, request: &hickory_proto::op::Message, transport: Transport) -> Option<Vec<u8>> {
-        self.shared.forwarded.fetch_add(1, Ordering::Relaxed);
-        let own = self.shared.own.load_full();
-        self.shared.forwarder.resolve(request, transport, &own).await
+    /// Who asks, unless that is nobody on this network.
+    fn asker(&self, client: &Ipv4Addr) -> Option<Asker> {
+        if self.listen.subnet.contains(client) {
+            return Some(Asker { address: *client, network: self.network });
+        }
+        self.shared.refused.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+/// Decides again about a question that was `asked` upstream: writes what is right now, or says what to ask instead. Without `asked` the
+/// question has been asked often enough.
+fn settle(
+    known: &Known,
+    message: &[u8],
+    asker: Asker,
+    transport: Transport,
+    asked: Option<(&Forward, &Outcome)>,
+    out: &mut Vec<u8>,
+) -> Option<Forward> {
+    match answer(message, asker, transport, known, out) {
+        Answer::Send | Answer::Nothing => None,
+        Answer::Forward(now) => match asked {
+            Some((forward, outcome)) if *forward == now => {
+                write(outcome, message, forward, transport, out);
+                None
+            }
+            Some(_) => Some(now),
+            None => {
+                fail(message, transport, code::SERVER_FAILURE, out);
+                None
+            }
+        },
+    }
+}
+
+/// Writes what upstream resolvers said as the answer to `message`.
+fn write(outcome: &Outcome, message: &[u8], forward: &Forward, transport: Transport, out: &mut Vec<u8>) {
+    match outcome {
+        Ok(reply) => {
+            if let Request::Question(question) = Request::read(message) {
+                reply.write(&question, &forward.chain, transport.limit(&question), Instant::now(), out);
+            }
+        }
+        Err(code) => fail(message, transport, *code, out),
     }
 }

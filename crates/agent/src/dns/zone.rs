@@ -1,77 +1,204 @@
 //! The names of one table version, arranged for look-ups, and who may ask for which.
 //!
-//! - Immutable: a new table is a new zone.
-//! - A name means what it means on the first of the asking task's networks that knows it.
+//! - Immutable but for the turns of its answers: a new table is a new zone.
+//! - A name means what it means on the first of the asking task's networks where it leads somewhere; a name that leads nowhere on any
+//!   exists all the same.
+//! - Keys are names as `wire` has them. Names that DNS cannot carry are left out.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    collections::{BTreeMap, HashMap, hash_map::Entry as Slot},
+    hash::{BuildHasherDefault, Hasher},
+    net::{IpAddr, Ipv4Addr},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
-use wharf_model::{DnsTable, NetworkId, Revision};
+use wharf_model::{DnsTable, ExternalHost, NamedPort, NetworkId, Revision};
+
+use super::wire;
 
 /// Which networks each address of this node's tasks is on, the task's first network first.
 pub type Sources = BTreeMap<Ipv4Addr, Vec<NetworkId>>;
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<Fnv>>;
 
 /// A table that is served.
 #[derive(Debug, Default)]
 pub(super) struct Zone {
     pub(super) version: Option<Revision>,
-    networks: HashMap<NetworkId, Names>,
-    sources: HashMap<Ipv4Addr, Vec<NetworkId>>,
+    networks: Vec<Names>,
+    /// Where in `networks` each one is.
+    places: Map<NetworkId, usize>,
+    sources: Map<Ipv4Addr, Box<[usize]>>,
 }
 
+/// The names of one network.
 #[derive(Debug, Default)]
 struct Names {
-    addresses: HashMap<Box<str>, Box<[Ipv4Addr]>>,
-    names: HashMap<Ipv4Addr, Box<str>>,
+    entries: Map<Box<[u8]>, Entry>,
+    /// What addresses are called.
+    hosts: Map<Ipv4Addr, Box<[u8]>>,
+}
+
+/// What a name leads to.
+#[derive(Debug)]
+pub(super) enum Entry {
+    /// Tasks.
+    Tasks(Addresses),
+    /// One port of tasks: a name such as `_http._tcp.web`.
+    Port(u16, Addresses),
+    /// An address outside the cluster.
+    Outside(IpAddr),
+    /// Another name.
+    Alias(Box<[u8]>),
+}
+
+/// Addresses that take turns at being first.
+#[derive(Debug)]
+pub(super) struct Addresses {
+    all: Box<[Ipv4Addr]>,
+    turn: AtomicU32,
+}
+
+impl Addresses {
+    /// All of them, beginning with the one after that of the last call.
+    pub(super) fn rotated(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
+        let (after, before) = self.all.split_at(turn % self.all.len().max(1));
+        before.iter().chain(after).copied()
+    }
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+}
+
+impl Entry {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Tasks(addresses) | Self::Port(_, addresses) => addresses.is_empty(),
+            Self::Outside(_) | Self::Alias(_) => false,
+        }
+    }
 }
 
 impl Zone {
-    pub(super) fn new(table: &DnsTable, sources: &Sources) -> Self {
-        let networks = table.networks.iter().map(|(id, names)| (*id, Names::new(names))).collect();
-        let sources = sources.iter().map(|(address, networks)| (*address, networks.clone())).collect();
-        Self { version: Some(table.version), networks, sources }
+    /// The names of `table`. `seed` says which addresses are first at first: not the same ones on every node.
+    pub(super) fn new(table: &DnsTable, sources: &Sources, seed: u32) -> Self {
+        let DnsTable { version, networks, externals, hosts, ports } = table;
+        let mut zone = Self { version: Some(*version), ..Self::default() };
+        for (id, names) in networks {
+            let into = zone.network(*id);
+            for (name, addresses) in names {
+                into.add(name, Entry::Tasks(turning(addresses, seed)));
+            }
+            let ports = ports.get(id).into_iter().flatten();
+            for (service, ports) in ports {
+                let addresses = names.get(service).map(Vec::as_slice).unwrap_or_default();
+                ports.iter().for_each(|port| into.add_port(service, port, addresses, seed));
+            }
+        }
+        for (id, names) in externals {
+            let into = zone.network(*id);
+            for (name, host) in names {
+                match host {
+                    ExternalHost::Address(address) => into.add(name, Entry::Outside(*address)),
+                    ExternalHost::Domain(domain) => {
+                        wire::name(domain).into_iter().for_each(|to| into.add(name, Entry::Alias(to)));
+                    }
+                }
+            }
+        }
+        for (id, names) in hosts {
+            let named = names.iter().filter_map(|(address, name)| Some((*address, wire::name(name)?)));
+            zone.network(*id).hosts = named.collect();
+        }
+        for (address, networks) in sources {
+            let places = networks.iter().filter_map(|id| zone.places.get(id).copied()).collect();
+            zone.sources.insert(*address, places);
+        }
+        zone
     }
 
-    /// The addresses of a name in lower case, for a task at `asker` that asked on `network`; none if it knows no such name.
-    pub(super) fn addresses(&self, asker: Ipv4Addr, network: NetworkId, name: &str) -> Option<&[Ipv4Addr]> {
-        self.visible(asker, network).find_map(|names| names.addresses.get(name)).map(AsRef::as_ref)
+    fn network(&mut self, id: NetworkId) -> &mut Names {
+        let place = *self.places.entry(id).or_insert_with(|| {
+            self.networks.push(Names::default());
+            self.networks.len() - 1
+        });
+        &mut self.networks[place]
+    }
+
+    /// What a name leads to for a task at `asker` that asked on `network`; none if it knows no such name.
+    pub(super) fn find(&self, asker: Ipv4Addr, network: NetworkId, name: &[u8]) -> Option<&Entry> {
+        let mut empty = None;
+        for entry in self.visible(asker, network).filter_map(|names| names.entries.get(name)) {
+            if !entry.is_empty() {
+                return Some(entry);
+            }
+            empty = empty.or(Some(entry));
+        }
+        empty
     }
 
     /// What an address is called.
-    pub(super) fn name(&self, asker: Ipv4Addr, network: NetworkId, address: Ipv4Addr) -> Option<&str> {
-        self.visible(asker, network).find_map(|names| names.names.get(&address)).map(AsRef::as_ref)
+    pub(super) fn host(&self, asker: Ipv4Addr, network: NetworkId, address: Ipv4Addr) -> Option<&[u8]> {
+        self.visible(asker, network).find_map(|names| names.hosts.get(&address)).map(AsRef::as_ref)
     }
 
     /// An asker that is no task of ours is on the network it asked on: a container made by hand, or the node itself.
     fn visible(&self, asker: Ipv4Addr, network: NetworkId) -> impl Iterator<Item = &Names> {
-        let known = self.sources.get(&asker).map(Vec::as_slice);
-        let (known, asked) = (known.unwrap_or_default(), known.is_none().then_some(network));
-        known.iter().copied().chain(asked).filter_map(|id| self.networks.get(&id))
+        let known = self.sources.get(&asker).map(AsRef::as_ref);
+        let asked = if known.is_none() { self.places.get(&network) } else { None };
+        known.unwrap_or_default().iter().chain(asked).map(|place| &self.networks[*place])
     }
 }
 
 impl Names {
-    fn new(table: &BTreeMap<String, Vec<Ipv4Addr>>) -> Self {
-        let mut names: HashMap<Ipv4Addr, &str> = HashMap::new();
-        // The name that says most: of the fewest addresses, and then the longest.
-        let rank = |name: &str| (table.get(name).map_or(usize::MAX, Vec::len), Reverse(name.len()));
-        for (name, addresses) in table {
-            for address in addresses {
-                let best = names.entry(*address).or_insert(name);
-                if rank(name) < rank(best) {
-                    *best = name;
-                }
+    fn add(&mut self, name: &str, entry: Entry) {
+        if let Some(name) = wire::name(name) {
+            match self.entries.entry(name) {
+                Slot::Vacant(slot) => drop(slot.insert(entry)),
+                // A service's own name is nobody else's, whatever the table says.
+                Slot::Occupied(mut slot) if slot.get().is_empty() => drop(slot.insert(entry)),
+                Slot::Occupied(_) => {}
             }
         }
-        let addresses = |(name, addresses): (&String, &Vec<Ipv4Addr>)| {
-            (name.to_lowercase().into_boxed_str(), addresses.clone().into_boxed_slice())
-        };
-        Self {
-            addresses: table.iter().map(addresses).collect(),
-            names: names.into_iter().map(|(address, name)| (address, name.into())).collect(),
+    }
+
+    fn add_port(&mut self, service: &str, port: &NamedPort, addresses: &[Ipv4Addr], seed: u32) {
+        let protocol = port.protocol.as_str();
+        for name in port.name.clone().into_iter().chain([port.port.to_string()]) {
+            let entry = Entry::Port(port.port, turning(addresses, seed));
+            self.add(&format!("_{name}._{protocol}.{service}"), entry);
         }
+    }
+}
+
+fn turning(addresses: &[Ipv4Addr], seed: u32) -> Addresses {
+    Addresses { all: addresses.into(), turn: AtomicU32::new(seed) }
+}
+
+/// A quick hash (FNV-1a) for tables whose keys come from the server: nobody who asks can add one.
+#[derive(Clone, Copy)]
+struct Fnv(u64);
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x0100_0000_01b3);
+        // The table takes the upper bits, too.
+        self.0 ^= self.0 >> 29;
+    }
+    fn write_usize(&mut self, length: usize) {
+        self.0 ^= length as u64;
+    }
+    fn finish(&self) -> u64 {
+        self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }

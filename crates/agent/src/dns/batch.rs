@@ -1,0 +1,106 @@
+//! Receives many datagrams and sends many answers with one system call each.
+//!
+//! The buffers belong to the thread, not to a network: a node may have many networks and answers few questions at once.
+
+use std::{cell::RefCell, io, io::IoSlice, io::IoSliceMut, net::SocketAddrV4, ops::Range, os::fd::RawFd};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg},
+};
+
+/// Datagrams with one call.
+const MANY: usize = 32;
+/// The largest question; what is larger is cut by the kernel, and malformed then.
+const LARGEST: usize = 1536;
+/// An answer's usual size.
+const USUAL: usize = 256;
+
+thread_local! {
+    static BATCH: RefCell<Batch> = RefCell::new(Batch::new());
+}
+
+/// Runs `work` with the thread's buffers.
+pub(super) fn with<T>(work: impl FnOnce(&mut Batch) -> T) -> T {
+    BATCH.with_borrow_mut(work)
+}
+
+/// Whether there may be more than `count` received ones waiting.
+pub(super) const fn is_full(count: usize) -> bool {
+    count == MANY
+}
+
+/// Questions, and the answers to them.
+pub(super) struct Batch {
+    buffers: Box<[[u8; LARGEST]; MANY]>,
+    incoming: MultiHeaders<SockaddrIn>,
+    /// Length and sender of each message; none if it is not from an IPv4 address.
+    received: Vec<Option<(usize, SockaddrIn)>>,
+    answers: Vec<u8>,
+    outgoing: MultiHeaders<SockaddrIn>,
+    to_send: Vec<(Range<usize>, SockaddrIn)>,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            buffers: Box::new([[0; LARGEST]; MANY]),
+            incoming: MultiHeaders::preallocate(MANY, None),
+            received: Vec::with_capacity(MANY),
+            answers: Vec::with_capacity(MANY * USUAL),
+            outgoing: MultiHeaders::preallocate(MANY, None),
+            to_send: Vec::with_capacity(MANY),
+        }
+    }
+
+    /// Receives what is there; how many datagrams that were.
+    pub(super) fn receive(&mut self, socket: RawFd) -> io::Result<usize> {
+        let Self { buffers, incoming, received, .. } = self;
+        let mut slices = buffers.each_mut().map(|buffer| [IoSliceMut::new(buffer)]);
+        let messages = recvmmsg(socket, incoming, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
+        received.clear();
+        received.extend(messages.map(|message| Some((message.bytes, message.address?))));
+        Ok(received.len())
+    }
+
+    /// Collects the answers to what was received: `answer` writes one, or nothing.
+    pub(super) fn answer(&mut self, mut answer: impl FnMut(&[u8], SocketAddrV4, &mut Vec<u8>)) {
+        self.answers.clear();
+        self.to_send.clear();
+        for (received, buffer) in self.received.iter().zip(self.buffers.iter()) {
+            let Some((length, sender)) = received else { continue };
+            let start = self.answers.len();
+            answer(&buffer[..*length], (*sender).into(), &mut self.answers);
+            if self.answers.len() > start {
+                self.to_send.push((start..self.answers.len(), *sender));
+            }
+        }
+    }
+
+    /// Sends the answers; how many the kernel did not take. Who asked asks again.
+    pub(super) fn send(&mut self, socket: RawFd) -> usize {
+        let Self { answers, outgoing, to_send, .. } = self;
+        let (mut rest, mut unsent) = (to_send.as_slice(), 0);
+        while !rest.is_empty() {
+            let slice =
+                |index| rest.get::<usize>(index).map_or(&[][..], |(range, _)| &answers[range.clone()]);
+            let slices: [_; MANY] = std::array::from_fn(|index| [IoSlice::new(slice(index))]);
+            let addresses: [_; MANY] = std::array::from_fn(|index| rest.get(index).map(|(_, to)| *to));
+            let count = rest.len().min(MANY);
+            let sent =
+                sendmmsg(socket, outgoing, &slices[..count], &addresses[..count], [], MsgFlags::MSG_DONTWAIT)
+                    .map(Iterator::count);
+            rest = match sent {
+                Ok(sent) => &rest[sent.clamp(1, count)..],
+                Err(Errno::EINTR) => rest,
+                Err(Errno::EAGAIN) => return unsent + rest.len(),
+                // The first of them has nowhere to go.
+                Err(_) => {
+                    unsent += 1;
+                    &rest[1..]
+                }
+            };
+        }
+        unsent
+    }
+}
