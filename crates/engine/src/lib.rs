@@ -5,6 +5,7 @@
 //! ids come from a generator, so the same input always gives the same answer.
 
 mod assign;
+mod builder;
 mod change;
 #[cfg(test)]
 mod fixtures;
@@ -24,6 +25,7 @@ mod waiting;
 mod world;
 
 pub use assign::Assigner;
+pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use nodes::{Leases, Link, decide as decide_node};
 pub use pass::decide;

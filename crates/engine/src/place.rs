@@ -56,8 +56,8 @@ pub struct Pin {
 pub enum PinnedBy {
     /// Data of this volume is there.
     Volume(VolumeName),
-    /// A task of the service whose network it shares is there.
-    Service(wharf_model::ServiceName),
+    /// A task of the service with which it shares that is there.
+    Service(wharf_model::Shared, wharf_model::ServiceName),
     /// It is the task of a global service for that node.
     Global,
 }
@@ -229,7 +229,7 @@ fn rank(
 }
 
 /// What is reserved of the scarcer of memory and processor time, in thousandths.
-fn reserved_share(node: &Node, load: &Load) -> u64 {
+pub(crate) fn reserved_share(node: &Node, load: &Load) -> u64 {
     let share = |used: u64, all: u64| used.saturating_mul(1000) / all.max(1);
     node.facts().map_or(0, |facts| share(load.memory.0, facts.memory.0).max(share(load.cpus.0, facts.cpus.0)))
 }
@@ -295,7 +295,7 @@ fn attribute(node: &Node, key: &str) -> Option<String> {
 }
 
 /// One name for each architecture: Swarm writes `x86_64` where OCI writes `amd64`.
-fn wharf_arch(arch: &str) -> &str {
+pub(crate) fn wharf_arch(arch: &str) -> &str {
     match arch {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -469,12 +469,12 @@ pub(crate) fn sentence(f: &mut fmt::Formatter<'_>, task: &dyn fmt::Display, no: 
             nodes.join(" or "),
             no.refused()
         )?,
-        Some((PinnedBy::Service(service), nodes)) if nodes.is_empty() => {
-            return write!(f, "{task} shares the network of {service}, which runs nowhere yet");
+        Some((PinnedBy::Service(shared, service), nodes)) if nodes.is_empty() => {
+            return write!(f, "{task} shares the {shared} of {service}, which runs nowhere yet");
         }
-        Some((PinnedBy::Service(service), nodes)) => write!(
+        Some((PinnedBy::Service(shared, service), nodes)) => write!(
             f,
-            "{task} must run on {}, where {service} is whose network it shares: {}",
+            "{task} must run on {}, where {service} is whose {shared} it shares: {}",
             nodes.join(" or "),
             no.refused()
         )?,

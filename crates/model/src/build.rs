@@ -129,4 +129,13 @@ pub struct BuildMark {
     pub context: String,
     /// Of the options.
     pub options: String,
+    /// The name of the node that built it: it has what the next build can reuse.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub by: Option<String>,
+}
+impl BuildMark {
+    /// Whether both are of the same files and options, whoever built them.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.context == other.context && self.options == other.options
+    }
 }

@@ -232,7 +232,14 @@ fn may(kind: &PeerKind, method: &Method, path: &str) -> Result<(), Failure> {
         // Both show a token.
         PeerKind::Anonymous => &[(&Method::POST, wire::JOIN), (&Method::POST, crate::server::JOIN_SERVER)],
         PeerKind::Node(_) => {
-            &[(&Method::POST, wire::RENEW), (&Method::POST, wire::JOIN), (&Method::GET, "/v1/version")]
+            &[
+                (&Method::POST, wire::RENEW),
+                (&Method::POST, wire::JOIN),
+                (&Method::GET, "/v1/version"),
+                // Of the images of its own tasks only; the handlers look.
+                (&Method::POST, wire::FIND_IMAGE),
+                (&Method::POST, wire::FETCH_IMAGE),
+            ]
         }
     };
     if allowed.contains(&(method, path)) {

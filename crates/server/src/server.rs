@@ -454,6 +454,8 @@ impl Server {
             advertised: self.settings.advertise.clone(),
             authority: Arc::clone(&self.authority),
             store: if exclusive { "embedded" } else { "etcd" },
+            builds: Arc::default(),
+            transfers: Arc::default(),
             tasks: connections.clone(),
         });
         let router = self.router(&shared);

@@ -275,6 +275,12 @@ pub(super) async fn apply(
     let by = By { client: wish.client, ..require_user(&peer)? };
     let key = key(&environment, &app)?;
     let prepared = prepare(&shared, &key, wish.action).await?;
+    if let Prepared::Up { images, .. } = &prepared
+        && let Some((service, _)) = images.iter().find(|(_, image)| image.is_unbuilt())
+    {
+        return Err(Failure::invalid(format!("the image of service {service} has not been built"))
+            .hint("`wharf up` builds what has to be built before it changes anything"));
+    }
     let applying = apply_prepared(Arc::clone(&shared), prepared, key, by, wish.fingerprint, wish.supersede);
     // To its end, also if the client hangs up: it may take several commits.
     match shared.tasks.spawn("apply", applying).await {
@@ -390,7 +396,7 @@ async fn prepare(shared: &Shared, key: &AppKey, action: v1::Action) -> Answer<Pr
         services.iter().map(|name| Ok(find_service(&inner, key, name)?.key.name.clone())).collect()
     };
     Ok(match action {
-        v1::Action::Up { spec, pull } => prepare_up(shared, key, *spec, pull).await?,
+        v1::Action::Up { spec, pull, built } => prepare_up(shared, key, *spec, pull, &built).await?,
         v1::Action::Down { volumes } => Prepared::Request(Request::Down { volumes }),
         v1::Action::Scale { replicas } => {
             let services = names(replicas.keys().cloned().collect())?;
@@ -402,7 +408,13 @@ async fn prepare(shared: &Shared, key: &AppKey, action: v1::Action) -> Answer<Pr
     })
 }
 
-async fn prepare_up(shared: &Shared, key: &AppKey, mut spec: AppSpec, pull: bool) -> Answer<Prepared> {
+async fn prepare_up(
+    shared: &Shared,
+    key: &AppKey,
+    mut spec: AppSpec,
+    pull: bool,
+    built: &BTreeMap<String, Image>,
+) -> Answer<Prepared> {
     if spec.name != key.name {
         return Err(Failure::invalid(format!(
             "the file is of app `{}`, the request of app `{}`",
@@ -416,6 +428,13 @@ async fn prepare_up(shared: &Shared, key: &AppKey, mut spec: AppSpec, pull: bool
     let mut known = BTreeMap::<String, Answer<Image>>::new();
     let (mut images, mut missing, mut warnings) = (BTreeMap::new(), Vec::new(), Vec::new());
     for (name, service) in &spec.services {
+        if let Some(image) = built.get(name.as_str()) {
+            if image.reference != service.image || image.built.is_none() {
+                return Err(Failure::invalid(format!("the image of service {name} is not the one that was built")));
+            }
+            images.insert(name.clone(), image.clone());
+            continue;
+        }
         if let Some(image) = pinned(shared, key, name, service).filter(|_| !pull) {
             images.insert(name.clone(), image);
             continue;
@@ -429,7 +448,7 @@ async fn prepare_up(shared: &Shared, key: &AppKey, mut spec: AppSpec, pull: bool
             Ok(image) => {
                 if image.digest.is_none() {
                     warnings.push(format!(
-                        "image {} is known to engines only: it runs on nodes that have exactly this build",
+                        "image {} is known to engines only: nodes get exactly this build from each other",
                         service.image
                     ));
                 }

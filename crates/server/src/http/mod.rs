@@ -5,6 +5,7 @@
 //! something to do after its commit, runs as a task of its own.
 
 pub mod apps;
+pub mod builds;
 pub mod cluster;
 pub mod extract;
 pub mod failure;
@@ -55,6 +56,10 @@ pub struct Context {
     pub authority: Arc<Authority>,
     /// `embedded` or `etcd`.
     pub store: &'static str,
+    /// Builds under way, by node.
+    pub builds: Arc<builds::Busy>,
+    /// Images that nodes send to others, by node.
+    pub transfers: Arc<builds::Busy>,
     /// For streams that outlive a handler. Streams end when these shall stop.
     pub tasks: Tasks,
 }
@@ -125,6 +130,8 @@ api! {
     get "/v1/apps/{environment}/{app}" apps::get,
     post "/v1/apps/{environment}/{app}/plan" apps::plan,
     post "/v1/apps/{environment}/{app}/apply" apps::apply,
+    post "/v1/apps/{environment}/{app}/builds" builds::known,
+    post "/v1/apps/{environment}/{app}/builds/{service}" builds::build,
     get "/v1/apps/{environment}/{app}/releases" apps::releases,
     get "/v1/apps/{environment}/{app}/releases/{number}" apps::release,
     get "/v1/apps/{environment}/{app}/watch" streams::watch_app,
@@ -150,6 +157,7 @@ pub fn router(shared: Shared) -> Router {
     let router =
         routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
     router
+        .merge(builds::node_routes())
         .fallback(async |uri: axum::http::Uri| {
             Failure::not_found(format!("there is no `{}` in API v1", uri.path()))
                 .hint("the client may be newer than this server: compare with `wharf version`")

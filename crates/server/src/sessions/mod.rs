@@ -25,7 +25,7 @@ use wharf_api::{
         Body, CallError, LineReader, Peer, Remote, Timing,
         client::request,
         empty, full,
-        node::{Have, LogsQuery, OutputLine, Report, ResolveImage, TaskUsage},
+        node::{Have, ImageFacts, LogsQuery, OutputLine, Report, ResolveImage, TaskUsage},
         wire::Servers,
     },
     v1::{Code, Problem},
@@ -37,6 +37,8 @@ use crate::{http::failure::Failure, pki::now};
 
 /// For an answer that may first have to ask a registry.
 const RESOLVE: Duration = Duration::from_secs(60);
+/// For the first byte of an image: the engine writes the archive to its disk before it sends it.
+const ARCHIVE: Duration = Duration::from_secs(3600);
 
 /// The sessions of this server. Empty when made; the listener fills it.
 pub struct Sessions {
@@ -269,6 +271,32 @@ impl NodeSession {
     /// If the node does not answer, or cannot find out.
     pub async fn resolve_image(&self, wish: &ResolveImage) -> Result<Image, CallError> {
         self.remote.call_within(Method::POST, "/v1/images/resolve", wish, RESOLVE).await
+    }
+
+    /// Builds an image: the body is the wish in one line and the context after it, the answer lines of what the builder says.
+    ///
+    /// # Errors
+    /// If the node does not answer, or cannot build.
+    pub async fn build(&self, wish: Body) -> Result<Response<Incoming>, CallError> {
+        self.remote.open(Method::POST, "/v1/images/build", wish).await
+    }
+
+    /// An image that the node's engine has.
+    ///
+    /// # Errors
+    /// If the node does not answer, or does not have it.
+    pub async fn image(&self, id: &str) -> Result<ImageFacts, CallError> {
+        self.remote.get(&format!("/v1/images/{id}")).await
+    }
+
+    /// An image as an archive, without its lowest `skip` layers.
+    ///
+    /// # Errors
+    /// If the node does not answer, or does not have it.
+    pub async fn image_archive(&self, id: &str, skip: usize) -> Result<Response<Incoming>, CallError> {
+        let request = request(Method::GET, &format!("/v1/images/{id}/archive?skip={skip}"), empty());
+        let response = self.remote.send(request, ARCHIVE).await?;
+        if response.status().is_success() { Ok(response) } else { Err(self.remote.refusal(response).await) }
     }
 
     /// A task's output.

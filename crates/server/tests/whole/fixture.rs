@@ -277,7 +277,7 @@ pub(crate) fn up(app: &str, services: Value) -> Action {
     up_with(json!({ "name": app, "services": services }))
 }
 pub(crate) fn up_with(spec: Value) -> Action {
-    Action::Up { spec: serde_json::from_value(spec).unwrap(), pull: false }
+    Action::Up { spec: serde_json::from_value(spec).unwrap(), pull: false, built: Default::default() }
 }
 pub(crate) fn web(version: u32) -> Value {
     json!({ "web": { "image": format!("web:{version}"), "mode": { "kind": "replicated", "replicas": 1 } } })

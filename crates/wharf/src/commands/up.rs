@@ -62,7 +62,7 @@ pub(crate) async fn run(args: Up, global: &Global, out: &Output) -> Result<Exit>
     let cluster = Cluster::dial(global).await?;
     let change = progress::Change {
         app: cluster.app(spec.name.clone()),
-        action: v1::Action::Up { spec: Box::new(spec), pull: args.pull },
+        action: v1::Action::Up { spec: Box::new(spec), pull: args.pull, built: Default::default() },
         yes: args.yes,
         dry_run: args.dry_run,
         detach: args.detach,
