@@ -10,6 +10,9 @@
 use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::node::{Mapping, Node, Value, same};
 
+#[cfg(test)]
+mod tests;
+
 /// Something a file says in the old way.
 struct Old<'a> {
     /// What it is called: `aliyun.scale`, `availability:az==3`.

@@ -34,6 +34,8 @@ pub(crate) enum Shape {
     List(&'static Shape),
     /// A mapping with known keys.
     Map(&'static Object),
+    /// The same with `triggers`, and without what keeps a service running.
+    Job(&'static Object),
     /// A mapping from any keys to such.
     MapOf(&'static Shape),
     /// A mapping from names to such; says what is named.
@@ -106,6 +108,7 @@ pub(crate) fn check(report: &mut Report, node: &mut Node, shape: &Shape, key: &K
         }
         Shape::Named(what, inner) => named(report, node, what, inner, key),
         Shape::Map(object) => fields(report, node, object, key),
+        Shape::Job(object) => job(report, node, object, key),
     }
 }
 
@@ -126,7 +129,7 @@ impl Shape {
             Self::Scalar => !matches!(node.value, Value::Sequence(_) | Value::Mapping(_) | Value::Invalid),
             Self::Bool => matches!(node.value, Value::Bool(_) | Value::String(_)),
             Self::List(_) => matches!(node.value, Value::Sequence(_)),
-            Self::Map(_) | Self::MapOf(_) | Self::Named(..) => matches!(node.value, Value::Mapping(_)),
+            Self::Map(_) | Self::Job(_) | Self::MapOf(_) | Self::Named(..) => matches!(node.value, Value::Mapping(_)),
             Self::OrNull(inner) => node.is_null() || inner.accepts(node),
             Self::Either(shapes) => shapes.iter().any(|shape| shape.accepts(node)),
         }
@@ -145,7 +148,7 @@ impl Shape {
             Self::Size => "a size such as `512m`".to_owned(),
             Self::Word(words) => one_of(words),
             Self::List(_) => "a list".to_owned(),
-            Self::Map(_) | Self::MapOf(_) | Self::Named(..) => "a mapping".to_owned(),
+            Self::Map(_) | Self::Job(_) | Self::MapOf(_) | Self::Named(..) => "a mapping".to_owned(),
             Self::OrNull(inner) => inner.describe(),
             Self::Either(shapes) => {
                 let mut parts: Vec<String> = shapes.iter().map(Self::describe).collect();
@@ -313,7 +316,7 @@ fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>) 
             let message = format!("`x-wharf` has no meaning in {}", object.what);
             report
                 .error(Complaint::UnknownKey, entry.key, &key.field(name), message)
-                .hint("it belongs into a service");
+                .hint("it belongs into a service, or to the top level of a file");
         } else if name.starts_with("x-") {
             // Extensions mean nothing to the loader, and are kept for those who print them.
             return true;
@@ -329,6 +332,25 @@ fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>) 
         if let Some((_, shape)) = object.keys.iter().find(|(known, _)| *known == name) {
             check(report, &mut entry.node, shape, &key.field(name), place);
         }
+    }
+}
+
+/// A job has the keys of services but those that are about running on and on, and says when it runs.
+fn job(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>) {
+    let Value::Mapping(mapping) = &mut node.value else { return };
+    let triggers = mapping.remove("triggers");
+    for name in shapes::NOT_IN_JOBS {
+        if let Some(entry) = mapping.remove(name) {
+            let message = format!("`{name}` has no meaning in a job, which runs once and ends");
+            let hint = "remove it, or make it a service under `services`";
+            report.error(Complaint::UnknownKey, entry.key, &key.field(name), message).hint(hint);
+        }
+    }
+    fields(report, node, object, key);
+    if let (Some(mut entry), Value::Mapping(mapping)) = (triggers, &mut node.value) {
+        let place = entry.place();
+        check(report, &mut entry.node, &Shape::Map(&shapes::TRIGGERS), &key.field("triggers"), place);
+        mapping.insert("triggers", entry.key, entry.node);
     }
 }
 
@@ -351,7 +373,7 @@ pub(crate) fn forget_extensions(node: &mut Node, shape: &Shape) {
                 forget_extensions(&mut entry.node, inner);
             }
         }
-        (Shape::Map(object), Value::Mapping(mapping)) => {
+        (Shape::Map(object) | Shape::Job(object), Value::Mapping(mapping)) => {
             let shape = |name: &str| object.keys.iter().find(|(known, _)| *known == name);
             mapping.retain(|name, _| !name.starts_with("x-") || shape(name).is_some());
             for (name, entry) in mapping.iter_mut() {
@@ -386,7 +408,7 @@ pub(crate) fn require(report: &mut Report, node: &mut Node, shape: &Shape, key: 
                 require(report, &mut entry.node, inner, &key.field(name), place);
             }
         }
-        (Shape::Map(object), Value::Mapping(mapping)) => {
+        (Shape::Map(object) | Shape::Job(object), Value::Mapping(mapping)) => {
             for (name, entry) in mapping.iter_mut() {
                 if let Some((_, shape)) = object.keys.iter().find(|(known, _)| *known == name) {
                     let place = entry.place();

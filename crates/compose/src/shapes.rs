@@ -6,9 +6,12 @@
 use crate::diagnostic::did_you_mean;
 use crate::shape::Object;
 use crate::shape::Shape::{
-    self, Any, Bool, Duration, Either, Int, List, Map, MapOf, Named, Number, OrNull, Scalar, Size, Text,
+    self, Any, Bool, Duration, Either, Int, Job, List, Map, MapOf, Named, Number, OrNull, Scalar, Size, Text,
     TextOrNumber, Word,
 };
+
+mod wharf;
+pub(crate) use wharf::*;
 
 const TEXTS: Shape = List(&Text);
 const TEXT_OR_TEXTS: Shape = Either(&[Text, TEXTS]);
@@ -33,6 +36,8 @@ pub(crate) static FILE: Object = Object {
         ("volumes", Named("a volume", &OrNull(&Map(&VOLUME)))),
         ("secrets", Named("a secret", &Map(&SECRET))),
         ("configs", Named("a config", &Map(&CONFIG))),
+        ("jobs", Named("a job", &Job(&JOB))),
+        ("x-wharf", Map(&WHARF_APP)),
     ],
     required: &[],
 };
@@ -137,31 +142,14 @@ pub(crate) static SERVICE: Object = Object {
         ("post_start", List(&Map(&HOOK))),
         ("pre_stop", List(&Map(&HOOK))),
         ("use_api_socket", Bool),
+        // Of the Swarm-era Alibaba Container Service; today `x-wharf: {external: …}`.
+        ("external", Map(&OUTSIDE)),
         ("x-wharf", Map(&WHARF)),
     ],
     required: &[],
 };
-pub(crate) static WHARF: Object =
-    Object { what: "`x-wharf`", keys: &[("probe", Map(&PROBE))], required: &[] };
-pub(crate) static PROBE: Object = Object {
-    what: "a probe",
-    keys: &[
-        ("http", Map(&PROBE_HTTP)),
-        ("tcp", Map(&PROBE_TCP)),
-        ("exec", Map(&PROBE_EXEC)),
-        ("interval", Duration),
-        ("timeout", Duration),
-        ("retries", Int),
-        ("start_period", Duration),
-    ],
-    required: &[],
-};
-pub(crate) static PROBE_HTTP: Object =
-    Object { what: "an HTTP probe", keys: &[("port", Int), ("path", Text)], required: &["port"] };
-pub(crate) static PROBE_TCP: Object =
-    Object { what: "a TCP probe", keys: &[("port", Int)], required: &["port"] };
-pub(crate) static PROBE_EXEC: Object =
-    Object { what: "an exec probe", keys: &[("command", TEXT_OR_TEXTS)], required: &["command"] };
+/// A job of the draft for `jobs:`: what a service is, `triggers` in place of what keeps a service running.
+pub(crate) static JOB: Object = Object { what: "a job", keys: SERVICE.keys, required: &[] };
 pub(crate) static EXTENDS: Object =
     Object { what: "`extends`", keys: &[("service", Text), ("file", Text)], required: &["service"] };
 pub(crate) static ENV_FILE: Object = Object {
@@ -516,7 +504,7 @@ pub(crate) static EXTERNAL_NAME: Object =
 pub(crate) fn hint_for_unknown(name: &str, object: &Object) -> Option<String> {
     let has = |object: &Object| object.keys.iter().any(|(known, _)| *known == name);
     let close = did_you_mean(name, object.keys.iter().map(|(known, _)| *known));
-    if std::ptr::eq(object, &SERVICE) {
+    if std::ptr::eq(object, &SERVICE) || std::ptr::eq(object, &JOB) {
         let elsewhere: [(&Object, &str); 7] = [
             (&DEPLOY, "deploy"),
             (&LIMITS, "deploy.resources.limits"),

@@ -8,6 +8,9 @@ mod jobs;
 mod release;
 mod routes;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::collections::BTreeMap;
 
 use wharf_model::{
@@ -52,17 +55,24 @@ const NOT_CARRIED_OUT: &[(Setting, &str)] = &[
     (Setting::Jobs, "make it a service with `restart: \"no\"`: it runs to its end once"),
 ];
 
+/// What to write in place of a setting that is not carried out.
+fn instead_of(setting: Setting) -> Option<&'static str> {
+    #[cfg(test)]
+    if tests::as_if_all_were_carried_out() {
+        return None;
+    }
+    NOT_CARRIED_OUT.iter().find(|(other, _)| *other == setting).map(|(_, instead)| *instead)
+}
+
 const MOST_TASKS: i64 = 10_000;
 const DAY: u64 = 86_400;
 
 impl Typing<'_, '_> {
     /// Whether the cluster carries a setting out; complains if not.
     pub(super) fn carries_out(&mut self, setting: Setting, span: Span, key: &Key<'_>) -> bool {
-        let Some((_, instead)) = NOT_CARRIED_OUT.iter().find(|(other, _)| *other == setting) else {
-            return true;
-        };
+        let Some(instead) = instead_of(setting) else { return true };
         let message = format!("`{}` is not carried out by this version", key.name());
-        self.report().unsupported(span, key, message).hint(*instead);
+        self.report().unsupported(span, key, message).hint(instead);
         false
     }
 
