@@ -226,6 +226,7 @@ fn network() -> NetworkAssignment {
         gateway: Ipv4Addr::new(10, 214, 0, 1),
         internal: false,
         attachable: false,
+        driver_opts: BTreeMap::new(),
         peers: Vec::new(),
     }
 }
@@ -247,6 +248,7 @@ fn web(number: u64) -> TaskAssignment {
     task.attachments = vec![Attachment {
         network: network().id,
         address: Ipv4Addr::new(10, 214, 0, 100 + u8::try_from(number).unwrap()),
+        endpoint: Default::default(),
     }];
     let data: VolumeName = "data".parse().unwrap();
     task.spec.container.mounts = vec![MountSpec {

@@ -292,7 +292,11 @@ fn assignment(gateway: u8, peers: &[(u8, &Node)]) -> NetworkAssignment {
         gateway: at(gateway),
         internal: false,
         attachable: false,
-        peers: peers.iter().map(|(last, node)| Peer { address: at(*last), node: node.address }).collect(),
+        driver_opts: BTreeMap::new(),
+        peers: peers
+            .iter()
+            .map(|(last, node)| Peer { address: at(*last), node: node.address, mac: None })
+            .collect(),
     }
 }
 
@@ -612,7 +616,8 @@ fn ten_thousand_peers_are_programmed_in_batches() {
     let (one, two) = (Node::new(&wire, 1), Node::new(&wire, 2));
     let mut network = assignment(1, &[]);
     network.subnet = "10.192.0.0/16".parse().expect("a network");
-    let peer = |number: u32| Peer { address: Ipv4Addr::from(0x0ac0_0100 + number), node: two.address };
+    let peer =
+        |number: u32| Peer { address: Ipv4Addr::from(0x0ac0_0100 + number), node: two.address, mac: None };
     network.peers = (0..10_000).map(peer).collect();
     let timed = |what: &str, network: &NetworkAssignment| {
         let start = Instant::now();

@@ -502,7 +502,7 @@ impl<'a> Assembly<'a> {
     ) -> Option<Node> {
         let Wanted { name: wanted, span, key } = wanted;
         let folder = path.parent().map(Path::to_owned).unwrap_or_default();
-        let inner = Scope { environment: scope.environment, base: Base { folder, ..scope.base.clone() } };
+        let inner = Scope { environment: scope.environment, base: scope.base.elsewhere(folder) };
         let mut services = Mapping::default();
         for document in documents {
             let Some(root) = document.as_mapping() else { continue };

@@ -4,13 +4,18 @@
 //! keys say together. Each mapping is read by one `match` over its keys whose last arm refuses, so a key that gets a
 //! shape and no meaning is refused, not dropped.
 
+mod build;
 mod container;
 mod deploy;
 mod mounts;
 mod network;
 mod probe;
 mod service;
+mod shared;
 mod values;
+mod wharf;
+#[cfg(test)]
+pub(crate) use wharf::tests as wharf_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -18,10 +23,11 @@ use std::path::Path;
 use base64::Engine as _;
 use sha2::{Digest, Sha256};
 use wharf_model::{
-    AppName, AppPolicy, AppSpec, DependencyCondition, FileSpec, NetworkMode, RestartCondition, ServiceName, ServiceSpec,
+    AppName, AppSpec, ExternalService, DependencyCondition, FileSpec, NetworkMode, RestartCondition, ServiceName, ServiceSpec,
     VolumeName, VolumeSpec,
 };
 
+use crate::aliyun;
 use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::node::{Entry, Mapping, Node, Value};
 use crate::project::{Assembly, Environment, Reference};
@@ -36,6 +42,8 @@ pub(crate) fn app(
     profiles: &BTreeSet<String>,
     environment: &Environment,
 ) -> Option<AppSpec> {
+    let modern = aliyun::modernise(&mut assembly.report, tree, |service| is_active(service, profiles));
+    let tree = modern.as_ref().unwrap_or(tree);
     let empty = Mapping::default();
     let root = tree.as_mapping().unwrap_or(&empty);
     let services = root.get("services").and_then(Node::as_mapping).unwrap_or(&empty);
@@ -44,6 +52,7 @@ pub(crate) fn app(
     let mut typing = Typing {
         assembly,
         environment,
+        profiles,
         root,
         services,
         active,
@@ -52,6 +61,7 @@ pub(crate) fn app(
         networks: BTreeMap::new(),
         configs: BTreeSet::new(),
         secrets: BTreeSet::new(),
+        volume_labels: BTreeMap::new(),
     };
     typing.app(name)
 }
@@ -68,6 +78,7 @@ fn is_active(service: &Node, profiles: &BTreeSet<String>) -> bool {
 struct Typing<'a, 'f> {
     assembly: &'a mut Assembly<'f>,
     environment: &'a Environment,
+    profiles: &'a BTreeSet<String>,
     root: &'a Mapping,
     services: &'a Mapping,
     active: BTreeSet<String>,
@@ -81,6 +92,8 @@ struct Typing<'a, 'f> {
     configs: BTreeSet<String>,
     /// Secrets that services mount.
     secrets: BTreeSet<String>,
+    /// Labels that services give to the volumes they mount.
+    volume_labels: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl Typing<'_, '_> {
@@ -90,6 +103,7 @@ impl Typing<'_, '_> {
 
     fn app(&mut self, name: Option<AppName>) -> Option<AppSpec> {
         let mut services = BTreeMap::new();
+        let mut externals = BTreeMap::new();
         let group = Key::Root.field("services");
         let all = self.services;
         for (service, entry) in all.iter() {
@@ -100,7 +114,9 @@ impl Typing<'_, '_> {
             let Some(name) = values::named::<ServiceName>(self.report(), service, entry.key, &key) else {
                 continue;
             };
-            if let Some(spec) = self.service(&name, entry, &key) {
+            if wharf::is_external(&entry.node) {
+                externals.extend(self.external(entry, &key).map(|external| (name, external)));
+            } else if let Some(spec) = self.service(&name, entry, &key) {
                 services.insert(name, spec);
             }
         }
@@ -119,10 +135,20 @@ impl Typing<'_, '_> {
                 .unsupported(entry.key, &Key::Root.field("models"), "models are not supported")
                 .hint("run the model as a service of its own");
         }
+        let policy = self.wharf_app();
+        let jobs = self.jobs();
         self.check_circles();
         self.check_published(&services);
-        self.add_aliases(&mut services);
+        self.add_aliases(&mut services, &mut externals);
         self.let_complete(&mut services);
+        self.make_shareable(&mut services);
+        if let Some(app) = &name {
+            for (service, build) in &self.assembly.builds {
+                if let Some(spec) = services.get_mut(service).filter(|_| !build.named) {
+                    spec.image = build::default_name(app.as_str(), service);
+                }
+            }
+        }
         let networks = self.network_specs();
         let volumes = self.volume_specs();
         let configs = self.file_specs("configs");
@@ -130,9 +156,9 @@ impl Typing<'_, '_> {
         Some(AppSpec {
             name: name?,
             services,
-            externals: BTreeMap::new(),
-            jobs: BTreeMap::new(),
-            policy: AppPolicy::default(),
+            externals,
+            jobs,
+            policy,
             networks,
             volumes,
             configs,
@@ -186,6 +212,11 @@ impl Typing<'_, '_> {
         let message = format!("there is no service `{name}`");
         self.report().error(Complaint::UnknownReference, span, key, message).hint_if(hint);
         None
+    }
+
+    /// Whether a service of this name runs outside the cluster.
+    fn is_outside(&self, name: &ServiceName) -> bool {
+        self.services.get(name.as_str()).is_some_and(wharf::is_external)
     }
 
     /// Whether something is declared at the top level; complains if not.
@@ -289,13 +320,18 @@ impl Typing<'_, '_> {
     }
 
     /// Names that links ask for, on every network of the service.
-    fn add_aliases(&mut self, services: &mut BTreeMap<ServiceName, ServiceSpec>) {
+    fn add_aliases(
+        &mut self,
+        services: &mut BTreeMap<ServiceName, ServiceSpec>,
+        externals: &mut BTreeMap<ServiceName, ExternalService>,
+    ) {
         for (target, alias) in std::mem::take(&mut self.aliases) {
-            let Some(service) = services.get_mut(&target) else { continue };
-            if service.network_mode != NetworkMode::Networks {
-                continue;
-            }
-            for attachment in service.networks.values_mut() {
+            let networks = match services.get_mut(&target) {
+                Some(service) if service.network_mode != NetworkMode::Networks => continue,
+                Some(service) => Some(&mut service.networks),
+                None => externals.get_mut(&target).map(|external| &mut external.networks),
+            };
+            for attachment in networks.into_iter().flat_map(BTreeMap::values_mut) {
                 if !attachment.aliases.contains(&alias) {
                     attachment.aliases.push(alias.clone());
                 }
@@ -333,6 +369,12 @@ impl Typing<'_, '_> {
                 }
             }
             self.check_external(entry, &key, spec.external, &["driver", "driver_opts", "labels"]);
+            if !spec.external {
+                // What the volume itself says wins.
+                for (label, value) in self.volume_labels.remove(name).unwrap_or_default() {
+                    spec.labels.entry(label).or_insert(value);
+                }
+            }
             volumes.insert(volume, spec);
         }
         volumes

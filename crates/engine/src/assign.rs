@@ -10,12 +10,12 @@ use std::{
 };
 
 use wharf_model::{
-    AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, FileMount, FileSpec, NetworkAssignment,
+    AssignmentSet, Attachment, Endpoint, FileAssignment, FileMount, FileSpec, Mac, NetworkAssignment,
     NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, Route, RouteTable, ServiceKey,
-    ServiceRevision, Slot, Target, Task, TaskAssignment, VolumeAssignment, VolumeId, VolumeRecord,
+    ServiceName, ServiceRevision, Target, Task, TaskAssignment, VolumeAssignment, VolumeId, VolumeRecord,
 };
 
-use crate::{World, network, spec};
+use crate::{World, names::Names, network, spec};
 
 /// Makes assignment sets from one state of the world.
 #[derive(Debug)]
@@ -25,7 +25,9 @@ pub struct Assigner<'a> {
     by_subnet: BTreeMap<Ipv4Addr, NetworkId>,
     /// Of each network: the addresses of unfinished tasks, and on which node they live.
     members: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, NodeId>>,
-    names: BTreeMap<NetworkId, BTreeMap<String, Vec<Ipv4Addr>>>,
+    /// Hardware addresses that services chose themselves.
+    macs: BTreeMap<Ipv4Addr, Mac>,
+    names: Names,
     routes: Vec<Route>,
     /// Networks that gateways need to reach the tasks behind published ports.
     entries: BTreeSet<NetworkId>,
@@ -39,20 +41,17 @@ impl<'a> Assigner<'a> {
             world,
             by_subnet,
             members: BTreeMap::new(),
-            names: BTreeMap::new(),
+            macs: BTreeMap::new(),
+            names: Names::default(),
             routes: Vec::new(),
             entries: BTreeSet::new(),
         };
         for task in world.tasks().filter(|task| !task.is_over()) {
             assigner.add_member(task);
-            if assigner.serves(task) {
-                assigner.add_names(task);
-            }
+            assigner.add_names(task);
         }
-        for addresses in assigner.names.values_mut().flat_map(BTreeMap::values_mut) {
-            addresses.sort_unstable();
-            addresses.dedup();
-        }
+        assigner.names.add_services(world);
+        assigner.names.finish();
         assigner.add_routes();
         assigner
     }
@@ -63,8 +62,6 @@ impl<'a> Assigner<'a> {
         let assignments: BTreeMap<_, _> =
             tasks.iter().filter_map(|task| Some((task.id, self.task(task)?))).collect();
         let networks = self.networks(node, &tasks);
-        let of_node = |id: &NetworkId| networks.contains_key(id);
-        let names = self.names.iter().filter(|(id, _)| of_node(id)).map(|(id, names)| (*id, names.clone()));
         let gateway = self.world.node(node).is_some_and(|node| node.record.roles.gateway);
         AssignmentSet {
             epoch: self.world.epoch,
@@ -72,13 +69,7 @@ impl<'a> Assigner<'a> {
             node,
             volumes: self.volumes(&tasks),
             removed_volumes: self.removed_volumes(node, &tasks),
-            dns: DnsTable {
-                version: self.world.revision,
-                networks: names.collect(),
-                externals: BTreeMap::new(),
-                hosts: BTreeMap::new(),
-                ports: BTreeMap::new(),
-            },
+            dns: self.names.table(self.world.revision, self.world, node, networks.keys().copied()),
             routes: RouteTable {
                 version: self.world.revision,
                 routes: if gateway { self.routes.clone() } else { Vec::new() },
@@ -105,28 +96,22 @@ impl<'a> Assigner<'a> {
     }
 
     fn add_member(&mut self, task: &Task) {
-        for address in task.addresses.values() {
+        let revision = self.revision(task);
+        for (name, address) in &task.addresses {
+            let attachment = revision.and_then(|revision| revision.spec.networks.get(name));
+            let mac = attachment.and_then(|attachment| attachment.endpoint.mac_address);
+            self.macs.extend(mac.map(|mac| (*address, mac)));
             if let (Some(id), Some(node)) = (self.network_at(*address), task.node) {
                 self.members.entry(id).or_default().insert(*address, node);
             }
         }
     }
-    /// The names one ready task answers to on each of its networks.
     fn add_names(&mut self, task: &Task) {
         let Some(revision) = self.revision(task) else { return };
-        let (service, app) = (&task.service.name, &task.service.app.name);
-        let mut common =
-            vec![service.to_string(), format!("{service}.{app}"), format!("tasks.{service}"), task.name()];
-        if task.slot != Slot(0) {
-            common.push(format!("{service}.{}", task.slot));
-        }
-        common.extend(revision.spec.container.hostname.clone());
-        for (network, address) in &task.addresses {
-            let Some(id) = self.network_at(*address) else { continue };
-            let aliases = revision.spec.networks.get(network).map(|attachment| attachment.aliases.as_slice());
-            let names = self.names.entry(id).or_default();
-            for name in common.iter().chain(aliases.unwrap_or_default()) {
-                names.entry(name.to_ascii_lowercase()).or_default().push(*address);
+        let ready = self.serves(task);
+        for (name, address) in &task.addresses {
+            if let Some(id) = self.network_at(*address) {
+                self.names.add_task(task, &revision.spec, (name, id), *address, ready);
             }
         }
     }
@@ -173,27 +158,31 @@ impl<'a> Assigner<'a> {
                 IpAddr::V4(address) => Some(address),
                 IpAddr::V6(_) => None,
             },
-            NetworkMode::None => None,
-            NetworkMode::Service(_) => self.entry_address(self.network_owner(task, revision)?),
+            NetworkMode::None | NetworkMode::Bridge => None,
+            NetworkMode::Service(name) => self.entry_address(self.companion(task, name)?),
         }
     }
-    /// The task whose network this one shares: the newest older one on its node.
-    fn network_owner(&self, task: &Task, revision: &ServiceRevision) -> Option<&'a Arc<Task>> {
-        let NetworkMode::Service(name) = &revision.spec.network_mode else { return None };
+    /// The task of another service that this one shares something with: of the older ones on its node one of its own
+    /// slot, else the newest.
+    fn companion(&self, task: &Task, name: &ServiceName) -> Option<&'a Arc<Task>> {
         if *name == task.service.name {
             return None;
         }
-        let owner = ServiceKey { app: task.service.app.clone(), name: name.clone() };
-        let older = |owner: &&Arc<Task>| owner.node == task.node && !owner.is_over() && owner.id < task.id;
-        self.world.tasks_of(&owner).filter(older).last()
+        let other = ServiceKey { app: task.service.app.clone(), name: name.clone() };
+        let older = |other: &&Arc<Task>| other.node == task.node && !other.is_over() && other.id < task.id;
+        let older = self.world.tasks_of(&other).filter(older);
+        older.max_by_key(|other| (other.slot == task.slot, other.id))
     }
 
     fn task(&self, task: &Task) -> Option<TaskAssignment> {
         let revision = self.revision(task)?;
-        let attachments = spec::attachments(&revision.spec).into_iter().filter_map(|(name, _)| {
+        let attachments = spec::attachments(&revision.spec).into_iter().filter_map(|(name, attachment)| {
             let address = *task.addresses.get(name)?;
-            Some(Attachment { network: self.network_at(address)?, address })
+            let endpoint = attachment.endpoint.clone();
+            Some(Attachment { network: self.network_at(address)?, address, endpoint })
         });
+        let companions = revision.spec.companions().into_keys();
+        let companions = companions.filter_map(|name| Some((name.clone(), self.companion(task, name)?.id)));
         let volumes = self.volumes_of(task, revision);
         Some(TaskAssignment {
             id: task.id,
@@ -206,7 +195,7 @@ impl<'a> Assigner<'a> {
             attachments: attachments.collect(),
             volumes: volumes.map(|volume| (volume.name.clone(), volume.id)).collect(),
             files: self.files(revision),
-            network_of: self.network_owner(task, revision).map(|owner| owner.id),
+            companions: companions.collect(),
         })
     }
     fn volumes_of(
@@ -252,8 +241,10 @@ impl<'a> Assigner<'a> {
         let tasks = members.iter().map(|(address, node)| (*address, *node));
         let gateways = record.gateways.iter().map(|(node, address)| (*address, *node));
         let elsewhere = tasks.chain(gateways).filter(|(_, other)| *other != node);
-        let peers =
-            elsewhere.filter_map(|(address, node)| Some(Peer { address, node: self.reachable(node)? }));
+        let peers = elsewhere.filter_map(|(address, node)| {
+            let mac = self.macs.get(&address).copied();
+            Some(Peer { address, node: self.reachable(node)?, mac })
+        });
         let mut peers: Vec<_> = peers.collect();
         peers.sort_unstable();
         Some(NetworkAssignment {
@@ -264,6 +255,7 @@ impl<'a> Assigner<'a> {
             gateway,
             internal: record.spec.internal,
             attachable: record.spec.attachable,
+            driver_opts: record.spec.driver_opts.clone(),
             peers,
         })
     }

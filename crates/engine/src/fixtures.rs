@@ -70,6 +70,7 @@ pub(crate) fn service(image: &str) -> ServiceSpec {
         ports: vec![],
         expose: vec![],
         restart: RestartPolicy::default(),
+        rollback: None,
         update: UpdatePolicy::default(),
         placement: PlacementSpec::default(),
         resources: Resources::default(),
@@ -99,6 +100,7 @@ pub(crate) fn published(mut spec: ServiceSpec, port: u16, mode: PublishMode) -> 
     spec.ports.push(PortSpec {
         target: 80,
         published: Some(port),
+        published_to: None,
         protocol: Protocol::Tcp,
         mode,
         host_ip: None,

@@ -494,12 +494,47 @@ fn a_service_in_anothers_network_runs_beside_it_and_follows_it() {
     let (web, side) = (cluster.ready("web").remove(0), cluster.ready("side").remove(0));
     assert_eq!(side.node, web.node);
     let set = crate::Assigner::new(&cluster.world).for_node(web.node.unwrap());
-    assert_eq!(set.tasks[&side.id].network_of, Some(web.id));
+    assert_eq!(set.tasks[&side.id].network_of(), Some(web.id));
 
     cluster.world.set_task_status(web.id, TaskStatus { phase: Phase::Failed, sequence: 99, ..web.status });
     cluster.settle();
     assert_eq!((cluster.ready("web").len(), cluster.ready("side").len()), (1, 1));
     assert!(cluster.ready("side")[0].id > cluster.ready("web")[0].id, "a new namespace, a new task in it");
+}
+
+#[test]
+fn what_shares_namespaces_and_volumes_of_two_services_runs_beside_both() {
+    let mut cluster = Cluster::of(3);
+    let mut side = replicas(service("side"), 2);
+    side.container.pid = Some(Namespace::Service("web".parse().unwrap()));
+    side.container.volumes_from = vec![VolumesFrom { service: "data".parse().unwrap(), read_only: true }];
+    let mut data = replicas(service("data"), 2);
+    data.container.ipc = Some(Namespace::Service("web".parse().unwrap()));
+    let spec = app(&[
+        ("filler", service("filler")),
+        ("web", replicas(service("web"), 2)),
+        ("data", data),
+        ("side", side),
+    ]);
+    cluster.up(&spec);
+    cluster.settle();
+    let web = cluster.ready("web");
+    let sides = cluster.ready("side");
+    assert_eq!((web.len(), sides.len(), cluster.ready("data").len()), (2, 2, 2));
+    for side in sides {
+        let set = crate::Assigner::new(&cluster.world).for_node(side.node.unwrap());
+        let companions = &set.tasks[&side.id].companions;
+        let names: Vec<_> = companions.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["data", "web"], "both are on its node");
+        let shared = web.iter().find(|web| companions.values().any(|id| *id == web.id)).unwrap();
+        assert_eq!((shared.slot, shared.node), (side.slot, side.node), "of several, the one of its slot");
+    }
+    let lost = &web[0];
+    let status = TaskStatus { phase: Phase::Failed, sequence: 99, ..lost.status.clone() };
+    cluster.world.set_task_status(lost.id, status);
+    cluster.settle();
+    let newest = |name| cluster.ready(name).iter().map(|task| task.id).max().unwrap();
+    assert!(newest("side") > newest("data") && newest("data") > newest("web"), "what it shared has ended");
 }
 
 #[test]

@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wharf_model::{
     Dependency, DependencyCondition, FileSpec, MountSource, NetworkAttachment, NetworkMode, NetworkName,
-    PortSpec, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, UpdateOrder, VolumeName,
-    VolumeSpec,
+    PortSpec, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, Shared, UpdateOrder,
+    VolumeName, VolumeSpec,
 };
 
 use crate::World;
 
-/// The services that must be there first: those it depends on, and the one whose network it shares.
+/// The services that must be there first: those it depends on, and those with which it shares something.
 pub(crate) fn dependencies(spec: &ServiceSpec) -> BTreeMap<ServiceName, Dependency> {
     let mut dependencies = spec.depends_on.clone();
-    if let NetworkMode::Service(owner) = &spec.network_mode {
+    for companion in spec.companions().into_keys() {
         let started =
             Dependency { condition: DependencyCondition::ServiceStarted, restart: true, required: true };
-        dependencies.entry(owner.clone()).or_insert(started);
+        dependencies.entry(companion.clone()).or_insert(started);
     }
     dependencies
 }
@@ -57,7 +57,10 @@ pub(crate) fn in_order<T>(
 pub(crate) fn named_volumes(spec: &ServiceSpec) -> impl Iterator<Item = (&VolumeName, bool)> {
     spec.container.mounts.iter().filter_map(|mount| match &mount.source {
         MountSource::Volume { volume, .. } => Some((volume, !mount.read_only)),
-        MountSource::Anonymous | MountSource::Bind { .. } | MountSource::Tmpfs { .. } => None,
+        MountSource::Anonymous { .. }
+        | MountSource::Image { .. }
+        | MountSource::Bind { .. }
+        | MountSource::Tmpfs { .. } => None,
     })
 }
 
@@ -72,7 +75,7 @@ pub(crate) fn is_local(spec: &VolumeSpec) -> bool {
 pub(crate) fn attachments(spec: &ServiceSpec) -> Vec<(&NetworkName, &NetworkAttachment)> {
     let mut networks: Vec<_> = match spec.network_mode {
         NetworkMode::Networks => spec.networks.iter().collect(),
-        NetworkMode::Host | NetworkMode::None | NetworkMode::Service(_) => Vec::new(),
+        NetworkMode::Host | NetworkMode::None | NetworkMode::Service(_) | NetworkMode::Bridge => Vec::new(),
     };
     networks.sort_by_key(|(_, attachment)| std::cmp::Reverse(attachment.priority));
     networks
@@ -94,10 +97,12 @@ pub enum StopFirst {
     HostPort(u16),
     /// Two tasks cannot have this address.
     Address(std::net::Ipv4Addr),
+    /// Two tasks cannot have this hardware address.
+    Mac(wharf_model::Mac),
     /// It uses its node's own network, where two tasks would want the same ports.
     HostNetwork,
-    /// It lives in the network of this service's task.
-    SharedNetwork(ServiceName),
+    /// It shares this with a task of that service.
+    Shares(Shared, ServiceName),
 }
 impl std::fmt::Display for StopFirst {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -107,7 +112,8 @@ impl std::fmt::Display for StopFirst {
             Self::HostPort(port) => write!(f, "two tasks cannot have port {port} of a node"),
             Self::Address(address) => write!(f, "two tasks cannot have the address {address}"),
             Self::HostNetwork => f.write_str("it uses its node's own network"),
-            Self::SharedNetwork(service) => write!(f, "it shares the network of {service}"),
+            Self::Mac(mac) => write!(f, "two tasks cannot have the hardware address {mac}"),
+            Self::Shares(what, service) => write!(f, "it shares the {what} of {service}"),
         }
     }
 }
@@ -123,13 +129,16 @@ pub fn effective_order(spec: &ServiceSpec) -> (UpdateOrder, Option<StopFirst>) {
 
 /// As [`effective_order`]; a task that moves to another node has no quarrel with the old one's ports.
 pub(crate) fn stop_first(spec: &ServiceSpec, same_node: bool) -> Option<StopFirst> {
-    if let NetworkMode::Service(owner) = &spec.network_mode {
-        return Some(StopFirst::SharedNetwork(owner.clone()));
+    if let Some((service, shared)) = spec.companions().into_iter().min_by_key(|(_, shared)| *shared) {
+        return Some(StopFirst::Shares(shared, service.clone()));
     }
-    let address = attachments(spec).into_iter().find_map(|(_, attachment)| attachment.ipv4_address);
+    let connected = attachments(spec);
+    let address = connected.iter().find_map(|(_, attachment)| attachment.ipv4_address);
+    let mac = connected.iter().find_map(|(_, attachment)| attachment.endpoint.mac_address);
     let host = |port: &&PortSpec| port.mode == PublishMode::Host && port.published.is_some();
     let port = spec.ports.iter().find(host).and_then(|port| port.published).filter(|_| same_node);
-    let impossible = address.map(StopFirst::Address).or(port.map(StopFirst::HostPort));
+    let address = address.map(StopFirst::Address).or(mac.map(StopFirst::Mac));
+    let impossible = address.or(port.map(StopFirst::HostPort));
     let unwise = || {
         let volume = named_volumes(spec).find(|(_, writes)| *writes).map(|(name, _)| name.clone());
         let host = spec.network_mode == NetworkMode::Host && same_node;
@@ -151,6 +160,7 @@ pub(crate) fn container_part(spec: &ServiceSpec) -> ServiceSpec {
     part.depends_on = BTreeMap::new();
     part.restart = Default::default();
     part.update = Default::default();
+    part.rollback = None;
     part.labels = BTreeMap::new();
     part.expose = Vec::new();
     part.policy = Default::default();

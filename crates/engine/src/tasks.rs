@@ -8,9 +8,9 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use wharf_model::{
-    Availability, DependencyCondition, Generation, Health, Mode, NetworkMode, NodeId, NodeState, Phase,
-    RestartCondition, RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, Slot, StopReason,
-    Task, TaskId, Timestamp,
+    Availability, DependencyCondition, Generation, Health, Mode, NodeId, NodeState, Phase, RestartCondition,
+    RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, Slot, StopReason, Task, TaskId,
+    Timestamp,
 };
 
 use crate::{
@@ -283,17 +283,15 @@ impl Pass<'_> {
         if node.is_some_and(|node| node.record.availability == Availability::Drain) {
             return Some(StopReason::Drained);
         }
-        let owner = self.network_owner(&revision.spec)?;
-        let kept = |owner: &Arc<Task>| owner.node == task.node && owner.id < task.id;
-        (!self.living(&owner).any(kept)).then_some(StopReason::Restarted)
+        // What it shares ends with the task that it shares it with.
+        let kept = |other: &Arc<Task>| other.node == task.node && other.id < task.id;
+        let alone = |service: &ServiceName| !self.living(&self.sibling(service)).any(kept);
+        let companions = revision.spec.companions();
+        companions.into_keys().any(alone).then_some(StopReason::Restarted)
     }
-    fn network_owner(&self, spec: &ServiceSpec) -> Option<ServiceKey> {
-        match &spec.network_mode {
-            NetworkMode::Service(owner) => {
-                Some(ServiceKey { app: self.app.key.clone(), name: owner.clone() })
-            }
-            NetworkMode::Networks | NetworkMode::Host | NetworkMode::None => None,
-        }
+    /// Another service of the app.
+    fn sibling(&self, name: &ServiceName) -> ServiceKey {
+        ServiceKey { app: self.app.key.clone(), name: name.clone() }
     }
     /// The tasks of a service that are wanted and not over.
     fn living(&self, service: &ServiceKey) -> impl Iterator<Item = &Arc<Task>> {
@@ -609,13 +607,28 @@ impl Pass<'_> {
         if let Some(node) = seat.node {
             return Some(Pin { nodes: vec![node], by: PinnedBy::Global });
         }
-        if let Some(owner) = self.network_owner(&revision.spec) {
+        let mut beside: Option<Pin> = None;
+        for (service, shared) in revision.spec.companions() {
             let same_slot = |task: &&Arc<Task>| task.slot == seat.slot;
-            let all: Vec<_> = self.living(&owner).collect();
-            let own: Vec<_> = all.iter().copied().filter(same_slot).collect();
-            let hosts = if own.is_empty() { all } else { own };
-            let nodes = hosts.iter().filter_map(|task| task.node).collect();
-            return Some(Pin { nodes, by: PinnedBy::Service(owner.name) });
+            let all: Vec<_> = self.living(&self.sibling(service)).cloned().collect();
+            let own: Vec<_> = all.iter().filter(same_slot).collect();
+            let hosts = if own.is_empty() { all.iter().collect() } else { own };
+            let nodes: Vec<NodeId> = hosts.into_iter().filter_map(|task| task.node).collect();
+            let pin = match beside {
+                // Nodes that have all of them; where none has, the one that is missing is named.
+                Some(before) if !nodes.is_empty() => {
+                    let both = before.nodes.iter().copied().filter(|node| nodes.contains(node)).collect();
+                    Pin { nodes: both, ..before }
+                }
+                Some(_) | None => Pin { nodes, by: PinnedBy::Service(shared, service.clone()) },
+            };
+            if pin.nodes.is_empty() {
+                return Some(pin);
+            }
+            beside = Some(pin);
+        }
+        if beside.is_some() {
+            return beside;
         }
         let (volume, nodes) = self.local_volume(&revision.spec)?;
         let single = self

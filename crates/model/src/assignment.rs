@@ -11,8 +11,9 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ExternalHost, FileMount, Image, NetworkId, NodeFacts, NodeId, Protocol, Revision, ServiceKey,
-    ServiceSpec, Slot, TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec,
+    EndpointSpec, ExternalHost, FileMount, Image, Mac, NetworkId, NetworkMode, NodeFacts, NodeId, Protocol,
+    Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId, TaskStatus, VolumeId, VolumeName,
+    VolumeSpec,
 };
 
 /// Everything one node should do.
@@ -63,9 +64,18 @@ pub struct TaskAssignment {
     /// Configs and secrets it mounts.
     #[serde(default)]
     pub files: Vec<FileAssignment>,
-    /// Whose network namespace it shares (`network_mode: service:…`).
+    /// The tasks of its node that it shares something with, one of each of [`ServiceSpec::companions`].
     #[serde(default)]
-    pub network_of: Option<TaskId>,
+    pub companions: BTreeMap<ServiceName, TaskId>,
+}
+impl TaskAssignment {
+    /// Whose network namespace it shares (`network_mode: service:…`), once that is known.
+    pub fn network_of(&self) -> Option<TaskId> {
+        match &self.spec.network_mode {
+            NetworkMode::Service(service) => self.companions.get(service).copied(),
+            NetworkMode::Networks | NetworkMode::Host | NetworkMode::None | NetworkMode::Bridge => None,
+        }
+    }
 }
 
 /// What should be done with a task.
@@ -83,8 +93,11 @@ pub enum Target {
 pub struct Attachment {
     /// Which.
     pub network: NetworkId,
-    /// Its address there; its MAC address is [`crate::mac_for`] of it.
+    /// Its address there; its MAC address is [`crate::mac_for`] of it unless the endpoint has one.
     pub address: Ipv4Addr,
+    /// What the engine is told of the connection.
+    #[serde(default)]
+    pub endpoint: EndpointSpec,
 }
 
 /// A config or secret for a task, with its content.
@@ -124,6 +137,9 @@ pub struct NetworkAssignment {
     pub internal: bool,
     /// Containers made by hand may join.
     pub attachable: bool,
+    /// Options of the engine's bridge driver.
+    #[serde(default)]
+    pub driver_opts: BTreeMap<String, String>,
     /// Every address of the network that lives on another node, its gateways included.
     pub peers: Vec<Peer>,
 }
@@ -135,6 +151,9 @@ pub struct Peer {
     pub address: Ipv4Addr,
     /// The node's address, where its VXLAN port answers.
     pub node: IpAddr,
+    /// Its hardware address, where that is not [`crate::mac_for`] of the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
 }
 
 /// A volume that should exist on the node.

@@ -109,6 +109,9 @@ pub struct ServiceSpec {
     /// How tasks are replaced.
     #[serde(default, skip_serializing_if = "is_default")]
     pub update: UpdatePolicy,
+    /// How they are replaced when the app returns to an earlier release; as `update` says if absent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rollback: Option<UpdatePolicy>,
     /// Where tasks may run.
     #[serde(default, skip_serializing_if = "is_default")]
     pub placement: PlacementSpec,
@@ -146,6 +149,11 @@ pub enum PullPolicy {
     Always,
     /// Never: the node must have it.
     Never,
+    /// At a release, if it was last asked for so long ago.
+    Refresh {
+        /// How long.
+        after: Millis,
+    },
 }
 
 /// How many tasks a service has.
@@ -242,12 +250,12 @@ pub struct ContainerSpec {
     /// Lines for `/etc/hosts`: `name:address`; `host-gateway` is passed on.
     #[serde(skip_serializing_if = "is_default")]
     pub extra_hosts: Vec<String>,
-    /// IPC namespace mode.
+    /// Which IPC namespace: `host`, `none`, `private`, `shareable`, or that of another service.
     #[serde(skip_serializing_if = "is_default")]
-    pub ipc: Option<String>,
-    /// PID namespace mode.
+    pub ipc: Option<Namespace>,
+    /// Which PID namespace: `host`, or that of another service.
     #[serde(skip_serializing_if = "is_default")]
-    pub pid: Option<String>,
+    pub pid: Option<Namespace>,
     /// UTS namespace mode.
     #[serde(skip_serializing_if = "is_default")]
     pub uts: Option<String>,
@@ -275,6 +283,9 @@ pub struct ContainerSpec {
     /// Everything mounted.
     #[serde(skip_serializing_if = "is_default")]
     pub mounts: Vec<MountSpec>,
+    /// Containers of other services whose volumes and binds it has as well.
+    #[serde(skip_serializing_if = "is_default")]
+    pub volumes_from: Vec<VolumesFrom>,
     /// Where the engine sends its output; Docker's default if absent.
     #[serde(skip_serializing_if = "is_default")]
     pub logging: Option<Logging>,
@@ -329,6 +340,88 @@ pub struct ContainerSpec {
     /// What is run in the container before it is asked to stop.
     #[serde(skip_serializing_if = "is_default")]
     pub pre_stop: Vec<Hook>,
+}
+
+/// A namespace of the kernel that a container lives in; written as Compose writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Namespace {
+    /// In the engine's words: the node's, or one of its own.
+    Mode(String),
+    /// That of a task of another service on the same node.
+    Service(ServiceName),
+}
+impl TryFrom<String> for Namespace {
+    type Error = crate::InvalidName;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text.strip_prefix("service:") {
+            Some(name) => name.parse().map(Self::Service),
+            None => Ok(Self::Mode(text)),
+        }
+    }
+}
+impl From<Namespace> for String {
+    fn from(namespace: Namespace) -> Self {
+        match namespace {
+            Namespace::Mode(mode) => mode,
+            Namespace::Service(service) => format!("service:{service}"),
+        }
+    }
+}
+
+/// The volumes and binds of another service's container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumesFrom {
+    /// Whose.
+    pub service: ServiceName,
+    /// None of them writable.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub read_only: bool,
+}
+
+/// What a container may have in common with one of another service, for which both must be on one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shared {
+    /// `network_mode: service:…`.
+    Network,
+    /// `ipc: service:…`.
+    Ipc,
+    /// `pid: service:…`.
+    Pid,
+    /// `volumes_from`.
+    Volumes,
+}
+impl std::fmt::Display for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Network => "network",
+            Self::Ipc => "IPC namespace",
+            Self::Pid => "PID namespace",
+            Self::Volumes => "volumes",
+        })
+    }
+}
+
+impl ServiceSpec {
+    /// The services with whose tasks this one's share something; of several things, the first.
+    pub fn companions(&self) -> BTreeMap<&ServiceName, Shared> {
+        let network = match &self.network_mode {
+            NetworkMode::Service(service) => Some((service, Shared::Network)),
+            NetworkMode::Networks | NetworkMode::Host | NetworkMode::None | NetworkMode::Bridge => None,
+        };
+        let mut companions = BTreeMap::new();
+        let namespaces = [(&self.container.ipc, Shared::Ipc), (&self.container.pid, Shared::Pid)];
+        let namespaces = namespaces.into_iter().filter_map(|(namespace, shared)| match namespace {
+            Some(Namespace::Service(service)) => Some((service, shared)),
+            Some(Namespace::Mode(_)) | None => None,
+        });
+        let volumes = self.container.volumes_from.iter().map(|from| (&from.service, Shared::Volumes));
+        for (service, shared) in network.into_iter().chain(namespaces).chain(volumes) {
+            companions.entry(service).or_insert(shared);
+        }
+        companions
+    }
 }
 
 /// A further command in a container, run at a moment of its life.
@@ -438,7 +531,22 @@ pub enum MountSource {
         subpath: Option<String>,
     },
     /// A volume of its own for each task, removed with it.
-    Anonymous,
+    Anonymous {
+        /// Do not copy the image's content into it.
+        #[serde(default, skip_serializing_if = "is_default")]
+        nocopy: bool,
+        /// Its labels.
+        #[serde(default, skip_serializing_if = "is_default")]
+        labels: BTreeMap<String, String>,
+    },
+    /// The content of an image, not writable (Docker Engine 28 and later).
+    Image {
+        /// Its reference.
+        image: String,
+        /// A folder inside it.
+        #[serde(default, skip_serializing_if = "is_default")]
+        subpath: Option<String>,
+    },
     /// A path of the node.
     Bind {
         /// Absolute path on the node.
@@ -452,6 +560,9 @@ pub enum MountSource {
         /// SELinux relabelling: `z` or `Z`.
         #[serde(default, skip_serializing_if = "is_default")]
         selinux: Option<String>,
+        /// What becomes of mounts below the path.
+        #[serde(default, skip_serializing_if = "is_default")]
+        recursive: Recursion,
     },
     /// Memory.
     Tmpfs {
@@ -462,6 +573,21 @@ pub enum MountSource {
         #[serde(default, skip_serializing_if = "is_default")]
         mode: Option<u32>,
     },
+}
+
+/// What becomes of the mounts below the path of a bind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recursion {
+    /// They are there too; of a read-only bind they are read-only where the kernel can do that.
+    #[default]
+    Enabled,
+    /// They are not there.
+    Disabled,
+    /// They are there and writable, although the bind is read-only (Docker Engine 25 and later).
+    Writable,
+    /// They are there and read-only, or the container is not made (Docker Engine 25 and later).
+    Readonly,
 }
 
 /// A config or secret mounted as a file.
@@ -521,6 +647,8 @@ pub enum NetworkMode {
     None,
     /// By the namespace of another service's task on the same node.
     Service(ServiceName),
+    /// By the engine's own `bridge`, which reaches no other node.
+    Bridge,
 }
 
 /// How a service is on one network.
@@ -536,6 +664,64 @@ pub struct NetworkAttachment {
     /// The order in which networks are connected: highest first.
     #[serde(skip_serializing_if = "is_default")]
     pub priority: i32,
+    /// What the engine is told of the connection.
+    #[serde(skip_serializing_if = "is_default")]
+    pub endpoint: EndpointSpec,
+}
+
+/// What an engine is told of a container's connection to a network, as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EndpointSpec {
+    /// The hardware address; [`crate::mac_for`] of the address if absent. Only with one replica.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mac_address: Option<Mac>,
+    /// What the interface is called in the container (Docker Engine 28 and later).
+    #[serde(skip_serializing_if = "is_default")]
+    pub interface_name: Option<String>,
+    /// Options of the network's driver for this connection.
+    #[serde(skip_serializing_if = "is_default")]
+    pub driver_opts: BTreeMap<String, String>,
+    /// Of several networks the one with the highest is the default route (Docker Engine 28 and later).
+    #[serde(skip_serializing_if = "is_default")]
+    pub gw_priority: i64,
+    /// Further addresses that are valid on the link only.
+    #[serde(skip_serializing_if = "is_default")]
+    pub link_local_ips: Vec<IpAddr>,
+}
+
+/// A hardware address; written as six pairs of hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+impl std::str::FromStr for Mac {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let separator = if text.contains('-') { '-' } else { ':' };
+        let pair = |pair: &str| (pair.len() == 2).then(|| u8::from_str_radix(pair, 16).ok()).flatten();
+        let bytes: Option<Vec<u8>> = text.split(separator).map(pair).collect();
+        let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+        bytes
+            .map(Self)
+            .ok_or_else(|| format!("`{text}` is not a hardware address such as `02:42:ac:11:00:02`"))
+    }
+}
+impl TryFrom<String> for Mac {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+impl std::fmt::Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
 }
 
 /// A network of an app.
@@ -560,6 +746,15 @@ pub struct NetworkSpec {
     /// A wanted subnet; one from the cluster's pool if absent.
     #[serde(skip_serializing_if = "is_default")]
     pub subnet: Option<ipnet::Ipv4Net>,
+    /// The address of the first node's bridge, in the subnet; nobody else gets it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gateway: Option<Ipv4Addr>,
+    /// The part of the subnet from which tasks get their addresses; all of it if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ip_range: Option<ipnet::Ipv4Net>,
+    /// Addresses of the subnet that the cluster gives to nobody, and what they are for.
+    #[serde(skip_serializing_if = "is_default")]
+    pub aux_addresses: BTreeMap<String, Ipv4Addr>,
     /// Labels.
     #[serde(skip_serializing_if = "is_default")]
     pub labels: BTreeMap<String, String>,
@@ -595,6 +790,9 @@ pub struct PortSpec {
     /// Port on the nodes; one from the gateway's range if absent.
     #[serde(default, skip_serializing_if = "is_default")]
     pub published: Option<u16>,
+    /// The last of the ports from `published` on of which one is to be chosen; absent once it is.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub published_to: Option<u16>,
     /// Transport.
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: Protocol,
@@ -697,6 +895,9 @@ pub struct UpdatePolicy {
     pub monitor: Millis,
     /// What a failure does.
     pub failure_action: FailureAction,
+    /// So many thousandths of the slots may fail without that being one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub max_failure_ratio: u16,
 }
 impl Default for UpdatePolicy {
     fn default() -> Self {
@@ -706,6 +907,7 @@ impl Default for UpdatePolicy {
             delay: Millis(0),
             monitor: Millis(0),
             failure_action: FailureAction::Rollback,
+            max_failure_ratio: 0,
         }
     }
 }
@@ -879,6 +1081,13 @@ pub enum ProbeKind {
     Tcp {
         /// Container port.
         port: u16,
+    },
+    /// A call of `grpc.health.v1.Health/Check`, in HTTP/2 without TLS, that must answer `SERVING`.
+    Grpc {
+        /// Container port.
+        port: u16,
+        /// The service asked about; empty for the server as a whole.
+        service: String,
     },
     /// A command in the container that must exit with 0.
     Exec {

@@ -158,7 +158,7 @@ impl Wanted {
             } else {
                 let mut network = WantedNetwork::from(assignment);
                 // What lives here is found without us.
-                network.peers.retain(|_, peer| *peer != node);
+                network.peers.retain(|_, (_, peer)| *peer != node);
                 wanted.networks.insert(vni, network);
                 wanted.ids.insert(vni, *id);
             }

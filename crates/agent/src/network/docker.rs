@@ -33,22 +33,33 @@ pub struct DockerNetwork {
     pub gateway: Ipv4Addr,
 }
 
+/// Docker's name for the largest packet of a network.
+const MTU: &str = "com.docker.network.driver.mtu";
+
 /// How the Docker network of an assigned network is made; `mtu` is that of its devices.
-#[must_use]
-pub fn docker_network_options(network: &NetworkAssignment, mtu: u32) -> DockerNetwork {
+///
+/// # Errors
+/// If the network asks for larger packets than its nodes can exchange.
+pub fn docker_network_options(network: &NetworkAssignment, mtu: u32) -> Result<DockerNetwork, String> {
     let labels = [(NETWORK_LABEL, network.id.to_string()), (VNI_LABEL, network.vni.to_string())];
-    let options = [
-        ("com.docker.network.bridge.name", bridge_name(network.vni)),
-        ("com.docker.network.driver.mtu", mtu.to_string()),
-    ];
-    DockerNetwork {
+    let mut options = network.driver_opts.clone();
+    if let Some(wanted) = options.get(MTU)
+        && !wanted.parse::<u32>().is_ok_and(|wanted| (68..=mtu).contains(&wanted))
+    {
+        return Err(format!(
+            "`{MTU}: {wanted}` is not possible: packets between the nodes have at most {mtu} bytes"
+        ));
+    }
+    options.entry(MTU.to_owned()).or_insert_with(|| mtu.to_string());
+    options.insert("com.docker.network.bridge.name".to_owned(), bridge_name(network.vni));
+    Ok(DockerNetwork {
         name: network.name.clone(),
         driver: "bridge",
         internal: network.internal,
         attachable: network.attachable,
         labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
-        options: options.map(|(key, value)| (key.to_owned(), value)).into(),
+        options,
         subnet: network.subnet,
         gateway: network.gateway,
-    }
+    })
 }

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use wharf_model::{NetworkAssignment, mac_for};
+use wharf_model::{NetworkAssignment, Peer, mac_for};
 
 /// A hardware address.
 pub(super) type Mac = [u8; 6];
@@ -49,13 +49,14 @@ pub(super) struct WantedNetwork {
     pub(super) gateway: Ipv4Addr,
     /// Length of the network's prefix.
     pub(super) prefix: u8,
-    /// Addresses that live on other nodes, and the nodes.
-    pub(super) peers: BTreeMap<Ipv4Addr, IpAddr>,
+    /// Addresses that live on other nodes, their hardware addresses, and the nodes.
+    pub(super) peers: BTreeMap<Ipv4Addr, (Mac, IpAddr)>,
 }
 
 impl From<&NetworkAssignment> for WantedNetwork {
     fn from(network: &NetworkAssignment) -> Self {
-        let peers = network.peers.iter().map(|peer| (peer.address, peer.node)).collect();
+        let mac = |peer: &Peer| peer.mac.map_or_else(|| mac_for(peer.address), |mac| mac.0);
+        let peers = network.peers.iter().map(|peer| (peer.address, (mac(peer), peer.node))).collect();
         Self { gateway: network.gateway, prefix: network.subnet.prefix_len(), peers }
     }
 }
@@ -215,7 +216,7 @@ fn plan_entries(
     out: &mut Vec<Operation>,
 ) {
     let wanted: BTreeMap<Mac, (Ipv4Addr, IpAddr)> =
-        network.peers.iter().map(|(address, node)| (mac_for(*address), (*address, *node))).collect();
+        network.peers.iter().map(|(address, (mac, node))| (*mac, (*address, *node))).collect();
     if let Some(port) = port {
         for (mac, nodes) in &port.forwarding {
             let right = wanted.get(mac).map(|(_, node)| *node);

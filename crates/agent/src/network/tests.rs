@@ -9,6 +9,8 @@ use std::{
 use proptest::{collection, prelude::*};
 use wharf_model::mac_for;
 
+use super::docker::docker_network_options;
+
 use super::plan::{
     Actual, Bridge, Mac, Operation, Plan, Port, PortMake, Underlay, WantedNetwork, bridge_name, plan,
     port_name, unused_bridges, vni_of,
@@ -118,7 +120,7 @@ fn is_exact(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual) -> Result<()
         prop_assert_eq!(port.make, PortMake::of(*vni, &UNDERLAY));
         prop_assert!(port.up && !port.bridge_learns && port.mtu == UNDERLAY.mtu);
         prop_assert_eq!(port.master, Some(bridge.index));
-        let peers = || network.peers.iter().map(|(address, node)| (mac_for(*address), *address, *node));
+        let peers = || network.peers.iter().map(|(address, (mac, node))| (*mac, *address, *node));
         let forwarding: BTreeMap<Mac, BTreeSet<IpAddr>> =
             peers().map(|(mac, _, node)| (mac, BTreeSet::from([node]))).collect();
         prop_assert_eq!(&port.forwarding, &forwarding);
@@ -129,13 +131,18 @@ fn is_exact(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual) -> Result<()
     Ok(())
 }
 
+/// A task on another node; some have a hardware address of their own choice.
+fn peer(last: u8, on: u8) -> (Mac, IpAddr) {
+    (if last.is_multiple_of(3) { [0x0a, 0, 0, 0, 0, last] } else { mac_for(address(last)) }, node(on))
+}
+
 prop_compose! {
     fn wanted_network()(
         gateway in 1_u8..3,
         prefix in 20_u8..22,
         peers in collection::btree_map(3_u8..9, 2_u8..5, 0..6),
     ) -> WantedNetwork {
-        let peers = peers.into_iter().map(|(last, on)| (address(last), node(on))).collect();
+        let peers = peers.into_iter().map(|(last, on)| (address(last), peer(last, on))).collect();
         WantedNetwork { gateway: address(gateway), prefix, peers }
     }
 }
@@ -225,11 +232,11 @@ proptest! {
         let mut actual = Actual::default();
         let wanted = BTreeMap::from([(1, before.clone())]);
         apply(&mut actual, &plan(&wanted, &UNDERLAY, &Actual::default()));
-        let peers: BTreeMap<_, _> = peers.into_iter().map(|(last, on)| (address(last), node(on))).collect();
+        let peers: BTreeMap<_, _> = peers.into_iter().map(|(last, on)| (address(last), peer(last, on))).collect();
         let kept: BTreeSet<Mac> = peers
             .iter()
-            .filter(|(address, node)| before.peers.get(*address) == Some(*node))
-            .map(|(address, _)| mac_for(*address))
+            .filter(|(address, peer)| before.peers.get(*address) == Some(*peer))
+            .map(|(_, (mac, _))| *mac)
             .collect();
         let after = BTreeMap::from([(1, WantedNetwork { peers, ..before })]);
         for operation in plan(&after, &UNDERLAY, &actual).values().flatten() {
@@ -275,11 +282,36 @@ fn an_address_that_moves_is_redirected_in_one_step() {
     let network = |on| WantedNetwork {
         gateway: address(1),
         prefix: 20,
-        peers: BTreeMap::from([(address(5), node(on))]),
+        peers: BTreeMap::from([(address(5), (mac_for(address(5)), node(on)))]),
     };
     let mut actual = Actual::default();
     apply(&mut actual, &plan(&BTreeMap::from([(1, network(2))]), &UNDERLAY, &Actual::default()));
     let plan = plan(&BTreeMap::from([(1, network(3))]), &UNDERLAY, &actual);
     let moved = Operation::Forward { mac: mac_for(address(5)), node: node(3) };
     assert_eq!(plan, Plan::from([(1, vec![moved])]));
+}
+
+#[test]
+fn a_network_has_its_own_options_and_keeps_what_is_the_clusters() {
+    let network = |options: &[(&str, &str)]| wharf_model::NetworkAssignment {
+        id: wharf_model::NetworkId::from_parts(1, [5; 10]),
+        name: "shop_default".to_owned(),
+        vni: 5,
+        subnet: "10.1.0.0/24".parse().unwrap(),
+        gateway: address(1),
+        internal: false,
+        attachable: false,
+        driver_opts: options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        peers: Vec::new(),
+    };
+    let (mtu, icc) = ("com.docker.network.driver.mtu", "com.docker.network.bridge.enable_icc");
+    let options =
+        |given: &[(&str, &str)]| docker_network_options(&network(given), 1450).map(|made| made.options);
+    let made = options(&[(icc, "false"), ("com.docker.network.bridge.name", "mine")]).unwrap();
+    assert_eq!((made[icc].as_str(), made[mtu].as_str()), ("false", "1450"));
+    assert_eq!(made["com.docker.network.bridge.name"], bridge_name(5));
+    assert_eq!(options(&[(mtu, "1400")]).unwrap()[mtu], "1400");
+    for wrong in ["1451", "many", "0"] {
+        assert!(options(&[(mtu, wrong)]).unwrap_err().contains("at most 1450 bytes"), "{wrong}");
+    }
 }

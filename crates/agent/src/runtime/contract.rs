@@ -85,6 +85,7 @@ pub fn sample_task(number: u64, service: &str, image: &str) -> TaskAssignment {
             expose: Vec::new(),
             restart: wharf_model::RestartPolicy::default(),
             update: wharf_model::UpdatePolicy::default(),
+            rollback: None,
             placement: wharf_model::PlacementSpec::default(),
             resources: wharf_model::Resources::default(),
             healthcheck: None,
@@ -98,7 +99,7 @@ pub fn sample_task(number: u64, service: &str, image: &str) -> TaskAssignment {
         attachments: Vec::new(),
         volumes: BTreeMap::new(),
         files: Vec::new(),
-        network_of: None,
+        companions: BTreeMap::new(),
     }
 }
 
@@ -440,6 +441,7 @@ impl Suite<'_> {
             gateway: Ipv4Addr::new(10, 213, number, 1),
             internal: false,
             attachable: false,
+            driver_opts: BTreeMap::new(),
             peers: Vec::new(),
         }
     }
@@ -452,7 +454,12 @@ impl Suite<'_> {
             assert_eq!(self.runtime.ensure_network(network, 1450).await.expect("it is there"), local);
             let [a, b, c, _] = network.gateway.octets();
             let address = Ipv4Addr::new(a, b, c, 77);
-            surroundings.networks.push(Connection { network: local.name, address, gateway: network.gateway });
+            surroundings.networks.push(Connection {
+                network: local.name,
+                address,
+                gateway: network.gateway,
+                endpoint: wharf_model::EndpointSpec::default(),
+            });
         }
         let listed = self.runtime.list_networks().await.expect("the engine answers");
         assert!(listed.contains(&front.id) && listed.contains(&back.id));
@@ -465,11 +472,16 @@ impl Suite<'_> {
         task.attachments = [&front, &back]
             .iter()
             .zip(&surroundings.networks)
-            .map(|(network, on)| wharf_model::Attachment { network: network.id, address: on.address })
+            .map(|(network, on)| wharf_model::Attachment {
+                network: network.id,
+                address: on.address,
+                endpoint: on.endpoint.clone(),
+            })
             .collect();
         task.spec.ports = vec![PortSpec {
             target: 80,
             published: None,
+            published_to: None,
             protocol: Protocol::Tcp,
             mode: PublishMode::Host,
             host_ip: None,

@@ -440,7 +440,7 @@ impl Runtime for DockerRuntime {
         }
         let refused = match policy {
             PullPolicy::Never => "it was not asked, because the pull policy is `never`".to_owned(),
-            PullPolicy::Missing | PullPolicy::Always => {
+            PullPolicy::Missing | PullPolicy::Refresh { .. } | PullPolicy::Always => {
                 match self.ask_registry(reference, here.is_some(), credentials).await? {
                     Ok(digest) => {
                         return Ok(Image { digest: Some(digest), ..Image::named(reference) });
@@ -714,13 +714,27 @@ impl Runtime for DockerRuntime {
 
     async fn ensure_network(&self, network: &NetworkAssignment, mtu: u32) -> Result<LocalNetwork> {
         let docker = self.docker().await?;
+        let wanted = docker_network_options(network, mtu).map_err(|problem| {
+            RuntimeError::fatal(problem)
+                .with_hint("change it in the network's `driver_opts`, or leave it out")
+        })?;
         if let Some(found) = self.network_of(network.id).await? {
             let name = found.name.clone().unwrap_or_default();
-            if is_as_asked(&found, network) {
+            let has_options = has_options(&found, &network.driver_opts);
+            if is_as_asked(&found, network) && has_options {
                 return Ok(LocalNetwork { name });
             }
             // It was made for an assignment that has changed; nothing uses it, or this fails and is tried again.
-            self.remove_network(network.id).await?;
+            match self.remove_network(network.id).await {
+                // Options wait until no container is left on it: a task that replaces one needs the network meanwhile.
+                Err(error)
+                    if error.is_temporary() && !error.is_unreachable() && is_as_asked(&found, network) =>
+                {
+                    tracing::warn!(network = name, "network keeps its options while containers are on it");
+                    return Ok(LocalNetwork { name });
+                }
+                removed => removed?,
+            }
         }
         let taken = self.networks(("name", network.name.clone())).await?;
         let name = if taken.iter().any(|other| other.name.as_ref() == Some(&network.name)) {
@@ -728,7 +742,6 @@ impl Runtime for DockerRuntime {
         } else {
             network.name.clone()
         };
-        let wanted = docker_network_options(network, mtu);
         let mut labels: HashMap<_, _> = wanted.labels.into_iter().collect();
         labels.extend(self.labels.of_network(network.id));
         let request = NetworkCreateRequest {
@@ -1083,6 +1096,12 @@ fn is_as_asked(found: &Network, network: &NetworkAssignment) -> bool {
     config.is_some_and(|config| {
         config.subnet.as_ref() == Some(&subnet) && config.gateway.as_ref() == Some(&gateway)
     }) && found.internal.unwrap_or_default() == network.internal
+}
+
+/// Whether a network was made with these options of its driver.
+fn has_options(found: &Network, wanted: &BTreeMap<String, String>) -> bool {
+    let found = |key: &String| found.options.as_ref().and_then(|options| options.get(key));
+    wanted.iter().all(|(key, value)| found(key) == Some(value))
 }
 
 /// Whether the data of a volume is in a folder that the agent prepared.

@@ -20,8 +20,8 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream};
 use wharf_model::{
-    EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, NetworkMode, PortSpec, Progress,
-    PublishMode, PullPolicy, TaskAssignment, TaskId, Timestamp, VolumeAssignment, VolumeId,
+    EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, PortSpec, Progress, PublishMode,
+    PullPolicy, TaskAssignment, TaskId, Timestamp, VolumeAssignment, VolumeId,
 };
 use wharf_process::{Clock, Tasks};
 
@@ -523,11 +523,15 @@ impl Runtime for FakeRuntime {
             if image.is_none() {
                 return Err(RuntimeError::not_found(format!("no such image: {}", surroundings.image_id)));
             }
-            if matches!(task.spec.network_mode, NetworkMode::Service(_)) && surroundings.network_of.is_none()
+            if let Some((service, shared)) = task
+                .spec
+                .companions()
+                .into_iter()
+                .find(|(service, _)| !surroundings.companions.contains_key(*service))
             {
-                return Err(RuntimeError::temporary(
-                    "no task runs on this node whose network could be shared",
-                ));
+                return Err(RuntimeError::temporary(format!(
+                    "no task of `{service}` runs on this node whose {shared} could be shared"
+                )));
             }
             state.made += 1;
             let id = hex::encode(state.made.to_be_bytes());

@@ -21,8 +21,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWrite;
 use wharf_model::{
-    EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, Progress, PullPolicy, TaskAssignment,
-    TaskId, Timestamp, VolumeAssignment, VolumeId, VolumeName,
+    EndpointSpec, EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, Progress, PullPolicy,
+    ServiceName, TaskAssignment, TaskId, Timestamp, VolumeAssignment, VolumeId, VolumeName,
 };
 
 pub use docker::{DockerOptions, DockerRuntime};
@@ -212,8 +212,8 @@ pub struct Surroundings {
     pub volumes: BTreeMap<VolumeName, String>,
     /// Its configs and secrets, as files of the node.
     pub files: Vec<FileBind>,
-    /// The container whose network namespace it shares.
-    pub network_of: Option<ContainerId>,
+    /// The containers with which it shares something, by service.
+    pub companions: BTreeMap<ServiceName, ContainerId>,
 }
 
 /// A container's place on a network.
@@ -225,6 +225,8 @@ pub struct Connection {
     pub address: std::net::Ipv4Addr,
     /// The node's address there, where it answers DNS.
     pub gateway: std::net::Ipv4Addr,
+    /// What the engine is told of the connection.
+    pub endpoint: EndpointSpec,
 }
 
 /// A file of the node that is mounted read-only.

@@ -9,16 +9,17 @@ use std::collections::{BTreeMap, HashMap};
 use bollard::models::{
     ContainerCreateBody, DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings, HealthConfig,
     HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
-    MountBindOptionsPropagationEnum, MountTmpfsOptions, MountType, MountVolumeOptions, NetworkingConfig,
-    PortBinding, ResourcesBlkioWeightDevice, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
-    ThrottleDevice,
+    MountBindOptionsPropagationEnum, MountImageOptions, MountTmpfsOptions, MountType, MountVolumeOptions,
+    NetworkingConfig, PortBinding, ResourcesBlkioWeightDevice, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum, ThrottleDevice,
 };
 use wharf_model::{
-    Blkio, ContainerSpec, Cpus, Healthcheck, Millis, MountSource, MountSpec, NetworkMode, PortSpec,
-    PublishMode, ResourceSet, Resources, ServiceSpec, TaskAssignment, mac_for,
+    Blkio, ContainerSpec, Cpus, EndpointSpec, Healthcheck, Millis, MountSource, MountSpec, Namespace,
+    NetworkMode, PortSpec, PublishMode, Recursion, ResourceSet, Resources, ServiceName, ServiceSpec, Shared,
+    TaskAssignment, VolumesFrom, mac_for,
 };
 
-use super::{Connection, Labels, Result, RuntimeError, Surroundings};
+use super::{Connection, ContainerId, Labels, Result, RuntimeError, Surroundings};
 
 /// How long a container may take to stop if its service does not say.
 pub const DEFAULT_GRACE: Millis = Millis::from_secs(10);
@@ -37,8 +38,10 @@ impl ApiVersion {
     /// Takes several networks in one create, a MAC address for each, and `start_interval`.
     const ENDPOINTS: Self = Self { major: 1, minor: 44 };
     const ANNOTATIONS: Self = Self { major: 1, minor: 43 };
-    /// Takes an order of default routes; older engines go by the networks' names.
-    const GATEWAY_PRIORITY: Self = Self { major: 1, minor: 48 };
+    /// Takes kernel parameters for one interface.
+    const ENDPOINT_SYSCTLS: Self = Self { major: 1, minor: 46 };
+    /// Takes an order of default routes (older engines go by the networks' names), names for interfaces, and mounts images.
+    const ENGINE_28: Self = Self { major: 1, minor: 48 };
     const SUBPATH: Self = Self { major: 1, minor: 45 };
     /// Makes the folders of bind mounts itself.
     const CREATE_MOUNTPOINT: Self = Self { major: 1, minor: 42 };
@@ -86,6 +89,7 @@ pub fn container_config(
         expose: _, // goes into `exposed_ports` below
         restart: _,
         update: _,
+        rollback: _,
         placement: _, // the scheduler's
         resources,
         healthcheck,
@@ -101,7 +105,7 @@ pub fn container_config(
         (None, Some(check)) => Some(health_config(check, api)?),
         (None, None) => None,
     };
-    let (first, connect) = endpoints(network_mode, &surroundings.networks, api);
+    let (first, connect) = endpoints(network_mode, &surroundings.networks, api)?;
     let mut body = ContainerCreateBody {
         image: Some(surroundings.image_id.clone()),
         labels: Some(labels.of_task(task)),
@@ -121,7 +125,7 @@ pub fn container_config(
         ..ContainerCreateBody::default()
     };
     fill_container(&mut body, task, container, surroundings, api)?;
-    fill_resources(host(&mut body), resources, container)?;
+    fill_resources(host(&mut body), resources, container, api)?;
     if body.hostname.is_none() && may_have_hostname(network_mode, container) {
         body.hostname = Some(host_name(&task.name));
     }
@@ -175,6 +179,7 @@ fn fill_container(
         ulimits,
         tmpfs,
         mounts,
+        volumes_from,
         logging,
         oom_kill_disable,
         oom_score_adj,
@@ -225,18 +230,20 @@ fn fill_container(
     host.cap_drop = filled(cap_drop.iter().cloned());
     host.security_opt = filled(security_opt.iter().cloned());
     host.group_add = filled(group_add.iter().cloned());
-    host.devices = filled(devices.iter().map(|device| DeviceMapping {
-        path_on_host: Some(device.source.clone()),
-        path_in_container: Some(device.target.clone()),
-        cgroup_permissions: Some(device.permissions.clone()),
-    }));
+    // A name of the Container Device Interface is no path, and is requested of a driver.
+    host.devices =
+        filled(devices.iter().filter(|device| !is_interface(device)).map(|device| DeviceMapping {
+            path_on_host: Some(device.source.clone()),
+            path_in_container: Some(device.target.clone()),
+            cgroup_permissions: Some(device.permissions.clone()),
+        }));
     host.device_cgroup_rules = filled(device_cgroup_rules.iter().cloned());
     host.dns = name_servers(dns, task, surroundings);
     host.dns_search = filled(dns_search.iter().cloned());
     host.dns_options = filled(dns_opt.iter().cloned());
     host.extra_hosts = filled(extra_hosts.iter().cloned());
-    host.ipc_mode.clone_from(ipc);
-    host.pid_mode.clone_from(pid);
+    host.ipc_mode = ipc.as_ref().map(|ipc| namespace(ipc, Shared::Ipc, surroundings)).transpose()?;
+    host.pid_mode = pid.as_ref().map(|pid| namespace(pid, Shared::Pid, surroundings)).transpose()?;
     host.uts_mode.clone_from(uts);
     host.userns_mode.clone_from(userns_mode);
     host.cgroupns_mode = match cgroup.as_deref() {
@@ -257,6 +264,11 @@ fn fill_container(
     }));
     host.tmpfs = map(tmpfs);
     host.mounts = filled(bind_mounts);
+    let from = volumes_from.iter().map(|VolumesFrom { service, read_only }| {
+        let container = companion(service, Shared::Volumes, surroundings)?;
+        Ok(format!("{container}:{}", if *read_only { "ro" } else { "rw" }))
+    });
+    host.volumes_from = filled(from.collect::<Result<Vec<_>>>()?);
     host.binds = filled(binds);
     host.log_config = logging
         .as_ref()
@@ -305,7 +317,17 @@ fn fill_blkio(host: &mut HostConfig, blkio: &Blkio) {
     host.blkio_device_write_iops = throttle(device_write_iops);
 }
 
-fn fill_resources(host: &mut HostConfig, resources: &Resources, container: &ContainerSpec) -> Result<()> {
+/// Whether it is named as the Container Device Interface does: `vendor.com/class=name`.
+fn is_interface(device: &wharf_model::DeviceMapping) -> bool {
+    !device.source.starts_with('/')
+}
+
+fn fill_resources(
+    host: &mut HostConfig,
+    resources: &Resources,
+    container: &ContainerSpec,
+    api: ApiVersion,
+) -> Result<()> {
     let Resources { limits, reservations, devices } = resources;
     let ResourceSet { cpus, memory, pids } = limits;
     // Reserved processors are the scheduler's arithmetic; reserved memory is also the kernel's soft limit, and a
@@ -321,13 +343,25 @@ fn fill_resources(host: &mut HostConfig, resources: &Resources, container: &Cont
     host.memory = memory.map(|bytes| signed(bytes.0));
     host.memory_reservation = reserved_memory.map(|bytes| signed(bytes.0));
     host.pids_limit = *pids;
-    host.device_requests = filled(devices.iter().map(|request| DeviceRequest {
+    let named: Vec<_> = container.devices.iter().filter(|device| is_interface(device)).collect();
+    if let Some(device) = named.first()
+        && api < ApiVersion::ENDPOINTS
+    {
+        return Err(too_old(&format!("devices: {}", device.source), "25", api));
+    }
+    let requests = devices.iter().map(|request| DeviceRequest {
         driver: request.driver.clone(),
         count: request.count,
         device_ids: filled(request.device_ids.iter().cloned()),
         capabilities: (!request.capabilities.is_empty()).then(|| vec![request.capabilities.clone()]),
         options: map(&request.options),
-    }));
+    });
+    let named = (!named.is_empty()).then(|| DeviceRequest {
+        driver: Some("cdi".to_owned()),
+        device_ids: filled(named.into_iter().map(|device| device.source.clone())),
+        ..DeviceRequest::default()
+    });
+    host.device_requests = filled(requests.chain(named));
     Ok(())
 }
 
@@ -376,10 +410,41 @@ fn split_mounts(
                     ..mount
                 });
             }
-            MountSource::Anonymous => mounts.push(Mount { typ: Some(MountType::VOLUME), ..mount }),
-            MountSource::Bind { path, create, propagation, selinux } => {
+            MountSource::Anonymous { nocopy, labels } => mounts.push(Mount {
+                typ: Some(MountType::VOLUME),
+                volume_options: (*nocopy || !labels.is_empty()).then(|| MountVolumeOptions {
+                    no_copy: nocopy.then_some(true),
+                    labels: map(labels),
+                    ..MountVolumeOptions::default()
+                }),
+                ..mount
+            }),
+            MountSource::Image { image, subpath } => {
+                if api < ApiVersion::ENGINE_28 {
+                    return Err(too_old("type: image", "28", api));
+                }
+                mounts.push(Mount {
+                    typ: Some(MountType::IMAGE),
+                    source: Some(image.clone()),
+                    image_options: subpath
+                        .as_ref()
+                        .map(|subpath| MountImageOptions { subpath: Some(subpath.clone()) }),
+                    ..mount
+                });
+            }
+            MountSource::Bind { path, create, propagation, selinux, recursive } => {
                 let makes_folder = *create && api < ApiVersion::CREATE_MOUNTPOINT;
-                if makes_folder || selinux.is_some() {
+                let (shallow, writable, strict) = match recursive {
+                    Recursion::Enabled => (false, false, false),
+                    Recursion::Disabled => (true, false, false),
+                    Recursion::Writable => (false, true, false),
+                    Recursion::Readonly => (false, false, true),
+                };
+                if (writable || strict) && api < ApiVersion::ENDPOINTS {
+                    return Err(too_old("bind.recursive", "25", api));
+                }
+                // What only the older form can say, it cannot say of a mount that has this.
+                if *recursive == Recursion::Enabled && (makes_folder || selinux.is_some()) {
                     let options = [
                         Some(if *read_only { "ro" } else { "rw" }),
                         propagation.as_deref(),
@@ -392,8 +457,16 @@ fn split_mounts(
                         typ: Some(MountType::BIND),
                         source: Some(path.clone()),
                         bind_options: Some(MountBindOptions {
-                            propagation: propagation.as_deref().map(bind_propagation).transpose()?,
+                            // The engine takes the strict kind with this propagation only.
+                            propagation: propagation
+                                .as_deref()
+                                .or(strict.then_some("rprivate"))
+                                .map(bind_propagation)
+                                .transpose()?,
                             create_mountpoint: create.then_some(true),
+                            non_recursive: shallow.then_some(true),
+                            read_only_non_recursive: writable.then_some(true),
+                            read_only_force_recursive: strict.then_some(true),
                             ..MountBindOptions::default()
                         }),
                         ..mount
@@ -433,16 +506,34 @@ fn bind_propagation(text: &str) -> Result<MountBindOptionsPropagationEnum> {
     })
 }
 
+/// The container of another service with which something is shared.
+fn companion<'s>(
+    service: &ServiceName,
+    what: Shared,
+    surroundings: &'s Surroundings,
+) -> Result<&'s ContainerId> {
+    surroundings.companions.get(service).ok_or_else(|| {
+        RuntimeError::temporary(format!(
+            "no task of `{service}` runs on this node whose {what} could be shared"
+        ))
+    })
+}
+
+fn namespace(namespace: &Namespace, what: Shared, surroundings: &Surroundings) -> Result<String> {
+    match namespace {
+        Namespace::Mode(mode) => Ok(mode.clone()),
+        Namespace::Service(service) => Ok(format!("container:{}", companion(service, what, surroundings)?)),
+    }
+}
+
 fn engine_network_mode(mode: &NetworkMode, surroundings: &Surroundings) -> Result<String> {
     match mode {
         NetworkMode::Host => Ok("host".to_owned()),
         NetworkMode::None => Ok("none".to_owned()),
-        NetworkMode::Service(service) => match &surroundings.network_of {
-            Some(container) => Ok(format!("container:{container}")),
-            None => Err(RuntimeError::temporary(format!(
-                "no task of `{service}` runs on this node whose network could be shared"
-            ))),
-        },
+        NetworkMode::Service(service) => {
+            Ok(format!("container:{}", companion(service, Shared::Network, surroundings)?))
+        }
+        NetworkMode::Bridge => Ok("bridge".to_owned()),
         NetworkMode::Networks => Ok(match surroundings.networks.first() {
             Some(connection) => connection.network.clone(),
             None => "none".to_owned(),
@@ -455,36 +546,62 @@ fn endpoints(
     mode: &NetworkMode,
     connections: &[Connection],
     api: ApiVersion,
-) -> (Option<NetworkingConfig>, Vec<(String, EndpointSettings)>) {
+) -> Result<(Option<NetworkingConfig>, Vec<(String, EndpointSettings)>)> {
     if *mode != NetworkMode::Networks || connections.is_empty() {
-        return (None, Vec::new());
+        return Ok((None, Vec::new()));
     }
     let last = i64::try_from(connections.len()).unwrap_or(i64::MAX);
-    let all = connections
-        .iter()
-        .zip((1..=last).rev())
-        .map(|(connection, priority)| (connection.network.clone(), endpoint(connection, priority, api)));
+    // A file that says which network is the default route says it of all; otherwise it is the first.
+    let said = connections.iter().any(|connection| connection.endpoint.gw_priority != 0);
+    if said && api < ApiVersion::ENGINE_28 {
+        return Err(too_old("gw_priority", "28", api));
+    }
+    let all = connections.iter().zip((1..=last).rev()).map(|(connection, place)| {
+        let priority = if said { connection.endpoint.gw_priority } else { place };
+        Ok((connection.network.clone(), endpoint(connection, priority, api)?))
+    });
+    let mut all = all.collect::<Result<Vec<_>>>()?.into_iter();
     let (create, connect) = if api >= ApiVersion::ENDPOINTS {
         (all.collect(), Vec::new())
     } else {
-        let mut all = all;
         (all.by_ref().take(1).collect::<HashMap<_, _>>(), all.collect())
     };
-    (Some(NetworkingConfig { endpoints_config: Some(create) }), connect)
+    Ok((Some(NetworkingConfig { endpoints_config: Some(create) }), connect))
 }
 
 /// No aliases: the engine would answer them with this node's tasks alone. Before API 1.44 an endpoint takes no MAC address; those engines derive it from the address by the same rule as
 /// [`mac_for`].
-fn endpoint(connection: &Connection, priority: i64, api: ApiVersion) -> EndpointSettings {
-    EndpointSettings {
+fn endpoint(connection: &Connection, priority: i64, api: ApiVersion) -> Result<EndpointSettings> {
+    const NAME: &str = "com.docker.network.endpoint.ifname";
+    const SYSCTLS: &str = "com.docker.network.endpoint.sysctls";
+    let EndpointSpec { mac_address, interface_name, driver_opts, gw_priority: _, link_local_ips } =
+        &connection.endpoint;
+    if mac_address.is_some() && api < ApiVersion::ENDPOINTS {
+        return Err(too_old("mac_address", "25", api));
+    }
+    let mut options: HashMap<_, _> = driver_opts.clone().into_iter().collect();
+    if let Some(name) = interface_name {
+        options.insert(NAME.to_owned(), name.clone());
+    }
+    // An engine that does not know an option drops it.
+    if options.contains_key(NAME) && api < ApiVersion::ENGINE_28 {
+        return Err(too_old("interface_name", "28", api));
+    }
+    if options.contains_key(SYSCTLS) && api < ApiVersion::ENDPOINT_SYSCTLS {
+        return Err(too_old(SYSCTLS, "27", api));
+    }
+    let mac = mac_address.map_or_else(|| mac_for(connection.address), |mac| mac.0);
+    Ok(EndpointSettings {
         ipam_config: Some(EndpointIpamConfig {
             ipv4_address: Some(connection.address.to_string()),
+            link_local_ips: filled(link_local_ips.iter().map(ToString::to_string)),
             ..EndpointIpamConfig::default()
         }),
-        mac_address: (api >= ApiVersion::ENDPOINTS).then(|| mac_text(mac_for(connection.address))),
-        gw_priority: (api >= ApiVersion::GATEWAY_PRIORITY).then_some(priority),
+        mac_address: (api >= ApiVersion::ENDPOINTS).then(|| mac_text(mac)),
+        driver_opts: (!options.is_empty()).then_some(options),
+        gw_priority: (api >= ApiVersion::ENGINE_28).then_some(priority),
         ..EndpointSettings::default()
-    }
+    })
 }
 
 /// `02:42:…`.
@@ -509,7 +626,7 @@ fn name_servers(
 /// The engine refuses a host name for a container in somebody else's network or UTS namespace.
 fn may_have_hostname(mode: &NetworkMode, container: &ContainerSpec) -> bool {
     let own_network = match mode {
-        NetworkMode::Networks | NetworkMode::None => true,
+        NetworkMode::Networks | NetworkMode::None | NetworkMode::Bridge => true,
         NetworkMode::Host | NetworkMode::Service(_) => false,
     };
     own_network && container.uts.is_none()
@@ -584,6 +701,7 @@ mod tests {
             network: name.to_owned(),
             address: Ipv4Addr::new(10, 0, 0, last),
             gateway: Ipv4Addr::new(10, 0, 0, 1),
+            endpoint: EndpointSpec::default(),
         }
     }
     fn plain() -> Surroundings {
@@ -666,7 +784,8 @@ mod tests {
         task.spec.network_mode = NetworkMode::Service("db".parse().unwrap());
         let error = container_config(&task, &plain(), &Labels::new("c1"), NEW).unwrap_err();
         assert!(error.is_temporary(), "the other task may come: {error}");
-        let sharing = Surroundings { network_of: Some(super::super::ContainerId("abc".into())), ..plain() };
+        let owner = BTreeMap::from([("db".parse().unwrap(), ContainerId("abc".into()))]);
+        let sharing = Surroundings { companions: owner, ..plain() };
         assert_eq!(
             made(&task, &sharing, NEW).body.host_config.unwrap().network_mode.as_deref(),
             Some("container:abc")
@@ -707,6 +826,7 @@ mod tests {
         let port = |target, mode| PortSpec {
             target,
             published: Some(8080),
+            published_to: None,
             protocol: Protocol::Udp,
             mode,
             host_ip: None,
@@ -749,10 +869,11 @@ mod tests {
             create,
             propagation: None,
             selinux: selinux.map(str::to_owned),
+            recursive: Recursion::Enabled,
         };
         let sources = [
             MountSource::Volume { volume: data.clone(), nocopy: true, subpath: None },
-            MountSource::Anonymous,
+            MountSource::Anonymous { nocopy: false, labels: BTreeMap::new() },
             MountSource::Tmpfs { size: Some(Bytes(4096)), mode: Some(0o700) },
             bind(true, None),
             bind(false, None),
@@ -801,5 +922,117 @@ mod tests {
             );
             made(&task, &plain(), NEW);
         }
+    }
+
+    #[test]
+    fn what_is_shared_is_that_of_the_container_beside_it() {
+        let mut task = sample_task(1, "web", "img");
+        let db: ServiceName = "db".parse().unwrap();
+        task.spec.container.ipc = Some(Namespace::Service(db.clone()));
+        task.spec.container.pid = Some(Namespace::Mode("host".into()));
+        task.spec.container.volumes_from = vec![VolumesFrom { service: db.clone(), read_only: true }];
+        let error = container_config(&task, &plain(), &Labels::new("c1"), OLD).unwrap_err();
+        assert!(error.is_temporary() && error.to_string().contains("IPC namespace"), "{error}");
+        let beside =
+            Surroundings { companions: BTreeMap::from([(db, ContainerId("abc".into()))]), ..plain() };
+        let host = made(&task, &beside, OLD).body.host_config.unwrap();
+        assert_eq!(
+            (host.ipc_mode.as_deref(), host.pid_mode.as_deref(), host.volumes_from),
+            (Some("container:abc"), Some("host"), Some(vec!["abc:ro".to_owned()]))
+        );
+        task.spec.network_mode = NetworkMode::Bridge;
+        let bridged = made(&task, &beside, OLD).body;
+        assert_eq!(bridged.host_config.unwrap().network_mode.as_deref(), Some("bridge"));
+        assert!(bridged.networking_config.is_none());
+    }
+
+    #[test]
+    fn a_connection_is_made_as_its_service_says_or_not_at_all() {
+        let task = sample_task(1, "web", "img");
+        let connected = |endpoint: EndpointSpec, api| {
+            let mut surroundings = plain();
+            surroundings.networks[1].endpoint = endpoint;
+            container_config(&task, &surroundings, &Labels::new("c1"), api)
+        };
+        let spec = |text: &str| serde_json::from_str::<EndpointSpec>(text).unwrap();
+        for (endpoint, needs) in [
+            (r#"{"mac_address": "02:42:ac:11:00:02"}"#, "25"),
+            (r#"{"interface_name": "data0"}"#, "28"),
+            (r#"{"gw_priority": 7}"#, "28"),
+            (r#"{"driver_opts": {"com.docker.network.endpoint.sysctls": "x"}}"#, "27"),
+        ] {
+            let error = connected(spec(endpoint), OLD).unwrap_err();
+            let text = error.to_string();
+            assert!(!error.is_temporary() && text.contains(needs) && text.contains("1.41"), "{text}");
+            connected(spec(endpoint), NEW).unwrap();
+        }
+        let old = connected(spec(r#"{"link_local_ips": ["169.254.8.8"], "driver_opts": {"a": "b"}}"#), OLD);
+        let (_, back) = &old.unwrap().connect[0];
+        let addresses = back.ipam_config.as_ref().unwrap().link_local_ips.as_ref().unwrap();
+        assert_eq!(addresses, &["169.254.8.8"]);
+        assert_eq!(back.driver_opts.as_ref().unwrap()["a"], "b");
+
+        let text = r#"{"mac_address": "02-42-AC-11-00-02", "interface_name": "data0", "gw_priority": 7}"#;
+        let new = connected(spec(text), NEW).unwrap().body.networking_config.unwrap();
+        let all = new.endpoints_config.unwrap();
+        let back = &all["back"];
+        assert_eq!((back.mac_address.as_deref(), back.gw_priority), (Some("02:42:ac:11:00:02"), Some(7)));
+        assert_eq!(back.driver_opts.as_ref().unwrap()["com.docker.network.endpoint.ifname"], "data0");
+        assert_eq!(all["front"].gw_priority, Some(0), "where the file says it of one, it says it of all");
+    }
+
+    #[test]
+    fn mounts_that_need_a_newer_engine_say_so() {
+        let bind = |recursive| MountSource::Bind {
+            path: "/srv".into(),
+            create: false,
+            propagation: None,
+            selinux: None,
+            recursive,
+        };
+        let image = MountSource::Image { image: "tools:1".into(), subpath: Some("bin".into()) };
+        let with = |source, api| {
+            let mut task = sample_task(1, "web", "img");
+            task.spec.container.mounts = vec![MountSpec { source, target: "/t".into(), read_only: true }];
+            let host = container_config(&task, &plain(), &Labels::new("c1"), api)?.body.host_config.unwrap();
+            Ok::<_, RuntimeError>(host.mounts.unwrap().remove(0))
+        };
+        let options = |recursive, api| with(bind(recursive), api).map(|mount| mount.bind_options.unwrap());
+        assert_eq!(options(Recursion::Disabled, OLD).unwrap().non_recursive, Some(true));
+        for (source, version) in
+            [(bind(Recursion::Writable), "25"), (bind(Recursion::Readonly), "25"), (image.clone(), "28")]
+        {
+            assert!(with(source, OLD).unwrap_err().to_string().contains(version));
+        }
+        assert_eq!(options(Recursion::Writable, NEW).unwrap().read_only_non_recursive, Some(true));
+        let strict = options(Recursion::Readonly, NEW).unwrap();
+        assert_eq!(strict.read_only_force_recursive, Some(true));
+        assert_eq!(strict.propagation, Some(MountBindOptionsPropagationEnum::RPRIVATE), "else it is refused");
+        let mounted = with(image, NEW).unwrap();
+        assert_eq!((mounted.typ, mounted.source.as_deref()), (Some(MountType::IMAGE), Some("tools:1")));
+        assert_eq!(mounted.image_options.unwrap().subpath.as_deref(), Some("bin"));
+        let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+        let own = with(MountSource::Anonymous { nocopy: true, labels }, OLD).unwrap().volume_options.unwrap();
+        assert_eq!((own.no_copy, own.labels.unwrap()["a"].as_str()), (Some(true), "b"));
+    }
+
+    #[test]
+    fn devices_are_paths_or_names_of_a_device_interface() {
+        let mut task = sample_task(1, "web", "img");
+        let device = |source: &str| wharf_model::DeviceMapping {
+            source: source.into(),
+            target: source.into(),
+            permissions: "rwm".into(),
+        };
+        task.spec.container.devices = vec![device("/dev/fuse"), device("vendor.com/class=all")];
+        let error = container_config(&task, &plain(), &Labels::new("c1"), OLD).unwrap_err().to_string();
+        assert!(error.contains("vendor.com/class=all") && error.contains("25"), "{error}");
+        let host = made(&task, &plain(), NEW).body.host_config.unwrap();
+        assert_eq!(host.devices.unwrap().len(), 1);
+        let request = host.device_requests.unwrap().remove(0);
+        assert_eq!(
+            (request.driver.as_deref(), request.device_ids),
+            (Some("cdi"), Some(vec!["vendor.com/class=all".to_owned()]))
+        );
     }
 }

@@ -27,8 +27,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
-    Exit, Health, NetworkAssignment, NetworkId, NetworkMode, Phase, Protocol, Revision, ServiceName,
-    TaskAssignment, TaskId, TaskStatus, Timestamp, VolumeAssignment, VolumeId,
+    Exit, Health, Image, MountSource, NetworkAssignment, NetworkId, NetworkMode, Phase, Protocol, Revision,
+    ServiceName, TaskAssignment, TaskId, TaskStatus, Timestamp, VolumeAssignment, VolumeId,
 };
 use wharf_process::{Backoff, Clock, blocking};
 
@@ -348,7 +348,10 @@ impl TaskLoop {
         let task = &orders.task;
         let networks = connections(task, &prepared)?;
         let companions = self.companions(task, &prepared).await?;
-        let image = self.image(task).await?;
+        let image = self.image(task, &task.image).await?;
+        for mounted in mounted_images(task) {
+            self.image(task, &mounted).await?;
+        }
         self.say("preparing its volumes and files");
         let mut volumes = BTreeMap::new();
         for (name, id) in &task.volumes {
@@ -397,9 +400,8 @@ impl TaskLoop {
         Ok(companions)
     }
 
-    async fn image(&mut self, task: &TaskAssignment) -> Result<LocalImage> {
+    async fn image(&mut self, task: &TaskAssignment, image: &Image) -> Result<LocalImage> {
         let shared = Arc::clone(&self.shared);
-        let image = &task.image;
         let key =
             image.digest.clone().or_else(|| image.id.clone()).unwrap_or_else(|| image.reference.clone());
         self.say(&format!("waiting for its turn to pull {}", image.reference));
@@ -710,6 +712,19 @@ impl ReadyOnce for TaskStatus {
 
 fn now(clock: &dyn Clock) -> Timestamp {
     Timestamp(clock.now().0)
+}
+
+/// Images whose content it mounts.
+fn mounted_images(task: &TaskAssignment) -> Vec<Image> {
+    let mounts = task.spec.container.mounts.iter();
+    let images = mounts.filter_map(|mount| match &mount.source {
+        MountSource::Image { image, .. } => Some(image),
+        MountSource::Volume { .. }
+        | MountSource::Anonymous { .. }
+        | MountSource::Bind { .. }
+        | MountSource::Tmpfs { .. } => None,
+    });
+    images.map(|image| Image::named(image.clone())).collect()
 }
 
 fn connections(task: &TaskAssignment, prepared: &Prepared) -> Result<Vec<Connection>> {

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use wharf_model::{Blkio, Bytes, ContainerSpec, DeviceMapping, Hook, Logging, Ulimit};
 
 use super::{Typing, values};
-use crate::diagnostic::{Complaint, Key};
+use crate::diagnostic::{Complaint, Key, Span};
 use crate::node::{Entry, Mapping, Node, Value};
+use crate::project::Reference;
 
 impl Typing<'_, '_> {
     pub(super) fn container(&mut self, service: &Mapping, key: &Key<'_>) -> ContainerSpec {
@@ -49,8 +50,6 @@ impl Typing<'_, '_> {
             "dns_search" => spec.dns_search = values::strings(entry),
             "dns_opt" => spec.dns_opt = values::strings(entry),
             "extra_hosts" => spec.extra_hosts = extra_hosts(entry),
-            "ipc" => spec.ipc = self.namespace(entry, key, &["host", "none", "private", "shareable"]),
-            "pid" => spec.pid = self.namespace(entry, key, &["host"]),
             "uts" => spec.uts = self.namespace(entry, key, &["host"]),
             "userns_mode" => spec.userns_mode = self.namespace(entry, key, &["host"]),
             "cgroup" => spec.cgroup = values::text(entry),
@@ -79,9 +78,9 @@ impl Typing<'_, '_> {
             "post_start" => spec.post_start = self.hooks(entry, key),
             "pre_stop" => spec.pre_stop = self.hooks(entry, key),
             // Read by `Typing::service`; the rest is refused there.
-            "image" | "build" | "pull_policy" | "platform" | "scale" | "deploy" | "restart"
+            "ipc" | "pid" | "image" | "build" | "pull_policy" | "platform" | "scale" | "deploy" | "restart"
             | "depends_on" | "links" | "networks" | "network_mode" | "ports" | "expose" | "healthcheck"
-            | "configs" | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf" | "environment"
+            | "configs" | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf" | "external" | "triggers" | "environment"
             | "env_file" | "labels" | "label_file" | "cpus" | "mem_limit" | "mem_reservation"
             | "pids_limit" | "develop" | "attach" | "external_links" | "volumes_from" | "mac_address"
             | "cpu_count" | "cpu_percent" | "isolation" | "credential_spec" | "pre_start"
@@ -140,21 +139,42 @@ impl Typing<'_, '_> {
         None
     }
 
+    /// As the engine takes them: a seccomp profile that is a file is put in its place, since nodes do not have the file.
     fn security_options(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<String> {
+        let mut options = Vec::new();
         for (index, item) in entry.node.as_sequence().unwrap_or_default().iter().enumerate() {
             let Some(text) = item.as_str() else { continue };
-            let Some((_, profile)) = text.split_once(['=', ':']).filter(|(name, _)| *name == "seccomp")
-            else {
-                continue;
-            };
-            if profile != "unconfined" && profile != "builtin" && !profile.trim_start().starts_with('{') {
-                let message = format!("the seccomp profile `{profile}` is a file that the nodes do not have");
-                self.report()
-                    .unsupported(item.span, &key.item(index), message)
-                    .hint("write the profile itself as JSON after `seccomp=`, or `seccomp=unconfined`");
+            let seccomp = text.split_once(['=', ':']).filter(|(name, _)| *name == "seccomp");
+            match seccomp.map(|(_, profile)| profile) {
+                None => options.push(text.to_owned()),
+                Some(known @ ("unconfined" | "builtin")) => options.push(format!("seccomp={known}")),
+                Some(profile) => {
+                    let profile = self.seccomp_profile(profile, item.span, &key.item(index));
+                    options.extend(profile.map(|profile| format!("seccomp={profile}")));
+                }
             }
         }
-        values::strings(entry)
+        options
+    }
+
+    /// The profile itself, written out or in a file of the project's folder.
+    fn seccomp_profile(&mut self, profile: &str, span: Span, key: &Key<'_>) -> Option<String> {
+        let text = if profile.trim_start().starts_with('{') {
+            profile.to_owned()
+        } else {
+            let path = crate::canonical::clean(&self.assembly.folder.join(profile));
+            self.assembly.text(&path, Some(Reference { span, key }))?
+        };
+        match serde_json::from_str::<serde_json::Value>(&text) {
+            Ok(serde_json::Value::Object(parsed)) => Some(serde_json::Value::Object(parsed).to_string()),
+            Ok(_) | Err(_) => {
+                let message = format!("the seccomp profile `{profile}` is not a JSON object");
+                self.report()
+                    .error(Complaint::InvalidValue, span, key, message)
+                    .hint("name a file with a profile as Docker reads it, or write `seccomp=unconfined`");
+                None
+            }
+        }
     }
 
     fn devices(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<DeviceMapping> {
@@ -162,11 +182,11 @@ impl Typing<'_, '_> {
         for (index, item, device) in values::mappings(entry) {
             let text = |name: &str| device.get(name).and_then(Node::as_str).unwrap_or_default().to_owned();
             let (source, target, permissions) = (text("source"), text("target"), text("permissions"));
-            if !source.starts_with('/') {
-                let message = format!("the device `{source}` is not a path");
+            if !source.starts_with('/') && !is_interface(&source) {
+                let message = format!("the device `{source}` is neither a path nor a name of a device interface");
                 self.report()
-                    .unsupported(item.span, &key.item(index), message)
-                    .hint("name a path such as `/dev/ttyUSB0`; ask for GPUs with `gpus` or `deploy.resources.reservations.devices`");
+                    .error(Complaint::InvalidValue, item.span, &key.item(index), message)
+                    .hint("name a path such as `/dev/ttyUSB0`, or a device such as `vendor.com/class=name`");
                 continue;
             }
             devices.push(DeviceMapping { source, target, permissions });
@@ -190,18 +210,29 @@ impl Typing<'_, '_> {
     }
 
     /// A namespace of the node or the container's own, but not one of another container.
-    fn namespace(&mut self, entry: &Entry, key: &Key<'_>, known: &[&str]) -> Option<String> {
+    pub(super) fn namespace(
+        &mut self,
+        entry: &Entry,
+        key: &Key<'_>,
+        known: &[&str],
+    ) -> Option<String> {
         let mode = values::text(entry).filter(|mode| !mode.is_empty())?;
         if known.contains(&mode.as_str()) {
             return Some(mode);
         }
         let name = key.name();
-        if mode.starts_with("service:") || mode.starts_with("container:") {
-            let message =
-                format!("`{name}: {mode}` shares a namespace with a container that may run on another node");
-            self.report().unsupported(entry.place(), key, message).hint(
-                "run both programs in one container, or share the network with `network_mode: service:…`",
-            );
+        if mode.starts_with("container:") {
+            let (message, hint) = match name {
+                "ipc" | "pid" => (
+                    "a container of one node cannot be named from a cluster".to_owned(),
+                    format!("name a service of this app: `{name}: service:NAME`"),
+                ),
+                _ => (
+                    format!("`{name}` cannot be that of another container"),
+                    format!("write `{name}: host`, or remove it"),
+                ),
+            };
+            self.report().unsupported(entry.place(), key, message).hint(hint);
         } else {
             let message = format!("`{mode}` is not a mode of `{name}`");
             let hint = crate::shape::one_of(known);
@@ -222,7 +253,7 @@ impl Typing<'_, '_> {
         values::text_map(entry)
     }
 
-    fn ulimits(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, Ulimit> {
+    pub(super) fn ulimits(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, Ulimit> {
         const NAMES: [&str; 15] = [
             "as",
             "core",
@@ -396,6 +427,12 @@ impl Typing<'_, '_> {
 /// The engine takes `name:address`.
 fn extra_hosts(entry: &Entry) -> Vec<String> {
     values::strings(entry).into_iter().map(|line| line.replacen('=', ":", 1)).collect()
+}
+
+/// Whether a device is named as the Container Device Interface does: `vendor.com/class=name`.
+fn is_interface(device: &str) -> bool {
+    let parts = device.split_once('/').and_then(|(vendor, rest)| Some((vendor, rest.split_once('=')?)));
+    parts.is_some_and(|(vendor, (class, name))| !vendor.is_empty() && !class.is_empty() && !name.is_empty())
 }
 
 fn logging(entry: &Entry) -> Option<Logging> {

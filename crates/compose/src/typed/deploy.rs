@@ -31,11 +31,7 @@ impl Typing<'_, '_> {
                 "labels" => spec.labels = values::text_map(value),
                 "endpoint_mode" => self.endpoint_mode(value, &key),
                 "update_config" => spec.update = self.update(value, &key),
-                "rollback_config" => {
-                    self.report()
-                        .unsupported(value.key, &key, "a return to the release before goes as an update does")
-                        .hint("remove `rollback_config`; `update_config` is used for both");
-                }
+                "rollback_config" => spec.rollback = Some(self.rollback(value, &key)),
                 "resources" => spec.resources = self.resources(value, &key),
                 "restart_policy" => spec.restart = self.restart_policy(value, &key),
                 "placement" => spec.placement = self.placement(value, &key),
@@ -150,20 +146,43 @@ impl Typing<'_, '_> {
                     }
                 },
                 "max_failure_ratio" => {
-                    if values::number(value).is_some_and(|ratio| ratio != 0.0) {
-                        self.report()
-                            .unsupported(
-                                value.place(),
-                                &key,
-                                "an update fails with its first task that fails",
-                            )
-                            .hint("write `max_failure_ratio: 0`, or remove it");
-                    }
+                    policy.max_failure_ratio = self.ratio(value, &key).unwrap_or_default();
                 }
                 _ => self.unforeseen(value, &key),
             }
         }
         policy
+    }
+
+    /// As an update; what has failed on its way back cannot return once more.
+    fn rollback(&mut self, entry: &Entry, key: &Key<'_>) -> UpdatePolicy {
+        let policy = self.update(entry, key);
+        let action = entry.node.as_mapping().and_then(|written| written.entry("failure_action"));
+        match action {
+            None => UpdatePolicy { failure_action: FailureAction::Pause, ..policy },
+            Some(action) if policy.failure_action == FailureAction::Rollback => {
+                if action.node.as_str() == Some("rollback") {
+                    let message = "a return that fails cannot return once more";
+                    self.report()
+                        .error(Complaint::InvalidValue, action.place(), &key.field("failure_action"), message)
+                        .hint("`pause` or `continue`");
+                }
+                policy
+            }
+            Some(_) => policy,
+        }
+    }
+
+    /// A part of one, in thousandths.
+    fn ratio(&mut self, entry: &Entry, key: &Key<'_>) -> Option<u16> {
+        let ratio = values::number(entry)?;
+        if (0.0..=1.0).contains(&ratio) {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 1000")]
+            return Some((ratio * 1000.0).round() as u16);
+        }
+        let message = format!("`{}` must be 0 to 1, not {ratio}", key.name());
+        self.report().error(Complaint::InvalidValue, entry.place(), key, message).hint("write for example `0.1`");
+        None
     }
 
     fn restart_policy(&mut self, entry: &Entry, key: &Key<'_>) -> RestartPolicy {
@@ -365,7 +384,7 @@ impl Typing<'_, '_> {
                     "driver" => request.driver = values::text(value),
                     "capabilities" => request.capabilities = values::strings(value),
                     "device_ids" => request.device_ids = values::strings(value),
-                    "options" => request.options = values::text_map(value),
+                    "options" => request.options = values::pairs(value),
                     "count" if value.node.as_str() == Some("all") => request.count = Some(-1),
                     "count" => request.count = values::whole(self.report(), value, &key, -1..=1024),
                     _ => self.unforeseen(value, &key),
@@ -387,7 +406,7 @@ impl Typing<'_, '_> {
     }
 }
 
-fn is_label(text: &str) -> bool {
+pub(super) fn is_label(text: &str) -> bool {
     ["node.labels.", "engine.labels."]
         .iter()
         .any(|prefix| text.strip_prefix(prefix).is_some_and(|name| !name.is_empty()))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wharf_model::{Bytes, FileMount, MountSource, MountSpec, VolumeName};
+use wharf_model::{Bytes, FileMount, MountSource, MountSpec, Recursion, VolumeName};
 
 use super::{Typing, values};
 use crate::diagnostic::{Complaint, Key, Span};
@@ -70,7 +70,8 @@ impl Typing<'_, '_> {
         let place = mount.entry("source").map_or(span, Entry::place);
         let read_only = mount.entry("read_only").and_then(values::flag).unwrap_or_default();
         let source = match kind {
-            "bind" => self.bind(source, place, span, details, key)?,
+            "bind" => self.bind(source, place, span, read_only, details, key)?,
+            "image" => self.mounted_image(source, place, span, details, key)?,
             "volume" => self.volume(source, place, details, key)?,
             "tmpfs" => {
                 if source.is_some() {
@@ -103,6 +104,7 @@ impl Typing<'_, '_> {
         source: Option<&str>,
         place: Span,
         span: Span,
+        read_only: bool,
         details: Option<&Entry>,
         key: &Key<'_>,
     ) -> Option<MountSource> {
@@ -128,6 +130,7 @@ impl Typing<'_, '_> {
                 .hint("put files into `configs`, data into a named volume, or choose the node with `deploy.placement`");
         }
         let (mut create, mut propagation, mut selinux) = (false, None, None);
+        let mut recursive = Recursion::Enabled;
         let key = key.field("bind");
         for (field, value) in details.into_iter().flat_map(values::entries) {
             let key = key.field(field);
@@ -146,14 +149,58 @@ impl Typing<'_, '_> {
                 }
                 "selinux" => selinux = values::text(value),
                 "recursive" => {
-                    self.report()
-                        .unsupported(value.key, &key, "binds are always recursive")
-                        .hint("remove `recursive`");
+                    let text = value.node.as_str().unwrap_or_default();
+                    recursive = match text {
+                        "disabled" => Recursion::Disabled,
+                        "writable" => Recursion::Writable,
+                        "readonly" => Recursion::Readonly,
+                        _ => Recursion::Enabled,
+                    };
+                    if matches!(text, "writable" | "readonly") && !read_only {
+                        let message = format!("`recursive: {text}` is about a bind that is read-only");
+                        self.report()
+                            .error(Complaint::Conflict, value.key, &key, message)
+                            .hint("write `read_only: true` as well, or remove `recursive`");
+                    }
                 }
                 _ => self.unforeseen(value, &key),
             }
         }
-        Some(MountSource::Bind { path: path.to_owned(), create, propagation, selinux })
+        if selinux.is_some() && recursive != Recursion::Enabled {
+            let message = "the engine takes `selinux` and `recursive` only one at a time";
+            self.report().unsupported(span, &key, message).hint("remove one of them");
+        }
+        Some(MountSource::Bind { path: path.to_owned(), create, propagation, selinux, recursive })
+    }
+
+    /// The content of an image.
+    fn mounted_image(
+        &mut self,
+        source: Option<&str>,
+        place: Span,
+        span: Span,
+        details: Option<&Entry>,
+        key: &Key<'_>,
+    ) -> Option<MountSource> {
+        let mut subpath = None;
+        for (field, value) in details.into_iter().flat_map(values::entries) {
+            let key = key.field(field);
+            match field {
+                "subpath" => subpath = values::full_text(self.report(), value, &key),
+                _ => self.unforeseen(value, &key),
+            }
+        }
+        let Some(image) = source else {
+            self.report().error(Complaint::MissingKey, span, key, "an image mount needs `source`, an image");
+            return None;
+        };
+        if !image.contains('@') {
+            let message = format!("`{image}` is not pinned: each node mounts what it has or finds by this name");
+            self.report()
+                .warn(Complaint::Note, place, key, message)
+                .hint(format!("write its digest: `{image}@sha256:…`"));
+        }
+        Some(MountSource::Image { image: image.to_owned(), subpath })
     }
 
     fn volume(
@@ -163,23 +210,25 @@ impl Typing<'_, '_> {
         details: Option<&Entry>,
         key: &Key<'_>,
     ) -> Option<MountSource> {
-        let (mut nocopy, mut subpath) = (false, None);
+        let (mut nocopy, mut subpath, mut labels) = (false, None, BTreeMap::new());
         let details_key = key.field("volume");
         for (field, value) in details.into_iter().flat_map(values::entries) {
             let key = details_key.field(field);
             match field {
                 "nocopy" => nocopy = values::flag(value).unwrap_or_default(),
                 "subpath" => subpath = values::full_text(self.report(), value, &key),
-                "labels" => {
-                    self.report()
-                        .unsupported(value.key, &key, "a volume is labelled where it is declared")
-                        .hint("write `labels` under `volumes` at the top level");
-                }
+                "labels" => labels = values::pairs(value),
                 _ => self.unforeseen(value, &key),
             }
         }
         let Some(name) = source else {
-            return Some(MountSource::Anonymous);
+            if subpath.is_some() {
+                let message = "a volume without a name is empty: there is no folder inside it";
+                self.report()
+                    .error(Complaint::Conflict, place, key, message)
+                    .hint("give it a `source`, or remove `subpath`");
+            }
+            return Some(MountSource::Anonymous { nocopy, labels });
         };
         if name.starts_with(['/', '.', '~']) {
             let message = format!("`{name}` is a path, but the mount is of type `volume`");
@@ -190,6 +239,7 @@ impl Typing<'_, '_> {
             return None;
         }
         let volume: VolumeName = values::named(self.report(), name, place, key)?;
+        self.volume_labels.entry(name.to_owned()).or_default().extend(labels);
         Some(MountSource::Volume { volume, nocopy, subpath })
     }
 

@@ -1,10 +1,12 @@
 //! How a service is connected: its networks, its ports, and the networks themselves.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use wharf_model::{
-    Mode, NetworkAttachment, NetworkMode, NetworkName, NetworkSpec, PortSpec, Protocol, PublishMode,
+    Mac, Mode, NetworkAttachment, NetworkMode, NetworkName, NetworkSpec, PortSpec, Protocol, PublishMode,
     ServiceName, ServiceSpec,
 };
 
@@ -36,30 +38,100 @@ impl Typing<'_, '_> {
         }
         if let Some(entry) = service.entry("ports") {
             let key = key.field("ports");
-            if spec.network_mode == NetworkMode::Networks {
+            if matches!(spec.network_mode, NetworkMode::Networks | NetworkMode::Bridge) {
                 spec.ports = self.ports(entry, &key);
+                if spec.network_mode == NetworkMode::Bridge {
+                    self.check_bridge_ports(entry, &key, &spec.ports);
+                }
             } else if entry.node.as_sequence().is_some_and(|ports| !ports.is_empty()) {
                 let message = "ports cannot be published with this `network_mode`";
                 let hint = match spec.network_mode {
                     NetworkMode::Host => "remove `ports`: the program listens on the node itself",
                     NetworkMode::Service(_) => "publish the ports by the service whose network is shared",
-                    NetworkMode::None | NetworkMode::Networks => "remove `ports`, or `network_mode`",
+                    NetworkMode::None | NetworkMode::Bridge | NetworkMode::Networks => "remove `ports`, or `network_mode`",
                 };
                 self.report().error(Complaint::Conflict, entry.key, &key, message).hint(hint);
             }
         }
-        if spec.network_mode != NetworkMode::Networks {
-            return;
-        }
-        match networks {
-            None => {
-                if let Ok(default) = "default".parse() {
-                    self.networks.insert("default".to_owned(), ());
-                    spec.networks.insert(default, NetworkAttachment::default());
+        if spec.network_mode == NetworkMode::Networks {
+            match networks {
+                None => {
+                    if let Ok(default) = "default".parse() {
+                        self.networks.insert("default".to_owned(), ());
+                        spec.networks.insert(default, NetworkAttachment::default());
+                    }
                 }
+                Some(entry) => spec.networks = self.attachments(entry, &key.field("networks"), spec.mode),
             }
-            Some(entry) => spec.networks = self.attachments(entry, &key.field("networks"), spec.mode),
         }
+        if let Some(entry) = service.entry("mac_address") {
+            self.first_mac_address(entry, &key.field("mac_address"), spec);
+        }
+    }
+
+    /// The engine's own bridge is no network of the cluster: gateways do not reach it.
+    fn check_bridge_ports(&mut self, entry: &Entry, key: &Key<'_>, ports: &[PortSpec]) {
+        if ports.iter().any(|port| port.mode == PublishMode::Ingress) {
+            let message = "gateways do not reach the engine's `bridge`: its ports are published by the task's node";
+            self.report()
+                .unsupported(entry.key, key, message)
+                .hint("write `{target: 80, published: 8080, mode: host}`, or remove `network_mode`");
+        }
+    }
+
+    /// A service's hardware address is that on the network it is connected to first.
+    fn first_mac_address(&mut self, entry: &Entry, key: &Key<'_>, spec: &mut ServiceSpec) {
+        let Some(mac) = self.mac_address(entry, key, spec.mode) else { return };
+        let first = spec.networks.iter().max_by_key(|(name, on)| (on.priority, Reverse(*name)));
+        let Some(first) = first.map(|(name, _)| name.clone()) else {
+            let message = "there is no network of the cluster on which the service could have a hardware address";
+            self.report()
+                .unsupported(entry.key, key, message)
+                .hint("remove `mac_address`, or put the service on a network");
+            return;
+        };
+        if let Some(on) = spec.networks.get_mut(&first) {
+            match on.endpoint.mac_address {
+                Some(other) if other != mac => {
+                    let message = format!("`networks.{first}.mac_address` says {other}, and this says {mac}");
+                    self.report()
+                        .error(Complaint::Conflict, entry.place(), key, message)
+                        .hint("keep the one of the network");
+                }
+                Some(_) | None => on.endpoint.mac_address = Some(mac),
+            }
+        }
+    }
+
+    fn mac_address(&mut self, entry: &Entry, key: &Key<'_>, mode: Mode) -> Option<Mac> {
+        let text = entry.node.as_str().filter(|text| !text.is_empty())?;
+        self.check_single(entry, key, mode, "hardware address");
+        match text.parse::<Mac>() {
+            Ok(mac) if mac.0[0] & 1 == 0 => Some(mac),
+            Ok(mac) => {
+                let message = format!("`{mac}` is the hardware address of a group");
+                self.report()
+                    .error(Complaint::InvalidValue, entry.place(), key, message)
+                    .hint("its first pair of digits must be even, such as `02`");
+                None
+            }
+            Err(problem) => {
+                self.report().error(Complaint::InvalidValue, entry.place(), key, problem);
+                None
+            }
+        }
+    }
+
+    fn check_single(&mut self, entry: &Entry, key: &Key<'_>, mode: Mode, what: &str) {
+        let several = match mode {
+            Mode::Replicated { replicas: 0 | 1 } => return,
+            Mode::Replicated { replicas } => format!("the {replicas} tasks of this service"),
+            Mode::Global => "the tasks of a service with one on every node".to_owned(),
+        };
+        let message = format!("{several} cannot have one {what}");
+        self.report()
+            .error(Complaint::Conflict, entry.key, key, message)
+            .hint(format!("remove `{}`, or run one replica", key.name()));
     }
 
     fn network_mode(&mut self, service: &ServiceName, entry: &Entry, key: &Key<'_>) -> NetworkMode {
@@ -69,13 +141,21 @@ impl Typing<'_, '_> {
             "host" => NetworkMode::Host,
             "none" => NetworkMode::None,
             "bridge" => {
+                let message = "the engine's `bridge` is a network of each node by itself: other services are not found there";
                 self.report()
-                    .unsupported(entry.place(), key, "the engine's `bridge` does not reach other nodes")
+                    .warn(Complaint::Note, entry.place(), key, message)
                     .hint("remove `network_mode`: the service is then on the app's `default` network");
-                NetworkMode::Networks
+                NetworkMode::Bridge
             }
             _ => match mode.strip_prefix("service:") {
                 Some(name) => match self.reference(name, entry.place(), key, true) {
+                    Some(target) if self.is_outside(&target) => {
+                        let message = format!("`{target}` runs outside the cluster and has no network to share");
+                        self.report()
+                            .error(Complaint::Conflict, entry.place(), key, message)
+                            .hint("remove `network_mode`");
+                        NetworkMode::None
+                    }
                     Some(target) => {
                         self.edge(service, &target, entry.place());
                         NetworkMode::Service(target)
@@ -103,7 +183,7 @@ impl Typing<'_, '_> {
         }
     }
 
-    fn attachments(
+    pub(super) fn attachments(
         &mut self,
         entry: &Entry,
         key: &Key<'_>,
@@ -132,25 +212,25 @@ impl Typing<'_, '_> {
                     "ipv4_address" => {
                         let address = values::parsed(self.report(), value, &key, "an IPv4 address");
                         attachment.ipv4_address = address;
-                        if !matches!(mode, Mode::Replicated { replicas: 0 | 1 }) {
-                            let message = "several tasks cannot have one address";
-                            self.report()
-                                .error(Complaint::Conflict, value.key, &key, message)
-                                .hint("remove `ipv4_address`, or run one replica");
-                        }
+                        self.check_single(value, &key, mode, "address");
                     }
-                    "ipv6_address" | "link_local_ips" => {
+                    "ipv6_address" => {
                         self.report()
                             .unsupported(value.key, &key, "networks of the cluster are IPv4")
                             .hint("remove it; a fixed address is given with `ipv4_address`");
                     }
-                    "mac_address" | "interface_name" | "driver_opts" | "gw_priority" => {
-                        let message = format!("`{field}` of a service's network is not supported");
-                        let hint = match field {
-                            "gw_priority" => "use `priority`: the network with the highest is the way out",
-                            _ => "remove it",
-                        };
-                        self.report().unsupported(value.key, &key, message).hint(hint);
+                    "mac_address" => {
+                        attachment.endpoint.mac_address = self.mac_address(value, &key, mode);
+                    }
+                    "interface_name" => attachment.endpoint.interface_name = self.interface_name(value, &key),
+                    "driver_opts" => attachment.endpoint.driver_opts = values::text_map(value),
+                    "gw_priority" => {
+                        let bounds = i64::from(i32::MIN)..=i64::from(i32::MAX);
+                        attachment.endpoint.gw_priority =
+                            values::whole(self.report(), value, &key, bounds).unwrap_or_default();
+                    }
+                    "link_local_ips" => {
+                        attachment.endpoint.link_local_ips = self.link_local_addresses(value, &key);
                     }
                     _ => self.unforeseen(value, &key),
                 }
@@ -158,6 +238,41 @@ impl Typing<'_, '_> {
             attachments.insert(network, attachment);
         }
         attachments
+    }
+
+    fn interface_name(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {
+        let name = values::full_text(self.report(), entry, key)?;
+        let legal = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':');
+        if name.len() <= 15 && name.chars().all(legal) && !matches!(name.as_str(), "." | ".." | "lo") {
+            return Some(name);
+        }
+        let message = format!("`{name}` is not a name of a network interface");
+        self.report()
+            .error(Complaint::InvalidValue, entry.place(), key, message)
+            .hint("use at most 15 letters, digits, `-`, `_` and `.`");
+        None
+    }
+
+    fn link_local_addresses(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for (index, item) in entry.node.as_sequence().unwrap_or_default().iter().enumerate() {
+            let Some(text) = item.as_str() else { continue };
+            match text.parse::<IpAddr>() {
+                Ok(IpAddr::V4(address)) => addresses.push(IpAddr::V4(address)),
+                Ok(IpAddr::V6(_)) => {
+                    self.report()
+                        .unsupported(item.span, &key.item(index), "networks of the cluster are IPv4")
+                        .hint("remove it");
+                }
+                Err(_) => {
+                    let message = format!("`{text}` is not an IP address");
+                    self.report()
+                        .error(Complaint::InvalidValue, item.span, &key.item(index), message)
+                        .hint("write for example `169.254.10.1`");
+                }
+            }
+        }
+        addresses
     }
 
     fn ports(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<PortSpec> {
@@ -184,6 +299,7 @@ impl Typing<'_, '_> {
         let mut spec = PortSpec {
             target,
             published: None,
+            published_to: None,
             protocol: Protocol::default(),
             mode: PublishMode::default(),
             host_ip: None,
@@ -195,7 +311,7 @@ impl Typing<'_, '_> {
             let text = value.node.as_str().unwrap_or_default();
             match field {
                 "target" => {}
-                "published" => spec.published = self.published(value, &key),
+                "published" => (spec.published, spec.published_to) = self.published(value, &key),
                 "protocol" => match text {
                     "" | "tcp" => {}
                     "udp" => spec.protocol = Protocol::Udp,
@@ -235,21 +351,24 @@ impl Typing<'_, '_> {
         Some(spec)
     }
 
-    fn published(&mut self, entry: &Entry, key: &Key<'_>) -> Option<u16> {
-        let text = entry.node.as_str().filter(|text| !text.is_empty())?;
+    /// A port, or the first and the last of those of which the cluster chooses one.
+    fn published(&mut self, entry: &Entry, key: &Key<'_>) -> (Option<u16>, Option<u16>) {
+        let Some(text) = entry.node.as_str().filter(|text| !text.is_empty()) else { return (None, None) };
         if let Some((from, to)) = text.split_once('-')
-            && from.parse::<u16>().is_ok()
-            && to.parse::<u16>().is_ok()
+            && let (Ok(from), Ok(to)) = (from.trim().parse::<u16>(), to.trim().parse::<u16>())
         {
-            let message =
-                format!("one of the ports {text} cannot be chosen: every gateway publishes the same one");
-            self.report()
-                .unsupported(entry.place(), key, message)
-                .hint(format!("choose one, such as {from}, or none: then the cluster does"));
-            return None;
+            if from == 0 || from > to {
+                let message = format!("`{text}` is not a range of ports");
+                self.report()
+                    .error(Complaint::InvalidValue, entry.place(), key, message)
+                    .hint("write the lower one first, such as `8000-8010`");
+                return (None, None);
+            }
+            return (Some(from), Some(to).filter(|to| *to > from));
         }
         // Port 0 means any.
-        values::whole::<u16>(self.report(), entry, key, 0..=65_535).filter(|port| *port > 0)
+        let port = values::whole::<u16>(self.report(), entry, key, 0..=65_535).filter(|port| *port > 0);
+        (port, None)
     }
 
     /// The networks that services are on.
@@ -278,9 +397,9 @@ impl Typing<'_, '_> {
                 "internal" => spec.internal = values::flag(value).unwrap_or_default(),
                 "attachable" => spec.attachable = values::flag(value).unwrap_or_default(),
                 "labels" => spec.labels = values::text_map(value),
-                "driver_opts" => spec.driver_opts = values::text_map(value),
+                "driver_opts" => spec.driver_opts = self.network_options(value, &key),
                 "driver" => self.network_driver(value, &key),
-                "ipam" => spec.subnet = self.subnet(value, &key),
+                "ipam" => self.addresses(value, &key, &mut spec),
                 "enable_ipv6" if values::flag(value) == Some(true) => {
                     self.report()
                         .unsupported(value.key, &key, "networks of the cluster are IPv4")
@@ -319,8 +438,40 @@ impl Typing<'_, '_> {
         self.report().unsupported(entry.place(), key, message).hint(hint);
     }
 
-    fn subnet(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Ipv4Net> {
-        let mut subnet = None;
+    /// Options of the engine's bridge are the engine's; what they would take from the cluster is refused.
+    fn network_options(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, String> {
+        let mut options = BTreeMap::new();
+        for (name, value) in values::entries(entry) {
+            let key = key.field(name);
+            let refused = match name {
+                "encrypted" => Some((
+                    "packets between nodes are not encrypted by an option",
+                    "let the nodes reach each other over a private network",
+                )),
+                "com.docker.network.bridge.name" => {
+                    Some(("the bridges of the cluster's networks are named by the cluster", "remove it"))
+                }
+                _ if name.starts_with("com.docker.network.driver.overlay.") => {
+                    Some(("this option is of Docker's own overlay networks", "remove it"))
+                }
+                _ => None,
+            };
+            if let Some((message, hint)) = refused {
+                self.report().unsupported(value.key, &key, message).hint(hint);
+                continue;
+            }
+            if !name.starts_with("com.docker.network.") {
+                let message = format!("the engine's bridge knows no option `{name}`, and drops it");
+                self.report()
+                    .warn(Complaint::Note, value.key, &key, message)
+                    .hint("its options begin with `com.docker.network.`, such as `com.docker.network.driver.mtu`");
+            }
+            options.extend(value.node.scalar_text().map(|text| (name.to_owned(), text)));
+        }
+        options
+    }
+
+    fn addresses(&mut self, entry: &Entry, key: &Key<'_>, spec: &mut NetworkSpec) {
         for (field, value) in values::entries(entry) {
             let key = key.field(field);
             match field {
@@ -333,64 +484,105 @@ impl Typing<'_, '_> {
                 }
                 "options" => {
                     if value.node.as_mapping().is_some_and(|options| !options.is_empty()) {
-                        self.report()
-                            .unsupported(value.key, &key, "options of address drivers are not supported")
-                            .hint("leave them out: the cluster gives the addresses");
+                        let message = "options of address drivers are not supported";
+                        self.report().unsupported(value.key, &key, message).hint("remove them");
                     }
                 }
                 "config" => {
                     for (index, item, pool) in values::mappings(value) {
-                        let found = self.pool(pool, item.span, &key.item(index));
-                        match (subnet, found) {
-                            (Some(_), Some(_)) => {
-                                self.report()
-                                    .unsupported(item.span, &key.item(index), "a network has one subnet")
-                                    .hint("keep the first one");
-                            }
-                            (None, found) => subnet = found,
-                            (Some(_), None) => {}
+                        let key = key.item(index);
+                        if spec.subnet.is_none() {
+                            self.pool(pool, item.span, &key, spec);
+                        } else if !pool.is_empty() {
+                            let message = "a network has one subnet, over which all its nodes are reached";
+                            self.report().unsupported(item.span, &key, message).hint("keep the first one");
                         }
                     }
                 }
                 _ => self.unforeseen(value, &key),
             }
         }
-        subnet
     }
 
-    fn pool(&mut self, pool: &Mapping, span: Span, key: &Key<'_>) -> Option<Ipv4Net> {
-        let mut subnet = None;
+    fn pool(&mut self, pool: &Mapping, span: Span, key: &Key<'_>, spec: &mut NetworkSpec) {
+        let net = |typing: &mut Self, value: &Entry, key: &Key<'_>| {
+            let what = "a subnet such as `10.5.0.0/24`";
+            match values::parsed::<IpNet>(typing.report(), value, key, what) {
+                Some(IpNet::V4(net)) => Some(net.trunc()),
+                Some(IpNet::V6(_)) => {
+                    typing
+                        .report()
+                        .unsupported(value.place(), key, "networks of the cluster are IPv4")
+                        .hint("remove it");
+                    None
+                }
+                None => None,
+            }
+        };
         for (field, value) in pool.iter() {
             let key = key.field(field);
             match field {
-                "subnet" => match values::parsed::<IpNet>(
-                    self.report(),
-                    value,
-                    &key,
-                    "a subnet such as `10.5.0.0/24`",
-                ) {
-                    Some(IpNet::V4(net)) => subnet = Some(net.trunc()),
-                    Some(IpNet::V6(_)) => {
-                        self.report()
-                            .unsupported(value.place(), &key, "networks of the cluster are IPv4")
-                            .hint("remove the IPv6 subnet");
+                "subnet" => spec.subnet = net(self, value, &key),
+                "ip_range" => spec.ip_range = net(self, value, &key),
+                "gateway" => {
+                    spec.gateway = values::parsed(self.report(), value, &key, "an IPv4 address");
+                }
+                "aux_addresses" => {
+                    for (name, value) in values::entries(value) {
+                        let address =
+                            values::parsed(self.report(), value, &key.field(name), "an IPv4 address");
+                        spec.aux_addresses.extend(address.map(|address| (name.to_owned(), address)));
                     }
-                    None => {}
-                },
-                "ip_range" | "gateway" | "aux_addresses" => {
-                    let message =
-                        format!("`{field}` is not supported: each node has its own range and gateway");
-                    self.report().unsupported(value.key, &key, message).hint("give only `subnet`");
                 }
                 _ => self.unforeseen(value, &key),
             }
         }
-        if let Some(net) = subnet
-            && net.prefix_len() > 26
-        {
-            let message = format!("the subnet {net} is too small: each node takes a part of it");
+        self.check_pool(pool, span, key, spec);
+    }
+
+    /// Everything lies in the subnet, and no two things in one place.
+    fn check_pool(&mut self, pool: &Mapping, span: Span, key: &Key<'_>, spec: &mut NetworkSpec) {
+        let place = |field: &str| pool.entry(field).map_or(span, Entry::place);
+        let Some(subnet) = spec.subnet else {
+            if let Some(field) = ["gateway", "ip_range", "aux_addresses"].iter().find(|f| pool.contains(f))
+                && !pool.contains("subnet")
+            {
+                let message = format!("`{field}` says a part of a subnet that is not given");
+                self.report()
+                    .error(Complaint::MissingKey, place(field), key, message)
+                    .hint("add `subnet: 10.5.0.0/24`");
+            }
+            (spec.gateway, spec.ip_range) = (None, None);
+            spec.aux_addresses.clear();
+            return;
+        };
+        if subnet.prefix_len() > 26 {
+            let message = format!("the subnet {subnet} is too small: each node takes a part of it");
             self.report().warn(Complaint::Note, span, key, message).hint("use /24 or larger");
         }
-        subnet
+        let outside = |address: &Ipv4Addr| {
+            !subnet.contains(address) || *address == subnet.network() || *address == subnet.broadcast()
+        };
+        let single = spec.gateway.iter().map(|gateway| ("gateway", *gateway));
+        let all = single.chain(spec.aux_addresses.values().map(|address| ("aux_addresses", *address)));
+        let wrong: Vec<_> = all.filter(|(_, address)| outside(address)).collect();
+        for (field, address) in wrong {
+            let message = format!("{address} is not an address in the subnet {subnet}");
+            self.report().error(Complaint::InvalidValue, place(field), &key.field(field), message);
+        }
+        if let Some(range) = spec.ip_range.filter(|range| !subnet.contains(range)) {
+            let message = format!("the range {range} is not in the subnet {subnet}");
+            self.report().error(Complaint::InvalidValue, place("ip_range"), &key.field("ip_range"), message);
+        }
+        if let Some(gateway) = spec.gateway {
+            if let Some((name, _)) = spec.aux_addresses.iter().find(|(_, address)| **address == gateway) {
+                let message = format!("{gateway} is the gateway and `{name}` at once");
+                self.report().error(Complaint::Conflict, place("gateway"), &key.field("gateway"), message);
+            }
+            let message = format!(
+                "each node has a gateway of its own on the network: {gateway} is that of the first one"
+            );
+            self.report().warn(Complaint::Note, place("gateway"), &key.field("gateway"), message);
+        }
     }
 }

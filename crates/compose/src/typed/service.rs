@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use wharf_model::{
-    Dependency, DependencyCondition, Mode, NetworkMode, PlacementSpec, PullPolicy, Resources,
+    Dependency, DependencyCondition, Millis, Mode, NetworkMode, PlacementSpec, PullPolicy, Resources,
     RestartCondition, RestartPolicy, ServiceName, ServicePolicy, ServiceSpec, UpdatePolicy,
 };
 
 use super::{Typing, values};
 use crate::diagnostic::{Complaint, Key, Span, did_you_mean};
 use crate::node::{Entry, Mapping, Node};
+use crate::quantity;
 use crate::short::is_windows;
 
 /// What a key of a service is read as.
@@ -32,7 +33,8 @@ fn part(key: &str) -> Part {
         "image" | "build" | "pull_policy" | "platform" | "scale" | "deploy" | "restart" | "depends_on"
         | "links" | "networks" | "network_mode" | "ports" | "expose" | "healthcheck" | "configs"
         | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf" | "environment" | "env_file"
-        | "labels" | "label_file" | "volumes" | "tmpfs" => Part::Together,
+        | "labels" | "label_file" | "volumes" | "tmpfs" | "ipc" | "pid"
+        | "volumes_from" | "mac_address" | "pull_refresh_after" | "external" | "triggers" => Part::Together,
         "cpus" | "mem_limit" | "mem_reservation" | "pids_limit" => Part::Amount,
         "develop" => Part::Elsewhere {
             reason: "`develop` is about files on the machine of a developer; it has no effect here",
@@ -46,11 +48,6 @@ fn part(key: &str) -> Part {
             "`external_links` names containers of one machine",
             "share an external network with the other app",
         ),
-        "volumes_from" => refused(
-            "`volumes_from` takes the mounts of a container that may run on another node",
-            "mount the same named volume in both services",
-        ),
-        "mac_address" => refused("addresses on a network are given by the cluster", "remove it"),
         "cpu_count" | "cpu_percent" | "isolation" | "credential_spec" => refused(
             "it is for Windows containers; Wharf runs Linux ones",
             "remove it; limit processors with `cpus`",
@@ -68,7 +65,6 @@ fn part(key: &str) -> Part {
             "containers get no access to the engine's API",
             "mount `/var/run/docker.sock` where you accept the risk",
         ),
-        "pull_refresh_after" => refused("images are not refreshed by age", "write `pull_policy: always`"),
         _ => Part::Container,
     }
 }
@@ -82,7 +78,7 @@ impl Typing<'_, '_> {
     ) -> Option<ServiceSpec> {
         let service = entry.node.as_mapping()?;
         // Without an image there is no service, but what else is wrong with it is said.
-        let image = self.image(service, entry.key, key);
+        let image = self.image(name, service, entry.key, key);
         let mut spec = ServiceSpec {
             image: image.clone().unwrap_or_default(),
             pull_policy: PullPolicy::default(),
@@ -95,6 +91,7 @@ impl Typing<'_, '_> {
             expose: Vec::new(),
             restart: RestartPolicy::default(),
             update: UpdatePolicy::default(),
+            rollback: None,
             placement: PlacementSpec::default(),
             resources: Resources::default(),
             healthcheck: None,
@@ -124,7 +121,10 @@ impl Typing<'_, '_> {
             spec.restart = self.restart(entry, &key);
         }
         if let Some((entry, key)) = at("pull_policy") {
-            spec.pull_policy = self.pull_policy(entry, &key);
+            spec.pull_policy = self.pull_policy(service, entry, &key);
+        } else if let Some((entry, key)) = at("pull_refresh_after") {
+            let message = "`pull_refresh_after` has no effect without `pull_policy: refresh`";
+            self.report().warn(Complaint::Note, entry.key, &key, message).hint("write `pull_policy: refresh`");
         }
         self.deploy(service, key, &mut spec);
         self.amounts(service, key, &mut spec);
@@ -139,6 +139,7 @@ impl Typing<'_, '_> {
             spec.depends_on = self.depends_on(name, entry, &key);
         }
         self.connections(name, service, key, &mut spec);
+        self.shared(name, service, key, &mut spec);
         if let Some((entry, key)) = at("links") {
             self.links(name, entry, &key, &mut spec);
         }
@@ -149,7 +150,7 @@ impl Typing<'_, '_> {
             spec.healthcheck = self.healthcheck(entry, &key);
         }
         if let Some((entry, key)) = at("x-wharf") {
-            spec.probe = self.wharf(entry, &key);
+            self.wharf(name, entry, &key, &mut spec);
         }
         if let Some((entry, key)) = at("configs") {
             spec.configs = self.mounted_files("configs", entry, &key);
@@ -161,7 +162,13 @@ impl Typing<'_, '_> {
         image.map(|_| spec)
     }
 
-    fn image(&mut self, service: &Mapping, place: Span, key: &Key<'_>) -> Option<String> {
+    fn image(
+        &mut self,
+        name: &ServiceName,
+        service: &Mapping,
+        place: Span,
+        key: &Key<'_>,
+    ) -> Option<String> {
         let image = service.entry("image");
         let build = service.entry("build");
         if image.is_some_and(|entry| entry.node.is_invalid()) || build.is_some_and(|b| b.node.is_invalid()) {
@@ -170,18 +177,11 @@ impl Typing<'_, '_> {
         if let Some(build) = build {
             let key = key.field("build");
             self.check_platforms(service, build, &key);
-            match image {
-                None => {
-                    self.report()
-                        .unsupported(build.key, &key, "the cluster does not build images yet")
-                        .hint("build and push the image, and name it with `image:`");
-                    return None;
-                }
-                Some(_) => {
-                    self.report()
-                        .warn(Complaint::Note, build.key, &key, "nothing is built; the cluster uses `image`")
-                        .hint("build and push the image before");
-                }
+            let spec = self.build(service, build, &key)?;
+            self.assembly.builds.insert(name.clone(), spec);
+            if image.is_none() {
+                // Named after the app, once that is known.
+                return Some(String::new());
             }
         }
         if let Some(image) = image {
@@ -216,22 +216,40 @@ impl Typing<'_, '_> {
         }
     }
 
-    fn pull_policy(&mut self, entry: &Entry, key: &Key<'_>) -> PullPolicy {
+    fn pull_policy(&mut self, service: &Mapping, entry: &Entry, key: &Key<'_>) -> PullPolicy {
+        const DAY: Millis = Millis::from_secs(24 * 60 * 60);
         let text = entry.node.as_str().unwrap_or("missing");
         match text {
             "always" => PullPolicy::Always,
             "never" => PullPolicy::Never,
             "missing" | "if_not_present" => PullPolicy::Missing,
-            "build" => {
-                self.report()
-                    .unsupported(entry.place(), key, "the cluster does not build images yet")
-                    .hint("build and push the image, and write `pull_policy: missing`");
-                PullPolicy::Missing
+            // What is built is never pulled.
+            "build" => PullPolicy::Missing,
+            "daily" => PullPolicy::Refresh { after: DAY },
+            "weekly" => PullPolicy::Refresh { after: Millis(DAY.0 * 7) },
+            "refresh" => {
+                let after = service.entry("pull_refresh_after").and_then(|entry| {
+                    values::full_text(self.report(), entry, key)
+                        .map(|text| (text, entry))
+                });
+                match after {
+                    Some((text, entry)) => self.refresh(&text, entry, key),
+                    None => PullPolicy::Refresh { after: DAY },
+                }
             }
-            "refresh" | "daily" | "weekly" => self.refresh_policy(entry, key),
-            text if text.starts_with("every_") => self.refresh_policy(entry, key),
+            text if text.starts_with("every_") => self.refresh(&text["every_".len()..], entry, key),
             _ => {
-                let known = ["always", "never", "missing", "if_not_present"];
+                let known = [
+                    "always",
+                    "never",
+                    "missing",
+                    "if_not_present",
+                    "build",
+                    "refresh",
+                    "daily",
+                    "weekly",
+                    "every_12h",
+                ];
                 let hint = did_you_mean(text, known).unwrap_or_else(|| crate::shape::one_of(&known));
                 let message = format!("`{text}` is not a pull policy");
                 self.report().error(Complaint::InvalidValue, entry.place(), key, message).hint(hint);
@@ -240,11 +258,16 @@ impl Typing<'_, '_> {
         }
     }
 
-    fn refresh_policy(&mut self, entry: &Entry, key: &Key<'_>) -> PullPolicy {
-        self.report()
-            .unsupported(entry.place(), key, "images are not refreshed by age")
-            .hint("write `pull_policy: always`: the image is asked for at every release");
-        PullPolicy::Always
+    fn refresh(&mut self, text: &str, entry: &Entry, key: &Key<'_>) -> PullPolicy {
+        match quantity::duration(text) {
+            Ok(after) => PullPolicy::Refresh { after },
+            Err(problem) => {
+                self.report()
+                    .error(Complaint::InvalidValue, entry.place(), key, problem)
+                    .hint("write for example `every_12h` or `every_2d`");
+                PullPolicy::Missing
+            }
+        }
     }
 
     fn restart(&mut self, entry: &Entry, key: &Key<'_>) -> RestartPolicy {
@@ -302,11 +325,40 @@ impl Typing<'_, '_> {
                 _ => DependencyCondition::ServiceStarted,
             };
             if let Some(target) = self.reference(name, entry.key, &key, required) {
+                if self.is_outside(&target) {
+                    self.depends_on_outside(condition, mapping, entry, &key);
+                    continue;
+                }
                 self.edge(service, &target, entry.key);
                 dependencies.insert(target, Dependency { condition, restart, required });
             }
         }
         dependencies
+    }
+
+    /// What runs outside the cluster is always there and never waited for.
+    fn depends_on_outside(
+        &mut self,
+        condition: DependencyCondition,
+        dependency: &Mapping,
+        entry: &Entry,
+        key: &Key<'_>,
+    ) {
+        let message = match condition {
+            DependencyCondition::ServiceStarted => return,
+            DependencyCondition::ServiceHealthy => {
+                let message = format!("`{}` runs outside the cluster and counts as healthy", key.name());
+                self.report().warn(Complaint::Note, entry.key, key, message);
+                return;
+            }
+            DependencyCondition::ServiceCompletedSuccessfully => {
+                format!("`{}` runs outside the cluster and never completes", key.name())
+            }
+        };
+        let place = dependency.entry("condition").map_or(entry.key, Entry::place);
+        self.report()
+            .error(Complaint::Conflict, place, key, message)
+            .hint("write `condition: service_started`");
     }
 
     pub(super) fn edge(&mut self, from: &ServiceName, to: &ServiceName, span: Span) {
@@ -321,6 +373,9 @@ impl Typing<'_, '_> {
             let Some(target) = self.reference(name, item.span, &key.item(index), true) else { continue };
             if alias != name {
                 self.aliases.push((target.clone(), alias.to_owned()));
+            }
+            if self.is_outside(&target) {
+                continue;
             }
             self.edge(service, &target, item.span);
             let condition = DependencyCondition::ServiceStarted;

@@ -48,6 +48,15 @@ pub(super) fn text_map(entry: &Entry) -> BTreeMap<String, String> {
     mapping.iter().filter_map(|(name, entry)| Some((name.to_owned(), entry.node.scalar_text()?))).collect()
 }
 
+/// `KEY: value`, or a list of `KEY=value`; a bare key has no value.
+pub(super) fn pairs(entry: &Entry) -> BTreeMap<String, String> {
+    let listed = strings(entry).into_iter().map(|text| match text.split_once('=') {
+        Some((key, value)) => (key.to_owned(), value.to_owned()),
+        None => (text, String::new()),
+    });
+    listed.chain(text_map(entry)).collect()
+}
+
 pub(super) fn duration(entry: &Entry) -> Option<Millis> {
     entry.node.as_str().and_then(|text| quantity::duration(text).ok())
 }

@@ -177,7 +177,7 @@ fn every_key_of_a_service_reaches_the_model() {
   db: {image: i, deploy: {mode: global}}
   once: {image: i, restart: 'no'}
 networks:
-  fixed: {driver: bridge, internal: true, attachable: true, labels: [a=b], driver_opts: {mtu: 1400}, ipam: {config: [{subnet: 10.5.0.0/16}]}}
+  fixed: {driver: bridge, internal: true, attachable: true, labels: [a=b], driver_opts: {com.docker.network.driver.mtu: 1400}, ipam: {config: [{subnet: 10.5.0.0/16}]}}
   unused: {}
 ",
     );
@@ -361,7 +361,7 @@ networks:
           "internal": true,
           "attachable": true,
           "driver_opts": {
-            "mtu": "1400"
+            "com.docker.network.driver.mtu": "1400"
           },
           "subnet": "10.5.0.0/16",
           "labels": {

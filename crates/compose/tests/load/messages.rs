@@ -150,12 +150,6 @@ fn ports_are_checked() {
        |
     10 |       - {published: 80}
        |         ^
-    error: one of the ports 8080-8090 cannot be chosen: every gateway publishes the same one
-      --> /app/compose.yaml:11:9 (services.web.ports[6].published)
-       |
-    11 |       - 8080-8090:80
-       |         ^^^^^^^^^^^^
-       = help: choose one, such as 8080, or none: then the cluster does
     "#);
 }
 
@@ -245,55 +239,61 @@ fn circles_are_shown() {
 #[test]
 fn what_a_cluster_cannot_do_has_a_reason_and_a_way_out() {
     let folder = web(
-        "container_name: web\nscale: 2\nvolumes_from: [db]\nnetwork_mode: bridge\npre_start: [{command: x}]\ndeploy:\n  endpoint_mode: vip\n  mode: replicated-job\npid: service:db\npull_policy: daily\nexternal_links: [x]\n",
+        "ipc: container:x\nvolumes_from: [container:x]\nnetwork_mode: container:x\npre_start: [{command: x}]\ndeploy:\n  endpoint_mode: vip\n  mode: replicated-job\npid: container:x\nuts: container:x\nexternal_links: [x]\n",
     );
     insta::assert_snapshot!(folder.complaints(), @r#"
-    error: `volumes_from` takes the mounts of a container that may run on another node
-     --> /app/compose.yaml:6:5 (services.web.volumes_from)
+    error: a container of one node cannot be named from a cluster
+     --> /app/compose.yaml:4:10 (services.web.ipc)
       |
-    6 |     volumes_from: [db]
-      |     ^^^^^^^^^^^^
-      = help: mount the same named volume in both services
-    error: the engine's `bridge` does not reach other nodes
-     --> /app/compose.yaml:7:19 (services.web.network_mode)
+    4 |     ipc: container:x
+      |          ^^^^^^^^^^^
+      = help: name a service of this app: `ipc: service:NAME`
+    error: a container of one node cannot be named from a cluster
+     --> /app/compose.yaml:5:20 (services.web.volumes_from[0])
       |
-    7 |     network_mode: bridge
-      |                   ^^^^^^
-      = help: remove `network_mode`: the service is then on the app's `default` network
+    5 |     volumes_from: [container:x]
+      |                    ^^^^^^^^^^^
+      = help: name a service of this app: `volumes_from: [NAME]`
+    error: a container of one node cannot be named from a cluster
+     --> /app/compose.yaml:6:19 (services.web.network_mode)
+      |
+    6 |     network_mode: container:x
+      |                   ^^^^^^^^^^^
+      = help: write `network_mode: service:NAME`
     error: a `pre_start` hook is a container of its own, with an image of its own
-     --> /app/compose.yaml:8:5 (services.web.pre_start)
+     --> /app/compose.yaml:7:5 (services.web.pre_start)
       |
-    8 |     pre_start: [{command: x}]
+    7 |     pre_start: [{command: x}]
       |     ^^^^^^^^^
       = help: make it a service that this one depends on with `condition: service_completed_successfully`
     error: a service's name leads to its tasks, not to a virtual address
-      --> /app/compose.yaml:10:22 (services.web.deploy.endpoint_mode)
-       |
-    10 |       endpoint_mode: vip
-       |                      ^^^
-       = help: write `endpoint_mode: dnsrr`, or remove it
+     --> /app/compose.yaml:9:22 (services.web.deploy.endpoint_mode)
+      |
+    9 |       endpoint_mode: vip
+      |                      ^^^
+      = help: write `endpoint_mode: dnsrr`, or remove it
     error: the mode `replicated-job` is not supported
-      --> /app/compose.yaml:11:13 (services.web.deploy.mode)
+      --> /app/compose.yaml:10:13 (services.web.deploy.mode)
        |
-    11 |       mode: replicated-job
+    10 |       mode: replicated-job
        |             ^^^^^^^^^^^^^^
        = help: write `restart: "no"`: the service runs to its end once
-    error: `pid: service:db` shares a namespace with a container that may run on another node
-      --> /app/compose.yaml:12:10 (services.web.pid)
+    error: a container of one node cannot be named from a cluster
+      --> /app/compose.yaml:11:10 (services.web.pid)
        |
-    12 |     pid: service:db
-       |          ^^^^^^^^^^
-       = help: run both programs in one container, or share the network with `network_mode: service:…`
-    error: images are not refreshed by age
-      --> /app/compose.yaml:13:18 (services.web.pull_policy)
+    11 |     pid: container:x
+       |          ^^^^^^^^^^^
+       = help: name a service of this app: `pid: service:NAME`
+    error: `uts` cannot be that of another container
+      --> /app/compose.yaml:12:10 (services.web.uts)
        |
-    13 |     pull_policy: daily
-       |                  ^^^^^
-       = help: write `pull_policy: always`: the image is asked for at every release
+    12 |     uts: container:x
+       |          ^^^^^^^^^^^
+       = help: write `uts: host`, or remove it
     error: `external_links` names containers of one machine
-      --> /app/compose.yaml:14:5 (services.web.external_links)
+      --> /app/compose.yaml:13:5 (services.web.external_links)
        |
-    14 |     external_links: [x]
+    13 |     external_links: [x]
        |     ^^^^^^^^^^^^^^
        = help: share an external network with the other app
     "#);
@@ -301,15 +301,15 @@ fn what_a_cluster_cannot_do_has_a_reason_and_a_way_out() {
 
 #[test]
 fn unsupported_keys_can_be_allowed() {
-    let mut folder = web("mac_address: 02:42:ac:11:65:43");
+    let mut folder = web("external_links: [x]");
     folder.request.allow_unsupported = true;
     insta::assert_snapshot!(folder.complaints(), @r"
-    warning: addresses on a network are given by the cluster; ignored
-     --> /app/compose.yaml:4:5 (services.web.mac_address)
+    warning: `external_links` names containers of one machine; ignored
+     --> /app/compose.yaml:4:5 (services.web.external_links)
       |
-    4 |     mac_address: 02:42:ac:11:65:43
-      |     ^^^^^^^^^^^
-      = help: remove it
+    4 |     external_links: [x]
+      |     ^^^^^^^^^^^^^^
+      = help: share an external network with the other app
     ");
     assert!(folder.load().app.is_some());
     folder.request.allow_unsupported = false;
@@ -317,27 +317,13 @@ fn unsupported_keys_can_be_allowed() {
 }
 
 #[test]
-fn a_build_needs_an_image_that_exists() {
-    let folder = Folder::with(
-        "services:\n  a: {build: .}\n  b: {build: ., image: registry.example/b}\n  c: {restart: always}\n",
-    );
+fn a_service_needs_an_image_or_a_build() {
+    let folder = Folder::with("services:\n  a: {build: .}\n  c: {restart: always}\n");
     insta::assert_snapshot!(folder.complaints(), @r"
-    error: the cluster does not build images yet
-     --> /app/compose.yaml:2:7 (services.a.build)
-      |
-    2 |   a: {build: .}
-      |       ^^^^^
-      = help: build and push the image, and name it with `image:`
-    warning: nothing is built; the cluster uses `image`
-     --> /app/compose.yaml:3:7 (services.b.build)
-      |
-    3 |   b: {build: ., image: registry.example/b}
-      |       ^^^^^
-      = help: build and push the image before
     error: the service `c` has neither an image nor a build
-     --> /app/compose.yaml:4:3 (services.c)
+     --> /app/compose.yaml:3:3 (services.c)
       |
-    4 |   c: {restart: always}
+    3 |   c: {restart: always}
       |   ^
       = help: write `image: name:tag`
     ");
