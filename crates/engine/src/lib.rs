@@ -9,6 +9,7 @@ mod builder;
 mod change;
 #[cfg(test)]
 mod fixtures;
+mod names;
 mod network;
 mod nodes;
 mod pass;
