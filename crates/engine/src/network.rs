@@ -62,6 +62,8 @@ pub(crate) fn vni<'n>(networks: impl Iterator<Item = &'n NetworkRecord>) -> u32 
 pub(crate) struct AddressBook {
     /// Those of gateways and unfinished tasks.
     used: BTreeSet<Ipv4Addr>,
+    /// Those that the network's specification keeps for something else.
+    reserved: BTreeSet<Ipv4Addr>,
     /// The newest task that has or had one, and which.
     latest: Option<(TaskId, Ipv4Addr)>,
 }
@@ -72,12 +74,27 @@ fn assignable(subnet: Ipv4Net) -> (u32, u32) {
     (first, u32::from(subnet.broadcast()).saturating_sub(1))
 }
 
-/// The first free address after `cursor`, around the end of the subnet if need be.
-fn next_free(subnet: Ipv4Net, cursor: Option<Ipv4Addr>, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
-    let (first, last) = assignable(subnet);
+impl AddressBook {
+    fn is_free(&self, address: Ipv4Addr) -> bool {
+        !self.used.contains(&address) && !self.reserved.contains(&address)
+    }
+}
+
+/// The first and the last address from which tasks get theirs unless they ask for one.
+fn dynamic(network: &NetworkRecord) -> (u32, u32) {
+    let (first, last) = assignable(network.subnet);
+    match network.spec.ip_range {
+        Some(range) => (first.max(range.network().into()), last.min(range.broadcast().into())),
+        None => (first, last),
+    }
+}
+
+/// The first free address between two after `cursor`, around the end if need be.
+fn next_free((first, last): (u32, u32), cursor: Option<Ipv4Addr>, book: &AddressBook) -> Option<Ipv4Addr> {
+    let cursor = cursor.filter(|cursor| (first..=last).contains(&u32::from(*cursor)));
     let start = cursor.map_or(first, |cursor| u32::from(cursor).saturating_add(1)).max(first);
     let mut candidates = (start..=last).chain(first..start.min(last + 1)).map(Ipv4Addr::from);
-    candidates.find(|address| !used.contains(address))
+    candidates.find(|address| book.is_free(*address))
 }
 
 /// The network of a service through which gateways reach its tasks: the one it is connected to first.
@@ -160,9 +177,15 @@ impl Pass<'_> {
         // Nodes that have left the cluster need theirs no longer.
         network.gateways.retain(|node, _| self.world.node(*node).is_some());
         let (first, last) = assignable(network.subnet);
+        let named = network.spec.gateway.filter(|gateway| network.subnet.contains(gateway));
+        let range = dynamic(&network);
         let book = self.book(&network);
-        let free = (first..=last).rev().map(Ipv4Addr::from).find(|address| !book.used.contains(address));
-        if let Some(address) = free {
+        let named = named.filter(|gateway| !book.used.contains(gateway));
+        let free = || (first..=last).rev().map(Ipv4Addr::from).filter(|address| book.is_free(*address));
+        // Where there is another place, tasks keep their range to themselves.
+        let outside = || free().find(|at| !(range.0..=range.1).contains(&u32::from(*at)));
+        let address = named.or_else(outside).or_else(|| free().next());
+        if let Some(address) = address {
             book.used.insert(address);
             network.gateways.insert(node, address);
         }
@@ -172,7 +195,12 @@ impl Pass<'_> {
     /// Who has which address of a network, with what this pass has given out.
     fn book(&mut self, network: &NetworkRecord) -> &mut AddressBook {
         if !self.books.contains_key(&network.id) {
-            let mut book = AddressBook { used: network.gateways.values().copied().collect(), latest: None };
+            let kept = network.spec.aux_addresses.values().chain(&network.spec.gateway);
+            let mut book = AddressBook {
+                used: network.gateways.values().copied().collect(),
+                reserved: kept.copied().collect(),
+                latest: None,
+            };
             for (address, task) in self.world.addresses_in(network.subnet) {
                 book.latest = book.latest.max(Some((task.id, address)));
                 if !self.is_over(task) {
@@ -223,23 +251,29 @@ impl Pass<'_> {
         wanted: Option<Ipv4Addr>,
     ) -> Result<Ipv4Addr, NetworkRefusal> {
         let subnet = network.subnet;
-        let (first, last) = assignable(subnet);
+        let ((first, last), range) = (assignable(subnet), dynamic(network));
         let book = self.book(network);
         match wanted {
             Some(address) if !(first..=last).contains(&u32::from(address)) => {
                 Err(NetworkRefusal::AddressOutside { address, subnet })
             }
-            Some(address) if book.used.contains(&address) => {
+            Some(address) if !book.is_free(address) => {
                 Err(NetworkRefusal::AddressTaken { address, by: self.holder(network, address) })
             }
             Some(address) => Ok(address),
-            None => next_free(subnet, book.latest.map(|(_, address)| address), &book.used)
-                .ok_or(NetworkRefusal::SubnetFull { subnet }),
+            None => next_free(range, book.latest.map(|(_, address)| address), book)
+                .ok_or(NetworkRefusal::SubnetFull { subnet: network.spec.ip_range.unwrap_or(subnet) }),
         }
     }
     fn holder(&self, network: &NetworkRecord, address: Ipv4Addr) -> String {
         if let Some((node, _)) = network.gateways.iter().find(|(_, gateway)| **gateway == address) {
             return format!("node {}", self.world.node_name(*node));
+        }
+        if let Some((name, _)) = network.spec.aux_addresses.iter().find(|(_, kept)| **kept == address) {
+            return format!("`aux_addresses.{name}`");
+        }
+        if network.spec.gateway == Some(address) {
+            return "the network's gateway".to_owned();
         }
         let mut holders = self.world.addresses_in(network.subnet).filter(|(at, _)| *at == address);
         holders.find(|(_, task)| !self.is_over(task)).map_or_else(
@@ -390,16 +424,19 @@ mod tests {
         #[test]
         fn a_free_address_is_free_and_assignable(
             used in prop::collection::btree_set(0u8..=16, 0..17), cursor in prop::option::of(0u8..=16),
+            reserved in prop::collection::btree_set(0u8..=16, 0..4),
+            range in prop::option::of(prop_oneof![Just("10.0.0.0/29"), Just("10.0.0.4/30"), Just("10.0.0.8/29")]),
         ) {
-            let subnet: Ipv4Net = "10.0.0.0/28".parse().unwrap();
+            let spec = NetworkSpec { ip_range: range.map(|range| range.parse().unwrap()), ..Default::default() };
+            let network = NetworkRecord { spec, ..network(1, "10.0.0.0/28") };
             let at = |n: u8| Ipv4Addr::new(10, 0, 0, n);
-            let used: BTreeSet<_> = used.into_iter().map(at).collect();
-            match next_free(subnet, cursor.map(at), &used) {
-                Some(address) => {
-                    prop_assert!(!used.contains(&address));
-                    prop_assert!((2..15).any(|n| at(n) == address));
-                }
-                None => prop_assert!((2..15).all(|n| used.contains(&at(n)))),
+            let set = |numbers: BTreeSet<u8>| numbers.into_iter().map(at).collect();
+            let book = AddressBook { used: set(used), reserved: set(reserved), latest: None };
+            let in_range = |address: &Ipv4Addr| network.spec.ip_range.is_none_or(|range| range.contains(address));
+            let mut possible = (2..15).map(at).filter(in_range);
+            match next_free(dynamic(&network), cursor.map(at), &book) {
+                Some(address) => prop_assert!(book.is_free(address) && possible.any(|other| other == address)),
+                None => prop_assert!(possible.all(|address| !book.is_free(address))),
             }
         }
     }
@@ -428,6 +465,59 @@ mod tests {
         cluster.up(&app(&[("web", service("web")), ("late", late)]));
         cluster.settle();
         insta::assert_snapshot!(cluster.waiting(), @"late.1 cannot join network default: the address 10.192.0.2 belongs to web.1 of app shop");
+    }
+
+    #[test]
+    fn a_network_keeps_to_its_range_its_gateway_and_what_it_reserves() {
+        let mut cluster = Cluster::of(2);
+        let mut spec = app(&[("web", replicas(service("web"), 3))]);
+        spec.networks.insert(
+            "default".parse().unwrap(),
+            NetworkSpec {
+                subnet: Some("10.5.0.0/24".parse().unwrap()),
+                gateway: Some("10.5.0.1".parse().unwrap()),
+                ip_range: Some("10.5.0.128/29".parse().unwrap()),
+                aux_addresses: BTreeMap::from([("printer".into(), "10.5.0.129".parse().unwrap())]),
+                ..Default::default()
+            },
+        );
+        cluster.up(&spec);
+        cluster.settle();
+        let range: Ipv4Net = "10.5.0.128/29".parse().unwrap();
+        let tasks = cluster.ready("web");
+        let addresses: BTreeSet<_> = tasks.iter().flat_map(|task| task.addresses.values().copied()).collect();
+        assert!(
+            addresses.len() == 3 && addresses.iter().all(|address| range.contains(address)),
+            "{addresses:?}"
+        );
+        assert!(!addresses.contains(&Ipv4Addr::new(10, 5, 0, 129)), "it is kept for the printer");
+        let network = cluster.world.networks().next().unwrap().clone();
+        let gateways: BTreeSet<_> = network.gateways.values().copied().collect();
+        let wanted = [Ipv4Addr::new(10, 5, 0, 1), Ipv4Addr::new(10, 5, 0, 254)];
+        assert_eq!(gateways, BTreeSet::from(wanted), "the first node has the one that the file names");
+
+        // Seven of eight addresses are to be had, and the next task says why it has none.
+        spec.services.insert("web".parse().unwrap(), replicas(service("web"), 8));
+        cluster.up(&spec);
+        cluster.settle();
+        assert_eq!(cluster.ready("web").len(), 7);
+        assert!(cluster.waiting().contains("10.5.0.128/29"), "{}", cluster.waiting());
+        let fixed = |address: [u8; 4]| {
+            let mut late = service("late");
+            late.networks.values_mut().for_each(|at| at.ipv4_address = Some(address.into()));
+            late
+        };
+        for (address, holder) in [([10, 5, 0, 129], "aux_addresses.printer"), ([10, 5, 0, 254], "node ")] {
+            let mut spec = spec.clone();
+            spec.services.insert("late".parse().unwrap(), fixed(address));
+            cluster.up(&spec);
+            cluster.settle();
+            assert!(cluster.waiting().contains(holder), "{}", cluster.waiting());
+        }
+        spec.services.insert("late".parse().unwrap(), fixed([10, 5, 0, 9]));
+        cluster.up(&spec);
+        cluster.settle();
+        assert_eq!(cluster.ready("late").len(), 1, "a fixed address may lie outside the range");
     }
 
     #[test]

@@ -18,7 +18,16 @@ pub(crate) fn decide(pass: &mut Pass<'_>, services: &[ServiceStanding]) {
     if rollout.state.is_over() || pass.app.removed {
         return;
     }
-    let settled = all(services, |standing| *standing == Standing::Settled) && networks_are_there(pass);
+    let tolerated: Vec<_> = services.iter().filter(|service| tolerates(pass, service)).collect();
+    let within = |service: &ServiceStanding| tolerated.iter().any(|other| other.name == service.name);
+    let settled = services.iter().all(|service| {
+        let fine = |standing: &Standing| match standing {
+            Standing::Settled => true,
+            Standing::Failed(_) => within(service),
+            Standing::Underway => false,
+        };
+        service.seats.iter().all(fine)
+    }) && networks_are_there(pass);
     let failure = failure(pass, services);
     let returning = pass.app.previous.as_ref().filter(|previous| is_return(pass.app, previous));
     match (failure, returning) {
@@ -29,9 +38,29 @@ pub(crate) fn decide(pass: &mut Pass<'_>, services: &[ServiceStanding]) {
             end(pass, RolloutState::Failed, reason);
         }
         (None, Some(_)) if settled => end(pass, RolloutState::RolledBack, rollout.reason.clone()),
-        (None, None) if settled => end(pass, RolloutState::Done, String::new()),
+        (None, None) if settled => end(pass, RolloutState::Done, borne(&tolerated)),
         (None, _) => {}
     }
+}
+
+/// Whether no more of a service's seats have failed than its policy allows.
+fn tolerates(pass: &Pass<'_>, service: &ServiceStanding) -> bool {
+    let failed = service.seats.iter().filter(|seat| matches!(seat, Standing::Failed(_))).count();
+    let revision = pass.service(&service.name).and_then(|service| service.revision);
+    revision.is_some_and(|revision| pass.update_policy(&revision.spec).tolerates(failed, service.seats.len()))
+}
+
+/// What failed and was borne with, in words; nothing if nothing did.
+fn borne(services: &[&ServiceStanding]) -> String {
+    let why = services.iter().flat_map(|service| &service.seats).filter_map(|seat| match seat {
+        Standing::Failed(why) => Some(why.as_str()),
+        Standing::Settled | Standing::Underway => None,
+    });
+    let why: Vec<_> = why.collect();
+    if why.is_empty() {
+        return String::new();
+    }
+    format!("done within `max_failure_ratio`, although {}", why.join("; "))
 }
 
 fn all(services: &[ServiceStanding], is: impl Fn(&Standing) -> bool) -> bool {
@@ -45,9 +74,11 @@ fn networks_are_there(pass: &Pass<'_>) -> bool {
 
 /// The first certain failure that ends the rollout. One whose service says `continue` does so only once all others are settled.
 fn failure(pass: &Pass<'_>, services: &[ServiceStanding]) -> Option<(String, FailureAction)> {
-    let failures = services.iter().flat_map(|service| {
+    let counted = services.iter().filter(|service| !tolerates(pass, service));
+    let failures = counted.flat_map(|service| {
         let action = pass.service(&service.name).and_then(|service| service.revision);
-        let action = action.map_or(FailureAction::Pause, |revision| revision.spec.update.failure_action);
+        let action =
+            action.map_or(FailureAction::Pause, |revision| pass.update_policy(&revision.spec).failure_action);
         service.seats.iter().filter_map(move |seat| match seat {
             Standing::Failed(why) => Some((why.clone(), action)),
             Standing::Settled | Standing::Underway => None,
@@ -66,7 +97,7 @@ fn way_back(app: &AppRecord) -> Option<&Previous> {
     app.previous.as_ref().filter(|previous| previous.before == app.rollout.generation)
 }
 /// Whether the app is on its way back already.
-fn is_return(app: &AppRecord, previous: &Previous) -> bool {
+pub(crate) fn is_return(app: &AppRecord, previous: &Previous) -> bool {
     previous.before == app.rollout.generation && previous.release == app.release
 }
 

@@ -228,6 +228,57 @@ fn a_failing_release_returns_to_the_one_before() {
     }
 }
 
+/// Three of the app's four slots have the next release, and the fourth cannot: what becomes of that.
+fn stuck_at_the_last(web: &ServiceSpec) -> (Cluster, usize) {
+    let mut cluster = Cluster::of(2);
+    let web = replicas(web.clone(), 4);
+    cluster.up(&app(&[("web", web.clone())]));
+    cluster.settle();
+    cluster.up(&app(&[("web", ServiceSpec { image: "next".into(), ..web })]));
+    let next = |cluster: &Cluster| {
+        cluster.ready("web").iter().filter(|task| task.generation == Generation(2)).count()
+    };
+    while next(&cluster) < 3 {
+        let _ = cluster.pass();
+        cluster.step();
+        cluster.now = cluster.now + Duration::from_millis(10);
+    }
+    cluster.scripts.insert("next".into(), Script::Refuse);
+    let mut least = usize::MAX;
+    cluster
+        .settle_for(Duration::from_secs(120), &mut |cluster| least = least.min(cluster.ready("web").len()));
+    (cluster, least)
+}
+
+#[test]
+fn a_return_goes_as_the_file_says_returns_go() {
+    let (cluster, least) = stuck_at_the_last(&service("web"));
+    assert_eq!((cluster.rollout().state, least), (RolloutState::RolledBack, 4), "as an update, start-first");
+    let mut web = service("web");
+    let all_at_once =
+        UpdatePolicy { order: Some(UpdateOrder::StopFirst), parallelism: 0, ..UpdatePolicy::default() };
+    web.rollback = Some(all_at_once);
+    let (cluster, least) = stuck_at_the_last(&web);
+    assert_eq!(
+        (cluster.rollout().state, least),
+        (RolloutState::RolledBack, 1),
+        "all three are stopped at once"
+    );
+    assert!(cluster.ready("web").iter().all(|task| task.generation == Generation(1)));
+}
+
+#[test]
+fn an_update_bears_with_as_many_failures_as_the_file_allows() {
+    let mut web = service("web");
+    web.update.max_failure_ratio = 250;
+    let (cluster, least) = stuck_at_the_last(&web);
+    assert_eq!((cluster.rollout().state, least), (RolloutState::Done, 4));
+    let reason = &cluster.rollout().reason;
+    assert!(reason.starts_with("done within `max_failure_ratio`, although web."), "{reason}");
+    web.update.max_failure_ratio = 249;
+    assert_eq!(stuck_at_the_last(&web).0.rollout().state, RolloutState::RolledBack, "one in four is more");
+}
+
 #[test]
 fn a_rollback_says_why() {
     let mut cluster = Cluster::of(1);

@@ -123,12 +123,17 @@ impl std::fmt::Display for StopFirst {
 /// Start-first unless something cannot be shared. `order: start-first` in the file overrides what is only unwise, writing to
 /// a volume twice, and not what is impossible.
 pub fn effective_order(spec: &ServiceSpec) -> (UpdateOrder, Option<StopFirst>) {
-    let why = stop_first(spec, true);
+    let why = stop_first(spec, spec.update.order, true);
     (if why.is_some() { UpdateOrder::StopFirst } else { UpdateOrder::StartFirst }, why)
 }
 
-/// As [`effective_order`]; a task that moves to another node has no quarrel with the old one's ports.
-pub(crate) fn stop_first(spec: &ServiceSpec, same_node: bool) -> Option<StopFirst> {
+/// As [`effective_order`], with this order asked for; a task that moves to another node has no quarrel with the old one's
+/// ports.
+pub(crate) fn stop_first(
+    spec: &ServiceSpec,
+    asked: Option<UpdateOrder>,
+    same_node: bool,
+) -> Option<StopFirst> {
     if let Some((service, shared)) = spec.companions().into_iter().min_by_key(|(_, shared)| *shared) {
         return Some(StopFirst::Shares(shared, service.clone()));
     }
@@ -144,7 +149,7 @@ pub(crate) fn stop_first(spec: &ServiceSpec, same_node: bool) -> Option<StopFirs
         let host = spec.network_mode == NetworkMode::Host && same_node;
         volume.map(StopFirst::Volume).or(host.then_some(StopFirst::HostNetwork))
     };
-    impossible.or_else(|| match spec.update.order {
+    impossible.or_else(|| match asked {
         Some(UpdateOrder::StopFirst) => Some(StopFirst::Asked),
         Some(UpdateOrder::StartFirst) => None,
         None => unwise(),

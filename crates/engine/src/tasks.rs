@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use wharf_model::{
     Availability, DependencyCondition, Generation, Health, Mode, NodeId, NodeState, Phase, RestartCondition,
     RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, Slot, StopReason, Task, TaskId,
-    Timestamp,
+    Timestamp, UpdatePolicy,
 };
 
 use crate::{
@@ -300,8 +300,12 @@ impl Pass<'_> {
 
     /// What of a service's replacement may begin in this pass.
     fn turns(&mut self, service: &Service<'_>, revision: &ServiceRevision, seats: &[Seat]) -> Turns {
-        let policy = &revision.spec.update;
-        let goes_on = policy.failure_action == wharf_model::FailureAction::Continue;
+        let policy = self.update_policy(&revision.spec);
+        let unsuccessful =
+            |seat: &&Seat| seat.current.is_none() && seat.ended.first().is_some_and(|task| failed(task));
+        let goes_on = policy.failure_action == wharf_model::FailureAction::Continue
+            || policy.max_failure_ratio > 0
+                && policy.tolerates(seats.iter().filter(unsuccessful).count(), seats.len());
         if self.app.rollout.state == RolloutState::Failed && !goes_on {
             return Turns::None(Reason::Paused);
         }
@@ -336,9 +340,15 @@ impl Pass<'_> {
             }
         }
     }
+    /// How a service's tasks are replaced now: on the way back to an earlier release it may go another way.
+    pub(crate) fn update_policy(&self, spec: &ServiceSpec) -> UpdatePolicy {
+        let returning =
+            self.app.previous.as_ref().is_some_and(|back| crate::rollout::is_return(self.app, back));
+        spec.rollback.filter(|_| returning).unwrap_or(spec.update)
+    }
     /// Until when a ready task must still be watched before the next slot's turn, and before the rollout is done.
     fn monitored_until(&self, revision: &ServiceRevision, task: &Task) -> Option<Timestamp> {
-        let monitor = revision.spec.update.monitor.duration();
+        let monitor = self.update_policy(&revision.spec).monitor.duration();
         let watched = if is_guess(task) { monitor.max(STEADY) } else { monitor };
         let until = self.moment(task, task.status.ready_at) + watched;
         let of_this_rollout =
@@ -493,7 +503,8 @@ impl Pass<'_> {
     }
     /// Whether tasks of the seat that are stopping must be over before another starts.
     fn must_wait_for(&self, revision: &ServiceRevision, seat: &Seat) -> bool {
-        let exclusive = spec::stop_first(&revision.spec, true).is_some();
+        let exclusive =
+            spec::stop_first(&revision.spec, self.update_policy(&revision.spec).order, true).is_some();
         let answers = |task: &&Arc<Task>| match self.state(task.node) {
             Some(NodeState::Ready | NodeState::Joining | NodeState::EngineDown) => true,
             // Whether it has stopped there cannot be known before the node is counted down.
@@ -511,7 +522,8 @@ impl Pass<'_> {
         leaving: &[&(Arc<Task>, StopReason)],
     ) {
         let moves = leaving.iter().all(|(_, why)| *why == StopReason::Drained);
-        if spec::stop_first(&revision.spec, !moves).is_none() {
+        let order = self.update_policy(&revision.spec).order;
+        if spec::stop_first(&revision.spec, order, !moves).is_none() {
             self.start(revision, seat, failures, leaving);
             return;
         }
@@ -721,6 +733,10 @@ impl Pass<'_> {
     }
     /// How far a dependency is, if not far enough.
     fn dependency_state(&self, on: &ServiceName, condition: DependencyCondition) -> Option<DependencyState> {
+        // What runs outside the cluster is always there.
+        if self.release.is_some_and(|release| release.spec.externals.contains_key(on)) {
+            return None;
+        }
         let Some(service) = self.service(on).filter(|service| !service.record.removed) else {
             return Some(DependencyState::Absent);
         };

@@ -899,6 +899,12 @@ pub struct UpdatePolicy {
     #[serde(skip_serializing_if = "is_default")]
     pub max_failure_ratio: u16,
 }
+impl UpdatePolicy {
+    /// Whether so many failed of so many in all are no failure of the update.
+    pub fn tolerates(&self, failed: usize, all: usize) -> bool {
+        failed.saturating_mul(1000) <= all.saturating_mul(usize::from(self.max_failure_ratio))
+    }
+}
 impl Default for UpdatePolicy {
     fn default() -> Self {
         Self {
