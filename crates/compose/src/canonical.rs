@@ -14,8 +14,8 @@ use crate::short;
 pub(crate) struct Base {
     pub(crate) folder: PathBuf,
     pub(crate) home: Option<String>,
-    /// Whether relative paths become absolute.
-    pub(crate) resolves: bool,
+    /// Where relative paths are to stay relative: the folder as seen from where they are to begin.
+    pub(crate) written: Option<PathBuf>,
 }
 
 impl Base {
@@ -26,10 +26,20 @@ impl Base {
 
     /// The same for a path that is a value; one that is absolute stays as it is written.
     pub(crate) fn resolve(&self, path: &str) -> String {
-        if !self.resolves || path.starts_with('/') || is_windows_absolute(path) {
+        if path.starts_with('/') || is_windows_absolute(path) {
             return path.to_owned();
         }
-        self.locate(path).to_string_lossy().into_owned()
+        match &self.written {
+            None => self.locate(path).to_string_lossy().into_owned(),
+            Some(folder) if folder.as_os_str().is_empty() || path.starts_with('~') => path.to_owned(),
+            Some(folder) => clean(&folder.join(path)).to_string_lossy().into_owned(),
+        }
+    }
+
+    /// The same for files of another folder.
+    pub(crate) fn elsewhere(&self, folder: PathBuf) -> Self {
+        let written = self.written.as_ref().map(|written| clean(&written.join(from_to(&self.folder, &folder))));
+        Self { folder, home: self.home.clone(), written }
     }
 
     fn joined(&self, path: &str) -> PathBuf {
@@ -38,6 +48,13 @@ impl Base {
             None => self.folder.join(path),
         }
     }
+}
+
+/// The way from one folder to another; both are clean.
+pub(crate) fn from_to(from: &Path, to: &Path) -> PathBuf {
+    let common = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
+    let up = from.components().skip(common).map(|_| Component::ParentDir);
+    up.chain(to.components().skip(common)).collect()
 }
 
 /// `C:\data`, `C:/data`, `\\server\share`
@@ -265,6 +282,17 @@ fn service_defaults(service: &mut Mapping, base: &Base) {
         }
     };
     let text = |text: &str| Value::String(text.to_owned());
+    blanks(service, "storage_opt");
+    if let Some(logging) = service.get_mut("logging").and_then(Node::as_mapping_mut) {
+        blanks(logging, "options");
+    }
+    if let Some(networks) = service.get_mut("networks").and_then(Node::as_mapping_mut) {
+        for (_, entry) in networks.iter_mut() {
+            if let Some(attachment) = entry.node.as_mapping_mut() {
+                blanks(attachment, "driver_opts");
+            }
+        }
+    }
     if let Some(entry) = service.entry_mut("build")
         && let Some(build) = entry.node.as_mapping_mut()
     {
@@ -371,7 +399,15 @@ fn texts(parent: &mut Mapping, name: &str) {
     for (_, entry) in mapping.iter_mut() {
         if let Some(text) = entry.node.scalar_text() {
             entry.node.value = Value::String(text);
-        } else if entry.node.is_null() && entry.node.tag == Tag::None {
+        }
+    }
+}
+
+/// Nothing in a mapping becomes empty text.
+fn blanks(parent: &mut Mapping, name: &str) {
+    let Some(mapping) = parent.get_mut(name).and_then(Node::as_mapping_mut) else { return };
+    for (_, entry) in mapping.iter_mut() {
+        if entry.node.is_null() {
             entry.node.value = Value::String(String::new());
         }
     }
@@ -482,6 +518,10 @@ fn expand(
     let short = std::mem::take(items);
     for (index, item) in short.into_iter().enumerate() {
         if item.tag == Tag::Reset {
+            continue;
+        }
+        if item.as_str().is_some_and(|text| report.is_open(text)) {
+            items.push(item);
             continue;
         }
         let span = item.span;

@@ -348,6 +348,10 @@ pub(crate) struct Report {
     /// What was said already, and where: what several services share by an anchor or `extends` is wrong once.
     said: HashSet<u64>,
     allow_unsupported: bool,
+    /// Whether nothing is said about what a cluster cannot honour.
+    aside: bool,
+    /// Whether variables stay as they are written, so that text with one may stand for anything.
+    keeps_variables: bool,
     errors: usize,
     /// Complaints that are kept.
     kept_errors: usize,
@@ -382,6 +386,8 @@ impl Report {
             found: Vec::new(),
             said: HashSet::new(),
             allow_unsupported,
+            aside: false,
+            keeps_variables: false,
             errors: 0,
             kept_errors: 0,
             kept_warnings: 0,
@@ -392,6 +398,20 @@ impl Report {
             latest: None,
             scratch,
         }
+    }
+
+    /// Says nothing about what a cluster cannot honour.
+    pub(crate) fn leave_cluster_aside(&mut self) {
+        self.aside = true;
+    }
+
+    pub(crate) fn keep_variables(&mut self) {
+        self.keeps_variables = true;
+    }
+
+    /// Whether text stands for a value that is not known.
+    pub(crate) fn is_open(&self, text: &str) -> bool {
+        self.keeps_variables && text.contains('$')
     }
 
     /// Makes a file known; its number goes into spans.
@@ -460,6 +480,9 @@ impl Report {
     ) -> &mut Diagnostic {
         let severity = if self.allow_unsupported { Severity::Warning } else { Severity::Error };
         let mut message = message.into();
+        if self.aside {
+            return &mut self.scratch;
+        }
         if self.allow_unsupported {
             message.push_str("; ignored");
         }

@@ -226,38 +226,52 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A comment begins with `#` at the start or after white space.
+/// A comment begins with `#` after a space; without one, `#` is part of the value.
 fn without_comment(line: &str) -> &str {
-    let mut before = ' ';
-    for (index, c) in line.char_indices() {
-        if c == '#' && before.is_whitespace() {
-            return &line[..index];
-        }
-        before = c;
-    }
-    line
+    line.find(" #").map_or(line, |start| &line[..start])
 }
 
-/// `\n`, `\r`, `\t`, `\\`, `\"` and `\$`; others stay as they are.
+/// What a shell's `$'…'` knows: letters such as `\n`, `\"`, `\\`, and `\0` with up to three octal digits; others stay as
+/// they are. `\$` is a dollar sign that begins no variable.
 fn unescape(body: &str) -> String {
     let mut out = String::with_capacity(body.len());
-    let mut characters = body.chars();
-    while let Some(c) = characters.next() {
-        if c != '\\' {
-            out.push(c);
-            continue;
+    let mut rest = body;
+    while let Some(index) = rest.find('\\') {
+        out.push_str(&rest[..index]);
+        let tail = &rest[index + 1..];
+        let mut used = 1;
+        match tail.bytes().next() {
+            Some(b'a') => out.push('\u{7}'),
+            Some(b'b') => out.push('\u{8}'),
+            Some(b'f') => out.push('\u{c}'),
+            Some(b'n') => out.push('\n'),
+            Some(b'r') => out.push('\r'),
+            Some(b't') => out.push('\t'),
+            Some(b'v') => out.push('\u{b}'),
+            Some(b'$') => out.push_str("$$"),
+            Some(c @ (b'\\' | b'"')) => out.push(char::from(c)),
+            Some(b'0') => match octal(&tail[1..]) {
+                Some(c) => {
+                    out.push(c);
+                    used = 4;
+                }
+                None => out.push_str("\\0"),
+            },
+            _ => {
+                out.push('\\');
+                used = 0;
+            }
         }
-        match characters.next() {
-            Some('n') => out.push('\n'),
-            Some('r') => out.push('\r'),
-            Some('t') => out.push('\t'),
-            Some('$') => out.push_str("$$"),
-            Some(c @ ('\\' | '"' | '\'')) => out.push(c),
-            Some(c) => out.extend(['\\', c]),
-            None => out.push('\\'),
-        }
+        rest = &tail[used..];
     }
+    out.push_str(rest);
     out
+}
+
+/// Three octal digits make a character.
+fn octal(digits: &str) -> Option<char> {
+    let digits = digits.get(..3).filter(|digits| digits.bytes().all(|byte| matches!(byte, b'0'..=b'7')))?;
+    u32::from_str_radix(digits, 8).ok().filter(|number| *number < 256).and_then(char::from_u32)
 }
 
 #[cfg(test)]
@@ -287,7 +301,9 @@ mod tests {
             G=\"several\nlines\"\n\
             H: yaml\n\
             I=a#b\r\n\
-            J=#c\n";
+            J=#c\n\
+            K=x #\n\
+            L=\"\\0123 \\' \\q \\a\"\n";
         let expected = [
             ("A", "1"),
             ("B", "two words"),
@@ -299,7 +315,9 @@ mod tests {
             ("G", "several\nlines"),
             ("H", "yaml"),
             ("I", "a#b"),
-            ("J", ""),
+            ("J", "#c"),
+            ("K", "x"),
+            ("L", "S \\' \\q \u{7}"),
         ];
         let expected: Vec<_> = expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         assert_eq!(read(text), expected);

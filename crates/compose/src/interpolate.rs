@@ -144,20 +144,22 @@ fn braced(text: &str) -> Result<Expression<'_>, Problem> {
     Ok(Expression { name, operator, word: &body[..end], length: 1 + name.len() + operator.len() + end + 1 })
 }
 
+/// Where the brace that closes a word is. Braces inside it come in pairs, such as those of JSON; where they do not, only
+/// those of variables count.
 fn closing_brace(body: &str) -> Option<usize> {
-    let bytes = body.as_bytes();
-    let (mut open, mut index) = (0_usize, 0);
-    while index < bytes.len() {
-        match bytes[index] {
-            b'$' if bytes.get(index + 1) == Some(&b'{') => {
-                open += 1;
-                index += 1;
-            }
+    paired_brace(body, |_| true).or_else(|| paired_brace(body, |before| before == Some(b'$')))
+}
+
+fn paired_brace(body: &str, opens: impl Fn(Option<u8>) -> bool) -> Option<usize> {
+    let (mut open, mut before) = (0_usize, None);
+    for (index, byte) in body.bytes().enumerate() {
+        match byte {
+            b'{' if opens(before) => open += 1,
             b'}' if open == 0 => return Some(index),
             b'}' => open -= 1,
             _ => {}
         }
-        index += 1;
+        before = Some(byte);
     }
     None
 }

@@ -51,7 +51,8 @@ pub struct Request {
     /// For [`project`](crate::project): only these services, and those they depend on; all where this is empty. A service
     /// that is named here is active whatever its profiles.
     pub services: Vec<String>,
-    /// Leaves variables as they are written.
+    /// For [`project`](crate::project): leaves variables as they are written. Then all services are active, and nothing that
+    /// depends on values is looked at.
     pub no_interpolate: bool,
     /// For [`project`](crate::project): leaves what is understood unwritten.
     pub no_normalize: bool,
@@ -122,7 +123,7 @@ pub fn load(request: &Request, files: &dyn Files) -> Loaded {
 }
 
 fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<AppSpec> {
-    let Prepared { mut tree, name, environment, profiles } = prepare(request, assembly)?;
+    let Prepared { mut tree, name, environment, profiles } = prepare(request, assembly, true)?;
     let name = name.and_then(|name| match name.parse::<AppName>() {
         Ok(name) => Some(name),
         Err(error) => {
@@ -164,7 +165,11 @@ pub(crate) struct Prepared {
 }
 
 /// Reads and merges all files; complains about what is wrong with them.
-pub(crate) fn prepare(request: &Request, assembly: &mut Assembly<'_>) -> Option<Prepared> {
+pub(crate) fn prepare(
+    request: &Request,
+    assembly: &mut Assembly<'_>,
+    interpolate: bool,
+) -> Option<Prepared> {
     if request.files.is_empty() {
         assembly
             .report
@@ -184,14 +189,11 @@ pub(crate) fn prepare(request: &Request, assembly: &mut Assembly<'_>) -> Option<
         let paths: Vec<_> = request.env_files.iter().map(|path| (path.clone(), None)).collect();
         assembly.add_env_files(&paths, &mut environment);
     }
+    assembly.options = Options { interpolate, keep_paths: request.no_path_resolution.then(|| folder.clone()) };
     let name = app_name(request, assembly, &files, &folder, &environment);
     if let Some(name) = &name {
         environment.insert("COMPOSE_PROJECT_NAME".to_owned(), name.clone());
     }
-    assembly.options = Options {
-        interpolate: !request.no_interpolate,
-        resolve_paths: !request.no_path_resolution,
-    };
     let tree = assembly.whole(&files, &folder, &environment);
     let Some(tree) = tree else {
         if assembly.report.errors() == 0 {
@@ -231,7 +233,7 @@ fn app_name(
     if let Some(node) = assembly.given_name(files) {
         let written = node.as_str().unwrap_or_default();
         let lookup = |name: &str| environment.get(name).cloned();
-        let text = if request.no_interpolate {
+        let text = if !assembly.options.interpolate {
             written.to_owned()
         } else {
             // What cannot be substituted is complained about when the whole file is.

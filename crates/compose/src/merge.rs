@@ -15,6 +15,7 @@ pub(crate) fn merge(report: &mut Report, base: Node, over: Node, key: &Key<'_>) 
         return Node { tag: Tag::None, ..over };
     }
     match (base.value, over.value) {
+        (_, Value::Null) if is_variable(key) => Node { tag: Tag::None, value: Value::Null, ..over },
         (value, Value::Null) => Node { span: base.span, tag: base.tag, value },
         (Value::Mapping(mut below), Value::Mapping(above)) => {
             if is_logging(key) && differing_drivers(&below, &above) {
@@ -25,7 +26,10 @@ pub(crate) fn merge(report: &mut Report, base: Node, over: Node, key: &Key<'_>) 
             }
             Node { span: over.span, tag: base.tag, value: Value::Mapping(below) }
         }
-        (Value::Sequence(mut below), Value::Sequence(above)) => {
+        (Value::Sequence(mut below), Value::Sequence(mut above)) => {
+            if is_pools(key) {
+                merge_pools(report, &mut below, &mut above, key);
+            }
             below.extend(above);
             Node { span: over.span, tag: base.tag, value: Value::Sequence(below) }
         }
@@ -72,6 +76,32 @@ fn replaces(key: &Key<'_>) -> bool {
         _ => false,
     }
 }
+/// One of several that are given as `NAME=value` or as `NAME`, which says something too.
+fn is_variable(key: &Key<'_>) -> bool {
+    let Key::Field(Key::Field(parent, group), _) = key else { return false };
+    match *group {
+        "environment" | "sysctls" | "annotations" | "labels" => is_service(parent),
+        "args" | "additional_contexts" => matches!(parent, Key::Field(service, "build") if is_service(service)),
+        _ => false,
+    }
+}
+/// The address pools of a network.
+fn is_pools(key: &Key<'_>) -> bool {
+    matches!(key, Key::Field(Key::Field(Key::Field(Key::Field(Key::Root, "networks"), _), "ipam"), "config"))
+}
+
+/// Pools of the same subnet are merged; those of which later files do not speak are gone.
+fn merge_pools(report: &mut Report, below: &mut Vec<Node>, above: &mut [Node], key: &Key<'_>) {
+    let subnet = |pool: &Node| pool.as_mapping()?.get("subnet")?.scalar_text();
+    let mut earlier: HashMap<Option<String>, Node> = below.drain(..).map(|pool| (subnet(&pool), pool)).collect();
+    for (index, pool) in above.iter_mut().enumerate() {
+        if let Some(base) = earlier.remove(&subnet(pool)) {
+            let over = std::mem::replace(pool, Node::new(base.span, Value::Null));
+            *pool = merge(report, base, over, &key.item(index));
+        }
+    }
+}
+
 fn is_service(key: &Key<'_>) -> bool {
     matches!(key, Key::Field(Key::Field(Key::Root, "services" | "jobs"), _))
 }

@@ -58,18 +58,25 @@ pub struct Project {
 /// Loads the normal form of a project from Compose files. Never panics and never does I/O except through `files`; the
 /// same request and files give the same answer. What a cluster cannot do is no error here.
 pub fn project(request: &Request, files: &dyn Files) -> Projected {
-    let mut assembly = Assembly::new(files, Report::new(true));
+    let mut report = Report::new(false);
+    report.leave_cluster_aside();
+    if request.no_interpolate {
+        report.keep_variables();
+    }
+    let mut assembly = Assembly::new(files, report);
     let project = attempt(request, &mut assembly);
     let project = project.filter(|_| assembly.report.errors() == 0);
     Projected { project, diagnostics: assembly.report.finish() }
 }
 
 fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<Project> {
-    let Prepared { tree, name, environment, profiles } = prepare(request, assembly)?;
+    let Prepared { tree, name, environment, profiles } = prepare(request, assembly, !request.no_interpolate)?;
     let Value::Mapping(mut root) = tree.value else { return None };
     let name = name?;
     root.remove("name");
     root.insert("name", tree.span, Node::string(tree.span, name.clone()));
+    // What profiles and references are cannot be said while variables stand for them.
+    let profiles = if request.no_interpolate { ["*".to_owned()].into() } else { profiles };
     let active = active_services(&root, &profiles);
     if !request.no_consistency {
         check(&mut assembly.report, &root, &active);
@@ -85,7 +92,9 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<Project> {
             assembly.report.general(crate::Complaint::UnknownReference, message);
         }
     }
-    project.read_variables(request, assembly);
+    if !request.no_interpolate {
+        project.read_variables(request, assembly);
+    }
     Some(project)
 }
 
@@ -243,7 +252,7 @@ impl Project {
         let used = self.used();
         let shows = |group: &str, name: &str| match group {
             "services" => self.active.contains(name),
-            _ => used.contains(&(group, name)),
+            _ => !self.interpolated || used.contains(&(group, name)),
         };
         let mut printed = print::object(&self.root, &form::PROJECT, language, &shows);
         if self.interpolated {
@@ -256,7 +265,8 @@ impl Project {
         let used = self.used();
         let members = self.root.get(group).and_then(Node::as_mapping);
         let names = members.into_iter().flat_map(Mapping::keys);
-        let mut names: Vec<&str> = names.filter(|name| used.contains(&(group, *name))).collect();
+        let is_used = |name: &&str| !self.interpolated || used.contains(&(group, *name));
+        let mut names: Vec<&str> = names.filter(is_used).collect();
         names.sort_unstable();
         names
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::canonical::{Base, canonical, clean, defaults};
+use crate::canonical::{Base, canonical, clean, defaults, from_to};
 use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::dotenv;
 use crate::interpolate;
@@ -25,6 +25,9 @@ const LARGEST: usize = 16 << 20;
 const DEEPEST: usize = 32;
 /// Bytes of files that may be used in all, so that small files cannot use large ones without end.
 const MOST_USED: usize = 256 << 20;
+
+/// What an included file may define.
+const IMPORTED: [&str; 7] = ["services", "volumes", "networks", "secrets", "configs", "models", "jobs"];
 
 pub(crate) type Environment = BTreeMap<String, String>;
 
@@ -44,14 +47,15 @@ pub(crate) struct Assembly<'a> {
 }
 
 /// What may be left undone.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) interpolate: bool,
-    pub(crate) resolve_paths: bool,
+    /// The folder that relative paths stay relative to.
+    pub(crate) keep_paths: Option<PathBuf>,
 }
 impl Default for Options {
     fn default() -> Self {
-        Self { interpolate: true, resolve_paths: true }
+        Self { interpolate: true, keep_paths: None }
     }
 }
 
@@ -172,9 +176,10 @@ impl<'a> Assembly<'a> {
     /// All files merged in order.
     fn load(&mut self, files: &[PathBuf], folder: &Path, environment: &Environment) -> Option<Node> {
         let home = environment.get("HOME").cloned();
+        let written = self.options.keep_paths.as_ref().map(|top| from_to(top, folder));
         let scope = Scope {
             environment,
-            base: Base { folder: folder.to_owned(), home, resolves: self.options.resolve_paths },
+            base: Base { folder: folder.to_owned(), home, written },
         };
         let mut merged: Option<Node> = None;
         let mut unreadable = false;
@@ -263,7 +268,7 @@ impl<'a> Assembly<'a> {
             let Some(include) = item.as_mapping() else { continue };
             let Some(included) = self.included(include, item.span, &key, scope) else { continue };
             if let Value::Mapping(included) = included.value {
-                self.import(root, included, &key);
+                self.import(root, included);
             }
         }
     }
@@ -281,12 +286,9 @@ impl<'a> Assembly<'a> {
         let mut files = Vec::new();
         for (path, span) in &paths {
             if is_remote(path) {
+                let message = format!("`{path}` is not on this machine, and Wharf fetches no files");
                 self.report
-                    .unsupported(
-                        *span,
-                        key,
-                        format!("`{path}` is not on this machine, and Wharf fetches no files"),
-                    )
+                    .error(Complaint::Unsupported, *span, key, message)
                     .hint("copy the file beside this one and include that");
                 return None;
             }
@@ -331,33 +333,28 @@ impl<'a> Assembly<'a> {
         self.load(&files, &folder, &environment)
     }
 
-    /// Takes what an included file defines; the same thing twice is no conflict.
-    fn import(&mut self, root: &mut Mapping, included: Mapping, key: &Key<'_>) {
+    /// Takes what an included file defines; what is defined here as well is merged over it, as if by a later file.
+    fn import(&mut self, root: &mut Mapping, included: Mapping) {
         for (group, entry) in included {
-            if matches!(group.as_str(), "name" | "version" | "include") {
+            let Value::Mapping(members) = entry.node.value else { continue };
+            // Extensions are a file's own.
+            if !IMPORTED.contains(&group.as_str()) {
                 continue;
             }
-            let Value::Mapping(members) = entry.node.value else { continue };
             if !root.contains(&group) {
-                root.insert(
-                    &group,
-                    entry.key,
-                    Node::new(entry.node.span, Value::Mapping(Mapping::default())),
-                );
+                let empty = Node::new(entry.node.span, Value::Mapping(Mapping::default()));
+                root.insert(&group, entry.key, empty);
             }
             let Some(own) = root.get_mut(&group).and_then(Node::as_mapping_mut) else { continue };
+            let group_key = Key::Root.field(&group);
             for (name, member) in members {
-                match own.entry(&name) {
-                    None => own.insert(name, member.key, member.node),
-                    Some(other) if crate::node::same(&other.node, &member.node) => {}
-                    Some(other) => {
-                        let (place, first) = (member.key, other.key);
-                        let message = format!("`{group}.{name}` is defined here and in an including file");
-                        self.report
-                            .error(Complaint::Conflict, place, &key.field(&name), message)
-                            .hint("name it differently, or change the included one in an override file");
-                        self.report.relate(first, "the other definition");
+                match own.entry_mut(&name) {
+                    Some(over) if over.node.tag != Tag::Reset => {
+                        let node = std::mem::replace(&mut over.node, Node::new(over.key, Value::Null));
+                        let merged = merge::merge(&mut self.report, member.node, node, &group_key.field(&name));
+                        over.node = merged;
                     }
+                    _ => own.insert(name, member.key, member.node),
                 }
             }
         }
@@ -471,7 +468,7 @@ impl<'a> Assembly<'a> {
         if is_remote(text) {
             let message = format!("`{text}` is not on this machine, and Wharf fetches no files");
             self.report
-                .unsupported(file.span, wanted.key, message)
+                .error(Complaint::Unsupported, file.span, wanted.key, message)
                 .hint("copy the file beside this one and extend from that");
             return None;
         }

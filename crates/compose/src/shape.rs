@@ -58,6 +58,11 @@ pub(crate) fn check(report: &mut Report, node: &mut Node, shape: &Shape, key: &K
     if node.tag == Tag::Reset || node.is_invalid() {
         return;
     }
+    if let Value::String(text) = &node.value
+        && report.is_open(text)
+    {
+        return;
+    }
     match shape {
         Shape::Any => {}
         Shape::OrNull(inner) => {

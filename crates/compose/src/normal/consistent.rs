@@ -60,7 +60,7 @@ impl<'a> Check<'a> {
             let group_key = Key::Root.field(group);
             for (name, entry) in members(self.root, group) {
                 if let Some(resource) = entry.node.as_mapping() {
-                    self.content(group, resource, entry, &group_key.field(name));
+                    self.content(resource, entry, &group_key.field(name));
                 }
             }
         }
@@ -81,18 +81,18 @@ impl<'a> Check<'a> {
     }
 
     /// What a config or a secret contains is said once.
-    fn content(&mut self, group: &str, resource: &Mapping, entry: &Entry, key: &Key<'_>) {
-        let allowed: &[&str] =
-            if group == "configs" { &["file", "environment", "content"] } else { &["file", "environment"] };
-        let given: Vec<(&str, &Entry)> =
-            allowed.iter().filter_map(|field| Some((*field, resource.entry(field)?))).collect();
+    fn content(&mut self, resource: &Mapping, entry: &Entry, key: &Key<'_>) {
+        let given: Vec<(&str, &Entry)> = ["file", "environment", "content"]
+            .into_iter()
+            .filter_map(|field| Some((field, resource.entry(field)?)))
+            .collect();
         match given.as_slice() {
             [(first, one), (second, two), ..] => {
                 let message = format!("`{}` has both `{first}` and `{second}`", key.name());
                 self.report.error(Complaint::Conflict, two.key, key, message).hint("keep one of them");
                 self.report.relate(one.key, format!("`{first}` is here"));
             }
-            [] if !is_true(resource, "external") && !resource.contains("driver") => {
+            [] if !is_true(resource, "external") => {
                 let message = format!("`{}` says nothing about its content", key.name());
                 self.report
                     .error(Complaint::MissingKey, entry.key, key, message)

@@ -53,7 +53,7 @@ mod tests {
         names.sort_by(|a, b| natural(a, b));
         assert_eq!(
             names,
-            ["1", "2", "10", "Web", "a-b", "a_b", "ab", "web", "web2", "web02", "web2a", "web10"]
+            ["1", "2", "10", "Web", "a-b", "a_b", "ab", "web", "web2", "web2a", "web02", "web10"]
         );
     }
 }

@@ -173,6 +173,13 @@ impl Printed<'_> {
 /// One value; `None` where it is left out.
 fn field<'a>(node: Option<&'a Node>, kind: Kind, language: Language) -> Option<Printed<'a>> {
     let given = node.filter(|node| !node.is_null());
+    // Variables are left in it; what it will be is not known.
+    if let Some(Node { value: Value::String(open), .. }) = given
+        && open.contains('$')
+        && !matches!(kind, Kind::Command | Kind::Test)
+    {
+        return Some(Printed::text(open.as_str()));
+    }
     match kind {
         Kind::Text => given.and_then(text).filter(|text| !text.is_empty()).map(Printed::Text),
         Kind::AlwaysText => Some(Printed::Text(given.and_then(text).unwrap_or_default())),
@@ -225,7 +232,10 @@ fn field<'a>(node: Option<&'a Node>, kind: Kind, language: Language) -> Option<P
             let items = given?.as_sequence()?.iter();
             filled(
                 items
-                    .filter_map(|item| Some(object(item.as_mapping()?, form, language, &everything)))
+                    .filter_map(|item| match item.as_mapping() {
+                        Some(mapping) => Some(object(mapping, form, language, &everything)),
+                        None => text(item).map(Printed::Text),
+                    })
                     .collect(),
             )
         }

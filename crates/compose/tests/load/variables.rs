@@ -140,5 +140,8 @@ fn the_name_comes_from_the_request_the_file_or_the_folder() {
     folder.request.project_name = Some("given".to_owned());
     assert_eq!(folder.app().name.as_str(), "given");
     folder.request.project_name = Some("Not Legal".to_owned());
-    insta::assert_snapshot!(folder.complaints(), @"error: `Not Legal` is not a legal app name: use 1 to 63 of a-z, 0-9, `_` and `-`, starting with a letter or digit");
+    insta::assert_snapshot!(folder.complaints(), @r"
+    error: `Not Legal` is not a name for a project
+      = help: use lower-case letters, digits, `-` and `_`, and start with a letter or a digit, such as `notlegal`
+    ");
 }
