@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{commands, output::Format};
+use crate::{Usage, commands};
 
 /// Runs Compose apps on a cluster of machines with Docker Engine.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ use crate::{commands, output::Format};
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
+    #[command(flatten, next_help_heading = "Compose files, before the verb or after it")]
+    pub(crate) files: Files,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -32,32 +34,130 @@ pub(crate) struct Global {
     /// The environment to work in [default: the context's, or `default`]
     #[arg(long = "env", global = true, env = "WHARF_ENV", value_name = "NAME")]
     pub(crate) environment: Option<String>,
-    /// How data is printed
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
-    pub(crate) format: Format,
+    /// How data is printed [default: table, and yaml of `wharf config`]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    pub(crate) format: Option<Format>,
     /// Say only what must be said
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
 }
 
-/// Which Compose files an app is made of.
-#[derive(Debug, Clone, Default, Args)]
+/// How data is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs: one JSON document, or one line of JSON for each thing in a stream
+    Json,
+    /// Of `wharf config` only
+    Yaml,
+}
+
+/// Which Compose files an app is made of. `.env` may set the variables, too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct Files {
-    /// A Compose file; may be given several times, later ones add to earlier ones [default: compose.yaml, compose.yml, docker-compose.yaml or docker-compose.yml here or above]
-    #[arg(long = "file", short = 'f', env = "COMPOSE_FILE", value_name = "FILE", value_delimiter = ':')]
+    /// A Compose file, or `-` for standard input; may be given several times, later ones add to earlier ones
+    /// [default: `COMPOSE_FILE`, or compose.yaml, compose.yml, docker-compose.yml or docker-compose.yaml here or above]
+    #[arg(long = "file", short = 'f', value_name = "FILE")]
     pub(crate) file: Vec<PathBuf>,
-    /// The name of the app [default: `name:` in the file, or the folder's name]
-    #[arg(long = "project-name", short = 'p', env = "COMPOSE_PROJECT_NAME", value_name = "NAME")]
+    /// The name of the app [default: `COMPOSE_PROJECT_NAME`, `name:` in the file, or the folder's name]
+    #[arg(long = "project-name", short = 'p', value_name = "NAME")]
     pub(crate) project_name: Option<String>,
     /// The folder that relative paths begin at [default: that of the first file]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) project_directory: Option<PathBuf>,
-    /// A file with variables, instead of `.env`
-    #[arg(long = "env-file", env = "COMPOSE_ENV_FILES", value_name = "FILE", value_delimiter = ',')]
+    /// A file with variables; may be given several times [default: `COMPOSE_ENV_FILES`, or `.env` beside the Compose file]
+    #[arg(long = "env-file", value_name = "FILE")]
     pub(crate) env_file: Vec<PathBuf>,
-    /// A profile to turn on; may be given several times
-    #[arg(long, env = "COMPOSE_PROFILES", value_name = "NAME", value_delimiter = ',')]
+    /// A profile to turn on, `*` for all; may be given several times [default: `COMPOSE_PROFILES`]
+    #[arg(long, value_name = "NAME")]
     pub(crate) profile: Vec<String>,
+}
+
+impl Files {
+    /// Adds what was said before the verb: of what is said twice, lists go on and what comes later wins.
+    fn after(&mut self, before: Self) {
+        let Self { file, project_name, project_directory, env_file, profile } = before;
+        self.file.splice(0..0, file);
+        self.env_file.splice(0..0, env_file);
+        self.profile.splice(0..0, profile);
+        self.project_name = self.project_name.take().or(project_name);
+        self.project_directory = self.project_directory.take().or(project_directory);
+    }
+
+    /// A flag that was given.
+    fn given(&self) -> Option<&'static str> {
+        let flags = [
+            (!self.file.is_empty(), "--file"),
+            (self.project_name.is_some(), "--project-name"),
+            (self.project_directory.is_some(), "--project-directory"),
+            (!self.env_file.is_empty(), "--env-file"),
+            (!self.profile.is_empty(), "--profile"),
+        ];
+        flags.into_iter().find(|(given, _)| *given).map(|(_, flag)| flag)
+    }
+}
+
+impl Cli {
+    /// Hands what was said before the verb to the verb.
+    ///
+    /// # Errors
+    /// If it has nothing to do with the verb.
+    pub(crate) fn hand_down(&mut self) -> Result<(), Usage> {
+        let mut before = std::mem::take(&mut self.files);
+        if let Command::Events(events) = &mut self.command {
+            events.app = events.app.take().or(before.project_name.take());
+        }
+        match (self.command.files(), before.given()) {
+            (Some(files), _) => files.after(before),
+            (None, None) => {}
+            (None, Some(flag)) => {
+                return Err(Usage(format!("`{flag}` is of no use here: this command reads no Compose file")));
+            }
+        }
+        let is_config = matches!(self.command, Command::Config(_));
+        match self.global.format {
+            Some(Format::Yaml) if !is_config => {
+                Err(Usage("`--format yaml` is what `wharf config` prints: use table or json here".into()))
+            }
+            Some(Format::Table) if is_config => {
+                Err(Usage("`wharf config` prints no table: use `--format yaml` or `--format json`".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Command {
+    /// The flags that say which files, of commands that read any.
+    fn files(&mut self) -> Option<&mut Files> {
+        match self {
+            Self::Up(args) => Some(&mut args.files),
+            Self::Down(args) => Some(&mut args.files),
+            Self::Config(args) => Some(&mut args.files),
+            Self::Ps(args) => Some(&mut args.files),
+            Self::Logs(args) => Some(&mut args.files),
+            Self::Exec(args) => Some(&mut args.files),
+            Self::Scale(args) => Some(&mut args.common.files),
+            Self::Restart(args) => Some(&mut args.common.files),
+            Self::Stop(args) => Some(&mut args.common.files),
+            Self::Start(args) => Some(&mut args.common.files),
+            Self::Top(args) => Some(&mut args.files),
+            Self::Inspect(_)
+            | Self::Events(_)
+            | Self::App(_)
+            | Self::Secret(_)
+            | Self::Configs(_)
+            | Self::Node(_)
+            | Self::Token(_)
+            | Self::Context(_)
+            | Self::Server(_)
+            | Self::Agent(_)
+            | Self::Doctor(_)
+            | Self::Version(_)
+            | Self::Completion { .. } => None,
+        }
+    }
 }
 
 /// Everything `wharf` does.

@@ -1,11 +1,13 @@
 //! The one executable: the command line, and the roles it can run as.
 
+mod build;
 mod cli;
 mod commands;
 mod connect;
 mod context;
 mod machine;
 mod output;
+mod project;
 mod roles;
 
 use std::{fmt, process::ExitCode};

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use wharf_api::v1;
 
-use super::{progress, up};
+use super::progress;
 use crate::{
     Exit,
     cli::{Files, Global},
@@ -18,7 +18,7 @@ use crate::{
 )]
 pub(crate) struct Down {
     #[command(flatten)]
-    files: Files,
+    pub(crate) files: Files,
     /// Delete its volumes and their data, too
     #[arg(long, short)]
     volumes: bool,
@@ -37,7 +37,7 @@ pub(crate) struct Down {
 }
 
 pub(crate) async fn run(args: Down, global: &Global, out: &Output) -> Result<Exit> {
-    let name = up::app_name(&args.files, out)?;
+    let name = crate::project::app_name(&args.files, out)?;
     let cluster = Cluster::dial(global).await?;
     let change = progress::Change {
         app: cluster.app(name),

@@ -23,7 +23,7 @@ use crate::{
 pub(crate) struct Events {
     /// Of this app only
     #[arg(long, short = 'p', value_name = "NAME")]
-    app: Option<String>,
+    pub(crate) app: Option<String>,
     /// Begin that long ago: 30s, 10m, 2h, 1d
     #[arg(long, value_name = "TIME", value_parser = super::logs::moment)]
     since: Option<u64>,

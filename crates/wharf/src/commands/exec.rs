@@ -20,7 +20,7 @@ use wharf_api::{
     v1,
 };
 
-use super::{progress::terminal_size, up};
+use super::progress::terminal_size;
 use crate::{
     Exit,
     cli::{Files, Global},
@@ -36,7 +36,7 @@ use crate::{
 )]
 pub(crate) struct Exec {
     #[command(flatten)]
-    files: Files,
+    pub(crate) files: Files,
     /// Keep standard input open
     #[arg(long, short)]
     interactive: bool,
@@ -95,7 +95,7 @@ pub(crate) async fn run(args: Exec, global: &Global, out: &Output) -> Result<Exi
 
 /// The task that is meant: one of that name or id, or a running one of that service.
 async fn find(cluster: &Cluster, args: &Exec, out: &Output) -> Result<v1::Task> {
-    let app = up::app_name(&args.files, out);
+    let app = crate::project::app_name(&args.files, out);
     if let Ok(app) = &app {
         let path = app_path(&cluster.app(app.clone()), "");
         let status = match cluster.client.get::<v1::AppStatus>(&path).await {

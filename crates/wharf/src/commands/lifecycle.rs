@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Result, bail};
 use wharf_api::v1;
 
-use super::{progress, up};
+use super::progress;
 use crate::{
     Exit,
     cli::{Files, Global},
@@ -15,9 +15,9 @@ use crate::{
 
 /// What these commands have in common.
 #[derive(Debug, clap::Args)]
-struct Common {
+pub(crate) struct Common {
     #[command(flatten)]
-    files: Files,
+    pub(crate) files: Files,
     /// Return as soon as the change is under way
     #[arg(long, short)]
     detach: bool,
@@ -39,7 +39,7 @@ struct Common {
 )]
 pub(crate) struct Scale {
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
     /// `SERVICE=TASKS`
     #[arg(required = true, value_parser = replicas, value_name = "SERVICE=TASKS")]
     services: Vec<(String, u32)>,
@@ -58,7 +58,7 @@ fn replicas(text: &str) -> Result<(String, u32), String> {
 )]
 pub(crate) struct Restart {
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
     /// Services; all if none is named
     services: Vec<String>,
 }
@@ -68,7 +68,7 @@ pub(crate) struct Restart {
 #[command(after_help = "Examples:\n  wharf stop worker\n  wharf start worker       brings it back")]
 pub(crate) struct Stop {
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
     /// Services; all if none is named
     services: Vec<String>,
 }
@@ -78,7 +78,7 @@ pub(crate) struct Stop {
 #[command(after_help = "Examples:\n  wharf start worker\n  wharf start              every stopped service")]
 pub(crate) struct Start {
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
     /// Services; all if none is named
     services: Vec<String>,
 }
@@ -134,7 +134,7 @@ async fn change(
     global: &Global,
     out: &Output,
 ) -> Result<Exit> {
-    let name = up::app_name(&common.files, out)?;
+    let name = crate::project::app_name(&common.files, out)?;
     let cluster = Cluster::dial(global).await?;
     let change = progress::Change {
         app: cluster.app(name),

@@ -7,7 +7,7 @@ use wharf_api::{
     v1,
 };
 
-use super::{now, up};
+use super::now;
 use crate::{
     Exit,
     cli::{Files, Global},
@@ -18,16 +18,13 @@ use crate::{
 /// Show what tasks print
 #[derive(Debug, clap::Args)]
 #[command(
+    mut_arg("file", |file| file.short(None)),
     after_help = "Examples:\n  wharf logs -f web                follow one service, on whatever nodes it runs\n  wharf logs --tail 100 --since 10m\n  wharf logs --task shop-web-2     one task"
 )]
 pub(crate) struct Logs {
-    // `-f` is for following here, as everywhere: the file is `--file`.
-    /// A Compose file that names the app
-    #[arg(long = "file", env = "COMPOSE_FILE", value_name = "FILE", value_delimiter = ':')]
-    file: Vec<std::path::PathBuf>,
-    /// The name of the app [default: that of the Compose file]
-    #[arg(long = "project-name", short = 'p', env = "COMPOSE_PROJECT_NAME", value_name = "NAME")]
-    project_name: Option<String>,
+    // `-f` is for following here, as everywhere; before the verb it is the file.
+    #[command(flatten)]
+    pub(crate) files: Files,
     /// Go on with what comes
     #[arg(long, short)]
     follow: bool,
@@ -73,8 +70,7 @@ pub(crate) fn moment(text: &str) -> Result<u64, String> {
 }
 
 pub(crate) async fn run(args: Logs, global: &Global, out: &Output) -> Result<Exit> {
-    let files = Files { file: args.file, project_name: args.project_name, ..Files::default() };
-    let name = up::app_name(&files, out)?;
+    let name = crate::project::app_name(&args.files, out)?;
     let cluster = Cluster::dial(global).await?;
     let key = cluster.app(name);
     let mut path = app_path(&key, &format!("/logs?follow={}", args.follow));

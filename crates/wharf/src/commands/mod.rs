@@ -28,15 +28,20 @@ use anyhow::Result;
 
 use crate::{
     Exit,
-    cli::{Cli, Command},
-    output::Output,
+    cli::{self, Cli, Command},
+    output::{Format, Output},
 };
 
 /// Runs the command line.
-pub(crate) async fn run(cli: Cli) -> Result<Exit> {
+pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
+    cli.hand_down()?;
     let global = &cli.global;
-    let out =
-        Output::new(global.format, global.quiet, env("NO_COLOR").is_some_and(|value| !value.is_empty()));
+    let format = match global.format {
+        Some(cli::Format::Json) => Format::Json,
+        // What `wharf config` prints is its own affair.
+        Some(cli::Format::Table | cli::Format::Yaml) | None => Format::Table,
+    };
+    let out = Output::new(format, global.quiet, env("NO_COLOR").is_some_and(|value| !value.is_empty()));
     match cli.command {
         Command::Up(args) => up::run(args, global, &out).await,
         Command::Down(args) => down::run(args, global, &out).await,

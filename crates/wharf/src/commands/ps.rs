@@ -18,7 +18,7 @@ use crate::{
 )]
 pub(crate) struct Ps {
     #[command(flatten)]
-    files: Files,
+    pub(crate) files: Files,
     /// Of every app of the environment, ended tasks too
     #[arg(long, short)]
     all: bool,
@@ -41,7 +41,7 @@ pub(crate) async fn run(args: Ps, global: &Global, out: &Output) -> Result<Exit>
         print(&tasks, out)?;
         return Ok(Exit::Done);
     }
-    let key = cluster.app(super::up::app_name(&args.files, out)?);
+    let key = cluster.app(crate::project::app_name(&args.files, out)?);
     let status: v1::AppStatus = cluster.client.get(&app_path(&key, "")).await?;
     let services: Vec<_> = status
         .services
@@ -49,7 +49,8 @@ pub(crate) async fn run(args: Ps, global: &Global, out: &Output) -> Result<Exit>
         .filter(|service| args.services.is_empty() || args.services.contains(&service.name))
         .collect();
     for wanted in &args.services {
-        if !status.services.iter().any(|service| service.name == *wanted) {
+        let outside = status.externals.iter().any(|external| external.name == *wanted);
+        if !outside && !status.services.iter().any(|service| service.name == *wanted) {
             let names: Vec<_> = status.services.iter().map(|service| service.name.as_str()).collect();
             anyhow::bail!(crate::hint(
                 format!("app {} has no service `{wanted}`", key.name),
@@ -67,6 +68,12 @@ pub(crate) async fn run(args: Ps, global: &Global, out: &Output) -> Result<Exit>
             for waiting in &service.waiting {
                 out.say(&format!("{}: {waiting}", out.paint(Color::Pending, "waiting")));
             }
+        }
+        let shown = |name: &String| args.services.is_empty() || args.services.contains(name);
+        for external in status.externals.iter().filter(|external| shown(&external.name)) {
+            let ports: String = external.ports.iter().map(|port| format!(" {port}")).collect();
+            let ports = if ports.is_empty() { ports } else { format!(", port{ports}") };
+            out.say(&format!("{} runs outside the cluster, at {}{ports}", external.name, external.host));
         }
         if status.app.rollout.state == "failed" || status.app.rollout.state == "rolled_back" {
             out.say(&format!(

@@ -5,7 +5,6 @@ use std::{io::Write as _, time::Duration};
 use anyhow::Result;
 use wharf_api::v1;
 
-use super::up;
 use crate::{
     Exit,
     cli::{Files, Global},
@@ -20,7 +19,7 @@ use crate::{
 )]
 pub(crate) struct Top {
     #[command(flatten)]
-    files: Files,
+    pub(crate) files: Files,
     /// Of every app of every environment
     #[arg(long, short)]
     all: bool,
@@ -39,7 +38,7 @@ pub(crate) async fn run(args: Top, global: &Global, out: &Output) -> Result<Exit
         (Some(node), _) => format!("/v1/usage?node={}", query(node)),
         (None, true) => "/v1/usage".to_owned(),
         (None, false) => {
-            let app = up::app_name(&args.files, out)?;
+            let app = crate::project::app_name(&args.files, out)?;
             // Says what is wrong with the name, which an empty list would not.
             let _status: v1::AppStatus =
                 cluster.client.get(&crate::connect::app_path(&cluster.app(app.clone()), "")).await?;

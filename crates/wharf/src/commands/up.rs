@@ -1,23 +1,16 @@
 //! `up`: an app is made as its Compose file says.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
-
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use http::Method;
 use wharf_api::v1;
-use wharf_compose as compose;
-use wharf_model::{AppName, AppSpec};
 
-use super::{confirm, environment, progress};
+use super::{confirm, progress};
 use crate::{
     Exit,
     cli::{Files, Global},
     connect::{Cluster, app_path},
-    hint,
     output::{Color, Format, Output},
+    project,
 };
 
 /// How long a plan may take: images are looked up at their registries.
@@ -58,7 +51,7 @@ pub(crate) struct Up {
 }
 
 pub(crate) async fn run(args: Up, global: &Global, out: &Output) -> Result<Exit> {
-    let spec = load(&args.files, args.allow_unsupported, out)?;
+    let spec = project::load(&args.files, args.allow_unsupported, out)?;
     let cluster = Cluster::dial(global).await?;
     let change = progress::Change {
         app: cluster.app(spec.name.clone()),
@@ -72,107 +65,6 @@ pub(crate) async fn run(args: Up, global: &Global, out: &Output) -> Result<Exit>
         nothing: "nothing to do: everything is as the file says",
     };
     progress::carry_out(&cluster, &change, out).await
-}
-
-/// Reads the app's files; complaints are printed, each with its place, and errors end it.
-pub(crate) fn load(files: &Files, allow_unsupported: bool, out: &Output) -> Result<AppSpec> {
-    let paths = find(files)?;
-    // Names and bind mounts come from where the file really is.
-    let folder = match (&files.project_directory, paths.first().and_then(|path| path.parent())) {
-        (Some(folder), _) => folder.clone(),
-        (None, Some(folder)) if folder.as_os_str().is_empty() => PathBuf::from("."),
-        (None, folder) => folder.map(PathBuf::from).unwrap_or_default(),
-    };
-    let request = compose::Request {
-        files: paths,
-        project_directory: Some(std::path::absolute(&folder).unwrap_or(folder)),
-        project_name: files.project_name.clone(),
-        profiles: files.profile.clone(),
-        environment: environment().collect(),
-        env_files: files.env_file.clone(),
-        allow_unsupported,
-    };
-    let loaded = compose::load(&request, &Disk);
-    for diagnostic in &loaded.diagnostics {
-        let color = if diagnostic.is_error() { Color::Bad } else { Color::Pending };
-        let text = diagnostic.to_string();
-        match text.split_once(':') {
-            Some((head, rest)) if out.color => out.must_say(&format!("{}:{rest}", out.paint(color, head))),
-            _ => out.must_say(&text),
-        }
-    }
-    match loaded.into_result() {
-        Ok((spec, _warnings)) => Ok(spec),
-        Err(refused) => {
-            let errors = refused.diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).count();
-            let unsupported = refused
-                .diagnostics
-                .iter()
-                .any(|diagnostic| diagnostic.complaint == compose::Complaint::Unsupported);
-            let what = if errors == 1 { "1 error".to_owned() } else { format!("{errors} errors") };
-            let message = format!("the Compose file has {what}; nothing was changed");
-            if unsupported {
-                bail!(hint(
-                    message,
-                    "`--allow-unsupported` turns what a cluster cannot honour into warnings"
-                ));
-            }
-            bail!(message)
-        }
-    }
-}
-
-/// The app's name, for commands that need nothing else of its files.
-pub(crate) fn app_name(files: &Files, out: &Output) -> Result<AppName> {
-    if let Some(name) = &files.project_name {
-        return Ok(name.parse()?);
-    }
-    if find(files).is_err() && files.file.is_empty() {
-        bail!(hint(
-            "no Compose file here or above",
-            "go to the folder of the app's Compose file, or name the app with `-p`; `wharf app ls` lists apps"
-        ));
-    }
-    // What a command other than `up` needs is the name: complaints about the rest are `up`'s to make.
-    let quiet = Output { quiet: true, ..Output::new(out.format, true, true) };
-    Ok(load(files, true, &quiet)?.name)
-}
-
-/// The files that were named, or those that are found here or in a folder above.
-fn find(files: &Files) -> Result<Vec<PathBuf>> {
-    if !files.file.is_empty() {
-        return Ok(files.file.clone());
-    }
-    const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
-    const OVERRIDES: [&str; 4] = [
-        "compose.override.yaml",
-        "compose.override.yml",
-        "docker-compose.override.yaml",
-        "docker-compose.override.yml",
-    ];
-    let here = match &files.project_directory {
-        Some(folder) => folder.clone(),
-        None => std::env::current_dir().context("cannot tell which folder this is")?,
-    };
-    for folder in here.ancestors() {
-        if let Some(main) = NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
-            let more = OVERRIDES.iter().map(|name| folder.join(name)).find(|path| path.is_file());
-            return Ok(std::iter::once(main).chain(more).collect());
-        }
-    }
-    bail!(hint(
-        format!("no Compose file in {} or above", here.display()),
-        "name one with `-f`; it is usually called compose.yaml"
-    ))
-}
-
-/// The files of this machine.
-struct Disk;
-
-impl compose::Files for Disk {
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        std::fs::read(path)
-    }
 }
 
 /// Asks for a plan.
