@@ -187,7 +187,7 @@ fn service(report: &mut Report, service: &mut Mapping, key: &Key<'_>, base: &Bas
         texts(logging, "options");
     }
     expand(report, service, "ports", key, short::ports);
-    expand(report, service, "volumes", key, |report, item, key| short::volume(report, item, key, base));
+    expand(report, service, "volumes", key, short::volume);
     expand(report, service, "devices", key, short::device);
     if let Some(Node { value: Value::Sequence(mounts), .. }) = service.get_mut("volumes") {
         let key = key.field("volumes");
@@ -276,7 +276,7 @@ pub(crate) fn defaults(root: &mut Node, base: &Base) {
 }
 
 fn service_defaults(service: &mut Mapping, base: &Base) {
-    let mut give = |mapping: &mut Mapping, name: &str, place: Span, value: Value| {
+    let give = |mapping: &mut Mapping, name: &str, place: Span, value: Value| {
         if !mapping.contains(name) {
             mapping.insert(name, place, Node::new(place, value));
         }
@@ -325,14 +325,14 @@ fn service_defaults(service: &mut Mapping, base: &Base) {
             give(bind, "create_host_path", entry.key, Value::Bool(true));
         }
     });
-    let mut count = |item: &mut Node| {
+    let count = |item: &mut Node| {
         let span = item.span;
         let Some(request) = item.as_mapping_mut() else { return };
         if !request.contains("count") && !request.contains("device_ids") {
             give(request, "count", span, text("all"));
         }
     };
-    items(service, "gpus", &mut count);
+    items(service, "gpus", count);
     let reservations = service
         .get_mut("deploy")
         .and_then(Node::as_mapping_mut)
@@ -341,7 +341,7 @@ fn service_defaults(service: &mut Mapping, base: &Base) {
         .and_then(|resources| resources.get_mut("reservations"))
         .and_then(Node::as_mapping_mut);
     if let Some(reservations) = reservations {
-        items(reservations, "devices", &mut count);
+        items(reservations, "devices", count);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Unquoted and double-quoted values are substituted, single-quoted ones are taken as they are. A key without a value is
 //! taken from the environment. The raw form has no quotes and no variables: the value is the rest of the line.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::interpolate::{Lookup, Problem, substitute};
 
@@ -44,9 +44,15 @@ pub(crate) struct Fault {
     pub(crate) hint: Option<String>,
 }
 
-pub(crate) fn parse(text: &str, format: Format, lookup: Lookup<'_>) -> Result<Variables, Fault> {
+/// A variable is looked up outside first, then in the lines above it, then in what files before this one gave.
+pub(crate) fn parse(
+    text: &str,
+    format: Format,
+    outer: Lookup<'_>,
+    earlier: &BTreeMap<String, String>,
+) -> Result<Variables, Fault> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { text, at: 0, lookup, found: Variables::default() };
+    let mut reader = Reader { text, at: 0, outer, earlier, found: Variables::default() };
     match format {
         Format::Compose => reader.compose()?,
         Format::Raw => reader.raw()?,
@@ -57,13 +63,19 @@ pub(crate) fn parse(text: &str, format: Format, lookup: Lookup<'_>) -> Result<Va
 struct Reader<'a> {
     text: &'a str,
     at: usize,
-    lookup: Lookup<'a>,
+    outer: Lookup<'a>,
+    earlier: &'a BTreeMap<String, String>,
     found: Variables,
 }
 
 impl<'a> Reader<'a> {
     fn rest(&self) -> &'a str {
         &self.text[self.at..]
+    }
+
+    fn value_of(&self, name: &str) -> Option<String> {
+        let inner = || self.found.get(name).or_else(|| self.earlier.get(name));
+        (self.outer)(name).or_else(|| inner().cloned())
     }
 
     /// The rest of the line, without its end; steps over it.
@@ -84,7 +96,7 @@ impl<'a> Reader<'a> {
             }
             let (name, value) = match line.split_once('=') {
                 Some((name, value)) => (name, Some(value.to_owned())),
-                None => (line, (self.lookup)(line)),
+                None => (line, self.value_of(line)),
             };
             if name.is_empty() || name.contains(char::is_whitespace) {
                 let message = format!("`{name}` is not a name of a variable");
@@ -139,7 +151,7 @@ impl<'a> Reader<'a> {
             }
             None | Some('\n' | '\r' | '#') => {
                 self.line();
-                (self.lookup)(name)
+                self.value_of(name)
             }
             Some(found) => {
                 let message = format!("`{found}` cannot follow the name `{name}`");
@@ -196,8 +208,7 @@ impl<'a> Reader<'a> {
     }
 
     fn substituted(&mut self, value: &str, at: usize) -> Result<String, Fault> {
-        let lookup = |name: &str| (self.lookup)(name).or_else(|| self.found.get(name).cloned());
-        let done = substitute(value, &lookup);
+        let done = substitute(value, &|name| self.value_of(name));
         match done {
             Ok(done) => {
                 // Finding a line takes time; nobody reads so many warnings.
@@ -284,7 +295,7 @@ mod tests {
         (name == "OUTER").then(|| "outer".to_owned())
     }
     fn read(text: &str) -> Vec<(String, String)> {
-        parse(text, Format::Compose, &lookup).unwrap().entries
+        parse(text, Format::Compose, &lookup, &BTreeMap::new()).unwrap().entries
     }
 
     #[test]
@@ -325,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_raw_form_takes_everything_as_it_stands() {
-        let found = parse("A='x' # $OUTER\n# c\n\nOUTER\n", Format::Raw, &lookup).unwrap().entries;
+        let found = parse("A='x' # $OUTER\n# c\n\nOUTER\n", Format::Raw, &lookup, &BTreeMap::new()).unwrap().entries;
         assert_eq!(found, [("A".into(), "'x' # $OUTER".into()), ("OUTER".into(), "outer".to_owned())]);
     }
 
@@ -338,7 +349,7 @@ mod tests {
             ("A=\"x\" y\n", 1, "text follows the closing `\"` of `A`"),
             ("A=${X:?no}\n", 1, "the variable `X` is required: no"),
         ] {
-            let fault = parse(text, Format::Compose, &lookup).unwrap_err();
+            let fault = parse(text, Format::Compose, &lookup, &BTreeMap::new()).unwrap_err();
             assert_eq!((fault.line, fault.message.as_str()), (line, message));
         }
     }
@@ -346,12 +357,12 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in any::<String>()) {
-            let _ = parse(&text, Format::Compose, &lookup);
-            let _ = parse(&text, Format::Raw, &lookup);
+            let _ = parse(&text, Format::Compose, &lookup, &BTreeMap::new());
+            let _ = parse(&text, Format::Raw, &lookup, &BTreeMap::new());
         }
         #[test]
         fn file_like_text_does_not_panic(text in "[A-C='\"\\\\$\\{\\} #\n\r:]{0,40}") {
-            let _ = parse(&text, Format::Compose, &lookup);
+            let _ = parse(&text, Format::Compose, &lookup, &BTreeMap::new());
         }
         #[test]
         fn a_double_quoted_value_comes_back(value in "[^\0]{0,40}") {

@@ -11,15 +11,13 @@ mod print;
 mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Diagnostic, Key, Report};
-use crate::dotenv;
 use crate::load::{Files, Prepared, Refused, Request, prepare};
-use crate::node::{Mapping, Node, Tag, Value};
-use crate::project::{Assembly, Environment, Reference};
+use crate::node::{Mapping, Node, Value};
+use crate::project::{Assembly, Environment};
 use print::Language;
 
 pub(crate) use consistent::check;
@@ -316,7 +314,7 @@ impl Project {
                         .collect();
                     let inner = known.clone();
                     let outer = |name: &str| environment.get(name).or_else(|| inner.get(name)).cloned();
-                    read_files(assembly, &files.node, &key, &outer, &mut known);
+                    assembly.read_variables(&files.node, &key, &outer, &mut known);
                     add_missing(&mut own, known, files.key);
                 }
                 put_pairs(service, "environment", own);
@@ -325,7 +323,7 @@ impl Project {
                 let key = key.field("label_file");
                 let mut own = take_pairs(service, "labels");
                 let mut known = Environment::new();
-                read_files(assembly, &files.node, &key, &|_| None, &mut known);
+                assembly.read_variables(&files.node, &key, &|_| None, &mut known);
                 add_missing(&mut own, known, files.key);
                 put_pairs(service, "labels", own);
             }
@@ -359,51 +357,5 @@ fn add_missing(own: &mut Mapping, found: Environment, place: crate::diagnostic::
         if !own.contains(&name) {
             own.insert(name, place, Node::string(place, value));
         }
-    }
-}
-
-/// Adds the variables of files; a later file may use those of earlier ones, and wins.
-fn read_files(
-    assembly: &mut Assembly<'_>,
-    files: &Node,
-    key: &Key<'_>,
-    outer: &dyn Fn(&str) -> Option<String>,
-    known: &mut Environment,
-) {
-    for (index, item) in files.as_sequence().unwrap_or_default().iter().enumerate() {
-        let key = key.item(index);
-        let (path, required, format) = match &item.value {
-            Value::String(path) => (path.as_str(), true, None),
-            Value::Mapping(mapping) => {
-                let Some(path) = mapping.get("path").and_then(Node::as_str) else { continue };
-                let optional =
-                    matches!(mapping.get("required"), Some(Node { value: Value::Bool(false), .. }));
-                (path, !optional, mapping.get("format").and_then(Node::as_str))
-            }
-            _ => continue,
-        };
-        debug_assert!(item.tag == Tag::None, "tags are settled");
-        let path = Path::new(path);
-        let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-        if !required && assembly.files.read(path).is_err_and(|error| absent(&error)) {
-            continue;
-        }
-        let format = match format {
-            None | Some("") => dotenv::Format::Compose,
-            Some("raw") => dotenv::Format::Raw,
-            Some(other) => {
-                let message = format!("`{other}` is not a format of env files");
-                assembly
-                    .report
-                    .error(crate::Complaint::InvalidValue, item.span, &key.field("format"), message)
-                    .hint("leave it out, or write `raw`");
-                continue;
-            }
-        };
-        let reference = Reference { span: item.span, key: &key };
-        let Some(text) = assembly.text(path, Some(reference)) else { continue };
-        let before = known.clone();
-        let lookup = |name: &str| outer(name).or_else(|| before.get(name).cloned());
-        known.extend(assembly.variables(path, text, format, &lookup));
     }
 }

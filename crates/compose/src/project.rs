@@ -565,10 +565,9 @@ impl<'a> Assembly<'a> {
         let mut found = Environment::new();
         for (path, reference) in paths {
             let Some(text) = self.text(path, *reference) else { continue };
-            let before = found.clone();
-            let outer = &*environment;
-            let lookup = |name: &str| outer.get(name).or_else(|| before.get(name)).cloned();
-            found.extend(self.variables(path, text, dotenv::Format::Compose, &lookup));
+            let outer = |name: &str| environment.get(name).cloned();
+            let read = self.variables(path, text, dotenv::Format::Compose, &outer, &found);
+            found.extend(read);
         }
         for (name, value) in found {
             environment.entry(name).or_insert(value);
@@ -589,15 +588,60 @@ impl<'a> Assembly<'a> {
         }
     }
 
+    /// Adds the variables that the files of a canonical `env_file` or `label_file` give. A later file wins, and may use
+    /// those of earlier ones; `outer` comes before all of them.
+    pub(crate) fn read_variables(
+        &mut self,
+        files: &Node,
+        key: &Key<'_>,
+        outer: interpolate::Lookup<'_>,
+        known: &mut Environment,
+    ) {
+        for (index, item) in files.as_sequence().unwrap_or_default().iter().enumerate() {
+            let key = key.item(index);
+            let (path, required, format) = match &item.value {
+                Value::String(path) => (path.as_str(), true, None),
+                Value::Mapping(mapping) => {
+                    let Some(path) = mapping.get("path").and_then(Node::as_str) else { continue };
+                    let optional =
+                        matches!(mapping.get("required"), Some(Node { value: Value::Bool(false), .. }));
+                    (path, !optional, mapping.entry("format"))
+                }
+                _ => continue,
+            };
+            let path = Path::new(path);
+            let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+            if !required && self.files.read(path).is_err_and(|error| absent(&error)) {
+                continue;
+            }
+            let format = match format.and_then(|entry| Some((entry, entry.node.as_str()?))) {
+                None | Some((_, "" | ".env")) => dotenv::Format::Compose,
+                Some((_, "raw")) => dotenv::Format::Raw,
+                Some((entry, other)) => {
+                    let message = format!("`{other}` is not a format of env files");
+                    self.report
+                        .error(Complaint::InvalidValue, entry.place(), &key.field("format"), message)
+                        .hint("leave it out, or write `raw`");
+                    continue;
+                }
+            };
+            let reference = Reference { span: item.span, key: &key };
+            let Some(text) = self.text(path, Some(reference)) else { continue };
+            let read = self.variables(path, text, format, outer, known);
+            known.extend(read);
+        }
+    }
+
     /// Reads variables out of text, complaining about what cannot be read.
-    pub(crate) fn variables(
+    fn variables(
         &mut self,
         path: &Path,
         text: String,
         format: dotenv::Format,
-        lookup: interpolate::Lookup<'_>,
+        outer: interpolate::Lookup<'_>,
+        earlier: &Environment,
     ) -> Vec<(String, String)> {
-        let parsed = dotenv::parse(&text, format, lookup);
+        let parsed = dotenv::parse(&text, format, outer, earlier);
         match parsed {
             Ok(variables) if variables.unset.is_empty() => variables.entries,
             Ok(variables) => {

@@ -2,7 +2,6 @@
 //!
 //! A long form passes through, with the defaults that the specification gives it.
 
-use crate::canonical::Base;
 use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::node::{Mapping, Node, Value};
 
@@ -165,8 +164,8 @@ fn range(text: &str, short: &str, whose: &str) -> Result<(u16, u16), Refusal> {
 
 const PROPAGATIONS: [&str; 6] = ["rprivate", "private", "rshared", "shared", "rslave", "slave"];
 
-/// `[source:]target[:options]`.
-pub(crate) fn volume(report: &mut Report, item: Node, key: &Key<'_>, base: &Base) -> Vec<Node> {
+/// `[source:]target[:options]`; paths stay as they are written.
+pub(crate) fn volume(report: &mut Report, item: Node, key: &Key<'_>) -> Vec<Node> {
     let span = item.span;
     let short = match &item.value {
         Value::Mapping(_) => return vec![item],
@@ -195,7 +194,7 @@ pub(crate) fn volume(report: &mut Report, item: Node, key: &Key<'_>, base: &Base
     };
     let binds = source.as_deref().is_some_and(is_path);
     let mut fields = vec![("type", text(if binds { "bind" } else { "volume" }))];
-    fields.extend(source.map(|source| ("source", text(if binds { base.resolve(&source) } else { source }))));
+    fields.extend(source.map(|source| ("source", text(source))));
     fields.push(("target", text(target)));
     let (mut bind, mut volume) = (Mapping::default(), Mapping::default());
     if binds {

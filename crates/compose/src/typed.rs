@@ -29,8 +29,8 @@ use wharf_model::{
 
 use crate::aliyun;
 use crate::diagnostic::{Complaint, Key, Report, Span};
-use crate::node::{Entry, Mapping, Node, Value};
-use crate::project::{Assembly, Environment, Reference};
+use crate::node::{Entry, Mapping, Node};
+use crate::project::{Assembly, Environment};
 
 /// Configs and secrets travel in records of the store, which are small.
 const LARGEST_FILE: usize = 1_000_000;
@@ -281,7 +281,8 @@ impl Typing<'_, '_> {
         let mut clashes = Vec::new();
         for (name, service) in services {
             for port in &service.ports {
-                let Some(published) = port.published else { continue };
+                // One of a range is chosen so that it is nobody else's.
+                let Some(published) = port.published.filter(|_| port.published_to.is_none()) else { continue };
                 let address = port.host_ip.filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
                 let id = (published, port.protocol.as_str(), address.unwrap_or_default());
                 match taken.get(&id) {
@@ -512,44 +513,14 @@ impl Typing<'_, '_> {
     }
 
     /// Variables of `env_file` or `label_file`, in order; later ones win.
-    fn variables_of(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, String> {
-        let mut found: BTreeMap<String, String> = BTreeMap::new();
-        let items = entry.node.as_sequence().unwrap_or_default();
-        for (index, item) in items.iter().enumerate() {
-            let key = key.item(index);
-            let (path, required, format) = match &item.value {
-                Value::String(path) => (path.as_str(), true, None),
-                Value::Mapping(mapping) => {
-                    let Some(path) = mapping.get("path").and_then(Node::as_str) else { continue };
-                    let required = mapping.entry("required").and_then(values::flag).unwrap_or(true);
-                    (path, required, mapping.entry("format"))
-                }
-                _ => continue,
-            };
-            let format = match format.and_then(|entry| Some((entry, entry.node.as_str()?))) {
-                None | Some((_, "")) => crate::dotenv::Format::Compose,
-                Some((_, "raw")) => crate::dotenv::Format::Raw,
-                Some((entry, other)) => {
-                    let message = format!("`{other}` is not a format of env files");
-                    let place = entry.place();
-                    self.report()
-                        .error(Complaint::InvalidValue, place, &key.field("format"), message)
-                        .hint("leave it out, or write `raw`");
-                    continue;
-                }
-            };
-            let path = Path::new(path);
-            let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-            if !required && self.assembly.files.read(path).is_err_and(|error| absent(&error)) {
-                continue;
-            }
-            let reference = Reference { span: item.span, key: &key };
-            let Some(text) = self.assembly.text(path, Some(reference)) else { continue };
-            let environment = self.environment;
-            let before = found.clone();
-            let lookup = |name: &str| environment.get(name).or_else(|| before.get(name)).cloned();
-            found.extend(self.assembly.variables(path, text, format, &lookup));
-        }
+    fn variables_of(
+        &mut self,
+        entry: &Entry,
+        key: &Key<'_>,
+        outer: &dyn Fn(&str) -> Option<String>,
+    ) -> BTreeMap<String, String> {
+        let mut found = BTreeMap::new();
+        self.assembly.read_variables(&entry.node, key, outer, &mut found);
         found
     }
 }

@@ -92,7 +92,11 @@ impl Typing<'_, '_> {
     /// `env_file` first, `environment` over it; bare names are taken from the environment.
     fn environment(&mut self, service: &Mapping, key: &Key<'_>, spec: &mut ContainerSpec) {
         if let Some(files) = service.entry("env_file") {
-            let found = self.variables_of(files, &key.field("env_file"));
+            let outer = self.environment;
+            let own = service.get("environment").and_then(Node::as_mapping);
+            let own = |name: &str| own?.get(name)?.as_str().map(str::to_owned);
+            let lookup = |name: &str| outer.get(name).cloned().or_else(|| own(name));
+            let found = self.variables_of(files, &key.field("env_file"), &lookup);
             spec.environment.extend(found.into_iter().map(|(name, value)| (name, Some(value))));
         }
         let Some(entry) = service.entry("environment") else { return };
@@ -113,7 +117,7 @@ impl Typing<'_, '_> {
 
     fn container_labels(&mut self, service: &Mapping, key: &Key<'_>, spec: &mut ContainerSpec) {
         if let Some(files) = service.entry("label_file") {
-            spec.labels = self.variables_of(files, &key.field("label_file"));
+            spec.labels = self.variables_of(files, &key.field("label_file"), &|_| None);
         }
         if let Some(entry) = service.entry("labels") {
             spec.labels.extend(values::text_map(entry));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use wharf_compose::{Loaded, Request, load};
+use wharf_compose::{Loaded, Project, Projected, Request, load, project};
 use wharf_model::{AppSpec, ServiceSpec};
 
 /// A folder `/app` with files.
@@ -39,6 +39,21 @@ impl Folder {
     }
     pub(crate) fn load(&self) -> Loaded {
         load(&self.request, &self.files)
+    }
+    pub(crate) fn projected(&self) -> Projected {
+        project(&self.request, &self.files)
+    }
+    /// The normal form; fails with the complaints where there is none.
+    pub(crate) fn project(&self) -> Project {
+        match self.projected().into_result() {
+            Ok((project, _)) => project,
+            Err(refused) => panic!("{refused}"),
+        }
+    }
+    /// What a file contains.
+    pub(crate) fn text(&self, name: &str) -> String {
+        let content = self.files[&PathBuf::from("/app").join(name)].clone();
+        String::from_utf8(content).unwrap()
     }
     /// Every complaint as text.
     pub(crate) fn complaints(&self) -> String {

@@ -7,6 +7,7 @@ mod folder;
 mod honoured;
 mod merging;
 mod messages;
+mod normal;
 mod robust;
 mod variables;
 mod wordpress;
