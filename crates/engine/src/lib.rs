@@ -7,6 +7,7 @@
 mod assign;
 mod builder;
 mod change;
+mod choose;
 #[cfg(test)]
 mod fixtures;
 mod names;
@@ -28,6 +29,7 @@ mod world;
 pub use assign::Assigner;
 pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
+pub use choose::{choose_ports, pinned_image};
 pub use nodes::{Leases, Link, decide as decide_node};
 pub use pass::decide;
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};

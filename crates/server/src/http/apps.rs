@@ -16,7 +16,7 @@ use wharf_api::{
 use wharf_engine::{self as engine, Change, PlanRefusal, Request};
 use wharf_model::{
     AppKey, AppRecord, AppSpec, By, EventKind, FileSpec, Image, NodeState, PublishMode, PullPolicy,
-    ReleaseNumber, ServiceKey, ServiceName, ServiceRecord, ServiceSpec, Subject, Task,
+    ReleaseNumber, ServiceName, ServiceRecord, ServiceSpec, Subject, Task,
 };
 use wharf_store::{Batch, PORTABLE_BYTES, PORTABLE_KEYS, Revision, StoreError};
 
@@ -426,7 +426,8 @@ async fn prepare_up(
         take_content(shared, key, name, file, &mut files)?;
     }
     let mut known = BTreeMap::<String, Answer<Image>>::new();
-    let (mut images, mut missing, mut warnings) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let (mut images, mut missing) = (BTreeMap::new(), Vec::new());
+    let mut warnings = engine::choose_ports(&shared.state.read().world, key, &mut spec);
     for (name, service) in &spec.services {
         if let Some(image) = built.get(name.as_str()) {
             if image.reference != service.image || image.built.is_none() {
@@ -435,13 +436,20 @@ async fn prepare_up(
             images.insert(name.clone(), image.clone());
             continue;
         }
-        if let Some(image) = pinned(shared, key, name, service).filter(|_| !pull) {
+        let pinned = {
+            let inner = shared.state.read();
+            engine::pinned_image(&inner.world, key, name, service, shared.now()).cloned()
+        };
+        if let Some(image) = pinned.filter(|_| !pull) {
             images.insert(name.clone(), image);
             continue;
         }
         if !known.contains_key(&service.image) {
-            let found =
-                resolve(shared, &service.image, pull || service.pull_policy == PullPolicy::Always).await;
+            let ask = match service.pull_policy {
+                PullPolicy::Always | PullPolicy::Refresh { .. } => true,
+                PullPolicy::Missing | PullPolicy::Never => pull,
+            };
+            let found = resolve(shared, &service.image, ask).await;
             known.insert(service.image.clone(), found);
         }
         match &known[&service.image] {
@@ -507,18 +515,6 @@ pub(super) fn content(name: &str, text: &str) -> Answer<Vec<u8>> {
         .hint("keep large data in a volume or in the image"));
     }
     Ok(content)
-}
-
-/// What the current release pins this service's image to, if it is written the same.
-fn pinned(shared: &Shared, app: &AppKey, name: &ServiceName, spec: &ServiceSpec) -> Option<Image> {
-    if spec.pull_policy == PullPolicy::Always {
-        return None;
-    }
-    let inner = shared.state.read();
-    let service = ServiceKey { app: app.clone(), name: name.clone() };
-    let record = inner.world.service(&service).filter(|record| !record.removed)?;
-    let image = &inner.world.revision_of(&service, record.generation)?.image;
-    (image.reference == spec.image).then(|| image.clone())
 }
 
 /// Asks nodes what an image reference stands for: what a registry says counts more than what an engine happens to have.
