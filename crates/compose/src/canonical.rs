@@ -38,7 +38,8 @@ impl Base {
 
     /// The same for files of another folder.
     pub(crate) fn elsewhere(&self, folder: PathBuf) -> Self {
-        let written = self.written.as_ref().map(|written| clean(&written.join(from_to(&self.folder, &folder))));
+        let written =
+            self.written.as_ref().map(|written| clean(&written.join(from_to(&self.folder, &folder))));
         Self { folder, home: self.home.clone(), written }
     }
 

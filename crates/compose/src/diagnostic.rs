@@ -196,7 +196,8 @@ fn printable(text: &str) -> String {
     if !text.contains(is_unprintable) {
         return text.to_owned();
     }
-    let shown = text.chars().map(|c| if is_unprintable(c) { c.escape_default().to_string() } else { c.into() });
+    let shown =
+        text.chars().map(|c| if is_unprintable(c) { c.escape_default().to_string() } else { c.into() });
     shown.collect()
 }
 

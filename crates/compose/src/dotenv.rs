@@ -336,7 +336,8 @@ mod tests {
 
     #[test]
     fn the_raw_form_takes_everything_as_it_stands() {
-        let found = parse("A='x' # $OUTER\n# c\n\nOUTER\n", Format::Raw, &lookup, &BTreeMap::new()).unwrap().entries;
+        let found =
+            parse("A='x' # $OUTER\n# c\n\nOUTER\n", Format::Raw, &lookup, &BTreeMap::new()).unwrap().entries;
         assert_eq!(found, [("A".into(), "'x' # $OUTER".into()), ("OUTER".into(), "outer".to_owned())]);
     }
 

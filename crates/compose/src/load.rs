@@ -165,11 +165,7 @@ pub(crate) struct Prepared {
 }
 
 /// Reads and merges all files; complains about what is wrong with them.
-pub(crate) fn prepare(
-    request: &Request,
-    assembly: &mut Assembly<'_>,
-    interpolate: bool,
-) -> Option<Prepared> {
+pub(crate) fn prepare(request: &Request, assembly: &mut Assembly<'_>, interpolate: bool) -> Option<Prepared> {
     if request.files.is_empty() {
         assembly
             .report
@@ -189,7 +185,8 @@ pub(crate) fn prepare(
         let paths: Vec<_> = request.env_files.iter().map(|path| (path.clone(), None)).collect();
         assembly.add_env_files(&paths, &mut environment);
     }
-    assembly.options = Options { interpolate, keep_paths: request.no_path_resolution.then(|| folder.clone()) };
+    assembly.options =
+        Options { interpolate, keep_paths: request.no_path_resolution.then(|| folder.clone()) };
     let name = app_name(request, assembly, &files, &folder, &environment);
     if let Some(name) = &name {
         environment.insert("COMPOSE_PROJECT_NAME".to_owned(), name.clone());

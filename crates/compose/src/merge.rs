@@ -81,7 +81,9 @@ fn is_variable(key: &Key<'_>) -> bool {
     let Key::Field(Key::Field(parent, group), _) = key else { return false };
     match *group {
         "environment" | "sysctls" | "annotations" | "labels" => is_service(parent),
-        "args" | "additional_contexts" => matches!(parent, Key::Field(service, "build") if is_service(service)),
+        "args" | "additional_contexts" => {
+            matches!(parent, Key::Field(service, "build") if is_service(service))
+        }
         _ => false,
     }
 }
@@ -93,7 +95,8 @@ fn is_pools(key: &Key<'_>) -> bool {
 /// Pools of the same subnet are merged; those of which later files do not speak are gone.
 fn merge_pools(report: &mut Report, below: &mut Vec<Node>, above: &mut [Node], key: &Key<'_>) {
     let subnet = |pool: &Node| pool.as_mapping()?.get("subnet")?.scalar_text();
-    let mut earlier: HashMap<Option<String>, Node> = below.drain(..).map(|pool| (subnet(&pool), pool)).collect();
+    let mut earlier: HashMap<Option<String>, Node> =
+        below.drain(..).map(|pool| (subnet(&pool), pool)).collect();
     for (index, pool) in above.iter_mut().enumerate() {
         if let Some(base) = earlier.remove(&subnet(pool)) {
             let over = std::mem::replace(pool, Node::new(base.span, Value::Null));

@@ -111,7 +111,8 @@ pub(crate) fn active_services(root: &Mapping, profiles: &BTreeSet<String>) -> BT
 }
 
 fn profiles_of(service: &Node) -> impl Iterator<Item = &str> {
-    let profiles = service.as_mapping().and_then(|service| service.get("profiles")).and_then(Node::as_sequence);
+    let profiles =
+        service.as_mapping().and_then(|service| service.get("profiles")).and_then(Node::as_sequence);
     profiles.unwrap_or_default().iter().filter_map(Node::as_str)
 }
 
@@ -179,8 +180,7 @@ impl Project {
     /// digests another text.
     pub fn hash(&self, service: &str) -> Option<String> {
         let (_, mapping) = self.active_services().find(|(name, _)| *name == service)?;
-        let mut json =
-            print::object(mapping, &form::SERVICE, Language::Json, &|_, _| true).into_json();
+        let mut json = print::object(mapping, &form::SERVICE, Language::Json, &|_, _| true).into_json();
         let fields = json.as_object_mut()?;
         for key in ["build", "pull_policy", "scale", "depends_on", "profiles"] {
             fields.remove(key);
@@ -241,9 +241,7 @@ impl Project {
 
     fn active_services(&self) -> impl Iterator<Item = (&str, &Mapping)> {
         let services = self.all_services();
-        self.active.iter().filter_map(move |name| {
-            Some((name.as_str(), services?.get(name)?.as_mapping()?))
-        })
+        self.active.iter().filter_map(move |name| Some((name.as_str(), services?.get(name)?.as_mapping()?)))
     }
 
     fn printed(&self, language: Language) -> print::Printed<'_> {
@@ -301,7 +299,9 @@ impl Project {
         let group = Key::Root.field("services");
         let Some(services) = root.get_mut("services").and_then(Node::as_mapping_mut) else { return };
         for (name, entry) in services.iter_mut() {
-            let Some(service) = entry.node.as_mapping_mut().filter(|_| active.contains(name)) else { continue };
+            let Some(service) = entry.node.as_mapping_mut().filter(|_| active.contains(name)) else {
+                continue;
+            };
             let key = group.field(name);
             if !request.no_env_resolution {
                 let mut own = take_pairs(service, "environment");

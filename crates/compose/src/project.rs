@@ -177,10 +177,7 @@ impl<'a> Assembly<'a> {
     fn load(&mut self, files: &[PathBuf], folder: &Path, environment: &Environment) -> Option<Node> {
         let home = environment.get("HOME").cloned();
         let written = self.options.keep_paths.as_ref().map(|top| from_to(top, folder));
-        let scope = Scope {
-            environment,
-            base: Base { folder: folder.to_owned(), home, written },
-        };
+        let scope = Scope { environment, base: Base { folder: folder.to_owned(), home, written } };
         let mut merged: Option<Node> = None;
         let mut unreadable = false;
         for path in files {
@@ -351,7 +348,8 @@ impl<'a> Assembly<'a> {
                 match own.entry_mut(&name) {
                     Some(over) if over.node.tag != Tag::Reset => {
                         let node = std::mem::replace(&mut over.node, Node::new(over.key, Value::Null));
-                        let merged = merge::merge(&mut self.report, member.node, node, &group_key.field(&name));
+                        let merged =
+                            merge::merge(&mut self.report, member.node, node, &group_key.field(&name));
                         over.node = merged;
                     }
                     _ => own.insert(name, member.key, member.node),

@@ -134,7 +134,9 @@ impl Shape {
             Self::Scalar => !matches!(node.value, Value::Sequence(_) | Value::Mapping(_) | Value::Invalid),
             Self::Bool => matches!(node.value, Value::Bool(_) | Value::String(_)),
             Self::List(_) => matches!(node.value, Value::Sequence(_)),
-            Self::Map(_) | Self::Job(_) | Self::MapOf(_) | Self::Named(..) => matches!(node.value, Value::Mapping(_)),
+            Self::Map(_) | Self::Job(_) | Self::MapOf(_) | Self::Named(..) => {
+                matches!(node.value, Value::Mapping(_))
+            }
             Self::OrNull(inner) => node.is_null() || inner.accepts(node),
             Self::Either(shapes) => shapes.iter().any(|shape| shape.accepts(node)),
         }

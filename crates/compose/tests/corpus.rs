@@ -110,7 +110,11 @@ fn differences(ours: &Value, theirs: &Value, at: &str, found: &mut Vec<String>) 
                     None => found.push(format!("{at}.{key}: {value} is only ours")),
                 }
             }
-            found.extend(b.iter().filter(|(key, _)| !a.contains_key(*key)).map(|(key, value)| format!("{at}.{key}: {value} is missing")));
+            found.extend(
+                b.iter()
+                    .filter(|(key, _)| !a.contains_key(*key))
+                    .map(|(key, value)| format!("{at}.{key}: {value} is missing")),
+            );
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
             for (index, (a, b)) in a.iter().zip(b).enumerate() {
@@ -126,7 +130,8 @@ fn differences(ours: &Value, theirs: &Value, at: &str, found: &mut Vec<String>) 
 fn documented() -> BTreeMap<String, String> {
     let page = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/compose-differences.md"));
     let text = fs::read_to_string(page).unwrap();
-    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |")?.split_once("` | "));
+    let rows =
+        text.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |")?.split_once("` | "));
     rows.map(|(id, reason)| (id.to_owned(), reason.to_owned())).collect()
 }
 

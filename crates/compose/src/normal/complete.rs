@@ -63,7 +63,8 @@ pub(super) fn complete(root: &mut Mapping, name: &str, environment: &Environment
             }
             let Some(resource) = entry.node.as_mapping_mut() else { return };
             if resource.get("name").is_none_or(Node::is_null) {
-                let external = matches!(resource.get("external"), Some(Node { value: Value::Bool(true), .. }));
+                let external =
+                    matches!(resource.get("external"), Some(Node { value: Value::Bool(true), .. }));
                 let given = if external { key.to_owned() } else { format!("{name}_{key}") };
                 resource.insert("name", entry.key, Node::string(entry.key, given));
             }
@@ -159,10 +160,8 @@ pub(super) fn resolve(variables: &mut Mapping, environment: &Environment) {
 
 /// Adds implied dependencies to those that are written.
 fn depend(service: &mut Mapping) {
-    let implied: Vec<(String, bool)> = implied(service)
-        .into_iter()
-        .map(|implied| (implied.service.to_owned(), implied.restart))
-        .collect();
+    let implied: Vec<(String, bool)> =
+        implied(service).into_iter().map(|implied| (implied.service.to_owned(), implied.restart)).collect();
     if implied.is_empty() {
         return;
     }

@@ -200,7 +200,8 @@ impl<'a> Check<'a> {
         let known = ["CMD", "CMD-SHELL", "NONE"];
         let Some(word) = first.as_str().filter(|word| !known.contains(word)) else { return };
         let key = key.field("healthcheck");
-        let message = format!("a `test` that is a list starts with CMD, CMD-SHELL or NONE, not with `{word}`");
+        let message =
+            format!("a `test` that is a list starts with CMD, CMD-SHELL or NONE, not with `{word}`");
         self.report
             .error(Complaint::InvalidValue, first.span, &key.field("test"), message)
             .hint("write `[\"CMD\", \"program\", …]`");
@@ -347,9 +348,7 @@ impl<'a> Check<'a> {
                     None => format!("`{short}` is set, and `{path}` is missing beside the other {group}"),
                 };
                 let hint = format!("keep `{path}`, and remove `{short}`");
-                self.report
-                    .error(Complaint::Conflict, entry.place(), &key.field(short), message)
-                    .hint(hint);
+                self.report.error(Complaint::Conflict, entry.place(), &key.field(short), message).hint(hint);
                 self.report.relate(other.unwrap_or(group_entry).place(), format!("`{path}` belongs here"));
             }
         }

@@ -74,8 +74,8 @@ pub(super) enum Kind {
 }
 use Kind::{
     AlwaysBytes, AlwaysGroup, AlwaysText, AlwaysWhole, Any, Bytes, Choice, Command, Count, Flag, GivenTime,
-    GivenWhole, Group, Hosts, Items, Keys, Labels, Limits, Mode, Named, Object, OptOut, Part, Ratio, Repeated,
-    Test, Text, Texts, Time, Variables, Whole, YamlGroup,
+    GivenWhole, Group, Hosts, Items, Keys, Labels, Limits, Mode, Named, Object, OptOut, Part, Ratio,
+    Repeated, Test, Text, Texts, Time, Variables, Whole, YamlGroup,
 };
 
 /// A mapping with known keys.
@@ -306,17 +306,10 @@ static DEVICE_REQUEST: Form = form(&[
     ("device_ids", Texts),
     ("options", Labels),
 ]);
-static RESTART: Form = form(&[
-    ("condition", Text),
-    ("delay", GivenTime),
-    ("max_attempts", GivenWhole),
-    ("window", GivenTime),
-]);
-static PLACEMENT: Form = form(&[
-    ("constraints", Texts),
-    ("preferences", Items(&PREFERENCE)),
-    ("max_replicas_per_node", Whole),
-]);
+static RESTART: Form =
+    form(&[("condition", Text), ("delay", GivenTime), ("max_attempts", GivenWhole), ("window", GivenTime)]);
+static PLACEMENT: Form =
+    form(&[("constraints", Texts), ("preferences", Items(&PREFERENCE)), ("max_replicas_per_node", Whole)]);
 static PREFERENCE: Form = form(&[("spread", Text)]);
 static DEVICE: Form = form(&[("source", Text), ("target", Text), ("permissions", Text)]);
 static PROVIDER: Form = form(&[("type", Text), ("options", Repeated)]);

@@ -83,7 +83,11 @@ fn json_number(number: f64, digits: impl Fn() -> String) -> serde_json::Value {
         #[expect(clippy::cast_possible_truncation, reason = "whole, and small enough")]
         return serde_json::Value::from(number as i64);
     }
-    digits().parse::<f64>().ok().and_then(serde_json::Number::from_f64).map_or(serde_json::Value::Null, Into::into)
+    digits()
+        .parse::<f64>()
+        .ok()
+        .and_then(serde_json::Number::from_f64)
+        .map_or(serde_json::Value::Null, Into::into)
 }
 
 /// A mapping in its form; `shows` says which members of the groups of a project are printed.
@@ -352,9 +356,7 @@ fn pairs<'a>(node: &'a Node, nothing: impl Fn() -> Printed<'a>) -> Entries<'a> {
     let members = node.as_mapping().into_iter().flat_map(Mapping::iter);
     members
         .filter(|(_, entry)| !entry.node.is_invalid())
-        .map(|(name, entry)| {
-            (Cow::Borrowed(name), text(&entry.node).map_or_else(&nothing, Printed::Text))
-        })
+        .map(|(name, entry)| (Cow::Borrowed(name), text(&entry.node).map_or_else(&nothing, Printed::Text)))
         .collect()
 }
 fn repeated(node: &Node) -> Entries<'_> {

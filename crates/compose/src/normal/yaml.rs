@@ -101,7 +101,8 @@ fn string(out: &mut String, text: &str, block: Option<usize>) {
     }
     match block {
         Some(level) if is_block(text) => literal(out, text, level),
-        _ if text.chars().all(|c| !c.is_control() && c != '\u{feff}') && !text.contains(['\u{2028}', '\u{2029}', '\u{85}']) =>
+        _ if text.chars().all(|c| !c.is_control() && c != '\u{feff}')
+            && !text.contains(['\u{2028}', '\u{2029}', '\u{85}']) =>
         {
             // Text that reads as another kind is in double quotes, as the reference writes it.
             if !matches!(plain(text), Value::String(_)) || is_old_word(text) {
@@ -139,11 +140,29 @@ fn is_plain(text: &str) -> bool {
     let Some(first) = text.chars().next() else { return false };
     let indicator = matches!(
         first,
-        '-' | '?' | ':' | ',' | '[' | ']' | '{' | '}' | '#' | '&' | '*' | '!' | '|' | '>' | '\'' | '"' | '%' | '@' | '`'
+        '-' | '?'
+            | ':'
+            | ','
+            | '['
+            | ']'
+            | '{'
+            | '}'
+            | '#'
+            | '&'
+            | '*'
+            | '!'
+            | '|'
+            | '>'
+            | '\''
+            | '"'
+            | '%'
+            | '@'
+            | '`'
     );
     let starts_well = !indicator
         || (matches!(first, '-' | '?' | ':')
-            && text[1..].starts_with(|c: char| !c.is_whitespace() && !matches!(c, ',' | '[' | ']' | '{' | '}')));
+            && text[1..]
+                .starts_with(|c: char| !c.is_whitespace() && !matches!(c, ',' | '[' | ']' | '{' | '}')));
     starts_well
         && matches!(plain(text), Value::String(_))
         && !is_old_word(text)
@@ -153,7 +172,9 @@ fn is_plain(text: &str) -> bool {
         && text != "..."
         && !text.contains(": ")
         && !text.contains(" #")
-        && text.chars().all(|c| !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{85}' | '\u{feff}'))
+        && text
+            .chars()
+            .all(|c| !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{85}' | '\u{feff}'))
 }
 
 /// What readers of YAML 1.1 take for a boolean, a number to base 60 or a date.
@@ -161,7 +182,9 @@ fn is_old_word(text: &str) -> bool {
     let words = ["y", "n", "yes", "no", "on", "off"];
     let base_60 = || {
         let mut parts = text.trim_start_matches(['-', '+']).split(':');
-        let number = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_digit() || matches!(c, '_' | '.'));
+        let number = |part: &str| {
+            !part.is_empty() && part.chars().all(|c| c.is_ascii_digit() || matches!(c, '_' | '.'))
+        };
         text.contains(':') && parts.all(number)
     };
     let date = || {
@@ -176,7 +199,11 @@ fn is_old_word(text: &str) -> bool {
 fn is_block(text: &str) -> bool {
     text.contains('\n')
         && !text.starts_with([' ', '\n', '\t'])
-        && text.chars().all(|c| c == '\n' || c == '\t' || (!c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{85}' | '\u{feff}')))
+        && text.chars().all(|c| {
+            c == '\n'
+                || c == '\t'
+                || (!c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{85}' | '\u{feff}'))
+        })
 }
 
 fn literal(out: &mut String, text: &str, level: usize) {
@@ -234,7 +261,23 @@ mod tests {
     }
 
     fn printed() -> impl Strategy<Value = Printed<'static>> {
-        const WORDS: [&str; 15] = ["yes", "1:30", "2001-01-01", "a: b", "- x", "# c", "l\nm\n", "  x", "~", "", "0x1", "é", "a\n\n", "\n", "|"];
+        const WORDS: [&str; 15] = [
+            "yes",
+            "1:30",
+            "2001-01-01",
+            "a: b",
+            "- x",
+            "# c",
+            "l\nm\n",
+            "  x",
+            "~",
+            "",
+            "0x1",
+            "é",
+            "a\n\n",
+            "\n",
+            "|",
+        ];
         let string = prop_oneof![any::<String>(), prop::sample::select(&WORDS[..]).prop_map(str::to_owned)];
         let leaf = prop_oneof![
             Just(Printed::Null),

@@ -109,7 +109,9 @@ fn yaml_has_the_order_of_the_reference_and_every_extension() {
 
 #[test]
 fn the_normal_form_is_a_fixed_point() {
-    let folder = Folder::with("name: shop\nservices:\n  web:\n    image: i\n    command: ['a', '$$x']\n    environment: {A: 'b$$c'}\n    ports: ['1-3:1-3/udp']\n    volumes: ['d:/d', './x:/y']\n    deploy: {resources: {limits: {cpus: '0.5', memory: 1g}}, restart_policy: {delay: 5s}}\n    extra_hosts: ['a:1.1.1.1']\n    ulimits: {nofile: 10, nproc: {soft: 1, hard: 2}}\n    x-a: {b: c}\nvolumes: {d: }\n");
+    let folder = Folder::with(
+        "name: shop\nservices:\n  web:\n    image: i\n    command: ['a', '$$x']\n    environment: {A: 'b$$c'}\n    ports: ['1-3:1-3/udp']\n    volumes: ['d:/d', './x:/y']\n    deploy: {resources: {limits: {cpus: '0.5', memory: 1g}}, restart_policy: {delay: 5s}}\n    extra_hosts: ['a:1.1.1.1']\n    ulimits: {nofile: 10, nproc: {soft: 1, hard: 2}}\n    x-a: {b: c}\nvolumes: {d: }\n",
+    );
     let first = folder.project();
     let again = Folder::with(&first.to_yaml()).project();
     assert_eq!(again.to_json(), first.to_json());
@@ -118,7 +120,9 @@ fn the_normal_form_is_a_fixed_point() {
 
 #[test]
 fn what_a_cluster_cannot_do_is_no_complaint() {
-    let folder = web("develop: {watch: [{path: ., action: rebuild}]}\ncontainer_name: x\nvolumes_from: [web2]\nprovider: {type: x}\ncredential_spec: {file: f}\ndevices: ['/dev/a:/dev/b:strange']");
+    let folder = web(
+        "develop: {watch: [{path: ., action: rebuild}]}\ncontainer_name: x\nvolumes_from: [web2]\nprovider: {type: x}\ncredential_spec: {file: f}\ndevices: ['/dev/a:/dev/b:strange']",
+    );
     let text = folder.text("compose.yaml");
     let folder = folder.file("compose.yaml", &format!("{text}  web2: {{image: i}}\n"));
     assert_eq!(folder.projected().diagnostics, []);
@@ -150,7 +154,9 @@ fn what_contradicts_itself_is_refused_by_both() {
 
 #[test]
 fn variables_may_stay_as_they_are_written() {
-    let mut folder = web("ports: ['${PORT:-80}:80', '81:81']\nhealthcheck: {retries: '${N}', interval: '$I'}\nvolumes: ['${SOURCE}:/x']\nscale: $S\ncommand: echo $X $$Y");
+    let mut folder = web(
+        "ports: ['${PORT:-80}:80', '81:81']\nhealthcheck: {retries: '${N}', interval: '$I'}\nvolumes: ['${SOURCE}:/x']\nscale: $S\ncommand: echo $X $$Y",
+    );
     folder.request.no_interpolate = true;
     let service = service(&folder);
     assert_eq!(service["ports"][0], "${PORT:-80}:80");
@@ -268,8 +274,9 @@ fn a_hash_changes_with_what_a_container_is_made_from() {
 
 #[test]
 fn braces_in_a_default_come_in_pairs() {
-    let folder = web("labels: ['a=${A:-{\"x\": {}}}', 'b=${B:-{\"x\": 1}}', 'c=${C:-{}', 'd=${A:-${B:+{$A}}}']")
-        .variable("B", "set");
+    let folder =
+        web("labels: ['a=${A:-{\"x\": {}}}', 'b=${B:-{\"x\": 1}}', 'c=${C:-{}', 'd=${A:-${B:+{$A}}}']")
+            .variable("B", "set");
     assert_eq!(service(&folder)["labels"], json!({"a": "{\"x\": {}}", "b": "set", "c": "{", "d": "{}"}));
 }
 
