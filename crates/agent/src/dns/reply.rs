@@ -209,7 +209,8 @@ impl Reply {
 
 /// Writes that the question's name is the first of `chain`, and each of it the next. Whether all of it fitted.
 pub(super) fn aliases(writer: &mut Writer<'_>, chain: &[Box<[u8]>], ttl: u32) -> bool {
-    let mut owner = QUESTION_NAME.to_vec();
+    // The first owner is short, and where there is no chain nothing is allocated.
+    let mut owner = if chain.is_empty() { Vec::new() } else { QUESTION_NAME.to_vec() };
     chain.iter().all(|name| {
         let mut target = name.to_vec();
         target.push(0);
