@@ -218,3 +218,53 @@ pub(crate) enum Command {
         shell: commands::completion::Shell,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Cli, String> {
+        let mut cli = Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?;
+        cli.hand_down().map_err(|error| error.to_string())?;
+        Ok(cli)
+    }
+    fn files(line: &str) -> Files {
+        parsed(line).unwrap().command.files().unwrap().clone()
+    }
+
+    #[test]
+    fn flags_of_compose_stand_before_the_verb_or_after_it() {
+        Cli::command().debug_assert();
+        let before =
+            files("wharf -f a.yaml -p shop --profile debug --env-file x.env --project-directory /x up");
+        assert_eq!(
+            before,
+            files("wharf up -f a.yaml -p shop --profile debug --env-file x.env --project-directory /x")
+        );
+        assert_eq!(before.project_name.as_deref(), Some("shop"));
+        let both = files("wharf -f a.yaml -p one config -f b.yaml -p two");
+        assert_eq!(both.file, ["a.yaml", "b.yaml"].map(PathBuf::from));
+        assert_eq!(both.project_name.as_deref(), Some("two"));
+        // Of logs, `-f` is to follow; before the verb it is the file.
+        let logs = files("wharf -f a.yaml logs -f --file b.yaml web");
+        assert_eq!(logs.file, ["a.yaml", "b.yaml"].map(PathBuf::from));
+        assert!(
+            matches!(parsed("wharf -p shop events").unwrap().command, Command::Events(events) if events.app.as_deref() == Some("shop"))
+        );
+    }
+
+    #[test]
+    fn what_a_command_has_no_use_for_is_refused() {
+        let refused = |line: &str| parsed(line).unwrap_err();
+        assert_eq!(
+            refused("wharf -f x node ls"),
+            "`--file` is of no use here: this command reads no Compose file"
+        );
+        assert!(refused("wharf --format yaml ps").contains("`wharf config`"));
+        assert!(refused("wharf config --format table").contains("`--format yaml`"));
+        assert!(refused("wharf config --services --images").contains("cannot be used with"));
+        assert!(parsed("wharf --format json config").is_ok());
+    }
+}

@@ -42,7 +42,8 @@ pub(crate) struct Config {
     #[arg(long, requires = "check")]
     allow_unsupported: bool,
     /// These services and what they depend on; all if none is named
-    services: Vec<String>,
+    #[arg(value_name = "SERVICE")]
+    only: Vec<String>,
 }
 
 /// What to print instead of the whole.
@@ -69,8 +70,8 @@ struct Part {
     #[arg(long)]
     profiles: bool,
     /// Print the variables that can be put in
-    #[arg(long)]
-    environment: bool,
+    #[arg(long = "environment")]
+    variables: bool,
     /// Print a digest of each of these services, which changes when its containers would have to be replaced; `*` for all
     #[arg(long, value_name = "SERVICES", value_delimiter = ',')]
     hash: Vec<String>,
@@ -83,7 +84,7 @@ pub(crate) fn run(args: &Config, global: &Global, out: &Output) -> Result<Exit> 
     }
     let mut sources = project::sources(&args.files)?;
     let request = &mut sources.request;
-    request.services.clone_from(&args.services);
+    request.services.clone_from(&args.only);
     request.no_interpolate = args.no_interpolate;
     request.no_normalize = args.no_normalize;
     request.no_path_resolution = args.no_path_resolution;
@@ -121,7 +122,7 @@ fn part(part: &Part, project: &Project) -> Result<Option<Vec<String>>> {
         owned(project.networks())
     } else if part.profiles {
         project.profiles()
-    } else if part.environment {
+    } else if part.variables {
         project.environment().iter().map(|(name, value)| format!("{name}={value}")).collect()
     } else if !part.hash.is_empty() {
         hashes(&part.hash, project)?
