@@ -2,6 +2,8 @@
 //!
 //! A probe never lasts longer than its timeout, reads a bounded part of an answer, and follows no redirection.
 
+mod grpc;
+
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -41,6 +43,7 @@ pub async fn ask(
         match &probe.kind {
             ProbeKind::Tcp { port } => connect(reach(*port)?).await.map(drop),
             ProbeKind::Http { port, path } => get(reach(*port)?, path).await,
+            ProbeKind::Grpc { port, service } => grpc::check(reach(*port)?, service).await,
             ProbeKind::Exec { command } => run(command, runtime, container).await,
         }
     };

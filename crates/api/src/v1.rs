@@ -523,12 +523,26 @@ pub struct AppStatus {
     pub app: App,
     /// Its services.
     pub services: Vec<ServiceStatus>,
+    /// Its services outside the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub externals: Vec<ExternalView>,
     /// Its networks.
     pub networks: Vec<NetworkView>,
     /// Its volumes.
     pub volumes: Vec<VolumeView>,
     /// Where its published ports answer: `http://10.0.0.1:8080`.
     pub urls: Vec<String>,
+}
+
+/// A service that runs outside the cluster and is found by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExternalView {
+    /// The name.
+    pub name: String,
+    /// Where it answers: an address or a domain name.
+    pub host: String,
+    /// The ports it answers on, as far as the file says.
+    pub ports: Vec<u16>,
 }
 
 /// A service and its tasks.
@@ -841,6 +855,10 @@ pub struct BuildRequest {
     /// On this node, by name; a suitable one is chosen if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// What it is built from: the server finds the image by it.
+    #[schema(value_type = Option<Object>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<wharf_model::BuildMark>,
 }
 
 /// A line of a build's progress. The last is `built` or `failed`.

@@ -8,6 +8,7 @@
 //! the tables in `shapes`) → `canonical` (short forms become long) → `project` (`include`, `extends`) → `merge` →
 //! `typed` (meaning, references, what a cluster can honour) or `normal` (the reference's normal form).
 
+mod aliyun;
 mod canonical;
 mod diagnostic;
 mod dotenv;

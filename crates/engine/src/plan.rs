@@ -61,6 +61,10 @@ pub enum Thing {
     Secret,
     /// A service.
     Service,
+    /// A service outside the cluster.
+    External,
+    /// A job.
+    Job,
 }
 impl fmt::Display for Thing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,6 +74,8 @@ impl fmt::Display for Thing {
             Self::Config => "config",
             Self::Secret => "secret",
             Self::Service => "service",
+            Self::External => "external",
+            Self::Job => "job",
         })
     }
 }
@@ -274,6 +280,8 @@ pub fn plan(world: &World, app: &AppKey, wanted: &AppSpec, images: &BTreeMap<Ser
     plan.volumes(world, &current, wanted);
     plan.files(&current, wanted);
     plan.services(&current, wanted, images);
+    plan.externals(&current, wanted);
+    plan.jobs(&current, wanted);
     plan.ports(world, wanted);
     plan.warn(wanted);
     plan
@@ -498,6 +506,47 @@ impl Plan {
         }
         for (name, _) in current.services.iter().filter(|(name, _)| !wanted.services.contains_key(**name)) {
             self.add(Action::Remove, Thing::Service, name, vec!["no longer in the file".to_owned()]);
+        }
+    }
+
+    /// Names of services outside the cluster: nothing is started for them.
+    fn externals(&mut self, current: &Current<'_>, wanted: &AppSpec) {
+        let none = BTreeMap::new();
+        let old = current.release.map_or(&none, |release| &release.spec.externals);
+        for (name, external) in &wanted.externals {
+            match old.get(name) {
+                None => {
+                    let host = format!("at {}", external.host);
+                    self.add(Action::Create, Thing::External, name, vec![host]);
+                }
+                Some(old) if old == external => self.add(Action::Keep, Thing::External, name, Vec::new()),
+                Some(old) => {
+                    let mut reasons = differences(old, external);
+                    if old.host != external.host {
+                        reasons.retain(|reason| !reason.starts_with("host "));
+                        reasons.insert(0, format!("{} -> {}", old.host, external.host));
+                    }
+                    self.add(Action::Change, Thing::External, name, reasons);
+                }
+            }
+        }
+        for name in old.keys().filter(|name| !wanted.externals.contains_key(*name)) {
+            self.add(Action::Remove, Thing::External, name, vec!["no longer in the file".to_owned()]);
+        }
+    }
+
+    fn jobs(&mut self, current: &Current<'_>, wanted: &AppSpec) {
+        let none = BTreeMap::new();
+        let old = current.release.map_or(&none, |release| &release.spec.jobs);
+        for (name, job) in &wanted.jobs {
+            match old.get(name) {
+                None => self.add(Action::Create, Thing::Job, name, vec![format!("image {}", job.spec.image)]),
+                Some(old) if old == job => self.add(Action::Keep, Thing::Job, name, Vec::new()),
+                Some(old) => self.add(Action::Change, Thing::Job, name, differences(old, job)),
+            }
+        }
+        for name in old.keys().filter(|name| !wanted.jobs.contains_key(*name)) {
+            self.add(Action::Remove, Thing::Job, name, vec!["no longer in the file".to_owned()]);
         }
     }
 
@@ -1063,6 +1112,55 @@ mod tests {
             ("db", with_volume(service("mariadb"), "db_data")),
             ("web", after(web, "db", DependencyCondition::ServiceHealthy)),
         ])
+    }
+
+    #[test]
+    fn services_outside_are_planned_and_start_nothing() {
+        let outside = |host: &str| {
+            let mut spec = app(&[("web", after(service("web"), "db", DependencyCondition::ServiceHealthy))]);
+            let networks =
+                BTreeMap::from([("default".parse().unwrap(), wharf_model::NetworkAttachment::default())]);
+            let external =
+                wharf_model::ExternalService { host: host.parse().unwrap(), ports: vec![3306], networks };
+            spec.externals.insert("db".parse().unwrap(), external);
+            spec
+        };
+        let mut cluster = Cluster::of(1);
+        let first = planned(&cluster, &outside("db.example.com")).to_string();
+        assert!(first.contains("+ external db: at db.example.com\n"), "{first}");
+        cluster.up(&outside("db.example.com"));
+        cluster.settle();
+        let tasks: Vec<_> = cluster.world.tasks().map(|task| (task.name(), task.is_ready())).collect();
+        assert_eq!(
+            tasks,
+            [("shop-web-1".to_owned(), true)],
+            "what depends on it starts; nothing is started for it"
+        );
+        assert_eq!(planned(&cluster, &outside("db.example.com")).to_string(), "");
+        let moved = planned(&cluster, &outside("10.0.0.7")).to_string();
+        assert_eq!(moved, "~ external db: db.example.com -> 10.0.0.7\n");
+        let gone = planned(&cluster, &app(&[("web", service("web"))])).to_string();
+        assert!(gone.contains("- external db: no longer in the file\n"), "{gone}");
+    }
+
+    #[test]
+    fn a_change_of_policy_replaces_no_container() {
+        let with = |replicas| {
+            let mut web = service("web");
+            web.policy.priority = Some(wharf_model::Priority::High);
+            web.policy.availability = Some(wharf_model::AvailabilityMinimum {
+                over: "node.labels.zone".into(),
+                at_least: replicas,
+                soft: true,
+            });
+            app(&[("web", web)])
+        };
+        let mut cluster = Cluster::of(1);
+        cluster.up(&with(2));
+        cluster.settle();
+        assert_eq!(planned(&cluster, &with(3)).to_string(), "~ service  web: policy changed\n");
+        let plain = app(&[("web", service("web"))]);
+        assert_eq!(planned(&cluster, &plain).to_string(), "~ service  web: policy removed\n");
     }
 
     #[test]

@@ -60,20 +60,7 @@ impl Typing<'_, '_> {
         }
     }
 
-    /// What Wharf adds to a service.
-    pub(super) fn wharf(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Probe> {
-        let mut probe = None;
-        for (field, value) in values::entries(entry) {
-            let key = key.field(field);
-            match field {
-                "probe" => probe = self.probe(value, &key),
-                _ => self.unforeseen(value, &key),
-            }
-        }
-        probe
-    }
-
-    fn probe(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Probe> {
+    pub(super) fn probe(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Probe> {
         let mapping = entry.node.as_mapping()?;
         let mut probe = Probe {
             kind: ProbeKind::Tcp { port: 0 },
@@ -86,7 +73,7 @@ impl Typing<'_, '_> {
         for (field, value) in mapping.iter() {
             let key = key.field(field);
             match field {
-                "http" | "tcp" | "exec" => {
+                "http" | "tcp" | "grpc" | "exec" => {
                     let kind = value.node.as_mapping().and_then(|inner| self.probe_kind(field, inner, &key));
                     kinds.push((field, value.key, kind));
                 }
@@ -107,7 +94,7 @@ impl Typing<'_, '_> {
             }
             [] => {
                 self.report()
-                    .error(Complaint::MissingKey, entry.key, key, "a probe needs `http`, `tcp` or `exec`")
+                    .error(Complaint::MissingKey, entry.key, key, "a probe needs `http`, `tcp`, `grpc` or `exec`")
                     .hint("write `probe: {http: {port: 80, path: /}}`");
                 None
             }
@@ -121,7 +108,7 @@ impl Typing<'_, '_> {
         }
     }
 
-    fn positive(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Millis> {
+    pub(super) fn positive(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Millis> {
         let length = values::duration(entry)?;
         if length.0 == 0 {
             let message = format!("`{}` must be longer than nothing", key.name());
@@ -131,26 +118,36 @@ impl Typing<'_, '_> {
         Some(length)
     }
 
+    /// A command: words, or one text for a shell.
+    pub(super) fn shell_or_words(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Vec<String>> {
+        let command = match &entry.node.value {
+            Value::String(text) if text.trim().is_empty() => Vec::new(),
+            Value::String(text) => vec!["/bin/sh".to_owned(), "-c".to_owned(), text.clone()],
+            _ => values::strings(entry),
+        };
+        if command.is_empty() {
+            self.report().error(Complaint::InvalidValue, entry.key, key, "the command is empty");
+            return None;
+        }
+        Some(command)
+    }
+
     fn probe_kind(&mut self, kind: &str, inner: &Mapping, key: &Key<'_>) -> Option<ProbeKind> {
         match kind {
             "exec" => {
-                let command = inner.entry("command")?;
-                let command = match &command.node.value {
-                    Value::String(text) => vec!["/bin/sh".to_owned(), "-c".to_owned(), text.clone()],
-                    _ => values::strings(command),
-                };
-                if command.is_empty() {
-                    let place = inner.entry("command").map_or(Span::default(), |entry| entry.key);
-                    self.report().error(Complaint::InvalidValue, place, key, "the command is empty");
-                    return None;
-                }
+                let command = self.shell_or_words(inner.entry("command")?, key)?;
                 Some(ProbeKind::Exec { command })
             }
             _ => {
                 let port =
                     values::whole(self.report(), inner.entry("port")?, &key.field("port"), 1..=65_535)?;
-                if kind == "tcp" {
-                    return Some(ProbeKind::Tcp { port });
+                match kind {
+                    "tcp" => return Some(ProbeKind::Tcp { port }),
+                    "grpc" => {
+                        let service = inner.get("service").and_then(Node::as_str).unwrap_or_default();
+                        return Some(ProbeKind::Grpc { port, service: service.to_owned() });
+                    }
+                    _ => {}
                 }
                 let path = inner.get("path").and_then(Node::as_str).unwrap_or("/");
                 if !path.starts_with('/') {

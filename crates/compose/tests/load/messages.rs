@@ -483,7 +483,7 @@ fn a_probe_is_checked() {
     1 | x-wharf: {}
       | ^^^^^^^
       = help: it belongs into a service
-    error: a probe needs `http`, `tcp` or `exec`
+    error: a probe needs `http`, `tcp`, `grpc` or `exec`
      --> /app/compose.yaml:2:38 (services.web.x-wharf.probe)
       |
     2 | services: {web: {image: i, x-wharf: {probe: {retries: 0}}}}

@@ -299,6 +299,17 @@ pub fn app_status(
             .filter(|found| !found.removed || world.tasks_of(&found.key).any(|task| !task.is_over()))
             .map(|found| service(state, inner, found, of(&found.key), with_spec))
             .collect(),
+        externals: world
+            .release(&record.key, record.release)
+            .filter(|_| !record.removed)
+            .into_iter()
+            .flat_map(|release| &release.spec.externals)
+            .map(|(name, external)| v1::ExternalView {
+                name: name.to_string(),
+                host: external.host.to_string(),
+                ports: external.ports.clone(),
+            })
+            .collect(),
         networks: world
             .networks_of(&record.key)
             .map(|network| v1::NetworkView {
