@@ -455,6 +455,7 @@ impl Server {
             authority: Arc::clone(&self.authority),
             store: if exclusive { "embedded" } else { "etcd" },
             builds: Arc::default(),
+            built: Default::default(),
             transfers: Arc::default(),
             tasks: connections.clone(),
         });

@@ -133,6 +133,7 @@ impl Command {
     fn files(&mut self) -> Option<&mut Files> {
         match self {
             Self::Up(args) => Some(&mut args.files),
+            Self::Build(args) => Some(&mut args.files),
             Self::Down(args) => Some(&mut args.files),
             Self::Config(args) => Some(&mut args.files),
             Self::Ps(args) => Some(&mut args.files),
@@ -165,6 +166,8 @@ impl Command {
 pub(crate) enum Command {
     /// Deploy an app: make it as its Compose file says
     Up(commands::up::Up),
+    /// Build the images of an app on the cluster; `up` deploys them
+    Build(commands::build::Build),
     /// Take an app down
     Down(commands::down::Down),
     /// Check and print the normalised Compose file

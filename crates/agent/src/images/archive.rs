@@ -189,14 +189,20 @@ mod tests {
         (out.concat(), filter)
     }
 
-    const MANIFEST: &[u8] = br#"[{"Config":"c.json","RepoTags":null,"Layers":["aa/layer.tar","bb/layer.tar"]}]"#;
+    const MANIFEST: &[u8] =
+        br#"[{"Config":"c.json","RepoTags":null,"Layers":["aa/layer.tar","bb/layer.tar"]}]"#;
 
     #[test]
     fn named_entries_are_left_out_wherever_the_archive_is_cut() {
         let large = vec![7; 3000];
-        let whole: &[(&str, &[u8])] =
-            &[("aa/json", b"{}"), ("aa/layer.tar", &large), ("bb/layer.tar", b"small"), ("manifest.json", MANIFEST)];
-        let less: &[(&str, &[u8])] = &[("aa/json", b"{}"), ("bb/layer.tar", b"small"), ("manifest.json", MANIFEST)];
+        let whole: &[(&str, &[u8])] = &[
+            ("aa/json", b"{}"),
+            ("aa/layer.tar", &large),
+            ("bb/layer.tar", b"small"),
+            ("manifest.json", MANIFEST),
+        ];
+        let less: &[(&str, &[u8])] =
+            &[("aa/json", b"{}"), ("bb/layer.tar", b"small"), ("manifest.json", MANIFEST)];
         for piece in [1, 7, 511, 512, 513, 4096, 1 << 20] {
             let (out, filter) = filtered(&archive(whole), piece, &["aa/layer.tar"]);
             assert_eq!(out, archive(less), "in pieces of {piece}");

@@ -41,7 +41,9 @@ pub(super) fn choose(wish: &BuildRequest, api: ApiVersion) -> Result<Chosen, Pro
     let refused = |message: String, hint: &str| Err(Problem::new(Code::Invalid, message).hint(hint));
     match (needs_buildkit, needs_classic, wish.builder) {
         (Some(one), Some(other), _) => refused(
-            format!("the build uses {one}, which only BuildKit has, and {other}, which this engine's BuildKit does not have"),
+            format!(
+                "the build uses {one}, which only BuildKit has, and {other}, which this engine's BuildKit does not have"
+            ),
             "do without one of them, or update Docker Engine on the node to 23.0 or later",
         ),
         (Some(one), None, Builder::Classic) => refused(
@@ -64,10 +66,13 @@ pub(super) fn choose(wish: &BuildRequest, api: ApiVersion) -> Result<Chosen, Pro
 pub(super) fn path(wish: &BuildRequest, chosen: Chosen, api: ApiVersion, session: Option<&str>) -> String {
     let options = &wish.options;
     let mut query = Query(format!("/v{api}/build?rm=1&forcerm=1"));
-    query.add("version", match chosen {
-        Chosen::Classic => "1",
-        Chosen::Buildkit => "2",
-    });
+    query.add(
+        "version",
+        match chosen {
+            Chosen::Classic => "1",
+            Chosen::Buildkit => "2",
+        },
+    );
     query.add("t", &wish.reference);
     options.tags.iter().for_each(|tag| query.add("t", tag));
     query.add("dockerfile", &wish.dockerfile);
@@ -169,12 +174,17 @@ fn ending(progress: &Progress, broke: Option<String>) -> BuildLine {
             );
         }
     };
-    let at = progress.step().map(|step| format!("{step}: ")).filter(|at| !failed.contains(at.trim_end_matches(": ")));
+    let at = progress
+        .step()
+        .map(|step| format!("{step}: "))
+        .filter(|at| !failed.contains(at.trim_end_matches(": ")));
     BuildLine::Failed(Problem::new(Code::Invalid, format!("{}{failed}", at.unwrap_or_default())))
 }
 
 /// A body from parts that come later.
-pub(super) fn body(parts: impl Stream<Item = Result<Bytes, wharf_api::transport::BodyError>> + Send + 'static) -> Body {
+pub(super) fn body(
+    parts: impl Stream<Item = Result<Bytes, wharf_api::transport::BodyError>> + Send + 'static,
+) -> Body {
     http_body_util::StreamBody::new(parts.map(|part| part.map(http_body::Frame::data))).boxed_unsync()
 }
 
@@ -197,6 +207,7 @@ mod tests {
             options,
             builder: Builder::Auto,
             node: None,
+            mark: None,
         }
     }
 
@@ -212,7 +223,10 @@ mod tests {
         assert_eq!(choose(&heredoc, OLD), Ok(Chosen::Buildkit));
         let both = BuildRequest { options: shm(), ..heredoc };
         let refused = choose(&both, OLD).unwrap_err();
-        assert!(refused.message.contains("a heredoc") && refused.message.contains("`shm_size`"), "{refused:?}");
+        assert!(
+            refused.message.contains("a heredoc") && refused.message.contains("`shm_size`"),
+            "{refused:?}"
+        );
         assert_eq!(choose(&both, NEW), Ok(Chosen::Buildkit));
         let classic = BuildRequest { builder: Builder::Classic, ..both };
         assert!(choose(&classic, NEW).unwrap_err().message.contains("the classic builder does not have"));

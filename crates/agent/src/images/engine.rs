@@ -81,7 +81,10 @@ pub(super) async fn send(
     let response = timeout(patience, answering)
         .await
         .map_err(|_elapsed| {
-            RuntimeError::unreachable(format!("cannot {what}: the engine said nothing for {} s", patience.as_secs()))
+            RuntimeError::unreachable(format!(
+                "cannot {what}: the engine said nothing for {} s",
+                patience.as_secs()
+            ))
         })?
         .map_err(|error| broke(&error))?;
     let (head, body) = response.into_parts();

@@ -77,7 +77,8 @@ impl Progress {
                 }
             }
         }
-        let lines: Vec<_> = lines.iter().map(|line| plain(line)).filter(|line| !line.trim().is_empty()).collect();
+        let lines: Vec<_> =
+            lines.iter().map(|line| plain(line)).filter(|line| !line.trim().is_empty()).collect();
         self.last.extend(lines.iter().cloned());
         self.last.drain(..self.last.len().saturating_sub(LAST));
         lines
@@ -95,7 +96,8 @@ impl Progress {
     /// The step that was at work last, as the Dockerfile has it.
     pub(super) fn step(&self) -> Option<String> {
         let classic = self.last.iter().rev().find(|line| line.starts_with("Step "));
-        let buildkit = || self.last.iter().rev().find(|line| line.starts_with('[') && !line.starts_with("[internal]"));
+        let buildkit =
+            || self.last.iter().rev().find(|line| line.starts_with('[') && !line.starts_with("[internal]"));
         classic.or_else(buildkit).cloned()
     }
 
@@ -283,7 +285,9 @@ mod tests {
 
     #[test]
     fn a_message_that_ends_too_early_is_read_as_far_as_it_goes() {
-        for bytes in [&b"\x0a\xff"[..], b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x0a\x05ab", b"\x0b"] {
+        for bytes in
+            [&b"\x0a\xff"[..], b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x0a\x05ab", b"\x0b"]
+        {
             assert_eq!(fields(bytes).count(), 0);
         }
     }

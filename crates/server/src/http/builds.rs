@@ -5,7 +5,7 @@
 //! - A node sends so many images at once; who asks for one more is told to ask again, and by then others have it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -15,14 +15,14 @@ use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use wharf_api::{
     transport::{
-        Peer, lines,
+        LineReader, Peer, json_lines, lines,
         node::{FetchImage, FindImage, FoundImage},
         wire,
     },
     v1::{self, BuildLine, Code},
 };
 use wharf_engine::{BuildWish, choose_builder};
-use wharf_model::{AppKey, BuildMark, Image, NodeId, NodeState, ServiceKey};
+use wharf_model::{AppKey, AppName, BuildMark, Image, NodeId, NodeState, ServiceKey};
 use wharf_process::errors::chain;
 
 use super::{
@@ -37,6 +37,10 @@ use crate::state::Inner;
 const ASKED_AT_ONCE: usize = 16;
 /// Images that a node sends at once.
 const SENT_AT_ONCE: usize = 4;
+/// Builds that are remembered.
+const REMEMBERED: usize = 256;
+/// How long a stream may be silent before it says that it is still there.
+const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(15);
 /// How long a client may be silent before it has said what it wants built.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -88,7 +92,10 @@ pub(super) async fn known(
     let key = apps::key(&environment, &app)?;
     let inner = shared.state.read();
     let services = wish.services.into_iter().map(|(service, mark)| {
-        let known = known_build(&inner, &key, &service, &mark);
+        let mut known = known_build(&inner, &key, &service, &mark);
+        if known.image.is_none() {
+            known.image = shared.built.find(&key, &service, &mark);
+        }
         (service, known)
     });
     Ok(Json(v1::Builds { services: services.collect() }))
@@ -142,8 +149,42 @@ pub(super) async fn build(
     let request = lines::after_line(&wish, context).map_err(unreadable)?;
     let session = shared.sessions.get(node)?;
     let answer = session.build(request).await?;
-    let said = lines::after_line(&BuildLine::Node(name), answer.into_body()).map_err(unreadable)?;
-    Ok(streamed(said, underway, lines::CONTENT_TYPE))
+    // Read and passed on line by line: what was built is remembered also if the client hangs up before it has deployed it.
+    let silence = session.remote().timing().stream_silence();
+    let reader = LineReader::<BuildLine>::new(answer.into_body(), silence);
+    let image = Image { built: wish.mark, ..Image::named(wish.reference) };
+    let remembered = Arc::clone(&shared);
+    let by = name.clone();
+    let lines_of_node = reader.into_stream().inspect(move |line| {
+        if let Ok(BuildLine::Built { id }) = line
+            && let Some(mark) = &image.built
+        {
+            let mark = BuildMark { by: Some(by.clone()), ..mark.clone() };
+            let built = Image { id: Some(id.clone()), built: Some(mark), ..image.clone() };
+            remembered.built.remember(&key, &service, built);
+        }
+    });
+    let said = stream::once(async move { Ok(BuildLine::Node(name)) }).chain(lines_of_node);
+    Ok(streamed(json_lines(said, KEEPALIVE), underway, lines::CONTENT_TYPE))
+}
+
+/// What was built lately and may have no release yet. Lost with the process: then it is built again, from the node's cache.
+#[derive(Debug, Default)]
+pub struct Recent(Mutex<VecDeque<(AppName, String, Image)>>);
+
+impl Recent {
+    fn remember(&self, app: &AppKey, service: &str, image: Image) {
+        let mut recent = self.0.lock();
+        recent.truncate(REMEMBERED - 1);
+        recent.push_front((app.name.clone(), service.to_owned(), image));
+    }
+    fn find(&self, app: &AppKey, service: &str, mark: &BuildMark) -> Option<Image> {
+        let recent = self.0.lock();
+        let found = recent.iter().find(|(name, other, image)| {
+            *name == app.name && other == service && image.built.as_ref().is_some_and(|built| built.is_same(mark))
+        });
+        found.map(|(.., image)| image.clone())
+    }
 }
 
 /// An answer that keeps a node busy until it is read or dropped.

@@ -6,6 +6,7 @@
 
 pub mod apps;
 pub mod builds;
+mod catalogue;
 pub mod cluster;
 pub mod extract;
 pub mod failure;
@@ -58,6 +59,8 @@ pub struct Context {
     pub store: &'static str,
     /// Builds under way, by node.
     pub builds: Arc<builds::Busy>,
+    /// Images that were built lately.
+    pub built: builds::Recent,
     /// Images that nodes send to others, by node.
     pub transfers: Arc<builds::Busy>,
     /// For streams that outlive a handler. Streams end when these shall stop.
@@ -158,6 +161,7 @@ pub fn router(shared: Shared) -> Router {
         routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler));
     router
         .merge(builds::node_routes())
+        .merge(catalogue::routes())
         .fallback(async |uri: axum::http::Uri| {
             Failure::not_found(format!("there is no `{}` in API v1", uri.path()))
                 .hint("the client may be newer than this server: compare with `wharf version`")

@@ -15,14 +15,24 @@ pub(crate) fn needs_buildkit(text: &str) -> Option<String> {
             _ => &[],
         };
         let used = rest.split_whitespace().take_while(|part| part.starts_with("--"));
-        let flag = used.into_iter().find_map(|part| flags.iter().find(|flag| part.split('=').next() == Some(**flag)));
+        let flag = used
+            .into_iter()
+            .find_map(|part| flags.iter().find(|flag| part.split('=').next() == Some(**flag)));
         if let Some(flag) = flag {
             return Some(format!("`{word} {flag}`"));
         }
         if matches!(word.as_str(), "RUN" | "COPY" | "ADD") && has_heredoc(rest) {
             return Some(format!("a heredoc (`{word} <<…`)"));
         }
-        let platform = ["TARGETPLATFORM", "TARGETOS", "TARGETARCH", "TARGETVARIANT", "BUILDPLATFORM", "BUILDOS", "BUILDARCH"];
+        let platform = [
+            "TARGETPLATFORM",
+            "TARGETOS",
+            "TARGETARCH",
+            "TARGETVARIANT",
+            "BUILDPLATFORM",
+            "BUILDOS",
+            "BUILDARCH",
+        ];
         let named = platform.iter().find(|name| match word.as_str() {
             "ARG" => rest.split('=').next().map(str::trim) == Some(**name),
             "FROM" => rest.contains(**name),
@@ -131,7 +141,8 @@ mod tests {
     #[test]
     fn further_contexts_become_stages_before_the_first() {
         let text = "# syntax\nARG V=1\nFROM a:$V AS one\nCOPY --from=docs /x /x\nFROM b\nCOPY --from=0 /x /y\nRUN --mount=from=0 x --from=1a\n";
-        let images = [("docs", "ctx:1"), ("base", "alpine:3")].map(|(name, image)| (name.to_owned(), image.to_owned()));
+        let images = [("docs", "ctx:1"), ("base", "alpine:3")]
+            .map(|(name, image)| (name.to_owned(), image.to_owned()));
         assert_eq!(
             with_contexts(text, &images.into()),
             "# syntax\nARG V=1\nFROM alpine:3 AS base\nFROM ctx:1 AS docs\nFROM a:$V AS one\nCOPY --from=docs /x /x\nFROM b\n\

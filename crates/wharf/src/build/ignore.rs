@@ -68,7 +68,8 @@ impl Rule {
                 // `**.log` is a name in any folder.
                 name if name.starts_with("**") => {
                     segments.push(Segment::Folders);
-                    segments.push(Segment::Name(format!("*{}", name.trim_start_matches('*')).chars().collect()));
+                    segments
+                        .push(Segment::Name(format!("*{}", name.trim_start_matches('*')).chars().collect()));
                 }
                 name => segments.push(Segment::Name(name.chars().collect())),
             }
@@ -169,7 +170,8 @@ mod tests {
 
     #[test]
     fn patterns_begin_at_the_folder_and_reach_what_is_under_them() {
-        let paths = ["node_modules/a/b", "web/node_modules/a", "a.log", "logs/a.log", "logs/deep/b.log", "src/main"];
+        let paths =
+            ["node_modules/a/b", "web/node_modules/a", "a.log", "logs/a.log", "logs/deep/b.log", "src/main"];
         assert_eq!(ignored("node_modules", &paths), ["node_modules/a/b"]);
         assert_eq!(ignored("/node_modules/", &paths), ["node_modules/a/b"]);
         assert_eq!(ignored("**/node_modules", &paths), ["node_modules/a/b", "web/node_modules/a"]);

@@ -171,7 +171,11 @@ impl Builds {
                 "leave out `--no-build`; nothing was changed"
             ));
         }
-        let reference = if build.named { written.to_owned() } else { format!("{written}:{}", tag(build, &prepared).await) };
+        let reference = if build.named {
+            written.to_owned()
+        } else {
+            format!("{written}:{}", tag(build, &prepared).await)
+        };
         let image = Image { built: Some(prepared.mark.clone()), ..Image::named(reference) };
         Ok(Service { name, image, why: Some(why.to_owned()), is_new, prepared })
     }
@@ -210,19 +214,24 @@ impl Builds {
                 let image = match further {
                     Further::Image(image) => image.clone(),
                     Further::Folder(pack) => {
-                        self.build_context(cluster, &self.services[at].name, context, pack, &mut node, out).await?
+                        self.build_context(cluster, &self.services[at].name, context, pack, &mut node, out)
+                            .await?
                     }
                     Further::Service(other) => self.image_of(other, &mut node)?,
                 };
                 images.insert(context.clone(), image);
             }
             let service = &self.services[at];
-            let (request, pack) = service.prepared.request(&service.image.reference, &images, &self.wishes, node);
+            let (request, pack) =
+                service.prepared.request(&service.image.reference, &images, &self.wishes, node);
             let place = service.prepared.dockerfile.as_ref().map(|(path, _)| path.clone());
-            let (id, node) = self.build(cluster, &service.name, service.name.as_str(), request, pack, out).await.with_context(|| {
-                let file = place.map(|path| format!(" ({})", path.display())).unwrap_or_default();
-                format!("the image of {} was not built{file}", service.name)
-            })?;
+            let (id, node) = self
+                .build(cluster, &service.name, service.name.as_str(), request, pack, out)
+                .await
+                .with_context(|| {
+                    let file = place.map(|path| format!(" ({})", path.display())).unwrap_or_default();
+                    format!("the image of {} was not built{file}", service.name)
+                })?;
             let image = &mut self.services[at].image;
             image.id = Some(id);
             if let Some(mark) = &mut image.built {
@@ -323,7 +332,8 @@ impl Builds {
                 match line {
                     BuildLine::Node(name) => node = name,
                     BuildLine::Builder(builder) => {
-                        let amount = if is_remote { String::new() } else { format!(", {} of files", amount(size)) };
+                        let amount =
+                            if is_remote { String::new() } else { format!(", {} of files", amount(size)) };
                         out.say(&format!("{title}: building on {node} ({builder}{amount})"));
                     }
                     BuildLine::Output(line) => {
@@ -435,7 +445,8 @@ fn in_order(builds: &BTreeMap<ServiceName, BuildSpec>) -> Result<Vec<ServiceName
         };
         let next = builds.iter().find(|(name, build)| !order.contains(name) && is_ready(build));
         let Some((name, _)) = next else {
-            let circle: BTreeSet<_> = builds.keys().filter(|name| !order.contains(name)).map(ToString::to_string).collect();
+            let circle: BTreeSet<_> =
+                builds.keys().filter(|name| !order.contains(name)).map(ToString::to_string).collect();
             let circle = circle.into_iter().collect::<Vec<_>>().join(", ");
             bail!(hint(
                 format!("the builds of {circle} need each other's images"),
@@ -465,7 +476,8 @@ async fn prepare(
             }
             AdditionalContext::Folder(folder) => {
                 let pack = blocking(move || pack_folder(Path::new(&folder), None)).await;
-                let (pack, _) = pack.with_context(|| format!("the context `{name}` of {service} cannot be read"))?;
+                let (pack, _) =
+                    pack.with_context(|| format!("the context `{name}` of {service} cannot be read"))?;
                 (format!("folder {}", pack.hash), Further::Folder(pack))
             }
         };
@@ -489,7 +501,14 @@ async fn prepare(
             let mark = BuildMark { context: hex::encode(Sha256::digest(text)), options, by: None };
             let pack = Pack::empty();
             return Ok(Prepared {
-                mark, pack, remote: Some(address), options: build.options, dockerfile: None, inside, ignore: None, contexts,
+                mark,
+                pack,
+                remote: Some(address),
+                options: build.options,
+                dockerfile: None,
+                inside,
+                ignore: None,
+                contexts,
             });
         }
         (BuildContext::Folder(folder), file) => (PathBuf::from(folder), file),
@@ -601,7 +620,13 @@ mod tests {
         let (pack, dockerfile, inside, ignore) = look_at(folder, file).unwrap();
         let mark = BuildMark { context: pack.hash.clone(), options: String::new(), by: None };
         Prepared {
-            mark, pack, remote: None, options: BuildOptions::default(), dockerfile: Some(dockerfile), inside, ignore,
+            mark,
+            pack,
+            remote: None,
+            options: BuildOptions::default(),
+            dockerfile: Some(dockerfile),
+            inside,
+            ignore,
             contexts: BTreeMap::new(),
         }
     }
@@ -661,7 +686,8 @@ mod tests {
         }
         // BuildKit does not take the second file out again, so it does not get it.
         fs::remove_file(folder.join(".dockerignore")).unwrap();
-        let prepared = prepared(&folder, Dockerfile::Inline("FROM a\nRUN --mount=type=cache,target=/c x\n".into()));
+        let prepared =
+            prepared(&folder, Dockerfile::Inline("FROM a\nRUN --mount=type=cache,target=/c x\n".into()));
         let (request, files) = request(&prepared, &[]);
         assert_eq!(request.needs_buildkit.as_deref(), Some("`RUN --mount`"));
         assert!(files.contains_key(FOREIGN) && !files.contains_key(".dockerignore"));
@@ -670,7 +696,9 @@ mod tests {
     #[test]
     fn an_ignore_file_beside_the_dockerfile_counts_more() {
         let folder = tempfile::tempdir().unwrap();
-        for (path, text) in [("Web", "FROM a"), ("Web.dockerignore", "b"), (".dockerignore", "a"), ("a", ""), ("b", "")] {
+        for (path, text) in
+            [("Web", "FROM a"), ("Web.dockerignore", "b"), (".dockerignore", "a"), ("a", ""), ("b", "")]
+        {
             fs::write(folder.path().join(path), text).unwrap();
         }
         let prepared = prepared(folder.path(), Dockerfile::File("Web".into()));
@@ -680,7 +708,8 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let said = |folder: &Path| format!("{:#}", look_at(folder, Dockerfile::File("Web".into())).unwrap_err());
+        let said =
+            |folder: &Path| format!("{:#}", look_at(folder, Dockerfile::File("Web".into())).unwrap_err());
         assert!(said(folder.path()).contains("there is no Dockerfile"));
         assert!(said(&folder.path().join("x")).contains("there is no folder"));
     }

@@ -42,7 +42,10 @@ struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Folder,
-    File { size: u64, hash: [u8; 32] },
+    File {
+        size: u64,
+        hash: [u8; 32],
+    },
     Link(PathBuf),
     /// Not a file of the folder.
     Given(Vec<u8>),
@@ -51,7 +54,8 @@ enum Kind {
 impl Pack {
     /// Looks at a folder, without what is ignored; `always` is packed also if it is ignored.
     pub(crate) fn of(folder: &Path, ignore: &Ignore, always: &[&str]) -> Result<Self> {
-        let mut pack = Self { folder: folder.to_owned(), entries: BTreeMap::new(), hash: String::new(), size: 0 };
+        let mut pack =
+            Self { folder: folder.to_owned(), entries: BTreeMap::new(), hash: String::new(), size: 0 };
         pack.look(String::new(), ignore, always)?;
         // Folders of what was taken back.
         for path in pack.entries.keys().cloned().collect::<Vec<_>>() {
@@ -69,7 +73,8 @@ impl Pack {
 
     /// Only what is put into it.
     pub(crate) fn empty() -> Self {
-        let mut pack = Self { folder: PathBuf::new(), entries: BTreeMap::new(), hash: String::new(), size: 0 };
+        let mut pack =
+            Self { folder: PathBuf::new(), entries: BTreeMap::new(), hash: String::new(), size: 0 };
         pack.sum();
         pack
     }
@@ -77,12 +82,6 @@ impl Pack {
     /// Puts a file into it, in the place of one of that path.
     pub(crate) fn put(&mut self, path: &str, content: Vec<u8>) {
         self.entries.insert(path.to_owned(), Entry { mode: 0o644, time: 0, kind: Kind::Given(content) });
-        self.sum();
-    }
-
-    /// Takes a file out of it.
-    pub(crate) fn remove(&mut self, path: &str) {
-        self.entries.remove(path);
         self.sum();
     }
 
@@ -104,7 +103,8 @@ impl Pack {
             };
             let path = if under.is_empty() { name } else { format!("{under}/{name}") };
             let full = item.path();
-            let about = fs::symlink_metadata(&full).with_context(|| format!("cannot read {}", full.display()))?;
+            let about =
+                fs::symlink_metadata(&full).with_context(|| format!("cannot read {}", full.display()))?;
             let ignored = ignore.ignores(&path) && !always.contains(&path.as_str());
             let kind = about.file_type();
             if kind.is_dir() {
@@ -193,7 +193,8 @@ impl Pack {
                 Kind::File { size, hash } => {
                     header.set_size(*size);
                     let full = self.folder.join(path);
-                    let file = fs::File::open(&full).with_context(|| format!("cannot read {}", full.display()))?;
+                    let file =
+                        fs::File::open(&full).with_context(|| format!("cannot read {}", full.display()))?;
                     let mut hashing = Hashing { from: file.take(*size), hasher: Sha256::new(), seen: 0 };
                     archive.append_data(&mut header, path, &mut hashing)?;
                     if hashing.seen != *size || hashing.hasher.finalize()[..] != hash[..] {
@@ -263,9 +264,13 @@ mod tests {
         let at = |path: &str| folder.path().join(path);
         fs::create_dir_all(at("src/deep")).unwrap();
         fs::create_dir_all(at("secret")).unwrap();
-        for (path, content) in
-            [("Dockerfile", "FROM scratch"), ("src/main", "main"), ("src/deep/a.log", "log"), ("secret/key", "key"), ("run.sh", "#!")]
-        {
+        for (path, content) in [
+            ("Dockerfile", "FROM scratch"),
+            ("src/main", "main"),
+            ("src/deep/a.log", "log"),
+            ("secret/key", "key"),
+            ("run.sh", "#!"),
+        ] {
             fs::write(at(path), content).unwrap();
         }
         fs::set_permissions(at("run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -284,7 +289,8 @@ mod tests {
         let mut archive = tar::Archive::new(bytes.as_slice());
         let entries = archive.entries().unwrap().map(|entry| {
             let entry = entry.unwrap();
-            let link = entry.link_name().unwrap().map(|link| format!(" -> {}", link.display())).unwrap_or_default();
+            let link =
+                entry.link_name().unwrap().map(|link| format!(" -> {}", link.display())).unwrap_or_default();
             assert_eq!((entry.header().uid().unwrap(), entry.header().gid().unwrap()), (0, 0));
             format!("{:o} {}{link}", entry.header().mode().unwrap(), entry.path().unwrap().display())
         });
@@ -294,7 +300,9 @@ mod tests {
     #[test]
     fn a_folder_is_packed_with_modes_and_links_and_nothing_from_outside() {
         let folder = folder();
-        for (path, mode) in [("src", 0o755), ("src/deep", 0o755), ("src/main", 0o644), ("src/deep/a.log", 0o600)] {
+        for (path, mode) in
+            [("src", 0o755), ("src/deep", 0o755), ("src/main", 0o644), ("src/deep/a.log", 0o600)]
+        {
             fs::set_permissions(folder.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
         }
         let pack = pack(folder.path(), "secret\nDockerfile");
@@ -318,7 +326,8 @@ mod tests {
         let pack = Pack::of(folder.path(), &Ignore::parse("*"), &["src/main"]).unwrap();
         let names: Vec<_> = pack.entries.keys().map(String::as_str).collect();
         assert_eq!(names, ["src", "src/main"]);
-        let back = super::Pack::of(folder.path(), &Ignore::parse("src\n!src/deep/*.log\nsecret"), &[]).unwrap();
+        let back =
+            super::Pack::of(folder.path(), &Ignore::parse("src\n!src/deep/*.log\nsecret"), &[]).unwrap();
         assert!(back.contains("src/deep/a.log") && back.contains("src") && !back.contains("src/main"));
     }
 

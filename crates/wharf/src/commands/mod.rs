@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod app;
+pub(crate) mod build;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod context;
@@ -44,6 +45,7 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
     let out = Output::new(format, global.quiet, env("NO_COLOR").is_some_and(|value| !value.is_empty()));
     match cli.command {
         Command::Up(args) => up::run(args, global, &out).await,
+        Command::Build(args) => build::run(args, global, &out).await,
         Command::Down(args) => down::run(args, global, &out).await,
         Command::Config(args) => config::run(&args, global, &out),
         Command::Ps(args) => ps::run(args, global, &out).await,

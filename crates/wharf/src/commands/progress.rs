@@ -78,12 +78,25 @@ struct Outcome<'a> {
 }
 
 pub(crate) async fn carry_out(cluster: &Cluster, change: &Change, out: &Output) -> Result<Exit> {
+    carry_out_shown(cluster, change, None, out).await
+}
+
+/// As [`carry_out`]; of what was shown and agreed to before its images were built, nothing is asked again.
+pub(crate) async fn carry_out_shown(
+    cluster: &Cluster,
+    change: &Change,
+    mut shown: Option<v1::Plan>,
+    out: &Output,
+) -> Result<Exit> {
     let mut agreed = None::<String>;
     let mut attempts = 0;
     loop {
         attempts += 1;
         let plan = up::plan(cluster, &change.app, &change.action).await?;
-        up::show(&plan, out)?;
+        match shown.take() {
+            Some(before) if covers(&before, &plan) => agreed = Some(plan.fingerprint.clone()),
+            _ => up::show(&plan, out)?,
+        }
         if !plan.refusals.is_empty() {
             print(out, &plan, "failed", None, None)?;
             return Ok(Exit::Failed);
@@ -125,6 +138,18 @@ pub(crate) async fn carry_out(cluster: &Cluster, change: &Change, out: &Output) 
             }
         }
     }
+}
+
+/// Whether a plan does nothing that an earlier one has not shown.
+fn covers(before: &v1::Plan, plan: &v1::Plan) -> bool {
+    let does = |operation: &&v1::Operation| operation.change != v1::Change::Keep;
+    plan.refusals.is_empty()
+        && plan.operations.iter().filter(does).all(|operation| {
+            before.operations.iter().any(|other| {
+                (other.change, &other.kind, &other.name)
+                    == (operation.change, &operation.kind, &operation.name)
+            })
+        })
 }
 
 /// There is nothing to do; if a change is under way that got it there, its outcome is this one's.
@@ -260,7 +285,7 @@ async fn begun(
     }
 }
 
-fn print(
+pub(crate) fn print(
     out: &Output,
     plan: &v1::Plan,
     outcome: &'static str,

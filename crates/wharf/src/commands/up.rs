@@ -1,12 +1,13 @@
 //! `up`: an app is made as its Compose file says.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use http::Method;
 use wharf_api::v1;
 
 use super::{confirm, progress};
 use crate::{
     Exit,
+    build::{Builds, Wishes},
     cli::{Files, Global},
     connect::{Cluster, app_path},
     output::{Color, Format, Output},
@@ -45,17 +46,62 @@ pub(crate) struct Up {
     /// If another change of the app is under way: take its place
     #[arg(long)]
     supersede: bool,
+    /// Build images also if they were built from the same files before
+    #[arg(long, conflicts_with = "no_build")]
+    build: bool,
+    /// Fail instead of building images
+    #[arg(long)]
+    no_build: bool,
+    /// Build on this node [default: the one that built last, or the least busy]
+    #[arg(long, value_name = "NODE")]
+    builder_node: Option<String>,
     /// How long to wait for the outcome, in seconds
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     timeout: u64,
 }
 
 pub(crate) async fn run(args: Up, global: &Global, out: &Output) -> Result<Exit> {
-    let spec = project::load(&args.files, args.allow_unsupported, out)?;
+    let loaded = project::load_all(&args.files, args.allow_unsupported, out)?;
+    let mut spec = loaded.app.context("the Compose file defines no app")?;
     let cluster = Cluster::dial(global).await?;
+    let wishes = Wishes {
+        force: args.build,
+        forbid: args.no_build,
+        node: args.builder_node.clone(),
+        builder: super::build::builder_of_environment(),
+        ..Wishes::default()
+    };
+    let mut builds = Builds::look(&cluster, &mut spec, loaded.builds, wishes, out).await?;
+    let app = cluster.app(spec.name.clone());
+    let action = |builds: &Builds| v1::Action::Up {
+        spec: Box::new(spec.clone()),
+        pull: args.pull,
+        built: builds.images(),
+    };
+    let mut shown = None;
+    if builds.has_work() {
+        let mut plan = plan(&cluster, &app, &action(&builds)).await?;
+        plan.operations.splice(0..0, builds.operations());
+        show(&plan, out)?;
+        if !plan.refusals.is_empty() {
+            progress::print(out, &plan, "failed", None, None)?;
+            return Ok(Exit::Failed);
+        }
+        if args.dry_run {
+            progress::print(out, &plan, "planned", None, None)?;
+            out.say("nothing was built or changed (`--dry-run`)");
+            return Ok(Exit::NotYet);
+        }
+        if !agreed(args.yes, "Do this?")? {
+            out.say("nothing was changed");
+            return Ok(Exit::Failed);
+        }
+        builds.run(&cluster, out).await.context("nothing was changed")?;
+        shown = Some(plan);
+    }
     let change = progress::Change {
-        app: cluster.app(spec.name.clone()),
-        action: v1::Action::Up { spec: Box::new(spec), pull: args.pull, built: Default::default() },
+        app,
+        action: action(&builds),
         yes: args.yes,
         dry_run: args.dry_run,
         detach: args.detach,
@@ -64,7 +110,7 @@ pub(crate) async fn run(args: Up, global: &Global, out: &Output) -> Result<Exit>
         question: "Do this?",
         nothing: "nothing to do: everything is as the file says",
     };
-    progress::carry_out(&cluster, &change, out).await
+    progress::carry_out_shown(&cluster, &change, shown, out).await
 }
 
 /// Asks for a plan.
