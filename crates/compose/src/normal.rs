@@ -8,6 +8,7 @@ mod consistent;
 mod form;
 mod order;
 mod print;
+mod values;
 mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -128,6 +128,7 @@ impl<'a> Check<'a> {
         for (model, entry) in members(service, "models") {
             self.declared("models", model, entry.key, &models.field(model));
         }
+        super::values::check(self.report, service, key);
         self.scale(service, key);
         self.amounts(service, key);
         self.ports(service, key);

@@ -19,6 +19,8 @@ pub(super) enum Kind {
     OptOut,
     /// A whole number; left out where zero.
     Whole,
+    /// A whole number of microseconds, also given as a length of time; left out where zero.
+    Microseconds,
     /// A whole number; zero where absent.
     AlwaysWhole,
     /// A whole number as given.
@@ -74,8 +76,8 @@ pub(super) enum Kind {
 }
 use Kind::{
     AlwaysBytes, AlwaysGroup, AlwaysText, AlwaysWhole, Any, Bytes, Choice, Command, Count, Flag, GivenTime,
-    GivenWhole, Group, Hosts, Items, Keys, Labels, Limits, Mode, Named, Object, OptOut, Part, Ratio,
-    Repeated, Test, Text, Texts, Time, Variables, Whole, YamlGroup,
+    GivenWhole, Group, Hosts, Items, Keys, Labels, Limits, Microseconds, Mode, Named, Object, OptOut, Part,
+    Ratio, Repeated, Test, Text, Texts, Time, Variables, Whole, YamlGroup,
 };
 
 /// A mapping with known keys.
@@ -119,10 +121,10 @@ pub(super) static SERVICE: Form = form(&[
     ("cgroup", Text),
     ("cpu_count", Whole),
     ("cpu_percent", Ratio),
-    ("cpu_period", Whole),
-    ("cpu_quota", Whole),
-    ("cpu_rt_period", Whole),
-    ("cpu_rt_runtime", Whole),
+    ("cpu_period", Microseconds),
+    ("cpu_quota", Microseconds),
+    ("cpu_rt_period", Microseconds),
+    ("cpu_rt_runtime", Microseconds),
     ("cpus", Ratio),
     ("cpuset", Text),
     ("cpu_shares", Whole),

@@ -191,6 +191,7 @@ fn field<'a>(node: Option<&'a Node>, kind: Kind, language: Language) -> Option<P
         Kind::Choice => given.and_then(flag).map(Printed::Bool),
         Kind::OptOut => given.and_then(flag).filter(|value| !value).map(Printed::Bool),
         Kind::Whole => given.and_then(whole).filter(|number| *number != 0).map(Printed::Int),
+        Kind::Microseconds => given.and_then(microseconds).filter(|number| *number != 0).map(Printed::Int),
         Kind::AlwaysWhole => Some(Printed::Int(given.and_then(whole).unwrap_or_default())),
         Kind::GivenWhole => given.and_then(whole).map(Printed::Int),
         Kind::Ratio => given.and_then(ratio).filter(|number| *number != 0.0).map(Printed::Ratio),
@@ -296,6 +297,9 @@ fn whole(node: &Node) -> Option<i64> {
         Value::String(text) => text.trim().parse().ok(),
         _ => None,
     }
+}
+fn microseconds(node: &Node) -> Option<i64> {
+    whole(node).or_else(|| i64::try_from(nanoseconds(node)? / 1000).ok())
 }
 #[expect(clippy::cast_possible_truncation, reason = "the reference has 32 bits too")]
 fn ratio(node: &Node) -> Option<f32> {

@@ -1,6 +1,6 @@
 //! Writes a printed tree as YAML, so that every reader gets back what was printed.
 //!
-//! Block style, two spaces per level, lists not indented under their keys; text that could be taken for something else
+//! Block style, two spaces per level, lists indented under their keys; text that could be taken for something else
 //! is quoted, text of several lines is a literal block.
 
 use super::print::Printed;

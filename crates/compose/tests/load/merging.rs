@@ -85,7 +85,7 @@ fn a_wrong_kind_in_an_override_is_placed_there() {
       |
     1 | services: {web: {image: [x], logging: {options: {a: [b]}}}}
       |                  ^^^^^
-    error: `a` must be a string, a number or a boolean, but it is a list
+    error: `a` must be a string or a number, but it is a list
      --> /app/over.yaml:1:50 (services.web.logging.options.a)
       |
     1 | services: {web: {image: [x], logging: {options: {a: [b]}}}}

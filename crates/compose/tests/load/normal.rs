@@ -121,7 +121,7 @@ fn the_normal_form_is_a_fixed_point() {
 #[test]
 fn what_a_cluster_cannot_do_is_no_complaint() {
     let folder = web(
-        "develop: {watch: [{path: ., action: rebuild}]}\ncontainer_name: x\nvolumes_from: [web2]\nprovider: {type: x}\ncredential_spec: {file: f}\ndevices: ['/dev/a:/dev/b:strange']",
+        "develop: {watch: [{path: ., action: rebuild}]}\ncontainer_name: x1\nvolumes_from: [web2]\nprovider: {type: x}\ncredential_spec: {file: f}\ndevices: ['/dev/a:/dev/b:strange']",
     );
     let text = folder.text("compose.yaml");
     let folder = folder.file("compose.yaml", &format!("{text}  web2: {{image: i}}\n"));
@@ -290,4 +290,45 @@ fn the_environment_is_what_interpolation_saw() {
     // `.env` may name the project.
     let folder = folder.file(".env", "COMPOSE_PROJECT_NAME=named\n");
     assert_eq!(folder.project().name(), "named");
+}
+
+#[test]
+fn values_that_mean_nothing_are_refused_by_both() {
+    for (lines, message) in [
+        ("pull_policy: alwys", "`alwys` is not a pull policy"),
+        ("pull_policy: every_h", "`every_h` is not a pull policy"),
+        ("container_name: _", "`_` is not a name for a container"),
+        ("ports: [{published: 80}]", "a port needs `target`"),
+        ("volumes: [{type: tmpfs}]", "a volume of a service needs `target`"),
+        ("gpus: [{count: some}]", "`count` must be a whole number or `all`, not `some`"),
+        ("gpus: [{count: 1, device_ids: [a]}]", "`count` and `device_ids` exclude each other"),
+        (
+            "cpu_quota: 5x",
+            "`5x` is not a duration: write numbers with units, such as `30s` or `1m30s` (us, ms, s, m, h, d, w)",
+        ),
+        (
+            "deploy: {resources: {reservations: {generic_resources: [{kind: a}]}}}",
+            "a generic resource is a `discrete_resource_spec` of `kind` and `value`",
+        ),
+        ("provider: {type: p, options: {a: {b: c}}}", "the option `a` must be a scalar or a list of scalars"),
+        (
+            "cpus: 1\ndeploy: {resources: {limits: {cpus: '2'}}}",
+            "`cpus` and `deploy.resources.limits.cpus` say different things",
+        ),
+    ] {
+        let folder = web(lines);
+        let messages: Vec<String> = folder.projected().diagnostics.into_iter().map(|d| d.message).collect();
+        assert_eq!(messages, [message], "{lines}");
+        assert!(folder.load().app.is_none(), "{lines}");
+    }
+    for lines in [
+        "pull_policy: every_1w2d",
+        "pull_policy: daily",
+        "container_name: a1",
+        "cpu_rt_runtime: 400ms",
+        "cpu_quota: -1",
+    ] {
+        assert_eq!(web(lines).projected().diagnostics, [], "{lines}");
+    }
+    assert_eq!(service(&web("cpu_rt_runtime: 400ms"))["cpu_rt_runtime"], 400_000);
 }
