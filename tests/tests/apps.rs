@@ -290,27 +290,49 @@ fn services_find_each_other_by_name_across_nodes_and_names_follow_scaling() {
     if skip() {
         return;
     }
+    let outside = FLEET.node(1).address();
+    // The test cluster's resolver knows it by such a name.
+    let domain = format!("{}.address.test", outside.to_string().replace('.', "-"));
     deploy(
         "names",
-        r"
+        &format!(
+            r"
 name: names
 services:
   web:
     image: wharf/testserver:1
-    deploy: {placement: {constraints: [node.hostname == n2]}}
+    ports: ['8109:8080']
+    deploy: {{placement: {{constraints: [node.hostname == n2]}}}}
   back:
     image: busybox:1
     command: sleep 10000
-    deploy: {placement: {constraints: [node.hostname == n3]}}
-",
+    deploy: {{placement: {{constraints: [node.hostname == n3]}}}}
+  gate:
+    x-wharf: {{external: {{host: {outside}}}}}
+  far-gate:
+    x-wharf: {{external: {{host: {domain}}}}}
+"
+        ),
     );
     assert_eq!(nodes_of(&FLEET.tasks("names").unwrap()), ["n2", "n3"]);
     let in_back = |command: &[&str]| {
         let words = ["exec", "-p", "names", "back"].into_iter().chain(command.iter().copied());
         FLEET.try_wharf(words)?.text()
     };
-    let answer = in_back(&["wget", "-q", "-O", "-", "http://web:8080/"]).unwrap();
-    assert!(answer.contains("hostname=names-web-1"), "{answer}");
+    for name in ["web", "WEB", "web.names", "tasks.web", "nearest.web", "names-web-1", "web."] {
+        let answer = in_back(&["wget", "-q", "-O", "-", &format!("http://{name}:8080/")]).unwrap();
+        assert!(answer.contains("hostname=names-web-1"), "{name}: {answer}");
+    }
+    // Services outside the cluster, here the cluster's own entry, by address and by domain.
+    for name in ["gate", "gate.names", "far-gate"] {
+        let answer = in_back(&["wget", "-q", "-O", "-", &format!("http://{name}:8109/")]).unwrap();
+        assert!(answer.contains("hostname=names-web-1"), "{name}: {answer}");
+    }
+    let address = tasks("names", "web").unwrap().remove(0)["addresses"]["default"].clone();
+    let said = in_back(&["nslookup", text(&address)]).unwrap();
+    assert!(said.contains("name = names-web-1"), "{said}");
+    let said = in_back(&["nslookup", "-type=srv", "_8080._tcp.web"]).unwrap();
+    assert!(said.contains("0 1 8080 names-web-1"), "{said}");
 
     let addresses = |tasks: &[Value]| {
         let mut all: Vec<_> =
