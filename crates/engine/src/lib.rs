@@ -30,6 +30,7 @@ pub use assign::Assigner;
 pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
+pub use names::named_ports;
 pub use nodes::{Leases, Link, decide as decide_node};
 pub use pass::decide;
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};

@@ -49,7 +49,7 @@ impl Names {
                 continue;
             }
             let service = record.key.name.as_str();
-            let ports = ports(&revision.spec);
+            let ports = named_ports(&revision.spec);
             for (network, attachment) in spec::attachments(&revision.spec) {
                 let Some(id) = network_of(world, app, network) else { continue };
                 let of_network = self.networks.entry(id).or_default();
@@ -204,7 +204,7 @@ fn common_names(service: &str, app: &AppKey, attachment: &NetworkAttachment) -> 
 }
 
 /// The ports that tasks of a service can be asked for: published or exposed ones. Exposed ranges are not taken apart.
-fn ports(spec: &ServiceSpec) -> BTreeSet<NamedPort> {
+pub fn named_ports(spec: &ServiceSpec) -> BTreeSet<NamedPort> {
     let published = spec.ports.iter().map(|port| NamedPort {
         port: port.target,
         protocol: port.protocol,
