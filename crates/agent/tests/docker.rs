@@ -35,10 +35,10 @@ use wharf_agent::{
     },
 };
 use wharf_model::{
-    AssignmentSet, Attachment, DnsTable, FileAssignment, FileMount, Health, Millis, MountSource, MountSpec,
-    NetworkAssignment, NetworkId, NodeId, Phase, Probe, ProbeKind, Progress, PullPolicy, Revision,
-    RouteTable, Target, TaskAssignment, TaskId, TaskStatus, VolumeAssignment, VolumeId, VolumeName,
-    VolumeSpec,
+    AssignmentSet, Attachment, DnsTable, EndpointSpec, FileAssignment, FileMount, Health, Hook, Millis,
+    MountSource, MountSpec, Namespace, NetworkAssignment, NetworkId, NetworkMode, NodeId, Phase, Probe,
+    ProbeKind, Progress, PullPolicy, Revision, RouteTable, Target, TaskAssignment, TaskId, TaskStatus,
+    VolumeAssignment, VolumeId, VolumeName, VolumeSpec, VolumesFrom,
 };
 use wharf_process::{Shutdown, SystemClock, Task, Tasks};
 
@@ -50,6 +50,11 @@ fn docker_keeps_the_contract() {
 #[test]
 fn a_node_runs_adopts_and_clears_away_on_a_real_engine() {
     engine::within_namespaces("inner_node");
+}
+
+#[test]
+fn hooks_run_and_services_share_on_a_real_engine() {
+    engine::within_namespaces("inner_shared");
 }
 
 #[test]
@@ -227,6 +232,7 @@ fn network() -> NetworkAssignment {
         internal: false,
         attachable: false,
         driver_opts: BTreeMap::new(),
+        labels: BTreeMap::new(),
         peers: Vec::new(),
     }
 }
@@ -358,4 +364,142 @@ async fn inner_node() {
     assert!(!engine.folder().join("volumes").join(volume().id.to_string()).exists());
     assert_eq!(engine.docker(&["inspect", "-f", "{{.State.Running}}", "theirs"]).trim(), "true");
     node.stop().await;
+}
+
+fn script(number: u64, service: &str, text: &str) -> TaskAssignment {
+    let mut task = sample_task(number, service, "wharf/shell:1");
+    let text = format!("trap 'exit 0' TERM; {text} while :; do sleep 0.1; done");
+    task.spec.container.command = Some(["sh", "-c", &text].map(str::to_owned).to_vec());
+    task
+}
+
+fn hook(text: &str) -> Hook {
+    Hook { command: ["sh", "-c", text].map(str::to_owned).to_vec(), ..Hook::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run in namespaces by the test above"]
+async fn inner_shared() {
+    let engine = Engine::start().await;
+    engine.load_shell("wharf/shell:1");
+    let node = Running::start(&engine);
+
+    let mut db = script(1, "db", "echo of the db > /srv/file;");
+    db.spec.container.ipc = Some(Namespace::Mode("shareable".to_owned()));
+    db.spec.container.mounts = vec![MountSpec {
+        source: MountSource::Anonymous { nocopy: false, labels: BTreeMap::from([("a".into(), "b".into())]) },
+        target: "/srv".to_owned(),
+        read_only: false,
+    }];
+    let mut web = script(2, "web", "");
+    let owner = db.service.name.clone();
+    web.spec.container.ipc = Some(Namespace::Service(owner.clone()));
+    web.spec.container.pid = Some(Namespace::Service(owner.clone()));
+    web.spec.container.volumes_from = vec![VolumesFrom { service: owner.clone(), read_only: true }];
+    web.companions = BTreeMap::from([(owner, db.id)]);
+
+    let mut hooked = web_with_volume(3);
+    hooked.attachments[0].endpoint =
+        EndpointSpec { link_local_ips: vec!["169.254.8.8".parse().unwrap()], ..EndpointSpec::default() };
+    let environment = BTreeMap::from([("WHO".to_owned(), "hook".to_owned())]);
+    let first = hook("echo $WHO $(id -u) $(pwd) > /dev/shm/hook");
+    let first = Hook { user: Some("12".into()), working_dir: Some("/tmp".into()), environment, ..first };
+    hooked.spec.container.post_start = vec![first, hook("echo second >> /dev/shm/second")];
+    hooked.spec.container.pre_stop = vec![hook("test -d /proc/1 && echo before > /data/stopped")];
+
+    let mut broken = script(4, "broken", "");
+    broken.spec.container.post_start = vec![hook("echo no schema; exit 4")];
+    let mut absent = script(5, "absent", "");
+    absent.spec.container.post_start = vec![Hook { command: vec!["/no/such".into()], ..Hook::default() }];
+    let mut alone = script(6, "alone", "");
+    alone.spec.network_mode = NetworkMode::Bridge;
+
+    let all = [&db, &web, &hooked, &broken, &absent, &alone];
+    let mut wanted = set(1, &all);
+    let isolated = "com.docker.network.bridge.enable_icc";
+    for network in wanted.networks.values_mut() {
+        network.driver_opts = BTreeMap::from([(isolated.to_owned(), "false".to_owned())]);
+        network.labels = BTreeMap::from([("team".to_owned(), "x".to_owned())]);
+    }
+    node.agent.apply(wanted).await.unwrap();
+
+    let of = |status: TaskStatus| status.container.expect("it has a container");
+    let db_container = of(node.until(db.id, "the db runs", TaskStatus::is_ready).await);
+    let web_container = of(node.until(web.id, "web runs", TaskStatus::is_ready).await);
+    let host = |container: &str, what: &str| {
+        engine
+            .docker(&["inspect", "-f", &format!("{{{{json .HostConfig.{what}}}}}"), container])
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(host(&web_container, "IpcMode"), format!("\"container:{db_container}\""));
+    assert_eq!(host(&web_container, "PidMode"), format!("\"container:{db_container}\""));
+    assert_eq!(host(&web_container, "VolumesFrom"), format!("[\"{db_container}:ro\"]"));
+    let within = |container: &str, words: &[&str]| engine.docker(&[&["exec", container], words].concat());
+    for namespace in ["ipc", "pid"] {
+        let path = format!("/proc/self/ns/{namespace}");
+        assert_eq!(within(&web_container, &["readlink", &path]), within(&db_container, &["readlink", &path]));
+    }
+    assert_eq!(within(&web_container, &["cat", "/srv/file"]), "of the db\n");
+    let volume_of = |container: &str| {
+        engine.docker(&["inspect", "-f", "{{(index .Mounts 0).Name}}", container]).trim().to_owned()
+    };
+    let labels = engine.docker(&["volume", "inspect", "-f", "{{.Labels.a}}", &volume_of(&db_container)]);
+    assert_eq!(labels.trim(), "b");
+
+    let hooked_container = of(node.until(hooked.id, "its hooks have run", TaskStatus::is_ready).await);
+    assert_eq!(within(&hooked_container, &["cat", "/dev/shm/hook", "/dev/shm/second"]), "hook 12 /tmp\nsecond\n");
+    assert!(within(&hooked_container, &["ip", "addr"]).contains("169.254.8.8"));
+    let network = |what: &str| {
+        let format = format!("{{{{index .{what}}}}}");
+        engine.docker(&["network", "inspect", "-f", &format, "shop_default"]).trim().to_owned()
+    };
+    assert_eq!(network(&format!("Options \"{isolated}\"")), "false");
+    assert_eq!(network("Labels \"team\""), "x");
+    let label = |name: &str| {
+        let format = format!("{{{{index .Config.Labels \"com.docker.compose.{name}\"}}}}");
+        engine.docker(&["inspect", "-f", &format, &hooked_container]).trim().to_owned()
+    };
+    assert_eq!(
+        (label("project"), label("service"), label("oneoff")),
+        ("shop".into(), "web".into(), "False".into())
+    );
+    assert_eq!((label("config-hash").len(), label("image").starts_with("sha256:")), (64, true));
+
+    let failed = node.until(broken.id, "its hook fails it", |status| status.phase == Phase::Failed).await;
+    assert!(failed.message.contains("exit code 4"), "{failed:?}");
+    assert_eq!(failed.last_log, ["no schema"]);
+    let running = engine.docker(&["inspect", "-f", "{{.State.Running}}", &of(failed)]);
+    assert_eq!(running.trim(), "false", "the process does not outlive its task");
+    let failed =
+        node.until(absent.id, "there is no such program", |status| status.phase == Phase::Failed).await;
+    assert!(failed.message.contains("`post_start` hook 1 of 1, `/no/such` failed"), "{failed:?}");
+    let alone_container = of(node.until(alone.id, "it runs", TaskStatus::is_ready).await);
+    assert_eq!(host(&alone_container, "NetworkMode"), "\"bridge\"");
+
+    let stopping = TaskAssignment { target: Target::Stop, ..hooked.clone() };
+    node.agent.apply(set(2, &[&stopping])).await.unwrap();
+    let stopped = node.until(hooked.id, "it stopped", |status| status.phase == Phase::Stopped).await;
+    assert_eq!((stopped.message.as_str(), stopped.exit.map(|exit| exit.code)), ("", Some(0)));
+    let left = engine.folder().join("volumes").join(volume().id.to_string()).join("stopped");
+    assert_eq!(std::fs::read_to_string(left).unwrap(), "before\n", "the hook came before the signal");
+    let mut last = set(3, &[]);
+    last.networks.clear();
+    node.agent.apply(last).await.unwrap();
+    let gone = async {
+        while !engine.docker(&["ps", "-aq", "--filter", "label=wharf.cluster"]).is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("everything of ours is gone");
+    node.stop().await;
+}
+
+/// A task on the network and with the volume, and nothing else.
+fn web_with_volume(number: u64) -> TaskAssignment {
+    let full = web(number);
+    let mut task = script(number, "web", "");
+    task.spec.container.mounts.clone_from(&full.spec.container.mounts);
+    (task.volumes, task.attachments) = (full.volumes, full.attachments);
+    task
 }

@@ -293,6 +293,7 @@ fn assignment(gateway: u8, peers: &[(u8, &Node)]) -> NetworkAssignment {
         internal: false,
         attachable: false,
         driver_opts: BTreeMap::new(),
+        labels: BTreeMap::new(),
         peers: peers
             .iter()
             .map(|(last, node)| Peer { address: at(*last), node: node.address, mac: None })

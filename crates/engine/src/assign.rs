@@ -188,6 +188,7 @@ impl<'a> Assigner<'a> {
             id: task.id,
             service: task.service.clone(),
             slot: task.slot,
+            generation: task.generation,
             name: task.name(),
             target: if task.stop.is_some() { Target::Stop } else { Target::Run },
             spec: revision.spec.clone(),
@@ -256,6 +257,7 @@ impl<'a> Assigner<'a> {
             internal: record.spec.internal,
             attachable: record.spec.attachable,
             driver_opts: record.spec.driver_opts.clone(),
+            labels: record.spec.labels.clone(),
             peers,
         })
     }

@@ -11,8 +11,8 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    EndpointSpec, ExternalHost, FileMount, Image, Mac, NetworkId, NetworkMode, NodeFacts, NodeId, Protocol,
-    Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId, TaskStatus, VolumeId, VolumeName,
+    EndpointSpec, ExternalHost, FileMount, Generation, Image, Mac, NetworkId, NetworkMode, NodeFacts, NodeId,
+    Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId, TaskStatus, VolumeId, VolumeName,
     VolumeSpec,
 };
 
@@ -49,6 +49,9 @@ pub struct TaskAssignment {
     pub service: ServiceKey,
     /// Its position.
     pub slot: Slot,
+    /// Which of the service's revisions it is made from.
+    #[serde(default)]
+    pub generation: Generation,
     /// What it is called; the container's host name unless the service has one. Unique among running tasks of the cluster, not over time.
     pub name: String,
     /// What should be done with it.
@@ -140,6 +143,9 @@ pub struct NetworkAssignment {
     /// Options of the engine's bridge driver.
     #[serde(default)]
     pub driver_opts: BTreeMap<String, String>,
+    /// Labels of the engine's network.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Every address of the network that lives on another node, its gateways included.
     pub peers: Vec<Peer>,
 }

@@ -57,7 +57,12 @@ pub fn docker_network_options(network: &NetworkAssignment, mtu: u32) -> Result<D
         driver: "bridge",
         internal: network.internal,
         attachable: network.attachable,
-        labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
+        labels: network
+            .labels
+            .clone()
+            .into_iter()
+            .chain(labels.map(|(key, value)| (key.to_owned(), value)))
+            .collect(),
         options,
         subnet: network.subnet,
         gateway: network.gateway,

@@ -302,6 +302,7 @@ fn a_network_has_its_own_options_and_keeps_what_is_the_clusters() {
         internal: false,
         attachable: false,
         driver_opts: options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        labels: BTreeMap::new(),
         peers: Vec::new(),
     };
     let (mtu, icc) = ("com.docker.network.driver.mtu", "com.docker.network.bridge.enable_icc");

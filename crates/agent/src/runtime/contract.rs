@@ -71,6 +71,7 @@ pub fn sample_task(number: u64, service: &str, image: &str) -> TaskAssignment {
         id: TaskId::from_parts(1_700_000_000_000, random),
         service: ServiceKey { app, name: service.parse().expect(legal) },
         slot: Slot(1),
+        generation: wharf_model::Generation(1),
         name: format!("shop-{service}-1"),
         target: Target::Run,
         spec: ServiceSpec {
@@ -442,6 +443,7 @@ impl Suite<'_> {
             internal: false,
             attachable: false,
             driver_opts: BTreeMap::new(),
+            labels: BTreeMap::new(),
             peers: Vec::new(),
         }
     }

@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
-use wharf_model::{NetworkId, Slot, TaskAssignment, TaskId, VolumeId};
+use sha2::{Digest, Sha256};
+use wharf_model::{
+    Dependency, DependencyCondition, NetworkId, ServiceName, ServiceSpec, Slot, TaskAssignment, TaskId,
+    VolumeId,
+};
 
 /// The cluster that an object belongs to. Nothing without it is ever touched.
 pub(crate) const CLUSTER: &str = "wharf.cluster";
@@ -38,10 +42,15 @@ impl Labels {
                 ("wharf.environment", app.environment.to_string()),
                 ("wharf.service", task.service.name.to_string()),
                 ("wharf.slot", task.slot.to_string()),
+                ("wharf.generation", task.generation.to_string()),
                 ("com.docker.compose.project", app.name.to_string()),
                 ("com.docker.compose.service", task.service.name.to_string()),
                 ("com.docker.compose.container-number", number),
                 ("com.docker.compose.oneoff", "False".to_owned()),
+                // Tools that list Compose projects look for it, and compare it with nothing.
+                ("com.docker.compose.config-hash", config_hash(&task.spec)),
+                ("com.docker.compose.depends_on", depends_on(&task.spec)),
+                ("com.docker.compose.version", env!("CARGO_PKG_VERSION").to_owned()),
             ]
             .map(|(key, value)| (key.to_owned(), value)),
         );
@@ -74,6 +83,25 @@ impl Labels {
     fn read<'a>(&self, key: &str, labels: &'a HashMap<String, String>) -> Option<&'a String> {
         (labels.get(CLUSTER) == Some(&self.cluster)).then(|| labels.get(key)).flatten()
     }
+}
+
+/// Equal for equal specifications.
+fn config_hash(spec: &ServiceSpec) -> String {
+    // Plain data in ordered collections always serialises.
+    hex::encode(Sha256::digest(serde_json::to_vec(spec).unwrap_or_default()))
+}
+
+/// `db:service_healthy:true`, the last for whether it is restarted with that service.
+fn depends_on(spec: &ServiceSpec) -> String {
+    let one = |(name, on): (&ServiceName, &Dependency)| {
+        let condition = match on.condition {
+            DependencyCondition::ServiceStarted => "service_started",
+            DependencyCondition::ServiceHealthy => "service_healthy",
+            DependencyCondition::ServiceCompletedSuccessfully => "service_completed_successfully",
+        };
+        format!("{name}:{condition}:{}", on.restart)
+    };
+    spec.depends_on.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
 /// What a task's container is called: unique over time, so that a new one never waits for an old one's name.

@@ -124,6 +124,9 @@ pub fn container_config(
         }),
         ..ContainerCreateBody::default()
     };
+    if let Some(labels) = &mut body.labels {
+        labels.insert("com.docker.compose.image".to_owned(), surroundings.image_id.clone());
+    }
     fill_container(&mut body, task, container, surroundings, api)?;
     fill_resources(host(&mut body), resources, container, api)?;
     if body.hostname.is_none() && may_have_hostname(network_mode, container) {
@@ -722,6 +725,12 @@ mod tests {
     fn a_plain_task_never_restarts_by_itself_and_asks_its_nodes_dns() {
         let mut task = sample_task(1, "web", "img");
         task.slot = Slot(2);
+        let healthy = wharf_model::Dependency {
+            condition: wharf_model::DependencyCondition::ServiceHealthy,
+            restart: true,
+            required: true,
+        };
+        task.spec.depends_on = BTreeMap::from([("db".parse().unwrap(), healthy)]);
         let body = made(&task, &plain(), OLD).body;
         let host = body.host_config.unwrap();
         assert_eq!(host.restart_policy.unwrap().name, Some(RestartPolicyNameEnum::NO));
@@ -742,9 +751,24 @@ mod tests {
             ("com.docker.compose.project", "shop"),
             ("com.docker.compose.service", "web"),
             ("com.docker.compose.container-number", "2"),
+            ("com.docker.compose.oneoff", "False"),
+            ("com.docker.compose.image", "sha256:ab"),
+            ("com.docker.compose.depends_on", "db:service_healthy:true"),
+            ("wharf.generation", "1"),
         ] {
             assert_eq!(labels.get(key).map(String::as_str), Some(value), "{key}");
         }
+    }
+
+    #[test]
+    fn containers_of_equal_services_have_equal_hashes() {
+        let hash = |task: &TaskAssignment| {
+            made(task, &plain(), OLD).body.labels.unwrap()["com.docker.compose.config-hash"].clone()
+        };
+        let (one, mut other) = (sample_task(1, "web", "img"), sample_task(2, "web", "img"));
+        assert_eq!((hash(&one).len(), hash(&one)), (64, hash(&other)));
+        other.spec.container.tty = true;
+        assert_ne!(hash(&one), hash(&other));
     }
 
     #[test]
