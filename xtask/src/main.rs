@@ -11,6 +11,7 @@ mod links;
 mod names;
 mod openapi;
 mod project;
+mod schema;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ usage: cargo xtask TASK
   links              relative links and anchors in Markdown files resolve
   names              no package registry's host and no path of this machine stands in a file
   openapi [--check]  writes docs/reference/openapi.json from the server's types, or compares it
+  schema [--check]   writes docs/reference/*.schema.json and x-wharf.md from the loader's tables, or compares them
 
 Exit code: 0 as wanted, 1 findings or failure, 2 wrong usage.";
 
@@ -72,6 +74,8 @@ fn task(arguments: &[&str]) -> Option<Task> {
         ["names"] => Some(names::check),
         ["openapi"] => Some(openapi::write),
         ["openapi", "--check"] => Some(openapi::check),
+        ["schema"] => Some(schema::write),
+        ["schema", "--check"] => Some(schema::check),
         _ => None,
     }
 }

@@ -20,6 +20,7 @@ mod normal;
 mod project;
 mod quantity;
 pub mod reference;
+pub mod schema;
 mod shape;
 mod shapes;
 mod short;

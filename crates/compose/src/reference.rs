@@ -173,7 +173,8 @@ fn known() -> BTreeMap<String, &'static Shape> {
 
 fn add_fields(path: &str, object: &'static Object, found: &mut BTreeMap<String, &'static Shape>) {
     for (name, shape) in object.keys {
-        if name.starts_with("x-") {
+        // `external` of a service is the old form of `x-wharf.external`.
+        if name.starts_with("x-") || (path == "services.*" && *name == "external") {
             continue;
         }
         let path = if path.is_empty() { (*name).to_owned() } else { format!("{path}.{name}") };

@@ -14,6 +14,7 @@ mod service;
 mod shared;
 mod values;
 mod wharf;
+pub(crate) use wharf::not_carried_out;
 #[cfg(test)]
 pub(crate) use wharf::tests as wharf_tests;
 

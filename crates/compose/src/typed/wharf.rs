@@ -55,6 +55,29 @@ const NOT_CARRIED_OUT: &[(Setting, &str)] = &[
     (Setting::Jobs, "make it a service with `restart: \"no\"`: it runs to its end once"),
 ];
 
+impl Setting {
+    /// How people call it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Routes => "routes",
+            Self::BlueGreen => "release: {strategy: blue-green}",
+            Self::Canary => "release: {strategy: canary}",
+            Self::Hooks => "hooks",
+            Self::Autoscale => "autoscale",
+            Self::Logs => "logs",
+            Self::Priority => "priority",
+            Self::Affinity => "affinity",
+            Self::Availability => "availability",
+            Self::Jobs => "jobs",
+        }
+    }
+}
+
+/// Each setting that is not carried out, and what to write instead.
+pub(crate) fn not_carried_out() -> impl Iterator<Item = (&'static str, &'static str)> {
+    NOT_CARRIED_OUT.iter().map(|(setting, instead)| (setting.as_str(), *instead))
+}
+
 /// What to write in place of a setting that is not carried out.
 fn instead_of(setting: Setting) -> Option<&'static str> {
     #[cfg(test)]

@@ -34,10 +34,7 @@ fn policy(app: &AppSpec) -> &ServicePolicy {
     &app.services[&"web".parse::<ServiceName>().unwrap()].policy
 }
 
-#[test]
-fn routes_are_read_whole() {
-    let (app, _) = everything(
-        r#"
+const ROUTES: &str = r#"
 name: shop
 services:
   web:
@@ -70,8 +67,45 @@ services:
 secrets:
   cert: {file: pem}
   users: {file: pem}
-"#,
-    );
+"#;
+
+const SETTINGS: &str = r#"
+name: shop
+x-wharf:
+  release: {strategy: blue-green, preview: next.example.com, keep: 1h, promote: manual}
+  priority: high
+  hooks: {before: [{service: web, command: migrate up}]}
+services:
+  web:
+    image: i
+    deploy: {replicas: 3}
+    x-wharf:
+      release:
+        strategy: canary
+        steps: [5, {weight: 50, hold: 10m}]
+        judge: {errors_percent: 0.5, latency_percent: 120}
+      autoscale:
+        min: 2
+        max: 20
+        metrics: {cpu: 60, network_in: {above: 10m, below: 1m}}
+        step: 2
+      logs: {access: {from: "/var/log/nginx/*.log", keep: 30d, format: json}, out: }
+      priority: low
+      affinity: [{apart: web}, {near: db, scope: node.labels.zone, soft: true}, {near_image: "redis:7"}]
+      availability: {at_least: 3}
+  db: {image: i}
+jobs:
+  nightly: {image: i, command: [run], triggers: {schedule: "30  4 * * 1-5"}, depends_on: [db]}
+"#;
+
+/// Files with every setting there is, for others to check.
+pub(crate) fn texts() -> [&'static str; 2] {
+    [ROUTES, SETTINGS]
+}
+
+#[test]
+fn routes_are_read_whole() {
+    let (app, _) = everything(ROUTES);
     let [api, database] = policy(&app).routes.as_slice() else { panic!("two routes") };
     assert_eq!(api.hosts, ["shop.example.com", "*.shop.example.com"]);
     assert_eq!((api.path.as_deref(), api.port, api.listen), (Some("/api"), 8080, None));
@@ -99,36 +133,7 @@ secrets:
 
 #[test]
 fn the_other_settings_are_read_whole() {
-    let (app, _) = everything(
-        r#"
-name: shop
-x-wharf:
-  release: {strategy: blue-green, preview: next.example.com, keep: 1h, promote: manual}
-  priority: high
-  hooks: {before: [{service: web, command: migrate up}]}
-services:
-  web:
-    image: i
-    deploy: {replicas: 3}
-    x-wharf:
-      release:
-        strategy: canary
-        steps: [5, {weight: 50, hold: 10m}]
-        judge: {errors_percent: 0.5, latency_percent: 120}
-      autoscale:
-        min: 2
-        max: 20
-        metrics: {cpu: 60, network_in: {above: 10m, below: 1m}}
-        step: 2
-      logs: {access: {from: "/var/log/nginx/*.log", keep: 30d, format: json}, out: }
-      priority: low
-      affinity: [{apart: web}, {near: db, scope: node.labels.zone, soft: true}, {near_image: "redis:7"}]
-      availability: {at_least: 3}
-  db: {image: i}
-jobs:
-  nightly: {image: i, command: [run], triggers: {schedule: "30  4 * * 1-5"}, depends_on: [db]}
-"#,
-    );
+    let (app, _) = everything(SETTINGS);
     assert!(matches!(&app.policy.release, Some(ReleaseStrategy::BlueGreen { preview: Some(host), promote: Promote::Manual, keep })
         if host == "next.example.com" && *keep == Millis::from_secs(3600)));
     assert_eq!(app.policy.priority, Priority::High);
