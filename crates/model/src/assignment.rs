@@ -253,7 +253,8 @@ pub struct Endpoint {
 pub struct NodeReport {
     /// Counts this agent process's reports.
     pub sequence: u64,
-    /// The set it works on.
+    /// The revision of the set whose names and routes it serves. Once it is reported, no answer and no connection that an older one
+    /// led to begins on the node.
     pub observed: Revision,
     /// The node.
     pub facts: NodeFacts,
