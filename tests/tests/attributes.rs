@@ -11,6 +11,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Child,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -49,6 +53,10 @@ enum Look {
     Image(&'static str),
     /// The engine says this of the network.
     Network(&'static str, &'static str),
+    /// The same, of at least one node.
+    Somewhere(&'static str, &'static str),
+    /// `docker inspect` names another service's container at this pointer, and then this.
+    Shares(&'static str, &'static str, &'static str),
     /// The engine says this of the volume.
     Volume(&'static str, &'static str),
     /// The cluster keeps this about the service, at a pointer of `wharf inspect`.
@@ -62,7 +70,10 @@ enum Look {
     /// As `Container`, or the engine leaves it out and says this, which the agent has in its log.
     Told(&'static str, &'static str, &'static str),
 }
-use Look::{Answers, Container, Image, Inside, Kept, Listed, Network, On, Said, Tasks, Told, Tried, Volume};
+use Look::{
+    Answers, Container, Image, Inside, Kept, Listed, Network, On, Said, Shares, Somewhere, Tasks, Told,
+    Tried, Volume,
+};
 
 const fn row(attribute: &'static str, subject: &'static str, look: Look) -> Row {
     Row { attribute, subject, look }
@@ -101,7 +112,7 @@ services:
     <<: *still
     cap_add: [NET_ADMIN]
     cap_drop: [MKNOD]
-    security_opt: ['no-new-privileges:true']
+    security_opt: ['no-new-privileges:true', 'seccomp:profile.json']
     group_add: ['44']
     devices: ['/dev/zero:/dev/nothing:rw']
     device_cgroup_rules: ['c 1:3 mr']
@@ -121,6 +132,17 @@ services:
     userns_mode: host
     cgroup: host
     cgroup_parent: /parent
+  owner: {<<: *still, volumes: ['shared:/shared']}
+  sharing: {<<: *still, ipc: 'service:owner', pid: 'service:owner', volumes_from: ['owner:ro'], network_mode: bridge}
+  hooked:
+    <<: *still
+    init: true
+    stop_grace_period: 10s
+    volumes: ['left:/left']
+    post_start:
+      - {command: [sh, -c, 'echo $$WHO $$(id -u) $$(pwd) >/tmp/started'], user: '65534', working_dir: /tmp, environment: {WHO: hook}}
+    pre_stop:
+      - {command: [sh, -c, 'echo $$WHO $$(id -u) $$(pwd) >/left/ended'], user: '0', working_dir: /left, environment: [WHO=hook]}
   limited:
     <<: *still
     cpus: 0.5
@@ -160,12 +182,13 @@ services:
   mounted:
     <<: *still
     volumes:
-      - {type: volume, source: data, target: /data, read_only: true, volume: {nocopy: true}}
+      - {type: volume, source: data, target: /data, read_only: true, volume: {nocopy: true, labels: {m.label: mounted}}}
       - {type: volume, target: /anonymous}
       - {type: bind, source: /root/made, target: /made, bind: {create_host_path: true, propagation: rslave, selinux: z}}
       - {type: tmpfs, target: /memory, tmpfs: {size: 2m, mode: 0700}}
       - ram:/ram
       - /dev:/host-dev:ro
+      - {type: bind, source: /proc, target: /host-proc, bind: {recursive: disabled}}
   files:
     <<: *still
     configs:
@@ -183,12 +206,14 @@ services:
     stop_grace_period: 0s
     container_name: contained
     networks:
-      back: {aliases: [known-as], priority: 1}
+      back: {aliases: [known-as], priority: 1, link_local_ips: [169.254.8.8], driver_opts: {an.option: b}}
       front: {priority: 2, ipv4_address: 10.78.0.99}
     ports:
       - '8301:8080'
+      - '8304-8310:8080'
       - {target: 8080, published: 8302, protocol: tcp, mode: host, host_ip: 127.0.0.1, name: web, app_protocol: http}
       - {target: 8081, published: '8303', protocol: udp, mode: host}
+  fronted: {<<: *still, networks: [front]}
   near: {<<: *still, network_mode: 'service:lan'}
   outside: {<<: *still, network_mode: host}
   alone: {<<: *still, network_mode: none}
@@ -209,15 +234,18 @@ services:
   extended: {extends: {service: base}}
   extended-far: {extends: {service: base, file: base.yaml}}
 networks:
-  back: {name: the-back, driver: bridge, internal: true, attachable: true}
+  back: {name: the-back, driver: bridge, internal: true, attachable: true, labels: {n.label: 'yes'}}
   front:
     driver: overlay
     enable_ipv4: true
     enable_ipv6: false
-    ipam: {driver: default, config: [{subnet: 10.78.0.0/16}]}
+    ipam: {driver: default, config: [{subnet: 10.78.0.0/16, ip_range: 10.78.9.0/24, gateway: 10.78.0.1, aux_addresses: {printer: 10.78.9.5}}]}
+    driver_opts: {com.docker.network.driver.mtu: '1300'}
 volumes:
   data: {name: the-data, labels: {v.label: 'yes'}}
   ram: {driver: local, driver_opts: {type: tmpfs, device: tmpfs, o: size=1m}}
+  shared:
+  left:
 configs:
   plain: {content: a config}
   variable: {environment: TOKEN}
@@ -237,6 +265,7 @@ const BESIDE: &[(&str, &str)] = &[
     ("raw.env", "RAW=\"as it $stands\"\n"),
     ("labels.env", "from.file=yes\n"),
     ("note.txt", "a note"),
+    ("profile.json", r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#),
     (
         "inner/compose.yaml",
         "services:\n  included: {image: 'busybox:1', command: sleep 10000, stop_grace_period: 0s, environment: {WHO: '${WHO}'}, env_file: more.env}\n",
@@ -301,8 +330,9 @@ const MAIN_ROWS: &[Row] = &[
     row(
         "services.*.security_opt",
         "confined",
-        Container("/HostConfig/SecurityOpt", r#"["no-new-privileges:true"]"#),
+        Listed("/HostConfig/SecurityOpt", r#""no-new-privileges:true""#),
     ),
+    row("services.*.security_opt", "confined", Inside("grep -E '^Seccomp:' /proc/1/status | tail -c 2", "2")),
     row("services.*.security_opt", "confined", Inside("grep NoNewPrivs /proc/1/status | tail -c 2", "1")),
     row("services.*.group_add", "confined", Container("/HostConfig/GroupAdd", r#"["44"]"#)),
     row("services.*.group_add", "confined", Inside("grep Groups /proc/1/status | grep -o 44", "44")),
@@ -327,7 +357,10 @@ const MAIN_ROWS: &[Row] = &[
         "confined",
         Container("/HostConfig/DeviceCgroupRules", r#"["c 1:3 mr"]"#),
     ),
+    row("services.*.ipc", "sharing", Shares("/HostConfig/IpcMode", "owner", "")),
+    row("services.*.ipc", "owner", Container("/HostConfig/IpcMode", r#""shareable""#)),
     row("services.*.ipc", "joined", Container("/HostConfig/IpcMode", r#""host""#)),
+    row("services.*.pid", "sharing", Shares("/HostConfig/PidMode", "owner", "")),
     row("services.*.pid", "joined", Container("/HostConfig/PidMode", r#""host""#)),
     row("services.*.uts", "joined", Container("/HostConfig/UTSMode", r#""host""#)),
     row("services.*.userns_mode", "joined", Container("/HostConfig/UsernsMode", r#""host""#)),
@@ -474,6 +507,17 @@ const MAIN_ROWS: &[Row] = &[
     row("services.*.oom_score_adj", "confined", Container("/HostConfig/OomScoreAdj", "100")),
     row("services.*.oom_score_adj", "confined", Inside("cat /proc/1/oom_score_adj", "100")),
     // Names and connections.
+    row(
+        "services.*.networks.*.link_local_ips",
+        "lan",
+        Container("/NetworkSettings/Networks/the-back/IPAMConfig/LinkLocalIPs", r#"["169.254.8.8"]"#),
+    ),
+    row(
+        "services.*.networks.*.driver_opts",
+        "lan",
+        Container("/NetworkSettings/Networks/the-back/DriverOpts", r#"{"an.option": "b"}"#),
+    ),
+    row("services.*.ports[].published", "lan", Answers(":8304/", "hostname=main-lan-1")),
     row("services.*.networks", "lan", Container("/NetworkSettings/Networks/the-back/IPPrefixLen", "20")),
     row(
         "services.*.networks.*.aliases",
@@ -491,6 +535,8 @@ const MAIN_ROWS: &[Row] = &[
         Inside("ip route | grep default | grep -o 'via 10.78'", "via 10.78"),
     ),
     row("services.*.network_mode", "outside", Container("/HostConfig/NetworkMode", r#""host""#)),
+    row("services.*.network_mode", "sharing", Container("/HostConfig/NetworkMode", r#""bridge""#)),
+    row("services.*.network_mode", "near", Shares("/HostConfig/NetworkMode", "lan", "")),
     row("services.*.network_mode", "alone", Container("/HostConfig/NetworkMode", r#""none""#)),
     row("services.*.network_mode", "near", Inside("ip address | grep -o 10.78.0.99/", "10.78.0.99/")),
     row("services.*.ports", "lan", Answers(":8301/", "hostname=main-lan-1")),
@@ -519,8 +565,8 @@ const MAIN_ROWS: &[Row] = &[
         "lan",
         Container("/HostConfig/PortBindings/8080~1tcp/0/HostIp", r#""127.0.0.1""#),
     ),
-    row("services.*.ports[].name", "lan", Kept("/spec/ports/1/name", r#""web""#)),
-    row("services.*.ports[].app_protocol", "lan", Kept("/spec/ports/1/app_protocol", r#""http""#)),
+    row("services.*.ports[].name", "lan", Kept("/spec/ports/2/name", r#""web""#)),
+    row("services.*.ports[].app_protocol", "lan", Kept("/spec/ports/2/app_protocol", r#""http""#)),
     row("services.*.expose", "plain", Container("/Config/ExposedPorts", r#"{"9000/tcp": {}}"#)),
     row(
         "services.*.links",
@@ -543,6 +589,21 @@ const MAIN_ROWS: &[Row] = &[
         Inside("grep db.example /etc/hosts | awk '{print $1}'", "10.8.8.8"),
     ),
     // Files.
+    row("services.*.volumes_from", "sharing", Shares("/HostConfig/VolumesFrom/0", "owner", ":ro")),
+    row(
+        "services.*.volumes_from",
+        "sharing",
+        Inside("touch /shared/x 2>/dev/null || ls -d /shared", "/shared"),
+    ),
+    row("services.*.volumes[].volume.labels", "the-data", Volume("/Labels/m.label", r#""mounted""#)),
+    row(
+        "services.*.volumes[].bind.recursive",
+        "mounted",
+        Listed(
+            "/HostConfig/Mounts",
+            r#"{"Type": "bind", "Source": "/proc", "Target": "/host-proc", "BindOptions": {"NonRecursive": true}}"#,
+        ),
+    ),
     row(
         "services.*.volumes",
         "mounted",
@@ -633,6 +694,11 @@ const MAIN_ROWS: &[Row] = &[
         Inside("stat -c %a /run/secrets/renamed /run/secrets/plain", "400\n444"),
     ),
     // Life.
+    row("services.*.post_start", "hooked", Inside("cat /tmp/started", "hook 65534 /tmp")),
+    row("services.*.post_start[].command", "hooked", Inside("cat /tmp/started", "hook 65534 /tmp")),
+    row("services.*.post_start[].user", "hooked", Inside("cat /tmp/started", "hook 65534 /tmp")),
+    row("services.*.post_start[].working_dir", "hooked", Inside("cat /tmp/started", "hook 65534 /tmp")),
+    row("services.*.post_start[].environment", "hooked", Inside("cat /tmp/started", "hook 65534 /tmp")),
     row("services.*.depends_on.*.required", "linked", Tasks(1, 1)),
     row("services.*.healthcheck", "checked", Container("/State/Health/Status", r#""healthy""#)),
     row(
@@ -704,6 +770,22 @@ const MAIN_ROWS: &[Row] = &[
     row("services.*.deploy.placement.constraints", "there", On("n2")),
     row("services.*.deploy.placement.max_replicas_per_node", "deployed", Tasks(2, 2)),
     // Networks and volumes.
+    row("networks.*.labels", "the-back", Network("/Labels/n.label", r#""yes""#)),
+    row(
+        "networks.*.driver_opts",
+        "main_front",
+        Network("/Options/com.docker.network.driver.mtu", r#""1300""#),
+    ),
+    row(
+        "networks.*.ipam.config[].gateway",
+        "main_front",
+        Somewhere("/IPAM/Config/0/Gateway", r#""10.78.0.1""#),
+    ),
+    row(
+        "networks.*.ipam.config[].ip_range",
+        "fronted",
+        Inside("ip address | grep -o 'inet 10.78.9'", "inet 10.78.9"),
+    ),
     row("networks.*.name", "the-back", Network("/Name", r#""the-back""#)),
     row("networks.*.driver", "main_front", Network("/Driver", r#""bridge""#)),
     row("networks.*.attachable", "the-back", Network("/Attachable", "true")),
@@ -745,6 +827,15 @@ const MAIN_ROWS: &[Row] = &[
     row("configs.*.labels", "files", Inside("cat /named", "named")),
 ];
 
+/// What is seen once the services of `main` have been replaced.
+const REPLACED_ROWS: &[Row] = &[
+    row("services.*.pre_stop", "hooked", Inside("cat /left/ended", "hook 0 /left")),
+    row("services.*.pre_stop[].command", "hooked", Inside("cat /left/ended", "hook 0 /left")),
+    row("services.*.pre_stop[].user", "hooked", Inside("cat /left/ended", "hook 0 /left")),
+    row("services.*.pre_stop[].working_dir", "hooked", Inside("cat /left/ended", "hook 0 /left")),
+    row("services.*.pre_stop[].environment", "hooked", Inside("cat /left/ended", "hook 0 /left")),
+];
+
 /// What a machine of tests may be unable to start: the container is looked at when it is made.
 const HARD: &str = r"
 name: hard
@@ -765,12 +856,92 @@ services:
   noted: {<<: *still, annotations: {a: b}}
   below: {<<: *still, volumes: [{type: volume, source: data, target: /x, volume: {subpath: a}}]}
   eager: {<<: *still, healthcheck: {test: 'true', start_interval: 1s}}
+  imaged: {<<: *still, volumes: [{type: image, source: 'busybox:1', target: /i, image: {subpath: bin}}]}
+  strict: {<<: *still, volumes: [{type: bind, source: /root, target: /r, read_only: true, bind: {recursive: readonly}}]}
+  addressed: {<<: *still, mac_address: '02:42:ac:11:00:09'}
+  attached: {<<: *still, networks: {default: {mac_address: '02:42:ac:11:00:0a'}}}
+  interface: {<<: *still, networks: {default: {interface_name: data0}}}
+  first: {<<: *still, networks: {default: {gw_priority: 7}}}
+  interfaced: {<<: *still, devices: ['vendor.com/class=all']}
   foreign: {<<: *still, platform: linux/riscv64}
   hungry: {<<: *still, deploy: {resources: {reservations: {cpus: '900'}}}}
 volumes: {data: }
 ";
 
 const HARD_ROWS: &[Row] = &[
+    row(
+        "services.*.volumes[].image",
+        "imaged",
+        Tried("/HostConfig/Mounts/0/Type", r#""image""#, "`type: image` needs Docker Engine 28"),
+    ),
+    row(
+        "services.*.volumes[].image.subpath",
+        "imaged",
+        Tried(
+            "/HostConfig/Mounts/0/ImageOptions/Subpath",
+            r#""bin""#,
+            "`type: image` needs Docker Engine 28",
+        ),
+    ),
+    row(
+        "services.*.volumes[].type",
+        "imaged",
+        Tried("/HostConfig/Mounts/0/Type", r#""image""#, "`type: image` needs Docker Engine 28"),
+    ),
+    row(
+        "services.*.volumes[].bind.recursive",
+        "strict",
+        Tried(
+            "/HostConfig/Mounts/0/BindOptions/ReadOnlyForceRecursive",
+            "true",
+            "`bind.recursive` needs Docker Engine 25",
+        ),
+    ),
+    row(
+        "services.*.mac_address",
+        "addressed",
+        Tried(
+            "/NetworkSettings/Networks/hard_default/MacAddress",
+            r#""02:42:ac:11:00:09""#,
+            "`mac_address` needs Docker Engine 25",
+        ),
+    ),
+    row(
+        "services.*.networks.*.mac_address",
+        "attached",
+        Tried(
+            "/NetworkSettings/Networks/hard_default/MacAddress",
+            r#""02:42:ac:11:00:0a""#,
+            "`mac_address` needs Docker Engine 25",
+        ),
+    ),
+    row(
+        "services.*.networks.*.interface_name",
+        "interface",
+        Tried(
+            "/NetworkSettings/Networks/hard_default/DriverOpts/com.docker.network.endpoint.ifname",
+            r#""data0""#,
+            "`interface_name` needs Docker Engine 28",
+        ),
+    ),
+    row(
+        "services.*.networks.*.gw_priority",
+        "first",
+        Tried(
+            "/NetworkSettings/Networks/hard_default/GwPriority",
+            "7",
+            "`gw_priority` needs Docker Engine 28",
+        ),
+    ),
+    row(
+        "services.*.devices",
+        "interfaced",
+        Tried(
+            "/HostConfig/DeviceRequests/0/DeviceIDs",
+            r#"["vendor.com/class=all"]"#,
+            "needs Docker Engine 25",
+        ),
+    ),
     row("services.*.platform", "foreign", Said("2 are not linux/riscv64")),
     row("services.*.deploy.resources.reservations.cpus", "hungry", Said("too little CPU (need 900")),
     row("services.*.privileged", "boss", Container("/HostConfig/Privileged", "true")),
@@ -870,7 +1041,7 @@ services:
   first: {<<: *noted, deploy: {update_config: {order: start-first}}}
   last: {<<: *noted, deploy: {update_config: {order: stop-first}}}
   delayed: {<<: *noted, deploy: {replicas: 2, update_config: {parallelism: 1, delay: 6s}}}
-  together: {<<: *noted, deploy: {replicas: 2, update_config: {parallelism: 2, order: start-first}}}
+  together: {<<: *noted, deploy: {replicas: 2, update_config: {parallelism: 2}}}
   watched: {<<: *noted, deploy: {replicas: 2, update_config: {monitor: 6s}}}
 ";
 
@@ -888,7 +1059,9 @@ const ROLL_ROWS: &[Telling] = &[
         Some(overlaps && story.end("last", 0)? < story.start("last", 1)?)
     }),
     ("services.*.deploy.update_config.parallelism", |story| {
-        Some(story.start("together", 3)? < story.end("together", 0)?)
+        // The cluster decides of both at once, or of the second when the first is done.
+        let second = Duration::from_secs(1);
+        Some(story.decided_apart("together")? < second && story.decided_apart("delayed")? > second)
     }),
     ("services.*.deploy.update_config.delay", |story| {
         Some(story.start("delayed", 3)? - story.start("delayed", 2)? >= Duration::from_secs(6))
@@ -930,12 +1103,13 @@ services:
     command: sleep 10000
     stop_grace_period: 0s
     networks: [shared, old]
-    volumes: ['kept:/kept']
+    volumes: ['kept:/kept', 'old:/old']
 networks:
   shared: {external: true, name: the-back}
   old: {external: {name: main_front}}
 volumes:
   kept: {external: true, name: the-kept}
+  old: {external: {name: the-old}}
 ";
 
 const GUEST_ROWS: &[Row] = &[
@@ -946,6 +1120,7 @@ const GUEST_ROWS: &[Row] = &[
         Container("/NetworkSettings/Networks/main_front/IPPrefixLen", "16"),
     ),
     row("volumes.*.external", "the-kept", Volume("/Name", r#""the-kept""#)),
+    row("volumes.*.external.name", "the-old", Volume("/Name", r#""the-old""#)),
 ];
 
 #[test]
@@ -984,12 +1159,17 @@ fn main_app(fleet: &Fleet) -> Result<Vec<String>> {
         fs::write(path, content)?;
     }
     deploy(fleet, "main", &MAIN.replace("BLOCK", &block), &["--profile", "wanted"])?;
-    Ok(check(&Seen { fleet, app: "main", block, containers: containers(fleet, "main")? }, MAIN_ROWS))
+    let seen = |block, containers| Seen { fleet, app: "main", block, containers, said: BTreeMap::new() };
+    let wrong = check(&seen(block, containers(fleet, "main")?), MAIN_ROWS);
+    let replaced = fleet.try_wharf(["restart", "-p", "main", "hooked"])?;
+    ensure!(replaced.code == 0, "{}", replaced.stderr);
+    Ok([wrong, check(&seen(String::new(), containers(fleet, "main")?), REPLACED_ROWS)].concat())
 }
 
 fn guests(fleet: &Fleet) -> Result<Vec<String>> {
     deploy(fleet, "guest", GUEST, &[])?;
-    let seen = |containers| Seen { fleet, app: "guest", block: String::new(), containers };
+    let seen =
+        |containers| Seen { fleet, app: "guest", block: String::new(), containers, said: BTreeMap::new() };
     let wrong = check(&seen(containers(fleet, "guest")?), GUEST_ROWS);
     // What is external stays, whatever goes.
     let gone = fleet.try_wharf(["down", "-y", "--volumes", "-p", "guest"])?;
@@ -997,32 +1177,59 @@ fn guests(fleet: &Fleet) -> Result<Vec<String>> {
     Ok([wrong, check(&seen(BTreeMap::new()), &GUEST_ROWS[2..])].concat())
 }
 
-/// Containers that cannot start are gone again soon; whoever looks often enough sees each.
+/// Containers that cannot start are gone again soon, and come again; whoever looks often enough sees each.
 fn hard(fleet: &Fleet) -> Result<Vec<String>> {
     deploy(fleet, "hard", HARD, &["--detach"])?;
-    let mut seen = Seen { fleet, app: "hard", block: String::new(), containers: BTreeMap::new() };
-    let mut wrong = Vec::new();
-    let shown = try_wait_until(SOON, "everything was tried", || {
-        seen.containers.extend(containers(fleet, "hard")?);
-        wrong = check(&seen, HARD_ROWS);
-        ensure!(wrong.is_empty(), "{wrong:?}");
-        Ok(())
+    let (found, over) = (Mutex::new(BTreeMap::new()), AtomicBool::new(false));
+    let wrong = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                // What is gone before it is looked at comes again.
+                let Ok(now) = containers(fleet, "hard") else { continue };
+                found.lock().unwrap().extend(now);
+            }
+        });
+        let mut wrong = Vec::new();
+        let shown = try_wait_until(SOON, "everything was tried", || {
+            let (containers, said) = (found.lock().unwrap().clone(), said(fleet, "hard")?);
+            wrong = check(&Seen { fleet, app: "hard", block: String::new(), containers, said }, HARD_ROWS);
+            ensure!(wrong.is_empty(), "{wrong:?}");
+            Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        if shown.is_ok() { Vec::new() } else { wrong }
     });
     // Else it goes on trying.
     fleet.try_wharf(["down", "-y", "--volumes", "-p", "hard"])?;
-    Ok(if shown.is_ok() { Vec::new() } else { wrong })
+    Ok(wrong)
+}
+
+/// What `wharf ps` says of each service's task, or of why there is none.
+fn said(fleet: &Fleet, app: &str) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut said: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for task in fleet.tasks(app)? {
+        let message = text(&task["status"]["message"]).to_owned();
+        said.entry(text(&task["service"]).to_owned()).or_default().push(message);
+    }
+    // `no node can take foreign.1: …`
+    for line in fleet.try_wharf(["ps", "-p", app])?.stderr.lines() {
+        for service in line.split(' ').filter_map(|word| word.trim_end_matches(':').strip_suffix(".1")) {
+            said.entry(service.to_owned()).or_default().push(line.to_owned());
+        }
+    }
+    Ok(said)
 }
 
 fn roll(fleet: &Fleet, journal: &Journal) -> Result<Vec<String>> {
     for note in ["one", "two"] {
         deploy(fleet, "roll", &ROLL.replace("THE-NOTE", note), &[])?;
     }
-    told(journal, "roll", |story| story.end("with", 0), ROLL_ROWS)
+    told(fleet, journal, "roll", |story| story.end("with", 0), ROLL_ROWS)
 }
 
 fn again(fleet: &Fleet, journal: &Journal) -> Result<Vec<String>> {
     deploy(fleet, "again", AGAIN, &["--detach"])?;
-    told(journal, "again", |story| story.end("twice", 1).and(story.end("again", 1)), AGAIN_ROWS)
+    told(fleet, journal, "again", |story| story.end("twice", 1).and(story.end("again", 1)), AGAIN_ROWS)
 }
 
 /// A block device, whose limits an engine can set.
@@ -1042,6 +1249,8 @@ struct Seen<'a> {
     block: String,
     /// Each service's containers, as the engine describes them, and on which node.
     containers: BTreeMap<String, Vec<(String, Value)>>,
+    /// What is said of each service, where rows ask for it.
+    said: BTreeMap<String, Vec<String>>,
 }
 
 fn containers(fleet: &Fleet, app: &str) -> Result<BTreeMap<String, Vec<(String, Value)>>> {
@@ -1111,6 +1320,24 @@ impl Seen<'_> {
                 ensure!(container["Image"] == id.trim(), "it is made of {}", container["Image"]);
                 Ok(())
             }
+            Shares(pointer, other, rest) => {
+                let owner = self.container(&Row { subject: other, ..*row })?;
+                let id = format!("\"container:{}{rest}\"", text(&owner["Id"]));
+                // Of volumes the engine keeps the identifier alone.
+                let bare = id.replace("container:", "");
+                let found = self.container(row)?;
+                self.same(found, pointer, &id).or_else(|_| self.same(found, pointer, &bare))
+            }
+            Somewhere(pointer, expected) => {
+                let nodes = self.fleet.cluster.nodes();
+                let found = nodes.iter().filter_map(|node| {
+                    serde_json::from_str(&node.docker(["network", "inspect", row.subject]).ok()?).ok()
+                });
+                let found: Vec<Value> = found.collect();
+                let there = found.iter().any(|found| self.same(&found[0], pointer, expected).is_ok());
+                ensure!(there, "no node has it: {found:?}");
+                Ok(())
+            }
             Network(pointer, expected) => self.object(["network", "inspect", row.subject], pointer, expected),
             Volume(pointer, expected) => self.object(["volume", "inspect", row.subject], pointer, expected),
             Kept(pointer, expected) => {
@@ -1167,13 +1394,7 @@ impl Seen<'_> {
     }
 
     fn said(&self, row: &Row, expected: &str) -> Result<()> {
-        let shown = self.fleet.try_wharf(["ps", "-p", self.app])?;
-        let tasks = self.fleet.tasks(self.app)?;
-        let of_it = tasks.iter().filter(|task| task["service"] == row.subject);
-        let messages = of_it.map(|task| text(&task["status"]["message"]).to_owned());
-        let name = format!("{}.1", row.subject);
-        let waiting = shown.stderr.lines().filter(|line| line.contains(&name)).map(str::to_owned);
-        let said: Vec<String> = messages.chain(waiting).collect();
+        let said = self.said.get(row.subject).map(Vec::as_slice).unwrap_or_default();
         ensure!(said.iter().any(|said| said.contains(expected)), "it says {said:?}");
         Ok(())
     }
@@ -1184,6 +1405,8 @@ impl Seen<'_> {
 struct Story {
     starts: BTreeMap<String, Vec<Duration>>,
     ends: BTreeMap<String, Vec<Duration>>,
+    /// When the cluster made the tasks that there are now.
+    decided: BTreeMap<String, Vec<Duration>>,
 }
 
 impl Story {
@@ -1192,6 +1415,11 @@ impl Story {
     }
     fn start(&self, service: &str, index: usize) -> Option<Duration> {
         self.starts.get(service)?.get(index).copied()
+    }
+    /// Between the decisions for the first task of a service and the last.
+    fn decided_apart(&self, service: &str) -> Option<Duration> {
+        let decided = self.decided.get(service).filter(|decided| decided.len() > 1)?;
+        Some(*decided.iter().max()? - *decided.iter().min()?)
     }
     fn end(&self, service: &str, index: usize) -> Option<Duration> {
         self.ends.get(service)?.get(index).copied()
@@ -1256,16 +1484,21 @@ impl Drop for Journal {
 
 /// Checks what the engines' events say of an app once it is over.
 fn told(
+    fleet: &Fleet,
     journal: &Journal,
     app: &str,
     over: fn(&Story) -> Option<Duration>,
     rows: &[Telling],
 ) -> Result<Vec<String>> {
-    let story = try_wait_until(SOON, &format!("{app} is over"), || {
+    let mut story = try_wait_until(SOON, &format!("{app} is over"), || {
         let story = journal.story(app)?;
         ensure!(over(&story).is_some(), "{story:?}");
         Ok(story)
     })?;
+    for task in fleet.tasks(app)? {
+        let at = Duration::from_millis(task["created_at"].as_u64().unwrap_or_default());
+        story.decided.entry(text(&task["service"]).to_owned()).or_default().push(at);
+    }
     let wrong = rows.iter().filter(|(_, holds)| holds(&story) != Some(true));
     Ok(wrong.map(|(attribute, _)| format!("  {attribute} ({app}): {story:?}")).collect())
 }

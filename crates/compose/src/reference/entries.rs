@@ -209,7 +209,7 @@ pub(super) static SECTIONS: &[Section] = &[
             honoured("services.*.labels", "the container's labels, beside Wharf's own").takes(&[r#"{"a": "b"}"#, r#"["a=b"]"#]),
             honoured("services.*.label_file", "labels from files; `labels` wins").takes(&[r#""vars.env""#]),
             honoured("services.*.annotations", "the engine's `HostConfig.Annotations`; Docker Engine 24 or later, older ones refuse with a hint").takes(&[r#"{"a": "b"}"#])
-                .shown_by(&["attributes", "spec::an_old_engine_is_told_what_it_can_take_and_the_rest_is_refused"]),
+                .shown_by(&["attributes", "spec::what_the_engine_is_too_old_for_is_refused_with_a_hint"]),
             honoured("services.*.profiles", "a service with profiles runs if one is active (`--profile`)").takes(&["[]"]),
             honoured("services.*.extends", "the service begins as another one").takes(&[r#""other""#]),
             honoured("services.*.extends.service", "which one").takes(&[r#""other""#]),
@@ -555,7 +555,7 @@ pub(super) static SECTIONS: &[Section] = &[
             partly("volumes.*.driver", "`local`", &[r#""nfs""#]).takes(&[r#""local""#]),
             honoured("volumes.*.driver_opts", "the engine's `Options`: mounts of NFS, CIFS, tmpfs and the like")
                 .many("what is on another machine (NFS, CIFS) is mounted by each node that runs a task"),
-            honoured("volumes.*.external", "a volume of the environment that no app owns"),
+            honoured("volumes.*.external", "a volume that `wharf down --volumes` leaves; made if there is none of that name, and never one that another app or `docker volume create` made"),
             honoured("volumes.*.external.name", "the old form of `name`"),
             honoured("volumes.*.labels", "the volume's labels, beside Wharf's own").takes(&[r#"{"a": "b"}"#]),
         ],

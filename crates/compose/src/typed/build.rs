@@ -218,6 +218,12 @@ impl Typing<'_, '_> {
             let Some(secret) = declared.and_then(|all| all.get(source)).and_then(Node::as_mapping) else {
                 continue;
             };
+            for (field, value) in mapping.iter().filter(|(field, _)| matches!(*field, "uid" | "gid" | "mode")) {
+                let message = format!("`{field}` of a secret of a build has no effect: a step says how it mounts it");
+                self.report()
+                    .warn(Complaint::Note, value.key, &key.field(field), message)
+                    .hint(format!("write `RUN --mount=type=secret,id=…,{field}=…` in the Dockerfile"));
+            }
             let group = Key::Root.field("secrets");
             let place = group.field(source);
             let content = match (secret.entry("file"), secret.entry("environment"), secret.entry("content")) {
