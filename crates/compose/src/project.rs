@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use crate::canonical::{Base, canonical, clean, defaults, from_to};
 use crate::diagnostic::{Complaint, Key, Report, Span};
@@ -23,6 +24,8 @@ use crate::yaml;
 const LARGEST: usize = 16 << 20;
 /// How deep files include files, and services extend services.
 const DEEPEST: usize = 32;
+/// What the use of a file counts at least: it is looked for, and so is an env file beside it.
+const LEAST_USED: usize = 4000;
 /// Bytes of files that may be used in all, so that small files cannot use large ones without end.
 const MOST_USED: usize = 256 << 20;
 
@@ -40,7 +43,7 @@ pub(crate) struct Assembly<'a> {
     pub(crate) files: &'a dyn Files,
     /// The project's folder.
     pub(crate) folder: PathBuf,
-    documents: HashMap<PathBuf, Option<(u16, Vec<Node>)>>,
+    documents: HashMap<PathBuf, Option<Documents>>,
     including: Vec<PathBuf>,
     /// Bytes of files used so far; a file counts each time it is used.
     used: usize,
@@ -58,6 +61,9 @@ impl Default for Options {
         Self { interpolate: true, keep_paths: None }
     }
 }
+
+/// The documents of a file, and its number.
+type Documents = (u16, Rc<Vec<Node>>);
 
 /// What one group of files is read with.
 struct Scope<'a> {
@@ -120,18 +126,15 @@ impl<'a> Assembly<'a> {
         self.used <= MOST_USED
     }
 
+    /// Whether a copy may be made; where too much was used before, nothing is counted any more.
+    fn may_copy(&mut self, node: &Node) -> bool {
+        self.used <= MOST_USED && self.may_use(weight(node))
+    }
+
     /// The documents of a Compose file, as written.
-    fn documents(&mut self, path: &Path, reference: Option<Reference<'_>>) -> Option<(u16, Vec<Node>)> {
+    fn documents(&mut self, path: &Path, reference: Option<Reference<'_>>) -> Option<Documents> {
         if let Some(known) = self.documents.get(path) {
-            let file = known.as_ref().map(|(file, _)| *file);
-            let known = known.clone();
-            if let Some(file) = file
-                && !self.may_use(self.report.text(file).len().max(1000))
-            {
-                self.report.general(Complaint::Unreadable, format!("`{}` is used too often", path.display()));
-                return None;
-            }
-            return known;
+            return known.clone();
         }
         if self.report.is_full() {
             self.report.general(Complaint::Unreadable, "too many files");
@@ -141,10 +144,24 @@ impl<'a> Assembly<'a> {
             let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
             let file = self.report.add_source(path, text);
             let documents = yaml::parse(&mut self.report, file)?;
-            Some((file, documents))
+            Some((file, Rc::new(documents)))
         });
         self.documents.insert(path.to_owned(), read.clone());
         read
+    }
+
+    /// The documents of a file to be changed. What is read but once is not copied: a file that was asked for by the request
+    /// is seldom needed again, and is then read again.
+    fn own_documents(&mut self, path: &Path, top: bool) -> Option<(u16, Vec<Node>)> {
+        let again = self.documents.contains_key(path);
+        let (file, documents) = self.documents(path, None)?;
+        if top {
+            self.documents.remove(path);
+        } else if again && !self.may_use(self.report.text(file).len().max(LEAST_USED)) {
+            self.report.general(Complaint::Unreadable, format!("`{}` is used too often", path.display()));
+            return None;
+        }
+        Some((file, Rc::try_unwrap(documents).unwrap_or_else(|shared| shared.as_ref().clone())))
     }
 
     /// The last `name:` the files give, with its place, before substitution.
@@ -152,7 +169,7 @@ impl<'a> Assembly<'a> {
         let mut name = None;
         for path in files {
             let Some((_, documents)) = self.documents(path, None) else { continue };
-            for document in &documents {
+            for document in documents.iter() {
                 let found = document.as_mapping().and_then(|mapping| mapping.get("name"));
                 name = found.filter(|node| node.as_str().is_some()).cloned().or(name);
             }
@@ -181,7 +198,7 @@ impl<'a> Assembly<'a> {
         let mut merged: Option<Node> = None;
         let mut unreadable = false;
         for path in files {
-            let Some((file, documents)) = self.documents(path, None) else {
+            let Some((file, documents)) = self.own_documents(path, self.including.is_empty()) else {
                 unreadable = true;
                 continue;
             };
@@ -366,16 +383,15 @@ impl<'a> Assembly<'a> {
         if !services.iter().any(|(_, entry)| extends(&entry.node).is_some()) {
             return;
         }
-        let local = services.clone();
         let earlier = before
             .and_then(Node::as_mapping)
             .and_then(|root| root.get("services"))
             .and_then(Node::as_mapping);
         let mut resolved: Vec<(String, Node)> = Vec::new();
-        for (name, entry) in local.iter() {
+        for (name, entry) in services.iter() {
             if extends(&entry.node).is_some() {
                 let mut chain = vec![(path.to_owned(), name.to_owned())];
-                let source = Source { path, services: &local, earlier };
+                let source = Source { path, services, earlier };
                 let node = self.extended(name, entry.node.clone(), &source, scope, &mut chain);
                 resolved.push((name.to_owned(), node));
             }
@@ -442,6 +458,10 @@ impl<'a> Assembly<'a> {
         let found =
             source.services.get(name).or_else(|| source.earlier.and_then(|earlier| earlier.get(name)));
         let base = match found {
+            Some(found) if !self.may_copy(found) => {
+                self.report.error(Complaint::Unreadable, span, key, TOO_MUCH);
+                None
+            }
             Some(found) => Some(self.extended(name, found.clone(), source, scope, chain)),
             None => {
                 let hint = self.report.did_you_mean(name, source.services.keys());
@@ -498,23 +518,31 @@ impl<'a> Assembly<'a> {
         let Wanted { name: wanted, span, key } = wanted;
         let folder = path.parent().map(Path::to_owned).unwrap_or_default();
         let inner = Scope { environment: scope.environment, base: scope.base.elsewhere(folder) };
-        let mut services = Mapping::default();
-        for document in documents {
-            let Some(root) = document.as_mapping() else { continue };
-            let Some(group) = root.get("services").and_then(Node::as_mapping) else { continue };
-            for (name, entry) in group.iter() {
-                services.insert(name, entry.key, entry.node.clone());
-            }
+        let groups = || {
+            let roots = documents.iter().rev().filter_map(Node::as_mapping);
+            roots.filter_map(|root| root.get("services").and_then(Node::as_mapping))
+        };
+        let find = |name: &str| groups().find_map(|services| services.entry(name));
+        if !self.may_use(documents.len()) {
+            self.report.error(Complaint::Unreadable, span, key, TOO_MUCH);
+            return None;
         }
-        if !services.contains(wanted) {
-            let hint = self.report.did_you_mean(wanted, services.keys());
+        if find(wanted).is_none() {
+            let hint = self.report.did_you_mean(wanted, groups().flat_map(Mapping::keys));
             let message = format!("`{}` has no service `{wanted}` to extend", path.display());
             self.report.error(Complaint::UnknownReference, span, key, message).hint_if(hint);
             return None;
         }
         // Only what is needed is looked at: the service itself, and what it extends in the same file.
-        let needed = needed_services(&services, wanted);
-        services.retain(|name, _| needed.iter().any(|other| other == name));
+        let mut services = Mapping::default();
+        for name in needed_services(&find, wanted) {
+            let Some(entry) = find(&name) else { continue };
+            if !self.may_copy(&entry.node) {
+                self.report.error(Complaint::Unreadable, span, key, TOO_MUCH);
+                return None;
+            }
+            services.insert(name, entry.key, entry.node.clone());
+        }
         let start = Span { file, line: 1, column: 1, length: 1 };
         let mut root = Mapping::default();
         root.insert("services", start, Node::new(start, Value::Mapping(services)));
@@ -684,13 +712,28 @@ fn extends(service: &Node) -> Option<&Node> {
     service.as_mapping()?.get("extends").filter(|node| node.tag != Tag::Reset)
 }
 
+const TOO_MUCH: &str = "services extend each other to more than the loader accepts";
+
+/// About how many bytes a copy takes.
+fn weight(node: &Node) -> usize {
+    const ONE: usize = 300;
+    match &node.value {
+        Value::Sequence(items) => ONE + items.iter().map(weight).sum::<usize>(),
+        Value::Mapping(mapping) => {
+            ONE + mapping.iter().map(|(key, entry)| key.len() + weight(&entry.node)).sum::<usize>()
+        }
+        Value::String(text) => ONE + text.len(),
+        Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Invalid => ONE,
+    }
+}
+
 /// A service and what it extends without naming a file, all the way down.
-fn needed_services(services: &Mapping, wanted: &str) -> Vec<String> {
+fn needed_services<'n>(find: &dyn Fn(&str) -> Option<&'n Entry>, wanted: &str) -> Vec<String> {
     let mut needed = vec![wanted.to_owned()];
     let mut next = 0;
     while let Some(name) = needed.get(next) {
         next += 1;
-        let extends = services.get(name).and_then(extends);
+        let extends = find(name).and_then(|entry| extends(&entry.node));
         let base = match extends.map(|node| &node.value) {
             Some(Value::String(text)) => Some(text.clone()),
             Some(Value::Mapping(mapping)) => mapping.get("service").and_then(Node::scalar_text),
