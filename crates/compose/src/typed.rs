@@ -9,6 +9,7 @@ mod container;
 mod deploy;
 mod mounts;
 mod network;
+mod prestart;
 mod probe;
 mod service;
 mod shared;
@@ -24,8 +25,8 @@ use std::path::Path;
 use base64::Engine as _;
 use sha2::{Digest, Sha256};
 use wharf_model::{
-    AppName, AppSpec, ExternalService, DependencyCondition, FileSpec, NetworkMode, RestartCondition, ServiceName, ServiceSpec,
-    VolumeName, VolumeSpec,
+    AppName, AppSpec, DependencyCondition, ExternalService, FileSpec, NetworkMode, RestartCondition,
+    ServiceName, ServiceSpec, VolumeName, VolumeSpec,
 };
 
 use crate::aliyun;
@@ -54,6 +55,7 @@ pub(crate) fn app(
         assembly,
         environment,
         profiles,
+        start: tree.span,
         root,
         services,
         active,
@@ -63,6 +65,7 @@ pub(crate) fn app(
         configs: BTreeSet::new(),
         secrets: BTreeSet::new(),
         volume_labels: BTreeMap::new(),
+        pre_starts: BTreeMap::new(),
     };
     typing.app(name)
 }
@@ -80,6 +83,8 @@ struct Typing<'a, 'f> {
     assembly: &'a mut Assembly<'f>,
     environment: &'a Environment,
     profiles: &'a BTreeSet<String>,
+    /// Where the files begin.
+    start: Span,
     root: &'a Mapping,
     services: &'a Mapping,
     active: BTreeSet<String>,
@@ -95,6 +100,8 @@ struct Typing<'a, 'f> {
     secrets: BTreeSet<String>,
     /// Labels that services give to the volumes they mount.
     volume_labels: BTreeMap<String, BTreeMap<String, String>>,
+    /// What runs before services start.
+    pre_starts: BTreeMap<ServiceName, prestart::PreStart>,
 }
 
 impl Typing<'_, '_> {
@@ -122,7 +129,7 @@ impl Typing<'_, '_> {
             }
         }
         if all.is_empty() && self.assembly.report.errors() == 0 {
-            let place = self.root.entry("services").map_or(Span::default(), |entry| entry.key);
+            let place = self.root.entry("services").map_or(self.start, |entry| entry.key);
             self.report()
                 .error(Complaint::MissingKey, place, &group, "the Compose files define no service")
                 .hint("write at least one under `services`");
@@ -150,21 +157,12 @@ impl Typing<'_, '_> {
                 }
             }
         }
+        self.add_pre_starts(&mut services);
         let networks = self.network_specs();
         let volumes = self.volume_specs();
         let configs = self.file_specs("configs");
         let secrets = self.file_specs("secrets");
-        Some(AppSpec {
-            name: name?,
-            services,
-            externals,
-            jobs,
-            policy,
-            networks,
-            volumes,
-            configs,
-            secrets,
-        })
+        Some(AppSpec { name: name?, services, externals, jobs, policy, networks, volumes, configs, secrets })
     }
 
     /// A service whose completion others wait for runs to its end once, unless its file says when it is to be started
@@ -283,7 +281,9 @@ impl Typing<'_, '_> {
         for (name, service) in services {
             for port in &service.ports {
                 // One of a range is chosen so that it is nobody else's.
-                let Some(published) = port.published.filter(|_| port.published_to.is_none()) else { continue };
+                let Some(published) = port.published.filter(|_| port.published_to.is_none()) else {
+                    continue;
+                };
                 let address = port.host_ip.filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
                 let id = (published, port.protocol.as_str(), address.unwrap_or_default());
                 match taken.get(&id) {

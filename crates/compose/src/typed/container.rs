@@ -78,13 +78,14 @@ impl Typing<'_, '_> {
             "post_start" => spec.post_start = self.hooks(entry, key),
             "pre_stop" => spec.pre_stop = self.hooks(entry, key),
             // Read by `Typing::service`; the rest is refused there.
-            "ipc" | "pid" | "image" | "build" | "pull_policy" | "platform" | "scale" | "deploy" | "restart"
-            | "depends_on" | "links" | "networks" | "network_mode" | "ports" | "expose" | "healthcheck"
-            | "configs" | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf" | "external" | "triggers" | "environment"
-            | "env_file" | "labels" | "label_file" | "cpus" | "mem_limit" | "mem_reservation"
-            | "pids_limit" | "develop" | "attach" | "external_links" | "volumes_from" | "mac_address"
-            | "cpu_count" | "cpu_percent" | "isolation" | "credential_spec" | "pre_start"
-            | "provider" | "models" | "use_api_socket" | "pull_refresh_after" => {}
+            "ipc" | "pid" | "image" | "build" | "pull_policy" | "platform" | "scale" | "deploy"
+            | "restart" | "depends_on" | "links" | "networks" | "network_mode" | "ports" | "expose"
+            | "healthcheck" | "configs" | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf"
+            | "external" | "triggers" | "environment" | "env_file" | "labels" | "label_file" | "cpus"
+            | "mem_limit" | "mem_reservation" | "pids_limit" | "develop" | "attach" | "external_links"
+            | "volumes_from" | "mac_address" | "cpu_count" | "cpu_percent" | "isolation"
+            | "credential_spec" | "pre_start" | "provider" | "models" | "use_api_socket"
+            | "pull_refresh_after" => {}
             _ => self.unforeseen(entry, key),
         }
     }
@@ -187,7 +188,8 @@ impl Typing<'_, '_> {
             let text = |name: &str| device.get(name).and_then(Node::as_str).unwrap_or_default().to_owned();
             let (source, target, permissions) = (text("source"), text("target"), text("permissions"));
             if !source.starts_with('/') && !is_interface(&source) {
-                let message = format!("the device `{source}` is neither a path nor a name of a device interface");
+                let message =
+                    format!("the device `{source}` is neither a path nor a name of a device interface");
                 self.report()
                     .error(Complaint::InvalidValue, item.span, &key.item(index), message)
                     .hint("name a path such as `/dev/ttyUSB0`, or a device such as `vendor.com/class=name`");
@@ -214,12 +216,7 @@ impl Typing<'_, '_> {
     }
 
     /// A namespace of the node or the container's own, but not one of another container.
-    pub(super) fn namespace(
-        &mut self,
-        entry: &Entry,
-        key: &Key<'_>,
-        known: &[&str],
-    ) -> Option<String> {
+    pub(super) fn namespace(&mut self, entry: &Entry, key: &Key<'_>, known: &[&str]) -> Option<String> {
         let mode = values::text(entry).filter(|mode| !mode.is_empty())?;
         if known.contains(&mode.as_str()) {
             return Some(mode);
@@ -375,17 +372,7 @@ impl Typing<'_, '_> {
             let key = key.item(index);
             let mut hook = Hook::default();
             for (field, value) in mapping.iter() {
-                let key = key.field(field);
-                match field {
-                    "command" => {
-                        hook.command = values::command(self.report(), value, &key).unwrap_or_default();
-                    }
-                    "user" => hook.user = values::full_text(self.report(), value, &key),
-                    "working_dir" => hook.working_dir = values::full_text(self.report(), value, &key),
-                    "privileged" => hook.privileged = values::flag(value).unwrap_or_default(),
-                    "environment" => hook.environment = self.hook_environment(value),
-                    _ => self.unforeseen(value, &key),
-                }
+                self.hook_key(&mut hook, field, value, &key.field(field));
             }
             if hook.command.is_empty() && !mapping.get("command").is_some_and(Node::is_invalid) {
                 self.report()
@@ -395,6 +382,18 @@ impl Typing<'_, '_> {
             hooks.push(hook);
         }
         hooks
+    }
+
+    /// One key of a hook.
+    pub(super) fn hook_key(&mut self, hook: &mut Hook, field: &str, value: &Entry, key: &Key<'_>) {
+        match field {
+            "command" => hook.command = values::command(self.report(), value, key).unwrap_or_default(),
+            "user" => hook.user = values::full_text(self.report(), value, key),
+            "working_dir" => hook.working_dir = values::full_text(self.report(), value, key),
+            "privileged" => hook.privileged = values::flag(value).unwrap_or_default(),
+            "environment" => hook.environment = self.hook_environment(value),
+            _ => self.unforeseen(value, key),
+        }
     }
 
     /// Bare names are taken from the environment; one that is set nowhere stays as the container has it.

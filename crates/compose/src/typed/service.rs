@@ -33,8 +33,8 @@ fn part(key: &str) -> Part {
         "image" | "build" | "pull_policy" | "platform" | "scale" | "deploy" | "restart" | "depends_on"
         | "links" | "networks" | "network_mode" | "ports" | "expose" | "healthcheck" | "configs"
         | "secrets" | "gpus" | "container_name" | "profiles" | "x-wharf" | "environment" | "env_file"
-        | "labels" | "label_file" | "volumes" | "tmpfs" | "ipc" | "pid"
-        | "volumes_from" | "mac_address" | "pull_refresh_after" | "external" | "triggers" => Part::Together,
+        | "labels" | "label_file" | "volumes" | "tmpfs" | "ipc" | "pid" | "pre_start" | "volumes_from"
+        | "mac_address" | "pull_refresh_after" | "external" | "triggers" => Part::Together,
         "cpus" | "mem_limit" | "mem_reservation" | "pids_limit" => Part::Amount,
         "develop" => Part::Elsewhere {
             reason: "`develop` is about files on the machine of a developer; it has no effect here",
@@ -51,10 +51,6 @@ fn part(key: &str) -> Part {
         "cpu_count" | "cpu_percent" | "isolation" | "credential_spec" => refused(
             "it is for Windows containers; Wharf runs Linux ones",
             "remove it; limit processors with `cpus`",
-        ),
-        "pre_start" => refused(
-            "a `pre_start` hook is a container of its own, with an image of its own",
-            "make it a service that this one depends on with `condition: service_completed_successfully`",
         ),
         "provider" => refused(
             "providers run programs on the machine of a developer",
@@ -124,7 +120,9 @@ impl Typing<'_, '_> {
             spec.pull_policy = self.pull_policy(service, entry, &key);
         } else if let Some((entry, key)) = at("pull_refresh_after") {
             let message = "`pull_refresh_after` has no effect without `pull_policy: refresh`";
-            self.report().warn(Complaint::Note, entry.key, &key, message).hint("write `pull_policy: refresh`");
+            self.report()
+                .warn(Complaint::Note, entry.key, &key, message)
+                .hint("write `pull_policy: refresh`");
         }
         self.deploy(service, key, &mut spec);
         self.amounts(service, key, &mut spec);
@@ -140,6 +138,9 @@ impl Typing<'_, '_> {
         }
         self.connections(name, service, key, &mut spec);
         self.shared(name, service, key, &mut spec);
+        if let Some((entry, key)) = at("pre_start") {
+            self.pre_start(name, entry, &key);
+        }
         if let Some((entry, key)) = at("links") {
             self.links(name, entry, &key, &mut spec);
         }
@@ -162,13 +163,7 @@ impl Typing<'_, '_> {
         image.map(|_| spec)
     }
 
-    fn image(
-        &mut self,
-        name: &ServiceName,
-        service: &Mapping,
-        place: Span,
-        key: &Key<'_>,
-    ) -> Option<String> {
+    fn image(&mut self, name: &ServiceName, service: &Mapping, place: Span, key: &Key<'_>) -> Option<String> {
         let image = service.entry("image");
         let build = service.entry("build");
         if image.is_some_and(|entry| entry.node.is_invalid()) || build.is_some_and(|b| b.node.is_invalid()) {
@@ -228,10 +223,9 @@ impl Typing<'_, '_> {
             "daily" => PullPolicy::Refresh { after: DAY },
             "weekly" => PullPolicy::Refresh { after: Millis(DAY.0 * 7) },
             "refresh" => {
-                let after = service.entry("pull_refresh_after").and_then(|entry| {
-                    values::full_text(self.report(), entry, key)
-                        .map(|text| (text, entry))
-                });
+                let after = service
+                    .entry("pull_refresh_after")
+                    .and_then(|entry| values::full_text(self.report(), entry, key).map(|text| (text, entry)));
                 match after {
                     Some((text, entry)) => self.refresh(&text, entry, key),
                     None => PullPolicy::Refresh { after: DAY },

@@ -566,3 +566,93 @@ fn a_range_of_published_ports_is_left_for_the_cluster_to_choose_from() {
     let published: Vec<_> = ports.iter().map(|port| (port.published, port.published_to)).collect();
     assert_eq!(published, [(Some(8000), Some(8010)), (Some(9000), None), (Some(9001), None)]);
 }
+
+#[test]
+fn what_runs_before_a_service_starts_is_a_service_of_its_own() {
+    let folder = Folder::with(
+        "services:\n  db: {image: d}\n  web:\n    image: i\n    user: app\n    entrypoint: [/entry]\n    scale: 3\n    ports: ['80:80']\n    environment: {A: b}\n    volumes: [data:/data]\n    depends_on: [db]\n    networks: {default: {aliases: [www]}}\n    healthcheck: {test: [CMD, x]}\n    pre_start:\n      - {command: ./migrate, environment: [C=d]}\n      - {image: busybox, user: root, command: chown app /data}\nvolumes: {data: }\n",
+    );
+    assert_eq!(folder.complaints(), "");
+    let services = folder.app().services;
+    assert_eq!(
+        services.keys().map(|name| name.as_str()).collect::<Vec<_>>(),
+        ["db", "web", "web-pre-start-1", "web-pre-start-2"]
+    );
+    let depends = |service: &str| {
+        let depends_on = &services[&service.parse().unwrap()].depends_on;
+        depends_on.keys().map(|name| name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(depends("web"), ["db", "web-pre-start-2"]);
+    assert_eq!(depends("web-pre-start-2"), ["db", "web-pre-start-1"]);
+    insta::assert_json_snapshot!(services[&"web-pre-start-1".parse().unwrap()], @r#"
+    {
+      "image": "i",
+      "container": {
+        "command": [
+          "./migrate"
+        ],
+        "entrypoint": [
+          "/entry"
+        ],
+        "environment": {
+          "A": "b",
+          "C": "d"
+        },
+        "user": "app",
+        "mounts": [
+          {
+            "source": {
+              "type": "volume",
+              "volume": "data"
+            },
+            "target": "/data"
+          }
+        ]
+      },
+      "depends_on": {
+        "db": {
+          "condition": "service_started",
+          "required": true
+        }
+      },
+      "networks": {
+        "default": {}
+      },
+      "restart": {
+        "condition": "none",
+        "delay": 1000,
+        "window": 60000
+      }
+    }
+    "#);
+    let second = &services[&"web-pre-start-2".parse().unwrap()];
+    assert_eq!((second.image.as_str(), second.container.user.as_deref()), ("busybox", Some("root")));
+    assert_eq!((second.container.entrypoint.as_ref(), second.container.mounts.len()), (None, 1));
+}
+
+#[test]
+fn what_cannot_run_before_a_service_starts_is_refused() {
+    let folder = Folder::with(
+        "services:\n  a: {image: i, pre_start: [{user: root}]}\n  b: {build: ., pre_start: [{command: x}]}\n  c: {image: i, pre_start: [{command: x}]}\n  c-pre-start-1: {image: i}\n",
+    );
+    insta::assert_snapshot!(folder.complaints(), @r#"
+    error: a hook needs a command, or an image with one
+     --> /app/compose.yaml:2:29 (services.a.pre_start[0])
+      |
+    2 |   a: {image: i, pre_start: [{user: root}]}
+      |                             ^
+      = help: write `command: ["sh", "-c", "…"]`
+    error: a hook cannot run in an image that is built with the app
+     --> /app/compose.yaml:3:29 (services.b.pre_start[0])
+      |
+    3 |   b: {build: ., pre_start: [{command: x}]}
+      |                             ^
+      = help: give the hook an `image`, or make it a service with the same `build` that this one depends on
+    error: the hook is the service `c-pre-start-1`, and there is one already
+     --> /app/compose.yaml:4:17 (services.c.pre_start)
+      |
+    4 |   c: {image: i, pre_start: [{command: x}]}
+      |                 ^^^^^^^^^
+      = help: call the other one something else than `c-pre-start-1`
+    "#);
+}

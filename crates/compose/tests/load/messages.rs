@@ -239,7 +239,7 @@ fn circles_are_shown() {
 #[test]
 fn what_a_cluster_cannot_do_has_a_reason_and_a_way_out() {
     let folder = web(
-        "ipc: container:x\nvolumes_from: [container:x]\nnetwork_mode: container:x\npre_start: [{command: x}]\ndeploy:\n  endpoint_mode: vip\n  mode: replicated-job\npid: container:x\nuts: container:x\nexternal_links: [x]\n",
+        "ipc: container:x\nvolumes_from: [container:x]\nnetwork_mode: container:x\npre_start: [{command: x, per_replica: true}]\ndeploy:\n  endpoint_mode: vip\n  mode: replicated-job\npid: container:x\nuts: container:x\nexternal_links: [x]\n",
     );
     insta::assert_snapshot!(folder.complaints(), @r#"
     error: a container of one node cannot be named from a cluster
@@ -260,19 +260,19 @@ fn what_a_cluster_cannot_do_has_a_reason_and_a_way_out() {
     6 |     network_mode: container:x
       |                   ^^^^^^^^^^^
       = help: write `network_mode: service:NAME`
-    error: a `pre_start` hook is a container of its own, with an image of its own
-     --> /app/compose.yaml:7:5 (services.web.pre_start)
+    error: a `pre_start` hook runs once for the service, not for each of its tasks
+     --> /app/compose.yaml:7:30 (services.web.pre_start[0].per_replica)
       |
-    7 |     pre_start: [{command: x}]
-      |     ^^^^^^^^^
-      = help: make it a service that this one depends on with `condition: service_completed_successfully`
+    7 |     pre_start: [{command: x, per_replica: true}]
+      |                              ^^^^^^^^^^^
+      = help: do it in the image's entrypoint, or with `post_start`
     error: a service's name leads to its tasks, not to a virtual address
      --> /app/compose.yaml:9:22 (services.web.deploy.endpoint_mode)
       |
     9 |       endpoint_mode: vip
       |                      ^^^
       = help: write `endpoint_mode: dnsrr`, or remove it
-    error: the mode `replicated-job` is not supported
+    error: the mode `replicated-job` is not carried out by this version: jobs run with a later one
       --> /app/compose.yaml:10:13 (services.web.deploy.mode)
        |
     10 |       mode: replicated-job
@@ -475,7 +475,7 @@ fn a_probe_is_checked() {
     9 |         interval: 0s
       |                   ^^
     ");
-    let folder = Folder::with("x-wharf: {}\nservices: {web: {image: i, x-wharf: {probe: {retries: 0}}}}\n");
+    let folder = Folder::with("networks: {n: {x-wharf: {}}}\nservices: {web: {image: i, x-wharf: {probe: {retries: 0}}}}\n");
     insta::assert_snapshot!(folder.complaints(), @r"
     error: `x-wharf` has no meaning in a Compose file
      --> /app/compose.yaml:1:1 (x-wharf)
@@ -519,12 +519,12 @@ fn what_is_no_compose_file_is_told_apart() {
       = help: remove the key, or give it a value
     ");
     insta::assert_snapshot!(Folder::with("services:\n  web:\n    image: a: b\n").complaints(), @r"
-    error: not YAML: mapping values are not allowed in this context
+    error: not YAML: a value cannot have a `: ` in it
      --> /app/compose.yaml:3:13
       |
     3 |     image: a: b
       |             ^
-      = help: text that contains `: ` must be in quotes; or the indentation of this line is off
+      = help: put text that contains `: ` in quotes
     ");
     insta::assert_snapshot!(Folder::with("services:\n  web:\n  \timage: a\n").complaints(), @r"
     error: not YAML: a tab cannot indent
@@ -535,19 +535,20 @@ fn what_is_no_compose_file_is_told_apart() {
       = help: indent with spaces
     ");
     insta::assert_snapshot!(Folder::with("services:\n  web: {image: a\n").complaints(), @r"
-    error: not YAML: while parsing a flow mapping, did not find expected ',' or '}'
+    error: not YAML: a `{` is not closed, or a comma is missing
      --> /app/compose.yaml:2:16
       |
     2 |   web: {image: a
       |                ^
+      = help: separate fields by `, ` and close with `}`; text that contains `{`, `}` or `,` must be in quotes
     ");
     insta::assert_snapshot!(Folder::with("services:\n  web:\n    image: *base\n").complaints(), @r"
-    error: not YAML: while parsing node, found unknown anchor
+    error: not YAML: there is no anchor `base` above this line
      --> /app/compose.yaml:3:12
       |
     3 |     image: *base
       |            ^
-      = help: an anchor is defined with `&name` above its use, in the same file
+      = help: define it with `&base` above its use, in the same file; text that begins with `*` must be in quotes
     ");
     insta::assert_snapshot!(Folder::with("services:\n  80: {image: a}\n").complaints(), @r#"
     error: a key must be a string; `80` is a number
