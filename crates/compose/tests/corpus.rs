@@ -2,7 +2,8 @@
 //!
 //! The files belong to others and are used from their place beside the repository. A run passes when our normal form
 //! equals that of one of the references, or when we refuse what one of them refuses. The runs that do not pass are listed
-//! with their reasons in `docs/reference/compose-differences.md`, and in no other place.
+//! with their reasons in `docs/reference/compose-differences.md`, and in no other place. What we print as YAML must give the
+//! same when it is read.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -17,11 +18,29 @@ use wharf_compose::{Files, Request, load, project};
 /// How many runs passed when this was last looked at; fewer are a step back.
 const PASSED: usize = 654;
 
+/// What the reference prints for these does not say the same when it is read: an optional dependency on a service that is
+/// not active is kept without that service, a Dockerfile whose name is empty is left out, and keys are escaped although no
+/// variable is put into them.
+const NOT_THE_SAME_AGAIN: [&str; 4] = [
+    "docker+compose@v2.26.1/pkg/e2e/fixtures/dependencies/deps-not-required.yaml",
+    "docker+compose/pkg/e2e/testdata/TestComposeRunNotRequiredDeps/compose.yaml",
+    "docker+compose@v2.26.1/pkg/e2e/fixtures/simple-build-test/compose-interpolate.yaml",
+    "compose-spec+compose-spec/12-interpolation.md#L53+image",
+];
+
 /// The files as they are.
 struct Disk;
 impl Files for Disk {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         fs::read(path)
+    }
+}
+
+/// What was printed, in place of a file.
+struct Printed<'a>(&'a Path, &'a str);
+impl Files for Printed<'_> {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        if path == self.0 { Ok(self.1.into()) } else { Disk.read(path) }
     }
 }
 
@@ -157,6 +176,17 @@ fn the_normal_form_equals_that_of_the_references() {
             let text = project.to_json().to_string().replace(&here, "@CORPUS@");
             serde_json::from_str::<Value>(&text).unwrap()
         });
+        if let Some(project) = &projected.project
+            && !NOT_THE_SAME_AGAIN.contains(&run.id.as_str())
+        {
+            let printed = project.to_yaml();
+            let path = run.folder.join("printed.yaml");
+            let again = Request { files: vec![path.clone()], ..request.clone() };
+            let again = wharf_compose::project(&again, &Printed(&path, &printed));
+            let complaints: Vec<String> = again.diagnostics.iter().map(ToString::to_string).collect();
+            let again = again.project.map(|project| project.to_yaml());
+            assert_eq!(again.as_ref(), Some(&printed), "{} read again: {complaints:?}", run.id);
+        }
         // The cluster's model must not panic either, whatever a cluster makes of the file.
         let loaded = load(&request, &Disk);
         assert!(ours.is_some() || loaded.app.is_none(), "{}: loaded, and yet refused", run.id);
