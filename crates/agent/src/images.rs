@@ -111,13 +111,7 @@ struct Version {
 impl Images {
     /// Those of the engine behind a socket. Without one nothing is built and nothing fetched.
     pub fn new(socket: Option<PathBuf>, logins: RegistryLogins) -> Self {
-        Self {
-            socket,
-            logins,
-            source: OnceLock::new(),
-            api: Mutex::default(),
-            entries: Mutex::default(),
-        }
+        Self { socket, logins, source: OnceLock::new(), api: Mutex::default(), entries: Mutex::default() }
     }
 
     /// Where to get images from that this engine lacks. Only the first call counts.
@@ -166,7 +160,8 @@ impl Images {
                 match fed {
                     Ok(()) => Some((out.into_iter().map(Ok).collect::<Vec<_>>(), Some((body, filter)))),
                     Err(error) => {
-                        let error = RuntimeError::temporary(format!("the archive of {id} broke off: {error}"));
+                        let error =
+                            RuntimeError::temporary(format!("the archive of {id} broke off: {error}"));
                         Some((vec![Err(error)], None))
                     }
                 }
@@ -284,9 +279,7 @@ impl Images {
                     let rest = async move {
                         match images.begin_build(path, context).await {
                             Ok(answer) => build::lines(answer).boxed(),
-                            Err(error) => {
-                                futures::stream::iter([BuildLine::Failed(problem(&error))]).boxed()
-                            }
+                            Err(error) => futures::stream::iter([BuildLine::Failed(problem(&error))]).boxed(),
                         }
                     };
                     builder.chain(futures::stream::once(rest).flatten()).boxed()
@@ -297,13 +290,19 @@ impl Images {
     }
 
     async fn begin_build(&self, path: String, context: Body) -> Result<Driven> {
-        let logins: BTreeMap<_, _> = self.logins.all().await.into_iter().map(|login| {
-            let entry = serde_json::json!({
-                "username": login.username, "password": login.password,
-                "identitytoken": login.identity_token, "serveraddress": login.server,
-            });
-            (login.server, entry)
-        }).collect();
+        let logins: BTreeMap<_, _> = self
+            .logins
+            .all()
+            .await
+            .into_iter()
+            .map(|login| {
+                let entry = serde_json::json!({
+                    "username": login.username, "password": login.password,
+                    "identitytoken": login.identity_token, "serveraddress": login.server,
+                });
+                (login.server, entry)
+            })
+            .collect();
         let registries = serde_json::to_vec(&logins).ok().filter(|_| !logins.is_empty());
         let call = Call {
             method: Method::POST,
@@ -380,7 +379,9 @@ impl Images {
             registries: None,
             body: archive,
         };
-        let answer = read(send(self.socket()?, call, "load the image", SLOW).await?.into_body(), "load the image").await?;
+        let answer =
+            read(send(self.socket()?, call, "load the image", SLOW).await?.into_body(), "load the image")
+                .await?;
         let failed = answer.split(|byte| *byte == b'\n').find_map(|line| {
             let message: serde_json::Value = serde_json::from_slice(line).ok()?;
             message["error"].as_str().map(str::to_owned)

@@ -174,11 +174,12 @@ fn ending(progress: &Progress, broke: Option<String>) -> BuildLine {
             );
         }
     };
-    let at = progress
-        .step()
-        .map(|step| format!("{step}: "))
-        .filter(|at| !failed.contains(at.trim_end_matches(": ")));
-    BuildLine::Failed(Problem::new(Code::Invalid, format!("{}{failed}", at.unwrap_or_default())))
+    let message = match progress.step() {
+        Some(step) if step.contains(&failed) => step,
+        Some(step) if !failed.contains(&step) => format!("{step}: {failed}"),
+        Some(_) | None => failed,
+    };
+    BuildLine::Failed(Problem::new(Code::Invalid, message))
 }
 
 /// A body from parts that come later.

@@ -1,7 +1,8 @@
 //! A folder as a build's context: what of it belongs to it, its hash, and the archive that is sent.
 //!
 //! - Nothing outside the folder is read: links are packed as links, never followed.
-//! - The hash is of paths, kinds, modes, contents and the targets of links, in the order of paths. Owners and times do not count.
+//! - The hash is of paths, kinds, modes, contents and the targets of links, in the order of paths. Owners and times do not count, nor
+//!   does git's own folder: it changes with every commit, also of other folders.
 //! - Two archives of equal folders differ in nothing but the files' times. What changes between the look and the sending is an error.
 
 use std::{
@@ -138,6 +139,9 @@ impl Pack {
         let mut hasher = Sha256::new();
         let mut size = 0;
         for (path, entry) in &self.entries {
+            if path == ".git" || path.starts_with(".git/") {
+                continue;
+            }
             let mut add = |part: &[u8]| {
                 hasher.update((part.len() as u64).to_be_bytes());
                 hasher.update(part);
@@ -339,6 +343,10 @@ mod tests {
         fs::write(&main, "main").unwrap();
         fs::File::open(&main).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
         assert_eq!(pack(folder.path(), "").hash, before.hash);
+        fs::create_dir(folder.path().join(".git")).unwrap();
+        fs::write(folder.path().join(".git/HEAD"), "1").unwrap();
+        let with_git = pack(folder.path(), "");
+        assert!(with_git.hash == before.hash && with_git.contains(".git/HEAD"));
         fs::write(&main, "MAIN").unwrap();
         let content = pack(folder.path(), "").hash;
         assert_ne!(content, before.hash);
