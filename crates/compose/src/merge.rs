@@ -39,14 +39,11 @@ pub(crate) fn merge(report: &mut Report, base: Node, over: Node, key: &Key<'_>) 
         {
             let below = Node::new(base.span, below);
             let above = Node::new(over.span, above);
-            let scalar_for_mapping = matches!(key, Key::Field(Key::Field(_, "ulimits"), _));
-            if !scalar_for_mapping {
-                let message = format!("{} cannot be merged with {}", above.kind(), below.kind());
-                report
-                    .error(Complaint::Conflict, over.span, key, message)
-                    .hint("use the same form in every file, or replace the value with `!override`");
-                report.relate(base.span, "the value it should be merged with");
-            }
+            let message = format!("{} cannot be merged with {}", above.kind(), below.kind());
+            report
+                .error(Complaint::Conflict, over.span, key, message)
+                .hint("use the same form in every file, or replace the value with `!override`");
+            report.relate(base.span, "the value it should be merged with");
             above
         }
         (_, above) => Node { span: over.span, tag: Tag::None, value: above },
@@ -70,6 +67,9 @@ fn merge_entry(report: &mut Report, below: &mut Mapping, name: String, entry: En
 /// Values that are replaced as a whole, even by nothing.
 fn replaces(key: &Key<'_>) -> bool {
     let Key::Field(parent, name) = key else { return false };
+    if matches!(parent, Key::Field(service, "ulimits") if is_service(service)) {
+        return true;
+    }
     match *name {
         "command" | "entrypoint" => is_service(parent),
         "test" => matches!(parent, Key::Field(service, "healthcheck") if is_service(service)),
@@ -148,10 +148,22 @@ pub(crate) fn enforce_unicity(root: &mut Node) {
 }
 
 pub(crate) fn unique_items(service: &mut Mapping) {
+    if let Some(build) = service.get_mut("build").and_then(Node::as_mapping_mut) {
+        unique_in(build, "tags");
+    }
+    let networks = service.get_mut("networks").and_then(Node::as_mapping_mut);
+    for (_, entry) in networks.into_iter().flat_map(Mapping::iter_mut) {
+        if let Some(attachment) = entry.node.as_mapping_mut() {
+            unique_in(attachment, "aliases");
+            unique_in(attachment, "link_local_ips");
+        }
+    }
     for (name, entry) in service.iter_mut() {
         let identity: fn(&Node) -> Option<String> = match name {
-            "cap_add" | "cap_drop" | "dns" | "dns_opt" | "dns_search" | "expose" | "links" | "profiles"
-            | "tmpfs" | "extra_hosts" | "group_add" | "security_opt" | "label_file" => text_identity,
+            "cap_add" | "cap_drop" | "dns" | "dns_opt" | "dns_search" | "links" | "profiles" | "tmpfs" => {
+                name_identity
+            }
+            "expose" | "extra_hosts" | "group_add" | "security_opt" | "label_file" => text_identity,
             "devices" | "volumes" => target_identity,
             "env_file" => |item| item.as_mapping()?.get("path")?.scalar_text(),
             "configs" => |item| mount_identity(item, ""),
@@ -162,6 +174,12 @@ pub(crate) fn unique_items(service: &mut Mapping) {
         if let Value::Sequence(items) = &mut entry.node.value {
             unique(items, identity);
         }
+    }
+}
+
+fn unique_in(parent: &mut Mapping, name: &str) {
+    if let Some(Node { value: Value::Sequence(items), .. }) = parent.get_mut(name) {
+        unique(items, name_identity);
     }
 }
 
@@ -183,6 +201,11 @@ fn unique(items: &mut Vec<Node>, identity: fn(&Node) -> Option<String>) {
     *items = kept;
 }
 
+/// What is before an equals sign: of `/run:size=1m` and `/run:size=2m` the last one counts.
+fn name_identity(item: &Node) -> Option<String> {
+    let text = item.scalar_text()?;
+    Some(text.split_once('=').map_or(text.clone(), |(name, _)| name.to_owned()))
+}
 fn text_identity(item: &Node) -> Option<String> {
     item.scalar_text()
 }

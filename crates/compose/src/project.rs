@@ -277,14 +277,17 @@ impl<'a> Assembly<'a> {
             return;
         };
         let key = Key::Root.field("include");
+        // What is written here is merged over all that is included, not over each: its tags count once.
+        let mut all = Mapping::default();
         for (index, item) in items.iter().enumerate() {
             let key = key.item(index);
             let Some(include) = item.as_mapping() else { continue };
             let Some(included) = self.included(include, item.span, &key, scope) else { continue };
             if let Value::Mapping(included) = included.value {
-                self.import(root, included);
+                self.import(&mut all, included);
             }
         }
+        self.import(root, all);
     }
 
     fn included(&mut self, include: &Mapping, span: Span, key: &Key<'_>, scope: &Scope<'_>) -> Option<Node> {
@@ -347,7 +350,7 @@ impl<'a> Assembly<'a> {
         self.load(&files, &folder, &environment)
     }
 
-    /// Takes what an included file defines; what is defined here as well is merged over it, as if by a later file.
+    /// Takes what an included file defines; what is there already is merged over it, as if by a later file.
     fn import(&mut self, root: &mut Mapping, included: Mapping) {
         for (group, entry) in included {
             let Value::Mapping(members) = entry.node.value else { continue };

@@ -222,6 +222,39 @@ fn an_included_file_lies_below_the_one_that_includes_it() {
 }
 
 #[test]
+fn tags_hold_against_everything_that_is_included_or_extended() {
+    let folder = Folder::with("include: [a.yaml, b.yaml]\nservices:\n  web: {image: i, environment: !override [OWN=1]}\n  last: {extends: {file: over.yaml, service: over}, volumes: ['/c:/c'], networks: !override [c], command: !reset null}\nnetworks: {c: {}}\n")
+        .file("a.yaml", "services: {web: {environment: [A=1], user: a, labels: [l=a]}}\n")
+        .file("b.yaml", "services: {web: {environment: [B=1], user: b, hostname: h}}\n")
+        .file("over.yaml", "services: {over: {image: i, extends: {file: base.yaml, service: base}, volumes: !override ['/b:/b'], networks: !override [b], ulimits: {nofile: {soft: 3, hard: 4}}}}\n")
+        .file("base.yaml", "services: {base: {command: x, volumes: ['/a:/a'], networks: [a], ulimits: {nofile: 1, nproc: 2}, tmpfs: ['/t:size=1']}}\n");
+    let project = folder.project().to_json();
+    let web = &project["services"]["web"];
+    assert_eq!(web["environment"], json!({"OWN": "1"}));
+    assert_eq!((&web["user"], &web["hostname"]), (&json!("a"), &json!("h")));
+    let last = &project["services"]["last"];
+    let targets: Vec<&Value> =
+        last["volumes"].as_array().unwrap().iter().map(|mount| &mount["target"]).collect();
+    assert_eq!(targets, ["/b", "/c"]);
+    assert_eq!(last["networks"], json!({"c": null}));
+    assert_eq!(last["command"], json!(null));
+    assert_eq!(last["ulimits"], json!({"nofile": {"soft": 3, "hard": 4}, "nproc": 2}));
+}
+
+#[test]
+fn of_one_thing_under_two_forms_the_last_counts() {
+    let folder = web("tmpfs: ['/t:size=1m']\nnetworks: {default: {aliases: [a, b]}}\nbuild: {tags: ['t:1']}\ncap_add: [A]\ndevices: ['/dev/a:/dev/x']\nports: ['80:80/tcp']")
+        .and("over.yaml", "services: {web: {tmpfs: ['/t:size=2m', /u], networks: {default: {aliases: [b, c]}}, build: {tags: ['t:1', 't:2']}, cap_add: [A, B], devices: ['/dev/b:/dev/x'], ports: ['0.0.0.0:80:80', '127.0.0.1:80:80']}}\n");
+    let service = service(&folder);
+    assert_eq!(service["tmpfs"], json!(["/t:size=2m", "/u"]));
+    assert_eq!(service["networks"]["default"]["aliases"], json!(["a", "b", "c"]));
+    assert_eq!(service["build"]["tags"], json!(["t:1", "t:2"]));
+    assert_eq!(service["cap_add"], json!(["A", "B"]));
+    assert_eq!(service["devices"].as_array().unwrap().len(), 1);
+    assert_eq!(service["ports"].as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn merging_knows_variables_without_a_value_and_address_pools() {
     let folder = Folder::with("services: {web: {image: i, environment: {A: 1, B: 2}, labels: {l: 1}, logging: {options: {o: 1}}, depends_on: {db: {condition: service_healthy, required: false}}}, db: {image: i}}\nnetworks: {default: {ipam: {config: [{subnet: 10.0.0.0/24, gateway: 10.0.0.1}, {subnet: 10.9.0.0/24}]}}}\n")
         .and("over.yaml", "services: {web: {environment: [A, C=3], labels: {l: }, logging: {options: {o: }}, depends_on: {db: {condition: service_started}}}}\nnetworks: {default: {ipam: {config: [{subnet: 10.0.0.0/24, ip_range: 10.0.0.0/25}]}}}\n");
