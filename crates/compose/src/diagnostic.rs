@@ -317,6 +317,16 @@ impl Source {
         rest.char_indices().nth(character % STEP).map_or(line.len(), |(offset, _)| step as usize + offset)
     }
 
+    /// Where a place really is: the parser's idea of the end of a file may be behind it.
+    fn nearest(&self, span: Span) -> (u32, u32) {
+        let line = span.line.min(small(self.lines.len()));
+        let end = self.line(line).len();
+        let inside =
+            line == span.line && (span.column == 1 || self.offset(line, span.column as usize - 2) < end);
+        let column = if inside { span.column } else { small(self.line(line).chars().count() + 1) };
+        (line, column)
+    }
+
     /// What of a line is shown for a place in it, and the column that begins at.
     fn excerpt(&self, number: u32, column: u32) -> (String, u32) {
         let line = self.line(number);
@@ -341,10 +351,15 @@ const MOST_SUBSTITUTED: usize = 64 << 20;
 const MOST_PORTS: usize = 100_000;
 /// Known words that are compared with misspelt ones, in all.
 const MOST_COMPARED: usize = 200_000;
+/// Searches for the place of something in the text of a file.
+const MOST_SEARCHES: usize = 2_000;
 
 /// Collects complaints, and knows the files they are about.
 pub(crate) struct Report {
+    /// Fewer than 65,535.
     sources: Vec<Source>,
+    /// The number of each file's latest text.
+    numbers: HashMap<PathBuf, u16>,
     found: Vec<Diagnostic>,
     /// What was said already, and where: what several services share by an anchor or `extends` is wrong once.
     said: HashSet<u64>,
@@ -365,6 +380,8 @@ pub(crate) struct Report {
     ports: usize,
     /// Words that were compared with misspelt ones.
     compared: usize,
+    /// Searches for better places so far.
+    searches: usize,
     /// Where the latest complaint is, if it is kept.
     latest: Option<usize>,
     /// Takes what is said after the limit, or again.
@@ -384,6 +401,7 @@ impl Report {
         };
         Self {
             sources: Vec::new(),
+            numbers: HashMap::new(),
             found: Vec::new(),
             said: HashSet::new(),
             allow_unsupported,
@@ -396,6 +414,7 @@ impl Report {
             substituted: 0,
             ports: 0,
             compared: 0,
+            searches: 0,
             latest: None,
             scratch,
         }
@@ -418,6 +437,15 @@ impl Report {
     /// Makes a file known; its number goes into spans.
     pub(crate) fn add_source(&mut self, path: &Path, text: impl Into<Rc<str>>) -> u16 {
         let text = text.into();
+        let same =
+            |index: &&u16| self.sources.get(usize::from(**index)).is_some_and(|known| known.text == text);
+        if let Some(known) = self.numbers.get(path).filter(same) {
+            return *known;
+        }
+        let Some(number) = u16::try_from(self.sources.len()).ok().filter(|number| *number < u16::MAX) else {
+            // Nobody reads complaints about so many files; these are about none.
+            return u16::MAX;
+        };
         let mut lines = vec![0];
         let bytes = text.as_bytes();
         for (index, byte) in bytes.iter().enumerate() {
@@ -427,7 +455,8 @@ impl Report {
             }
         }
         self.sources.push(Source { path: path.to_owned(), text, lines, steps: RefCell::default() });
-        u16::try_from(self.sources.len() - 1).unwrap_or(u16::MAX)
+        self.numbers.insert(path.to_owned(), number);
+        number
     }
 
     /// How many more files can be told apart.
@@ -443,12 +472,30 @@ impl Report {
         self.sources.get(usize::from(file)).map_or("", |source| source.line(line))
     }
 
+    /// Some characters of a line, as far as there are any.
+    pub(crate) fn part(&self, file: u16, line: u32, skipped: u32, length: u32) -> &str {
+        let Some(source) = self.sources.get(usize::from(file)) else { return "" };
+        let start = source.offset(line, skipped as usize);
+        let end = if length == u32::MAX {
+            source.line(line).len()
+        } else {
+            source.offset(line, skipped as usize + length as usize)
+        };
+        &source.line(line)[start..end]
+    }
+
+    /// Whether the text of a file may be searched for a better place: not for ever more warnings that nobody will see.
+    pub(crate) fn may_search(&mut self) -> bool {
+        self.searches += 1;
+        !self.overflowed && self.searches <= MOST_SEARCHES
+    }
+
     pub(crate) fn place(&self, span: Span) -> Option<Place> {
         let source = self.sources.get(usize::from(span.file))?;
         (span.line > 0).then(|| {
-            let (excerpt, excerpt_column) = source.excerpt(span.line, span.column);
-            let Span { line, column, length, .. } = span;
-            Place { file: source.path.clone(), line, column, length, excerpt, excerpt_column }
+            let (line, column) = source.nearest(span);
+            let (excerpt, excerpt_column) = source.excerpt(line, column);
+            Place { file: source.path.clone(), line, column, length: span.length, excerpt, excerpt_column }
         })
     }
 

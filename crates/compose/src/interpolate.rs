@@ -265,21 +265,23 @@ pub(crate) fn interpolate(report: &mut Report, node: &mut Node, key: &Key<'_>, l
 }
 
 /// Where in the source of a scalar a piece of text stands; the scalar itself where it cannot be found.
-fn locate(report: &Report, span: Span, needles: &[String]) -> Span {
-    const LINES: u32 = 200;
+fn locate(report: &mut Report, span: Span, needles: &[String]) -> Span {
+    const LINES: u32 = 100;
+    if !report.may_search() {
+        return span;
+    }
     let several = span.length == u32::MAX;
     for line in span.line..=span.line.saturating_add(if several { LINES } else { 0 }) {
-        let text = report.line(span.file, line);
-        let skipped = if line == span.line { span.column.saturating_sub(1) as usize } else { 0 };
-        let start = text.char_indices().nth(skipped).map_or(text.len(), |(index, _)| index);
+        let skipped = if line == span.line { span.column.saturating_sub(1) } else { 0 };
+        let length = if several { u32::MAX } else { span.length };
+        let text = report.part(span.file, line, skipped, length);
         for needle in needles {
-            if let Some(found) = text[start..].find(needle.as_str()) {
-                let column = text[..start + found].chars().count() + 1;
+            if let Some(found) = text.find(needle.as_str()) {
                 let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
                 return Span {
                     file: span.file,
                     line,
-                    column: small(column),
+                    column: skipped + small(text[..found].chars().count()) + 1,
                     length: small(needle.chars().count()),
                 };
             }

@@ -214,6 +214,10 @@ fn wrong_type(report: &mut Report, node: &mut Node, shape: &Shape, key: &Key<'_>
                 ))
             })
         }
+        (Value::Mapping(_), _) if shape.takes_list() => Some("begin each of its lines with `- `".to_owned()),
+        (Value::Sequence(_), _) if expected == "a mapping" => {
+            Some("write `name:` where now is `- name:`, and indent what belongs to it deeper".to_owned())
+        }
         _ => None,
     };
     let found = match node.value {
@@ -289,7 +293,9 @@ fn word(report: &mut Report, node: &mut Node, words: &[&'static str], key: &Key<
         return;
     }
     let message = format!("{} must be {}, not `{text}`", subject(key), one_of(words));
-    let hint = did_you_mean(text, words.iter().copied());
+    let part = || words.iter().find(|word| text.len() > 2 && word.contains(text));
+    let hint = did_you_mean(text, words.iter().copied())
+        .or_else(|| part().map(|word| format!("did you mean `{word}`?")));
     report.error(Complaint::InvalidValue, place, key, message).hint_if(hint);
     node.value = Value::Invalid;
 }
