@@ -448,7 +448,10 @@ async fn inner_shared() {
     assert_eq!(labels.trim(), "b");
 
     let hooked_container = of(node.until(hooked.id, "its hooks have run", TaskStatus::is_ready).await);
-    assert_eq!(within(&hooked_container, &["cat", "/dev/shm/hook", "/dev/shm/second"]), "hook 12 /tmp\nsecond\n");
+    assert_eq!(
+        within(&hooked_container, &["cat", "/dev/shm/hook", "/dev/shm/second"]),
+        "hook 12 /tmp\nsecond\n"
+    );
     assert!(within(&hooked_container, &["ip", "addr"]).contains("169.254.8.8"));
     let network = |what: &str| {
         let format = format!("{{{{index .{what}}}}}");

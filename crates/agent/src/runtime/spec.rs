@@ -105,7 +105,7 @@ pub fn container_config(
         (None, Some(check)) => Some(health_config(check, api)?),
         (None, None) => None,
     };
-    let (first, connect) = endpoints(network_mode, &surroundings.networks, api)?;
+    let Endpoints { create: first, connect } = endpoints(network_mode, &surroundings.networks, api)?;
     let mut body = ContainerCreateBody {
         image: Some(surroundings.image_id.clone()),
         labels: Some(labels.of_task(task)),
@@ -470,7 +470,6 @@ fn split_mounts(
                             non_recursive: shallow.then_some(true),
                             read_only_non_recursive: writable.then_some(true),
                             read_only_force_recursive: strict.then_some(true),
-                            ..MountBindOptions::default()
                         }),
                         ..mount
                     });
@@ -544,14 +543,19 @@ fn engine_network_mode(mode: &NetworkMode, surroundings: &Surroundings) -> Resul
     }
 }
 
+/// Connections of a container.
+#[derive(Default)]
+struct Endpoints {
+    /// Said at its creation.
+    create: Option<NetworkingConfig>,
+    /// Made afterwards, one by one.
+    connect: Vec<(String, EndpointSettings)>,
+}
+
 /// The endpoints for the create call, and those that must be connected afterwards.
-fn endpoints(
-    mode: &NetworkMode,
-    connections: &[Connection],
-    api: ApiVersion,
-) -> Result<(Option<NetworkingConfig>, Vec<(String, EndpointSettings)>)> {
+fn endpoints(mode: &NetworkMode, connections: &[Connection], api: ApiVersion) -> Result<Endpoints> {
     if *mode != NetworkMode::Networks || connections.is_empty() {
-        return Ok((None, Vec::new()));
+        return Ok(Endpoints::default());
     }
     let last = i64::try_from(connections.len()).unwrap_or(i64::MAX);
     // A file that says which network is the default route says it of all; otherwise it is the first.
@@ -569,7 +573,8 @@ fn endpoints(
     } else {
         (all.by_ref().take(1).collect::<HashMap<_, _>>(), all.collect())
     };
-    Ok((Some(NetworkingConfig { endpoints_config: Some(create) }), connect))
+    let create = Some(NetworkingConfig { endpoints_config: Some(create) });
+    Ok(Endpoints { create, connect })
 }
 
 /// No aliases: the engine would answer them with this node's tasks alone. Before API 1.44 an endpoint takes no MAC address; those engines derive it from the address by the same rule as
