@@ -107,9 +107,10 @@ services:
     expose: ['9000']
     stop_signal: SIGINT
     stop_grace_period: 3s
-    logging: {driver: json-file, options: {max-size: 1m}}
+    logging: {driver: local, options: {max-size: 1m}}
   confined:
     <<: *still
+    cgroup: private
     cap_add: [NET_ADMIN]
     cap_drop: [MKNOD]
     security_opt: ['no-new-privileges:true', 'seccomp:profile.json']
@@ -139,6 +140,7 @@ services:
     init: true
     stop_grace_period: 10s
     volumes: ['left:/left']
+    deploy: {placement: {constraints: [node.hostname == n2]}}
     post_start:
       - {command: [sh, -c, 'echo $$WHO $$(id -u) $$(pwd) >/tmp/started'], user: '65534', working_dir: /tmp, environment: {WHO: hook}}
     pre_stop:
@@ -265,7 +267,10 @@ const BESIDE: &[(&str, &str)] = &[
     ("raw.env", "RAW=\"as it $stands\"\n"),
     ("labels.env", "from.file=yes\n"),
     ("note.txt", "a note"),
-    ("profile.json", r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#),
+    (
+        "profile.json",
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#,
+    ),
     (
         "inner/compose.yaml",
         "services:\n  included: {image: 'busybox:1', command: sleep 10000, stop_grace_period: 0s, environment: {WHO: '${WHO}'}, env_file: more.env}\n",
@@ -290,8 +295,7 @@ const MAIN_ROWS: &[Row] = &[
     row("secrets", "files", Inside("cat /run/secrets/plain", "a secret")),
     row("configs", "files", Inside("cat /plain", "a config")),
     // What runs.
-    row("services.*.image", "plain", Image("alpine:3")),
-    row("services.*.pull_policy", "plain", Image("alpine:3")),
+    row("services.*.image", "lan", Image("wharf/testserver:1")),
     row("services.*.entrypoint", "plain", Container("/Config/Entrypoint", r#"["/bin/sh", "-c"]"#)),
     row("services.*.command", "plain", Container("/Config/Cmd", r#"["exec sleep 10000"]"#)),
     row("services.*.command", "confined", Container("/Config/Cmd", r#"["sleep", "10000"]"#)),
@@ -332,7 +336,7 @@ const MAIN_ROWS: &[Row] = &[
         "confined",
         Listed("/HostConfig/SecurityOpt", r#""no-new-privileges:true""#),
     ),
-    row("services.*.security_opt", "confined", Inside("grep -E '^Seccomp:' /proc/1/status | tail -c 2", "2")),
+    row("services.*.security_opt", "confined", Inside("mkdir /tmp/x 2>/dev/null || echo may not", "may not")),
     row("services.*.security_opt", "confined", Inside("grep NoNewPrivs /proc/1/status | tail -c 2", "1")),
     row("services.*.group_add", "confined", Container("/HostConfig/GroupAdd", r#"["44"]"#)),
     row("services.*.group_add", "confined", Inside("grep Groups /proc/1/status | grep -o 44", "44")),
@@ -364,6 +368,7 @@ const MAIN_ROWS: &[Row] = &[
     row("services.*.pid", "joined", Container("/HostConfig/PidMode", r#""host""#)),
     row("services.*.uts", "joined", Container("/HostConfig/UTSMode", r#""host""#)),
     row("services.*.userns_mode", "joined", Container("/HostConfig/UsernsMode", r#""host""#)),
+    row("services.*.cgroup", "confined", Container("/HostConfig/CgroupnsMode", r#""private""#)),
     row("services.*.cgroup", "joined", Container("/HostConfig/CgroupnsMode", r#""host""#)),
     row("services.*.cgroup_parent", "joined", Container("/HostConfig/CgroupParent", r#""/parent""#)),
     row("services.*.shm_size", "confined", Container("/HostConfig/ShmSize", "33554432")),
@@ -623,7 +628,11 @@ const MAIN_ROWS: &[Row] = &[
         ),
     ),
     row("services.*.volumes[].target", "mounted", Inside("ls -d /data", "/data")),
-    row("services.*.volumes[].read_only", "mounted", Inside("touch /data/x 2>/dev/null || echo no", "no")),
+    row(
+        "services.*.volumes[].read_only",
+        "mounted",
+        Inside("touch /data/x 2>&1 | grep -o Read-only", "Read-only"),
+    ),
     row(
         "services.*.volumes[].bind",
         "mounted",
@@ -728,9 +737,9 @@ const MAIN_ROWS: &[Row] = &[
     row(
         "services.*.logging",
         "plain",
-        Container("/HostConfig/LogConfig", r#"{"Type": "json-file", "Config": {"max-size": "1m"}}"#),
+        Container("/HostConfig/LogConfig", r#"{"Type": "local", "Config": {"max-size": "1m"}}"#),
     ),
-    row("services.*.logging.driver", "plain", Container("/HostConfig/LogConfig/Type", r#""json-file""#)),
+    row("services.*.logging.driver", "plain", Container("/HostConfig/LogConfig/Type", r#""local""#)),
     row(
         "services.*.logging.options",
         "plain",
@@ -863,12 +872,14 @@ services:
   interface: {<<: *still, networks: {default: {interface_name: data0}}}
   first: {<<: *still, networks: {default: {gw_priority: 7}}}
   interfaced: {<<: *still, devices: ['vendor.com/class=all']}
+  homeless: {<<: *still, volumes: ['nowhere:/x']}
   foreign: {<<: *still, platform: linux/riscv64}
   hungry: {<<: *still, deploy: {resources: {reservations: {cpus: '900'}}}}
-volumes: {data: }
+volumes: {data: , nowhere: {external: true}}
 ";
 
 const HARD_ROWS: &[Row] = &[
+    row("volumes.*.external", "homeless", Said("is external, and this node has none of that name")),
     row(
         "services.*.volumes[].image",
         "imaged",
@@ -1094,7 +1105,7 @@ const AGAIN_ROWS: &[Telling] = &[
     }),
 ];
 
-/// What belongs to others: the networks of `main`, and a volume that no app takes with it.
+/// What belongs to others: networks and a volume of `main`, and a volume made by hand on the second node.
 const GUEST: &str = r"
 name: guest
 services:
@@ -1103,13 +1114,14 @@ services:
     command: sleep 10000
     stop_grace_period: 0s
     networks: [shared, old]
-    volumes: ['kept:/kept', 'old:/old']
+    volumes: ['by-hand:/by-hand', 'old:/old']
+    deploy: {placement: {constraints: [node.hostname == n2]}}
 networks:
   shared: {external: true, name: the-back}
   old: {external: {name: main_front}}
 volumes:
-  kept: {external: true, name: the-kept}
-  old: {external: {name: the-old}}
+  by-hand: {external: true}
+  old: {external: {name: main_left}}
 ";
 
 const GUEST_ROWS: &[Row] = &[
@@ -1119,9 +1131,12 @@ const GUEST_ROWS: &[Row] = &[
         "visitor",
         Container("/NetworkSettings/Networks/main_front/IPPrefixLen", "16"),
     ),
-    row("volumes.*.external", "the-kept", Volume("/Name", r#""the-kept""#)),
-    row("volumes.*.external.name", "the-old", Volume("/Name", r#""the-old""#)),
+    row("volumes.*.external", "visitor", Inside("cat /by-hand/note", "a note")),
+    row("volumes.*.external.name", "visitor", Inside("ls /old", "ended")),
+    row("volumes.*.external", "by-hand", Volume("/Labels", r#"{"made": "by hand"}"#)),
 ];
+
+const UNPULLED: &str = "services.*.pull_policy";
 
 #[test]
 fn every_attribute_that_is_honoured_shows_in_real_containers() {
@@ -1132,7 +1147,7 @@ fn every_attribute_that_is_honoured_shows_in_real_containers() {
     let journal = Journal::start(&fleet).unwrap();
     let wrong = thread::scope(|scope| {
         let parts = [
-            scope.spawn(|| Ok([main_app(&fleet)?, guests(&fleet)?].concat())),
+            scope.spawn(|| Ok([main_app(&fleet)?, guests(&fleet)?, unpulled(&fleet)?].concat())),
             scope.spawn(|| hard(&fleet)),
             scope.spawn(|| roll(&fleet, &journal)),
             scope.spawn(|| again(&fleet, &journal)),
@@ -1166,7 +1181,19 @@ fn main_app(fleet: &Fleet) -> Result<Vec<String>> {
     Ok([wrong, check(&seen(String::new(), containers(fleet, "main")?), REPLACED_ROWS)].concat())
 }
 
+/// An image that no node has, whose registry is not to be asked.
+fn unpulled(fleet: &Fleet) -> Result<Vec<String>> {
+    let file = "services: {it: {image: 'registry.invalid/none:1', pull_policy: never}}";
+    let output = fleet.try_wharf(["up", "-y", "-f", &fleet.file("unpulled", file)])?;
+    let said = output.code == 1 && output.stderr.contains("because the pull policy is `never`");
+    Ok(if said { Vec::new() } else { vec![format!("  {UNPULLED}: {}", output.stderr)] })
+}
+
 fn guests(fleet: &Fleet) -> Result<Vec<String>> {
+    let second = fleet.node(2);
+    second.docker(["volume", "create", "--label", "made=by hand", "by-hand"])?;
+    let folder = "/var/lib/docker/volumes/by-hand/_data";
+    second.run(["sh", "-c", &format!("echo a note >{folder}/note")])?;
     deploy(fleet, "guest", GUEST, &[])?;
     let seen =
         |containers| Seen { fleet, app: "guest", block: String::new(), containers, said: BTreeMap::new() };
@@ -1174,7 +1201,7 @@ fn guests(fleet: &Fleet) -> Result<Vec<String>> {
     // What is external stays, whatever goes.
     let gone = fleet.try_wharf(["down", "-y", "--volumes", "-p", "guest"])?;
     ensure!(gone.code == 0, "{}", gone.stderr);
-    Ok([wrong, check(&seen(BTreeMap::new()), &GUEST_ROWS[2..])].concat())
+    Ok([wrong, check(&seen(BTreeMap::new()), &GUEST_ROWS[4..])].concat())
 }
 
 /// Containers that cannot start are gone again soon, and come again; whoever looks often enough sees each.

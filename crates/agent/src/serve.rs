@@ -57,7 +57,11 @@ impl Node for NodeAgent {
     }
 
     async fn resolve_image(&self, wish: ResolveImage) -> Result<Image, Refusal> {
-        let policy = if wish.refresh { PullPolicy::Always } else { PullPolicy::Missing };
+        let policy = match (wish.offline, wish.refresh) {
+            (true, _) => PullPolicy::Never,
+            (false, true) => PullPolicy::Always,
+            (false, false) => PullPolicy::Missing,
+        };
         Ok(self.resolve_image(&wish.reference, policy).await?)
     }
 

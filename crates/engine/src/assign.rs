@@ -275,7 +275,11 @@ impl<'a> Assigner<'a> {
         let records = used.flat_map(|(task, revision)| self.volumes_of(task, revision));
         let assignment = |volume: &Arc<VolumeRecord>| VolumeAssignment {
             id: volume.id,
-            name: volume.spec.name.clone().unwrap_or_else(|| format!("{}_{}", volume.app.name, volume.name)),
+            name: match &volume.spec.name {
+                Some(name) => name.clone(),
+                None if volume.spec.external => volume.name.to_string(),
+                None => format!("{}_{}", volume.app.name, volume.name),
+            },
             spec: volume.spec.clone(),
         };
         records.map(|volume| (volume.id, assignment(volume))).collect()

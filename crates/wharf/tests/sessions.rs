@@ -47,7 +47,7 @@ async fn a_machine_joins_and_its_agent_is_called_over_the_connection_it_dialled(
     let older = session.push_assignments(&spine::set_for(agent.id, 4)).await.unwrap();
     assert_eq!(older, Pushed::Older(Have { epoch: 1, revision: Revision(5) }));
     let image = session
-        .resolve_image(&ResolveImage { reference: "mariadb:11".to_owned(), refresh: false })
+        .resolve_image(&ResolveImage { reference: "mariadb:11".to_owned(), refresh: false, offline: false })
         .await
         .unwrap();
     assert_eq!(image.reference, "mariadb:11");

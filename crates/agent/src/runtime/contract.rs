@@ -527,6 +527,17 @@ impl Suite<'_> {
         let other = self.runtime.ensure_volume(&twin).await.expect("it is made");
         assert_ne!(other, local, "two volumes of one name are kept apart");
         self.runtime.remove_volume(twin.id).await.expect("it goes");
+        let guest = VolumeAssignment {
+            id: VolumeId::from_parts(3, random),
+            spec: VolumeSpec { external: true, ..VolumeSpec::default() },
+            ..volume.clone()
+        };
+        let shared = self.runtime.ensure_volume(&guest).await.expect("somebody else made it");
+        assert_eq!(shared, local, "what is external is used as it is");
+        let nowhere = VolumeAssignment { name: format!("nowhere-{}", self.world.run), ..guest.clone() };
+        let missing = self.runtime.ensure_volume(&nowhere).await.expect_err("nobody made it");
+        assert!(missing.hint().is_some_and(|hint| hint.contains("docker volume create")), "{missing}");
+        self.runtime.remove_volume(guest.id).await.expect("it was never ours");
 
         let name: wharf_model::VolumeName = "data".parse().expect("a name for tests is legal");
         let mut task = self.task("volume", shell("echo kept > /data/file; exit 0"));

@@ -794,6 +794,16 @@ impl Runtime for DockerRuntime {
         if let Some(found) = self.volume_of(volume.id).await? {
             return Ok(LocalVolume { name: found.name });
         }
+        let taken = gone_is_none(
+            self.within(QUICK, "look for the volume", docker.inspect_volume(&volume.name)).await,
+        )?;
+        if volume.spec.external {
+            // Made by another app or by hand; it is theirs to describe and to remove.
+            return match taken {
+                Some(found) => Ok(LocalVolume { name: found.name }),
+                None => Err(super::no_external_volume(&volume.name)),
+            };
+        }
         self.remove_leftovers().await?;
         let driver = volume.spec.driver.clone().unwrap_or_else(|| "local".to_owned());
         let options = if driver == "local" && volume.spec.driver_opts.is_empty() {
@@ -807,9 +817,6 @@ impl Runtime for DockerRuntime {
         } else {
             volume.spec.driver_opts.clone().into_iter().collect()
         };
-        let taken = gone_is_none(
-            self.within(QUICK, "look for the volume", docker.inspect_volume(&volume.name)).await,
-        )?;
         let name = if taken.is_some() {
             // Another app's, or not Wharf's at all: never mounted in its place.
             format!("{}-{}", volume.name, volume.id.short())

@@ -899,6 +899,10 @@ impl Runtime for FakeRuntime {
         let mut state = self.inner.state.lock();
         let mut others = state.volumes.values();
         let taken = others.any(|other| other.name == volume.name && other.id != volume.id);
+        if volume.spec.external {
+            let name = volume.name.clone();
+            return if taken { Ok(LocalVolume { name }) } else { Err(super::no_external_volume(&name)) };
+        }
         if state.volumes.insert(volume.id, volume.clone()).is_none() {
             state.note("create-volume", &volume.name);
         }

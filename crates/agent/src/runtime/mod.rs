@@ -185,6 +185,15 @@ pub struct LocalNetwork {
     pub name: String,
 }
 
+/// What is external is never made here.
+fn no_external_volume(name: &str) -> RuntimeError {
+    RuntimeError::fatal(format!("the volume `{name}` is external, and this node has none of that name"))
+        .with_hint(format!(
+            "make it on the node (`docker volume create {name}`) and choose that node with `deploy.placement`, or remove \
+             `external: true`"
+        ))
+}
+
 /// A volume that the engine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalVolume {

@@ -48,7 +48,7 @@ pub enum Report {
 }
 
 /// A wish to know what an image reference stands for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResolveImage {
     /// As written: `mariadb:11`.
@@ -56,6 +56,9 @@ pub struct ResolveImage {
     /// Ask the registry also if the node's engine has an image of that name.
     #[serde(default)]
     pub refresh: bool,
+    /// Do not ask the registry at all; wins over `refresh`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offline: bool,
 }
 
 /// An image that a node has.

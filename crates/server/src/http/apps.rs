@@ -425,7 +425,7 @@ async fn prepare_up(
     for (name, file) in spec.configs.iter_mut().chain(spec.secrets.iter_mut()) {
         take_content(shared, key, name, file, &mut files)?;
     }
-    let mut known = BTreeMap::<String, Answer<Image>>::new();
+    let mut known = BTreeMap::<ResolveImage, Answer<Image>>::new();
     let (mut images, mut missing) = (BTreeMap::new(), Vec::new());
     let mut warnings = engine::choose_ports(&shared.state.read().world, key, &mut spec);
     for (name, service) in &spec.services {
@@ -444,15 +444,19 @@ async fn prepare_up(
             images.insert(name.clone(), image);
             continue;
         }
-        if !known.contains_key(&service.image) {
-            let ask = match service.pull_policy {
+        let wish = ResolveImage {
+            reference: service.image.clone(),
+            refresh: match service.pull_policy {
                 PullPolicy::Always | PullPolicy::Refresh { .. } => true,
                 PullPolicy::Missing | PullPolicy::Never => pull,
-            };
-            let found = resolve(shared, &service.image, ask).await;
-            known.insert(service.image.clone(), found);
+            },
+            offline: service.pull_policy == PullPolicy::Never,
+        };
+        if !known.contains_key(&wish) {
+            let found = resolve(shared, &wish).await;
+            known.insert(wish.clone(), found);
         }
-        match &known[&service.image] {
+        match &known[&wish] {
             Ok(image) => {
                 if image.digest.is_none() {
                     warnings.push(format!(
@@ -518,7 +522,8 @@ pub(super) fn content(name: &str, text: &str) -> Answer<Vec<u8>> {
 }
 
 /// Asks nodes what an image reference stands for: what a registry says counts more than what an engine happens to have.
-async fn resolve(shared: &Shared, reference: &str, refresh: bool) -> Answer<Image> {
+async fn resolve(shared: &Shared, wish: &ResolveImage) -> Answer<Image> {
+    let reference = &wish.reference;
     let nodes: Vec<_> = {
         let inner = shared.state.read();
         let ready = inner.world.nodes().filter(|node| node.state() == NodeState::Ready);
@@ -528,7 +533,7 @@ async fn resolve(shared: &Shared, reference: &str, refresh: bool) -> Answer<Imag
     let mut local = None;
     for (node, name) in nodes.iter().take(NODES_ASKED) {
         let Ok(session) = shared.sessions.get(*node) else { continue };
-        match session.resolve_image(&ResolveImage { reference: reference.to_owned(), refresh }).await {
+        match session.resolve_image(wish).await {
             Ok(image) if image.digest.is_some() => return Ok(image),
             Ok(image) => {
                 local.get_or_insert(image);
