@@ -117,8 +117,13 @@ fn short_ports(short: &str) -> Result<Vec<Port>, Refusal> {
         target,
         protocol: protocol.clone(),
     };
+    // In the order of their texts, as the reference has them.
+    let ordered = |mut ports: Vec<Port>| {
+        ports.sort_by_cached_key(|port| format!("{}/", port.target));
+        ports
+    };
     let Some(published) = published else {
-        return Ok((first..=last).map(|target| port(target, None)).collect());
+        return Ok(ordered((first..=last).map(|target| port(target, None)).collect()));
     };
     let (from, to) = range(published, short, "host")?;
     if first == last && from != to {
@@ -134,19 +139,20 @@ fn short_ports(short: &str) -> Result<Vec<Port>, Refusal> {
             Some("give both ranges the same length".to_owned()),
         ));
     }
-    Ok((first..=last).zip(from..=to).map(|(target, host)| port(target, Some(host.to_string()))).collect())
+    let pairs = (first..=last).zip(from..=to);
+    Ok(ordered(pairs.map(|(target, host)| port(target, Some(host.to_string()))).collect()))
 }
 
 fn range(text: &str, short: &str, whose: &str) -> Result<(u16, u16), Refusal> {
     let number = |text: &str| -> Result<u16, Refusal> {
         match text.parse::<u64>() {
-            Ok(number) => u16::try_from(number).map_err(|_| {
+            Ok(number) if !text.starts_with('+') => u16::try_from(number).map_err(|_| {
                 (
                     format!("the {whose} port {number} in `{short}` is out of range"),
                     Some("ports are 1 to 65535".to_owned()),
                 )
             }),
-            Err(_) => Err((
+            _ => Err((
                 format!("`{text}` in `{short}` is not a port of the {whose}"),
                 Some("write `published:target`, such as \"8080:80\"".to_owned()),
             )),

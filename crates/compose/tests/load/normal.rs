@@ -306,6 +306,34 @@ fn a_hash_changes_with_what_a_container_is_made_from() {
 }
 
 #[test]
+fn short_forms_of_ports_and_volumes_are_those_of_the_reference() {
+    let ports = |short: &str| {
+        let service = service(&web(&format!("ports: ['{short}']")));
+        let port = |port: &Value| {
+            let text = |key: &str| port[key].as_str().unwrap_or("-").to_owned();
+            format!("{} {} {}/{}", text("host_ip"), text("published"), port["target"], text("protocol"))
+        };
+        service["ports"].as_array().unwrap().iter().map(port).collect::<Vec<_>>()
+    };
+    assert_eq!(ports("19-21:9-11"), ["- 20 10/tcp", "- 21 11/tcp", "- 19 9/tcp"]);
+    assert_eq!(ports("8000-8002:80"), ["- 8000-8002 80/tcp"]);
+    assert_eq!(ports("[::1]:80:81/UDP"), ["::1 80 81/udp"]);
+    assert_eq!(ports("127.0.0.1::80"), ["127.0.0.1 - 80/tcp"]);
+    for wrong in
+        ["80:", "a.b:80:80", "65536:80", "80/xyz", "80-79", "+80:80", "1:2:3:4", "0x50:80", "1-2:1-3"]
+    {
+        assert!(web(&format!("ports: ['{wrong}']")).projected().project.is_none(), "{wrong}");
+    }
+    let volume = |short: &str| service(&web(&format!("volumes: ['{short}']")))["volumes"][0].clone();
+    let bind = |source: &str| json!({"type": "bind", "source": source, "target": "/b", "bind": {}});
+    assert_eq!(volume("/a/:/b/"), bind("/a/"));
+    assert_eq!(volume("..:/b"), bind("/"));
+    assert_eq!(volume("C:\\a:/b"), bind("C:\\a"));
+    assert_eq!(volume("./a:/b:Z,rshared")["bind"], json!({"selinux": "Z", "propagation": "rshared"}));
+    assert_eq!(volume("/b"), json!({"type": "volume", "target": "/b", "volume": {}}));
+}
+
+#[test]
 fn braces_in_a_default_come_in_pairs() {
     let folder =
         web("labels: ['a=${A:-{\"x\": {}}}', 'b=${B:-{\"x\": 1}}', 'c=${C:-{}', 'd=${A:-${B:+{$A}}}']")
