@@ -64,14 +64,15 @@ fn healthy(fleet: &Fleet, app: &str) -> Result<Vec<Value>> {
     Ok(tasks.into_iter().filter(|task| task["status"]["phase"] == "running").collect())
 }
 
-/// Says what the agents say of images that came from other nodes.
-fn print_transfers(fleet: &Fleet) {
-    for node in 1..=3 {
-        for log in fleet.node(node).logs() {
-            let text = fs::read_to_string(&log).unwrap_or_default();
-            text.lines().filter(|line| line.contains("image fetched")).for_each(|line| println!("n{node}: {line}"));
-        }
-    }
+/// How many bytes of each image came from another node, as the agents say.
+fn transfers(fleet: &Fleet) -> Vec<u64> {
+    let logs = (1..=3).map(|node| fs::read_to_string(fleet.node(node).dir().join("wharf.log")).unwrap_or_default());
+    let lines: Vec<String> = logs.flat_map(|log| log.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    let fetched = lines.iter().filter(|line| line.contains("image fetched"));
+    fetched
+        .inspect(|line| println!("{line}"))
+        .filter_map(|line| line.split(" bytes=").nth(1)?.split(' ').next()?.parse().ok())
+        .collect()
 }
 
 #[test]
@@ -94,7 +95,9 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
     let planned = shop.wharf(&["up", "--dry-run"]);
     assert_eq!(planned.code, 3);
     assert!(planned.stderr.contains("(it has not been built)"), "{}", planned.stderr);
+    let began = Instant::now();
     let said = shop.ok(&["up", "-y"]);
+    println!("building and deploying took {:?}", began.elapsed());
     assert_eq!(said.matches("web: building on ").count(), 1, "{said}");
     let tasks = healthy(&fleet, "shop").unwrap();
     assert_eq!(tasks.len(), 3);
@@ -124,7 +127,11 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
     // A commit that changes nothing of the context is no reason to build.
     shop.git(&["commit", "-q", "--allow-empty", "-m", "elsewhere"]);
     assert!(shop.ok(&["up", "-y"]).contains("nothing to do"));
-    print_transfers(&fleet);
+    let whole: u64 =
+        fleet.node(1).sh(&format!("docker save shop-web:git-{commit} | wc -c")).unwrap().trim().parse().unwrap();
+    let sent = transfers(&fleet);
+    println!("an archive has {whole} bytes; sent were {sent:?}");
+    assert!(sent.len() >= 4 && sent.iter().all(|bytes| *bytes * 10 < whole), "layers that are there do not travel");
 
     // A Dockerfile that fails changes nothing; both builders say where.
     shop.write("Dockerfile", &DOCKERFILE.replace("mkdir /www", "echo before && ls /nonesuch"));
@@ -150,8 +157,10 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
     let parts = App::new(
         &fleet,
         "parts",
-        "name: parts\nservices:\n  base:\n    image: parts/base:1\n    build: {context: base, dockerfile_inline: \"FROM busybox:1\\nCOPY . /base/\\n\"}\n    command: [ls, /base]\n    restart: on-failure\n    healthcheck: {disable: true}\n  all:\n    build:\n      context: .\n      dockerfile: all.Dockerfile\n      target: second\n      shm_size: 16m\n      secrets: []\n      additional_contexts: {more: ./more, lower: 'service:base'}\n    command: sleep 1000\n    init: true\n",
+        "name: parts\nservices:\n  base:\n    image: parts/base:1\n    build: {context: base, dockerfile_inline: \"FROM busybox:1\\nCOPY . /base/\\n\"}\n    command: [ls, /base]\n    restart: on-failure\n    healthcheck: {disable: true}\n  all:\n    build:\n      context: .\n      dockerfile: all.Dockerfile\n      target: second\n      shm_size: 16m\n      additional_contexts: {more: ./more, lower: 'service:base'}\n    command: sleep 1000\n    init: true\n  sealed:\n    build: {context: base, dockerfile: ../sealed, secrets: [token]}\nsecrets:\n  token: {file: ./token}\n",
         &[
+            ("token", "hush-hush"),
+            ("sealed", "FROM busybox:1\nRUN --mount=type=secret,id=token,required wc -c < /run/secrets/token > /length\n"),
             ("base/b", "from base"),
             ("more/m", "from more"),
             ("all.Dockerfile", "FROM lower AS first\nCOPY --from=more /m /m\nFROM busybox:1 AS second\nCOPY --from=0 /m /base/b /\nCOPY . /all/\nRUN df /dev/shm > /shm\nFROM scratch AS third\nCOPY nonesuch /\n"),
@@ -166,6 +175,13 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
     assert!(listed.contains("from more") && listed.contains("from base") && listed.contains("16384"), "{listed}");
     let files = fleet.node(index).docker(["run", "--rm", &reference, "ls", "-a", "/all"]).unwrap();
     assert!(!files.contains(".wharf") && files.contains("compose"), "{files}");
+
+    let reference = said.split("sealed: built ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let node = said.split("sealed: building on ").nth(1).unwrap();
+    assert!(node.contains("(buildkit") && !said.contains("hush-hush"), "{said}");
+    let index: u8 = node[1..2].parse().unwrap();
+    let length = fleet.node(index).docker(["run", "--rm", &reference, "cat", "/length"]).unwrap();
+    assert_eq!(length.trim(), "9", "BuildKit asked for the secret and got it");
 
     // An image whose only holder is away.
     let compose = |node: &str| {

@@ -8,6 +8,7 @@
 mod archive;
 mod build;
 mod engine;
+mod session;
 mod trace;
 
 use std::{
@@ -23,7 +24,7 @@ use std::{
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use http::Method;
 use http_body_util::{BodyExt, BodyStream};
 use parking_lot::Mutex;
@@ -41,6 +42,7 @@ use wharf_process::errors::chain;
 use self::{
     archive::{Filter, layer_entries, shared_layers},
     engine::{Call, Driven, read, send},
+    session::{Answered, Answers},
 };
 use crate::{
     registry::RegistryLogins,
@@ -267,26 +269,41 @@ impl Images {
     pub fn build(self: &Arc<Self>, wish: BuildRequest, context: Body) -> BoxStream<'static, BuildLine> {
         let images = Arc::clone(self);
         let begun = async move {
-            let prepared = async {
-                let api = images.api().await.map_err(|error| problem(&error))?;
-                Ok::<_, Problem>((build::choose(&wish, api)?, api))
-            };
-            match prepared.await {
+            match images.prepare(&wish).await {
                 Err(problem) => futures::stream::iter([BuildLine::Failed(problem)]).boxed(),
-                Ok((chosen, api)) => {
+                Ok((chosen, path, session)) => {
                     let builder = futures::stream::iter([BuildLine::Builder(chosen.as_str().to_owned())]);
-                    let path = build::path(&wish, chosen, api, None);
                     let rest = async move {
                         match images.begin_build(path, context).await {
                             Ok(answer) => build::lines(answer).boxed(),
                             Err(error) => futures::stream::iter([BuildLine::Failed(problem(&error))]).boxed(),
                         }
                     };
-                    builder.chain(futures::stream::once(rest).flatten()).boxed()
+                    let said = builder.chain(futures::stream::once(rest).flatten()).boxed();
+                    Answered { said, session }.boxed()
                 }
             }
         };
         futures::stream::once(begun).flatten().boxed()
+    }
+
+    /// By what it is built, how the engine is asked, and what answers the builder's own questions.
+    async fn prepare(
+        &self,
+        wish: &BuildRequest,
+    ) -> Result<(build::Chosen, String, Option<BoxFuture<'static, ()>>), Problem> {
+        let api = self.api().await.map_err(|error| problem(&error))?;
+        let chosen = build::choose(wish, api)?;
+        let answers = match chosen {
+            // It gets the logins with the request, and has no secrets.
+            build::Chosen::Classic => None,
+            build::Chosen::Buildkit => Answers::new(&wish.options.secrets, self.logins.all().await),
+        };
+        let Some(answers) = answers else { return Ok((chosen, build::path(wish, chosen, api, None), None)) };
+        let id = format!("{:032x}", rand::random::<u128>());
+        let socket = self.socket().map_err(|error| problem(&error))?;
+        let session = session::begin(socket, &id, answers).await.map_err(|error| problem(&error))?;
+        Ok((chosen, build::path(wish, chosen, api, Some(&id)), Some(session)))
     }
 
     async fn begin_build(&self, path: String, context: Body) -> Result<Driven> {

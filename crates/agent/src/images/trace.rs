@@ -183,13 +183,13 @@ fn plain(line: &str) -> String {
     out
 }
 
-enum Value<'a> {
+pub(super) enum Value<'a> {
     Number(u64),
     Bytes(&'a [u8]),
 }
 
 /// The fields of a message as protocol buffers encode it; ends at what cannot be read.
-fn fields(mut bytes: &[u8]) -> impl Iterator<Item = (u64, Value<'_>)> {
+pub(super) fn fields(mut bytes: &[u8]) -> impl Iterator<Item = (u64, Value<'_>)> {
     std::iter::from_fn(move || {
         let key = varint(&mut bytes)?;
         let value = match key & 7 {
