@@ -30,11 +30,7 @@ impl Old<'_> {
 }
 
 /// The tree with modern words, if it has old ones in a service that `is_active`.
-pub(crate) fn modernise(
-    report: &mut Report,
-    tree: &Node,
-    is_active: impl Fn(&Node) -> bool,
-) -> Option<Node> {
+pub(crate) fn modernise(report: &mut Report, tree: &Node, is_active: impl Fn(&Node) -> bool) -> Option<Node> {
     let services = tree.as_mapping()?.get("services")?.as_mapping()?;
     if !services.iter().any(|(_, entry)| is_active(&entry.node) && is_old(&entry.node)) {
         return None;
@@ -213,8 +209,7 @@ impl Translation<'_> {
             None => "is there as well".to_owned(),
         };
         let path = path.join(".");
-        let message =
-            format!("`{}` {}, and `{path}` {}", old.name, said(&node), said(&other.node));
+        let message = format!("`{}` {}, and `{path}` {}", old.name, said(&node), said(&other.node));
         self.report
             .error(Complaint::Conflict, old.place, &old.key, message)
             .hint(format!("keep `{path}`, and remove the {}", old.what()));
@@ -364,7 +359,10 @@ impl Translation<'_> {
     }
 
     fn rescheduled(&mut self, old: &Old<'_>) {
-        let message = format!("`{}` has no effect: tasks of a lost node are started elsewhere without being asked", old.name);
+        let message = format!(
+            "`{}` has no effect: tasks of a lost node are started elsewhere without being asked",
+            old.name
+        );
         self.report.warn(Complaint::Note, old.place, &old.key, message).hint("remove it");
     }
 
@@ -502,7 +500,9 @@ impl Translation<'_> {
             None => (rest, ""),
         };
         if host.ends_with(".local") {
-            let instead = format!("write `networks: {{default: {{aliases: [{host}]}}}}`; others reach port {port} by that name");
+            let instead = format!(
+                "write `networks: {{default: {{aliases: [{host}]}}}}`; others reach port {port} by that name"
+            );
             self.unsupported(old, &format!("routes `{host}` within the cluster"), &instead);
             return None;
         }
@@ -541,7 +541,8 @@ impl Translation<'_> {
             ("internetInRate", "network_in"),
             ("internetOutRate", "network_out"),
         ];
-        const PLAIN: [(&str, &str); 3] = [("min_instances", "min"), ("max_instances", "max"), ("step", "step")];
+        const PLAIN: [(&str, &str); 3] =
+            [("min_instances", "min"), ("max_instances", "max"), ("step", "step")];
         let of = |name: &str| {
             labels.iter().find(|old| old.name.strip_prefix("aliyun.auto_scaling.") == Some(name))
         };
@@ -584,12 +585,17 @@ impl Translation<'_> {
     }
 
     fn logs(&mut self, labels: &[Old<'_>]) {
-        let days_of = |name: &str| labels.iter().find(|old| old.name.strip_prefix("aliyun.log_ttl_") == Some(name));
+        let days_of =
+            |name: &str| labels.iter().find(|old| old.name.strip_prefix("aliyun.log_ttl_") == Some(name));
         for old in labels {
             if let Some(name) = old.name.strip_prefix("aliyun.log_store_") {
                 let stream = name.to_ascii_lowercase().replace(['_', '.'], "-");
                 if stream.is_empty() {
-                    self.malformed(old, "the stream has no name", "write for example `aliyun.log_store_access`");
+                    self.malformed(
+                        old,
+                        "the stream has no name",
+                        "write for example `aliyun.log_store_access`",
+                    );
                     continue;
                 }
                 let mut fields = vec![("from", Value::String(old.value.to_owned()))];
@@ -628,7 +634,11 @@ impl Translation<'_> {
         let compared = rest.split_once("==").map(|parts| (parts, true));
         let compared = compared.or_else(|| rest.split_once("!=").map(|parts| (parts, false)));
         let Some(((subject, value), equal)) = compared else {
-            self.malformed(old, "it compares nothing with `==` or `!=`", "write for example `constraint:disk==ssd`");
+            self.malformed(
+                old,
+                "it compares nothing with `==` or `!=`",
+                "write for example `constraint:disk==ssd`",
+            );
             return;
         };
         let (soft, value) = match value.strip_prefix('~') {
@@ -660,14 +670,21 @@ impl Translation<'_> {
         let key = match subject {
             "node" => "node.hostname".to_owned(),
             "aliyun.node_index" => {
-                let instead = format!("label the nodes: `wharf node label NODE pool={}`, and constrain `node.labels.pool`", values[0]);
+                let instead = format!(
+                    "label the nodes: `wharf node label NODE pool={}`, and constrain `node.labels.pool`",
+                    values[0]
+                );
                 self.unsupported(old, "counts nodes, which have names here", &instead);
                 return;
             }
             label => format!("node.labels.{label}"),
         };
         if values.iter().any(|value| value.contains(['*', '/', '?']) || value.is_empty()) {
-            self.unsupported(old, "compares with a pattern", "name the value, or give the nodes a label in common");
+            self.unsupported(
+                old,
+                "compares with a pattern",
+                "name the value, or give the nodes a label in common",
+            );
             return;
         }
         if equal && values.len() > 1 {

@@ -140,8 +140,14 @@ fn said(text: &str) -> String {
 #[test]
 fn malformed_and_unknown_words_are_errors() {
     let labels = [
-        ("aliyun.scale: many", "`aliyun.scale` is `many`: it must be a whole number of 0 to 10000 [correct it]"),
-        ("aliyun.scale: \"-1\"", "`aliyun.scale` is `-1`: it must be a whole number of 0 to 10000 [correct it]"),
+        (
+            "aliyun.scale: many",
+            "`aliyun.scale` is `many`: it must be a whole number of 0 to 10000 [correct it]",
+        ),
+        (
+            "aliyun.scale: \"-1\"",
+            "`aliyun.scale` is `-1`: it must be a whole number of 0 to 10000 [correct it]",
+        ),
         ("aliyun.global: perhaps", "`aliyun.global` is `perhaps`: it must be `true` or `false` [correct it]"),
         ("aliyun.scal: 3", "`aliyun.scal` is not a label that is known [did you mean `aliyun.scale`?]"),
         (
@@ -174,7 +180,10 @@ fn malformed_and_unknown_words_are_errors() {
             "aliyun.lb.port_80: balancer:80",
             "`aliyun.lb.port_80` is `balancer:80`: there is no scheme [write `tcp://BALANCER:PORT`]",
         ),
-        ("aliyun.log_ttl_out: 3", "`aliyun.log_ttl_out` has no effect without `aliyun.log_store_out` [remove it]"),
+        (
+            "aliyun.log_ttl_out: 3",
+            "`aliyun.log_ttl_out` has no effect without `aliyun.log_store_out` [remove it]",
+        ),
         (
             "aliyun.depends: database",
             "`aliyun.depends` is taken as `depends_on: [database]` [write that in place of the label]\n\
@@ -226,7 +235,10 @@ fn what_old_and_new_words_say_must_agree() {
 #[test]
 fn variables_may_be_a_mapping_and_services_that_are_not_active_are_left_alone() {
     let mapping = file("environment:\n  \"constraint:group==1\": \"\"");
-    assert_eq!(modern(&everything(&mapping).1), ["deploy: {placement: {constraints: [\"node.labels.group == 1\"]}}"]);
+    assert_eq!(
+        modern(&everything(&mapping).1),
+        ["deploy: {placement: {constraints: [\"node.labels.group == 1\"]}}"]
+    );
     let inactive = file("profiles: [old]\nlabels: {aliyun.scale: many}");
     assert_eq!(said(&inactive), "");
 }

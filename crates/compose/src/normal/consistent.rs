@@ -106,7 +106,8 @@ impl<'a> Check<'a> {
 
     fn service(&mut self, service: &'a Mapping, entry: &Entry, key: &Key<'_>, name: &'a str) {
         // What runs elsewhere needs no image.
-        let external = inner(service, "x-wharf").is_some_and(|wharf| wharf.contains("external"));
+        let external = service.contains("external")
+            || inner(service, "x-wharf").is_some_and(|wharf| wharf.contains("external"));
         let runs = text(service, "image").is_some() || inner(service, "build").is_some();
         if !runs && !service.contains("provider") && !external {
             let message = format!("the service `{name}` has neither `image` nor `build`");

@@ -164,13 +164,31 @@ fn examples() -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_example_is_valid_and_loads() {
+fn every_example_is_valid() {
     let examples = examples();
     assert!(examples.len() >= 3, "{examples:?}");
     for (name, text) in examples {
         let complaints = said(&text);
         assert!(complaints.is_empty(), "{name}:\n{}\n{text}", complaints.join("\n"));
     }
+}
+
+/// The examples of a page of the documentation, loaded as if the cluster carried everything out.
+fn apps(page: &str) -> Vec<wharf_model::AppSpec> {
+    let of_page = examples().into_iter().filter(|(name, _)| name.ends_with(page));
+    of_page.map(|(_, text)| crate::typed::wharf_tests::everything(&text).0).collect()
+}
+
+#[test]
+fn the_examples_of_our_own_settings_load() {
+    let apps = apps("reference/x-wharf.md");
+    assert!(apps.len() >= 3, "{apps:?}");
+}
+
+#[test]
+fn a_template_means_the_same_before_and_after_its_translation() {
+    let [before, after] = apps("howto/from-alibaba-container-service.md").try_into().unwrap();
+    assert_eq!(before, after);
 }
 
 #[test]

@@ -207,12 +207,8 @@ pub(crate) static OUTSIDE: Object = Object {
 };
 
 /// What a job has beside what services have.
-pub(crate) static TRIGGERS: Object = Object {
-    what: "`triggers`",
-    keys: &[("schedule", Text), ("manual", Bool)],
-    required: &[],
-};
+pub(crate) static TRIGGERS: Object =
+    Object { what: "`triggers`", keys: &[("schedule", Text), ("manual", Bool)], required: &[] };
 /// Keys of services that mean nothing where something runs once.
-pub(crate) const NOT_IN_JOBS: [&str; 9] = [
-    "attach", "deploy", "develop", "post_start", "pre_start", "pre_stop", "provider", "restart", "scale",
-];
+pub(crate) const NOT_IN_JOBS: [&str; 9] =
+    ["attach", "deploy", "develop", "post_start", "pre_start", "pre_stop", "provider", "restart", "scale"];

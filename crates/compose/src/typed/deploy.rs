@@ -80,8 +80,16 @@ impl Typing<'_, '_> {
                 Mode::Global
             }
             Some((job @ ("replicated-job" | "global-job"), entry)) => {
+                if let Some((_, other)) = wanted.filter(|_| job == "global-job") {
+                    let message = "a global job has one task on every node, not a number of replicas";
+                    self.report()
+                        .error(Complaint::Conflict, other.place(), &mode_key, message)
+                        .hint("remove one");
+                }
+                let message =
+                    format!("the mode `{job}` is not carried out by this version: jobs run with a later one");
                 self.report()
-                    .unsupported(entry.place(), &mode_key, format!("the mode `{job}` is not supported"))
+                    .unsupported(entry.place(), &mode_key, message)
                     .hint("write `restart: \"no\"`: the service runs to its end once");
                 Mode::default()
             }
@@ -177,11 +185,17 @@ impl Typing<'_, '_> {
     fn ratio(&mut self, entry: &Entry, key: &Key<'_>) -> Option<u16> {
         let ratio = values::number(entry)?;
         if (0.0..=1.0).contains(&ratio) {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 1000")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "between 0 and 1000"
+            )]
             return Some((ratio * 1000.0).round() as u16);
         }
         let message = format!("`{}` must be 0 to 1, not {ratio}", key.name());
-        self.report().error(Complaint::InvalidValue, entry.place(), key, message).hint("write for example `0.1`");
+        self.report()
+            .error(Complaint::InvalidValue, entry.place(), key, message)
+            .hint("write for example `0.1`");
         None
     }
 

@@ -50,7 +50,10 @@ const NOT_CARRIED_OUT: &[(Setting, &str)] = &[
     (Setting::Autoscale, "set the number of tasks with `deploy.replicas` or `wharf scale`"),
     (Setting::Logs, "read standard output with `wharf logs`, or send it elsewhere with `logging`"),
     (Setting::Priority, "leave it out: what fits runs"),
-    (Setting::Affinity, "constrain nodes with `deploy.placement.constraints`, or set `max_replicas_per_node`"),
+    (
+        Setting::Affinity,
+        "constrain nodes with `deploy.placement.constraints`, or set `max_replicas_per_node`",
+    ),
     (Setting::Availability, "spread tasks with `deploy.placement.preferences: [{spread: node.labels.zone}]`"),
     (Setting::Jobs, "make it a service with `restart: \"no\"`: it runs to its end once"),
 ];
@@ -224,7 +227,8 @@ impl Typing<'_, '_> {
         }
         if autoscale.min > autoscale.max {
             let (min, max) = (autoscale.min, autoscale.max);
-            let written = mapping.entry("min").or_else(|| mapping.entry("max")).map_or(entry.key, Entry::place);
+            let written =
+                mapping.entry("min").or_else(|| mapping.entry("max")).map_or(entry.key, Entry::place);
             let default = if mapping.contains("max") { "" } else { " (the default)" };
             let message = format!("`min` is {min} and `max` is {max}{default}");
             self.report()
@@ -357,8 +361,7 @@ impl Typing<'_, '_> {
                     .hint("use at most 63 lower-case letters, digits and `-`");
                 continue;
             }
-            let mut stream =
-                LogStream { from: LogSource::Stdout, keep: None, format: LogFormat::default() };
+            let mut stream = LogStream { from: LogSource::Stdout, keep: None, format: LogFormat::default() };
             for (field, value) in values::entries(value) {
                 let key = key.field(field);
                 match field {
@@ -473,12 +476,7 @@ impl Typing<'_, '_> {
         None
     }
 
-    fn availability(
-        &mut self,
-        entry: &Entry,
-        key: &Key<'_>,
-        mode: Mode,
-    ) -> Option<AvailabilityMinimum> {
+    fn availability(&mut self, entry: &Entry, key: &Key<'_>, mode: Mode) -> Option<AvailabilityMinimum> {
         let mapping = entry.node.as_mapping()?;
         let over = mapping.entry("over");
         let over = over.and_then(|entry| self.place_of_nodes(entry, &key.field("over"), false));

@@ -87,7 +87,8 @@ impl Typing<'_, '_> {
 
     fn beside_external(&mut self, entry: &Entry, key: &Key<'_>) {
         let name = key.name();
-        let message = format!("`{name}` has no effect on a service outside the cluster, which has no container");
+        let message =
+            format!("`{name}` has no effect on a service outside the cluster, which has no container");
         self.report()
             .error(Complaint::Conflict, entry.key, key, message)
             .hint(format!("remove `{name}`, or `external`"));

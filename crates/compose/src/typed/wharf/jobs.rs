@@ -71,9 +71,9 @@ impl Typing<'_, '_> {
             Ok(()) => Some(text.split_whitespace().collect::<Vec<_>>().join(" ")),
             Err(problem) => {
                 let message = format!("`{text}` is not a schedule: {problem}");
-                self.report()
-                    .error(Complaint::InvalidValue, entry.place(), key, message)
-                    .hint("write minute, hour, day of month, month and day of week: `30 4 * * 1-5`, or `@daily`");
+                self.report().error(Complaint::InvalidValue, entry.place(), key, message).hint(
+                    "write minute, hour, day of month, month and day of week: `30 4 * * 1-5`, or `@daily`",
+                );
                 None
             }
         }

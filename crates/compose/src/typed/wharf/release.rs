@@ -107,7 +107,11 @@ impl Typing<'_, '_> {
             match field {
                 "errors_percent" => match values::number(value) {
                     Some(percent) if (0.0..=100.0).contains(&percent) => {
-                        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 1000")]
+                        #[expect(
+                            clippy::cast_possible_truncation,
+                            clippy::cast_sign_loss,
+                            reason = "0 to 1000"
+                        )]
                         let permille = (percent * 10.0).round() as u16;
                         judge.errors_permille = permille;
                     }

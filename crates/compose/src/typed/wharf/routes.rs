@@ -184,8 +184,17 @@ impl Typing<'_, '_> {
     /// What means something for some protocols only.
     fn check_protocol(&mut self, mapping: &Mapping, place: Span, key: &Key<'_>, route: &RouteSpec) {
         const OF_HTTP: [&str; 11] = [
-            "path", "methods", "headers", "redirect", "sticky", "retries", "rate_limit", "basic_auth", "mirror",
-            "fallback", "breaker",
+            "path",
+            "methods",
+            "headers",
+            "redirect",
+            "sticky",
+            "retries",
+            "rate_limit",
+            "basic_auth",
+            "mirror",
+            "fallback",
+            "breaker",
         ];
         let passthrough = route.tls == RouteTls::Passthrough;
         let why = match route.protocol {
@@ -196,7 +205,8 @@ impl Typing<'_, '_> {
         };
         if !why.is_empty() {
             for (field, value) in mapping.iter().filter(|(field, _)| OF_HTTP.contains(field)) {
-                let message = format!("`{field}` has no meaning for {why}: the gateway sees no requests there");
+                let message =
+                    format!("`{field}` has no meaning for {why}: the gateway sees no requests there");
                 self.report()
                     .error(Complaint::Conflict, value.key, &key.field(field), message)
                     .hint(format!("remove `{field}`, or write `protocol: http`"));
@@ -271,7 +281,10 @@ impl Typing<'_, '_> {
         let (problem, hint) = if !text.starts_with('/') {
             ("does not start with `/`", format!("write `/{text}`"))
         } else if !text.bytes().all(plain) {
-            ("is more than a prefix of a path", "a path has no `?`, `#`, `*` or spaces; a prefix matches all below".to_owned())
+            (
+                "is more than a prefix of a path",
+                "a path has no `?`, `#`, `*` or spaces; a prefix matches all below".to_owned(),
+            )
         } else {
             return Some(text.to_owned()).filter(|path| path != "/");
         };
@@ -284,7 +297,10 @@ impl Typing<'_, '_> {
         let mut methods = Vec::new();
         for (index, item) in entry.node.as_sequence().unwrap_or_default().iter().enumerate() {
             let Some(text) = item.as_str() else { continue };
-            if !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-') {
+            if !text.is_empty()
+                && text.len() <= 32
+                && text.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-')
+            {
                 methods.push(text.to_ascii_uppercase());
             } else {
                 let message = format!("`{text}` is not a method of HTTP");

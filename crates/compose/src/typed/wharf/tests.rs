@@ -17,7 +17,8 @@ pub(super) fn as_if_all_were_carried_out() -> bool {
 }
 
 pub(crate) fn read(text: &str) -> Loaded {
-    let files: BTreeMap<PathBuf, Vec<u8>> = [("/a/c.yaml".into(), text.into()), ("/a/pem".into(), b"pem".to_vec())].into();
+    let files: BTreeMap<PathBuf, Vec<u8>> =
+        [("/a/c.yaml".into(), text.into()), ("/a/pem".into(), b"pem".to_vec())].into();
     let request = Request { files: vec!["/a/c.yaml".into()], ..Request::default() };
     load(&request, &files)
 }
@@ -134,8 +135,10 @@ fn routes_are_read_whole() {
 #[test]
 fn the_other_settings_are_read_whole() {
     let (app, _) = everything(SETTINGS);
-    assert!(matches!(&app.policy.release, Some(ReleaseStrategy::BlueGreen { preview: Some(host), promote: Promote::Manual, keep })
-        if host == "next.example.com" && *keep == Millis::from_secs(3600)));
+    assert!(
+        matches!(&app.policy.release, Some(ReleaseStrategy::BlueGreen { preview: Some(host), promote: Promote::Manual, keep })
+        if host == "next.example.com" && *keep == Millis::from_secs(3600))
+    );
     assert_eq!(app.policy.priority, Priority::High);
     assert_eq!(app.policy.hooks.before[0].command, ["/bin/sh", "-c", "migrate up"]);
     let web = policy(&app);
@@ -174,7 +177,9 @@ fn sample(setting: Setting) -> &'static str {
         Setting::Routes => "services: {web: {image: i, x-wharf: {routes: [{port: 80}]}}}",
         Setting::BlueGreen => "services: {web: {image: i, x-wharf: {release: {strategy: blue-green}}}}",
         Setting::Canary => "services: {web: {image: i, x-wharf: {release: {strategy: canary, steps: [5]}}}}",
-        Setting::Hooks => "x-wharf: {hooks: {before: [{service: web, command: a}]}}\nservices: {web: {image: i}}",
+        Setting::Hooks => {
+            "x-wharf: {hooks: {before: [{service: web, command: a}]}}\nservices: {web: {image: i}}"
+        }
         Setting::Autoscale => "services: {web: {image: i, x-wharf: {autoscale: {metrics: {cpu: 60}}}}}",
         Setting::Logs => "services: {web: {image: i, x-wharf: {logs: {out: }}}}",
         Setting::Priority => "services: {web: {image: i, x-wharf: {priority: high}}}",
