@@ -195,7 +195,8 @@ impl Typing<'_, '_> {
             return None;
         };
         if !image.contains('@') {
-            let message = format!("`{image}` is not pinned: each node mounts what it has or finds by this name");
+            let message =
+                format!("`{image}` is not pinned: each node mounts what it has or finds by this name");
             self.report()
                 .warn(Complaint::Note, place, key, message)
                 .hint(format!("write its digest: `{image}@sha256:…`"));

@@ -48,7 +48,9 @@ impl Typing<'_, '_> {
                 let hint = match spec.network_mode {
                     NetworkMode::Host => "remove `ports`: the program listens on the node itself",
                     NetworkMode::Service(_) => "publish the ports by the service whose network is shared",
-                    NetworkMode::None | NetworkMode::Bridge | NetworkMode::Networks => "remove `ports`, or `network_mode`",
+                    NetworkMode::None | NetworkMode::Bridge | NetworkMode::Networks => {
+                        "remove `ports`, or `network_mode`"
+                    }
                 };
                 self.report().error(Complaint::Conflict, entry.key, &key, message).hint(hint);
             }
@@ -72,7 +74,8 @@ impl Typing<'_, '_> {
     /// The engine's own bridge is no network of the cluster: gateways do not reach it.
     fn check_bridge_ports(&mut self, entry: &Entry, key: &Key<'_>, ports: &[PortSpec]) {
         if ports.iter().any(|port| port.mode == PublishMode::Ingress) {
-            let message = "gateways do not reach the engine's `bridge`: its ports are published by the task's node";
+            let message =
+                "gateways do not reach the engine's `bridge`: its ports are published by the task's node";
             self.report()
                 .unsupported(entry.key, key, message)
                 .hint("write `{target: 80, published: 8080, mode: host}`, or remove `network_mode`");
@@ -84,7 +87,8 @@ impl Typing<'_, '_> {
         let Some(mac) = self.mac_address(entry, key, spec.mode) else { return };
         let first = spec.networks.iter().max_by_key(|(name, on)| (on.priority, Reverse(*name)));
         let Some(first) = first.map(|(name, _)| name.clone()) else {
-            let message = "there is no network of the cluster on which the service could have a hardware address";
+            let message =
+                "there is no network of the cluster on which the service could have a hardware address";
             self.report()
                 .unsupported(entry.key, key, message)
                 .hint("remove `mac_address`, or put the service on a network");
@@ -150,7 +154,8 @@ impl Typing<'_, '_> {
             _ => match mode.strip_prefix("service:") {
                 Some(name) => match self.reference(name, entry.place(), key, true) {
                     Some(target) if self.is_outside(&target) => {
-                        let message = format!("`{target}` runs outside the cluster and has no network to share");
+                        let message =
+                            format!("`{target}` runs outside the cluster and has no network to share");
                         self.report()
                             .error(Complaint::Conflict, entry.place(), key, message)
                             .hint("remove `network_mode`");
@@ -462,9 +467,9 @@ impl Typing<'_, '_> {
             }
             if !name.starts_with("com.docker.network.") {
                 let message = format!("the engine's bridge knows no option `{name}`, and drops it");
-                self.report()
-                    .warn(Complaint::Note, value.key, &key, message)
-                    .hint("its options begin with `com.docker.network.`, such as `com.docker.network.driver.mtu`");
+                self.report().warn(Complaint::Note, value.key, &key, message).hint(
+                    "its options begin with `com.docker.network.`, such as `com.docker.network.driver.mtu`",
+                );
             }
             options.extend(value.node.scalar_text().map(|text| (name.to_owned(), text)));
         }
