@@ -254,6 +254,9 @@ fn write_entry(
     };
     let wants = |of: u16| question.kind == of || question.kind == kind::ANY;
     match entry {
+        Entry::Tasks(addresses) if wants(kind::A) && chain.is_empty() => {
+            whole &= writer.own_addresses(addresses.rotated(), TTL);
+        }
         Entry::Tasks(addresses) if wants(kind::A) => {
             whole &= addresses
                 .rotated()

@@ -5,7 +5,10 @@
 //!   their bytes are.
 //! - Every pointer in a message leads backwards, so that following them ends.
 
-use std::{net::IpAddr, ops::Range};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::Range,
+};
 
 /// Bytes before the question.
 pub(super) const HEADER: usize = 12;
@@ -347,7 +350,23 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Adds an address of the question's name.
+    /// Adds addresses of the question's name as long as they fit; whether all did. The most frequent answer of all: records of one
+    /// length, written as they are.
+    pub(super) fn own_addresses(&mut self, addresses: impl Iterator<Item = Ipv4Addr>, ttl: u32) -> bool {
+        let [n0, n1] = QUESTION_NAME;
+        let [t0, t1, t2, t3] = ttl.to_be_bytes();
+        for address in addresses {
+            let [a, b, c, d] = address.octets();
+            if self.out.len() + 16 > self.end {
+                return false;
+            }
+            self.out.extend_from_slice(&[n0, n1, 0, 1, 0, 1, t0, t1, t2, t3, 0, 4, a, b, c, d]);
+            self.counts[Section::Answer as usize] += 1;
+        }
+        true
+    }
+
+    /// Adds an address of a name.
     pub(super) fn address(&mut self, address: IpAddr, ttl: u32, name: &[u8], section: Section) -> bool {
         match address {
             IpAddr::V4(v4) => self.record(section, name, kind::A, ttl, |out| {
