@@ -135,6 +135,12 @@ services:
     cgroup_parent: /parent
   owner: {<<: *still, volumes: ['shared:/shared']}
   sharing: {<<: *still, ipc: 'service:owner', pid: 'service:owner', volumes_from: ['owner:ro'], network_mode: bridge}
+  prepared:
+    <<: *still
+    volumes: ['prepared:/prepared']
+    pre_start:
+      - {command: [sh, -c, 'echo $$WHO $$(id -u) $$(pwd) >>/prepared/said'], user: '0', working_dir: /prepared, environment: {WHO: hook}}
+      - {image: 'wharf/testserver:1', command: [sh, -c, 'ls /testserver >>/prepared/said'], per_replica: false}
   hooked:
     <<: *still
     init: true
@@ -248,6 +254,7 @@ volumes:
   ram: {driver: local, driver_opts: {type: tmpfs, device: tmpfs, o: size=1m}}
   shared:
   left:
+  prepared:
 configs:
   plain: {content: a config}
   variable: {environment: TOKEN}
@@ -259,6 +266,9 @@ secrets:
   filed: {file: note.txt}
   named: {content: named, name: another-name, labels: {a: b}}
 ";
+
+/// What the first step before a start says, and the second.
+const PREPARED: &str = "hook 0 /prepared\n/testserver";
 
 /// What lies beside it.
 const BESIDE: &[(&str, &str)] = &[
@@ -703,6 +713,13 @@ const MAIN_ROWS: &[Row] = &[
         Inside("stat -c %a /run/secrets/renamed /run/secrets/plain", "400\n444"),
     ),
     // Life.
+    row("services.*.pre_start", "prepared", Inside("cat /prepared/said", PREPARED)),
+    row("services.*.pre_start[].command", "prepared", Inside("cat /prepared/said", PREPARED)),
+    row("services.*.pre_start[].image", "prepared", Inside("cat /prepared/said", PREPARED)),
+    row("services.*.pre_start[].user", "prepared", Inside("cat /prepared/said", PREPARED)),
+    row("services.*.pre_start[].working_dir", "prepared", Inside("cat /prepared/said", PREPARED)),
+    row("services.*.pre_start[].environment", "prepared", Inside("cat /prepared/said", PREPARED)),
+    row("services.*.pre_start[].per_replica", "prepared", Inside("cat /prepared/said", PREPARED)),
     row("services.*.post_start", "hooked", Inside("cat /tmp/started", "hook 65534 /tmp")),
     row("services.*.post_start[].command", "hooked", Inside("cat /tmp/started", "hook 65534 /tmp")),
     row("services.*.post_start[].user", "hooked", Inside("cat /tmp/started", "hook 65534 /tmp")),
@@ -872,6 +889,7 @@ services:
   interface: {<<: *still, networks: {default: {interface_name: data0}}}
   first: {<<: *still, networks: {default: {gw_priority: 7}}}
   interfaced: {<<: *still, devices: ['vendor.com/class=all']}
+  before: {<<: *still, pre_start: [{command: 'true', privileged: true}]}
   homeless: {<<: *still, volumes: ['nowhere:/x']}
   foreign: {<<: *still, platform: linux/riscv64}
   hungry: {<<: *still, deploy: {resources: {reservations: {cpus: '900'}}}}
@@ -879,6 +897,11 @@ volumes: {data: , nowhere: {external: true}}
 ";
 
 const HARD_ROWS: &[Row] = &[
+    row(
+        "services.*.pre_start[].privileged",
+        "before-pre-start-1",
+        Container("/HostConfig/Privileged", "true"),
+    ),
     row("volumes.*.external", "homeless", Said("is external, and this node has none of that name")),
     row(
         "services.*.volumes[].image",

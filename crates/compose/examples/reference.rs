@@ -78,7 +78,7 @@ fn how(attribute: &Attribute) -> String {
     for refusal in attribute.refusals() {
         let said = format!("{}. Instead: {}", refusal.reason, refusal.instead);
         parts.push(match attribute.status {
-            Status::Partly => format!("not `{}`: {said}", refusal.value.trim_matches('"')),
+            Status::Partly => format!("Not `{}`: {said}", refusal.value.trim_matches('"')),
             _ => said,
         });
     }
@@ -91,7 +91,7 @@ fn how(attribute: &Attribute) -> String {
             .collect();
         parts.push(format!("With {}", names.join(", ")));
     }
-    parts.join(". ")
+    parts.join("<br>")
 }
 
 /// Text that stays within its cell.

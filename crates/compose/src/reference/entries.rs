@@ -86,17 +86,30 @@ pub(super) const BESIDE: &[(&str, &str)] = &[
         "services.*.deploy.resources.reservations.devices[]",
         r#"{"services": {"it": {"deploy": {"resources": {"reservations": {"devices": [{"capabilities": ["gpu"]}]}}}}}}"#,
     ),
+    ("services.*.pre_start[]", r#"{"services": {"it": {"pre_start": [{"command": "a"}]}}}"#),
     ("services.*.post_start[]", r#"{"services": {"it": {"post_start": [{"command": "a"}]}}}"#),
     ("services.*.pre_stop[]", r#"{"services": {"it": {"pre_stop": [{"command": "a"}]}}}"#),
     ("services.*.provider", r#"{"services": {"it": {"provider": {"type": "p"}}}}"#),
     ("services.*.models", r#"{"models": {"named": {"model": "m"}}}"#),
     ("services.*.healthcheck", r#"{"services": {"it": {"healthcheck": {"interval": "1s"}}}}"#),
-    ("networks.*.ipam.config[]", r#"{"networks": {"named": {"ipam": {"config": [{"subnet": "10.5.0.0/24"}]}}}}"#),
-    ("services.*.build.secrets", r#"{"secrets": {"named": {"content": "x"}}, "services": {"it": {"build": {"context": "."}}}}"#),
+    (
+        "networks.*.ipam.config[]",
+        r#"{"networks": {"named": {"ipam": {"config": [{"subnet": "10.5.0.0/24"}]}}}}"#,
+    ),
+    (
+        "services.*.build.secrets",
+        r#"{"secrets": {"named": {"content": "x"}}, "services": {"it": {"build": {"context": "."}}}}"#,
+    ),
     ("services.*.build.secrets[]", r#"{"services": {"it": {"build": {"secrets": [{"source": "named"}]}}}}"#),
-    ("services.*.build.ulimits.*", r#"{"services": {"it": {"build": {"ulimits": {"nofile": {"soft": 1, "hard": 2}}}}}}"#),
+    (
+        "services.*.build.ulimits.*",
+        r#"{"services": {"it": {"build": {"ulimits": {"nofile": {"soft": 1, "hard": 2}}}}}}"#,
+    ),
     ("services.*.pull_refresh_after", r#"{"services": {"it": {"pull_policy": "refresh"}}}"#),
-    ("services.*.volumes[].bind.recursive", r#"{"services": {"it": {"volumes": [{"type": "bind", "source": "/dev", "target": "/x", "read_only": true}]}}}"#),
+    (
+        "services.*.volumes[].bind.recursive",
+        r#"{"services": {"it": {"volumes": [{"type": "bind", "source": "/dev", "target": "/x", "read_only": true}]}}}"#,
+    ),
 ];
 
 const GPU: &str = "one of the engine's `DeviceRequests`";
@@ -430,7 +443,15 @@ pub(super) static SECTIONS: &[Section] = &[
             honoured("services.*.logging", "handed to the engine").takes(&["{}"]),
             honoured("services.*.logging.driver", "the engine's `HostConfig.LogConfig.Type`"),
             honoured("services.*.logging.options", "the engine's `HostConfig.LogConfig.Config`"),
-            refused("services.*.pre_start").refuses(&[r#"[{"command": "a"}]"#]),
+            honoured("services.*.pre_start", "containers that run to their end, one after the other, before the service's first one: services of their own, NAME-pre-start-1 and so on")
+                .takes(&[r#"[{"command": "a"}]"#]),
+            honoured("services.*.pre_start[].command", "what it runs").takes(&[r#""a b""#, r#"["a"]"#]),
+            honoured("services.*.pre_start[].image", "its image, if not the service's").takes(&[r#""i:2""#]),
+            honoured("services.*.pre_start[].user", "as whom"),
+            honoured("services.*.pre_start[].privileged", "the engine's `HostConfig.Privileged`"),
+            honoured("services.*.pre_start[].working_dir", "where"),
+            honoured("services.*.pre_start[].environment", "with these variables beside the service's").takes(&[r#"{"A": "1"}"#, r#"["A=1"]"#]),
+            partly("services.*.pre_start[].per_replica", "`false`: once for the service", &["true"]).takes(&["false"]),
             honoured("services.*.post_start", "commands in the container before the task counts as running; one that fails fails the task").takes(&[r#"[{"command": "a"}]"#]),
             honoured("services.*.post_start[].command", "as one of `wharf exec`").takes(&[r#""a b""#, r#"["a"]"#]),
             honoured("services.*.post_start[].user", "as whom, if not as the container's own user"),
@@ -555,7 +576,8 @@ pub(super) static SECTIONS: &[Section] = &[
             partly("volumes.*.driver", "`local`", &[r#""nfs""#]).takes(&[r#""local""#]),
             honoured("volumes.*.driver_opts", "the engine's `Options`: mounts of NFS, CIFS, tmpfs and the like")
                 .many("what is on another machine (NFS, CIFS) is mounted by each node that runs a task"),
-            honoured("volumes.*.external", "a volume that `wharf down --volumes` leaves; made if there is none of that name, and never one that another app or `docker volume create` made"),
+            honoured("volumes.*.external", "the node's volume of that name, whoever made it; `wharf down --volumes` leaves it")
+                .many("a node without one says so: choose the node by `deploy.placement`"),
             honoured("volumes.*.external.name", "the old form of `name`"),
             honoured("volumes.*.labels", "the volume's labels, beside Wharf's own").takes(&[r#"{"a": "b"}"#]),
         ],
