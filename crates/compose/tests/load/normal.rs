@@ -169,6 +169,27 @@ fn variables_may_stay_as_they_are_written() {
 }
 
 #[test]
+fn what_is_understood_may_stay_unwritten() {
+    let mut folder = web("links: [db]\nbuild: {args: [A]}\nenvironment: [B]\nvolumes: ['data:/d/']");
+    let text = folder.text("compose.yaml");
+    folder = folder.file("compose.yaml", &format!("{text}volumes: {{data: }}\n"));
+    folder.request.no_normalize = true;
+    // Not looking for contradictions is another thing than not completing.
+    assert!(folder.projected().project.is_none());
+    folder.request.no_consistency = true;
+    let project = folder.project().to_json();
+    assert_eq!(
+        project["services"]["web"],
+        json!({
+            "image": "i", "command": null, "entrypoint": null, "links": ["db"], "environment": {"B": null},
+            "build": {"context": "/app", "args": {"A": null}},
+            "volumes": [{"type": "volume", "source": "data", "target": "/d/", "volume": {}}],
+        })
+    );
+    assert_eq!((&project["networks"], &project["volumes"]), (&Value::Null, &json!({"data": {}})));
+}
+
+#[test]
 fn paths_may_stay_relative() {
     let mut folder = Folder::with("include: [sub/compose.yaml]\nservices: {web: {image: i, build: ., volumes: ['./a:/a', '~/b:/b', '/c:/c'], extends: {file: base/b.yaml, service: b}}}\n")
         .file("sub/compose.yaml", "services: {inner: {image: i, volumes: ['../x:/x', './y:/y']}}\n")
