@@ -369,6 +369,9 @@ pub(crate) struct Report {
     /// Whether variables stay as they are written, so that text with one may stand for anything.
     keeps_variables: bool,
     errors: usize,
+    /// Lines with errors, until only others are of interest.
+    wrong_lines: HashSet<(u16, u32)>,
+    only_other_lines: bool,
     /// Complaints that are kept.
     kept_errors: usize,
     kept_warnings: usize,
@@ -408,6 +411,8 @@ impl Report {
             aside: false,
             keeps_variables: false,
             errors: 0,
+            wrong_lines: HashSet::new(),
+            only_other_lines: false,
             kept_errors: 0,
             kept_warnings: 0,
             overflowed: false,
@@ -418,6 +423,11 @@ impl Report {
             latest: None,
             scratch,
         }
+    }
+
+    /// From now on, errors count that stand on lines which have none yet: what was said of a line explains it.
+    pub(crate) fn only_other_lines(&mut self) {
+        self.only_other_lines = true;
     }
 
     /// Says nothing about what a cluster cannot honour.
@@ -550,10 +560,16 @@ impl Report {
         key: &Key<'_>,
         message: String,
     ) -> &mut Diagnostic {
+        self.latest = None;
         if severity == Severity::Error {
             self.errors += 1;
+            let line = (span.file, span.line);
+            if !self.only_other_lines {
+                self.wrong_lines.insert(line);
+            } else if self.wrong_lines.contains(&line) {
+                return &mut self.scratch;
+            }
         }
-        self.latest = None;
         let kept = match severity {
             Severity::Error => &mut self.kept_errors,
             Severity::Warning => &mut self.kept_warnings,

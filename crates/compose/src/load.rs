@@ -46,6 +46,9 @@ pub struct Request {
     pub environment: BTreeMap<String, String>,
     /// Files with further variables; `.env` of the project directory, if there is one, where this is empty.
     pub env_files: Vec<PathBuf>,
+    /// The folder that no `include` may leave, neither by `..` nor by an absolute path; the project directory if absent.
+    /// Files that the request or other keys name are read wherever they are, as far as [`Files`] permits.
+    pub root: Option<PathBuf>,
     /// Makes what a cluster cannot honour a warning; it is then left out.
     pub allow_unsupported: bool,
     /// For [`project`](crate::project): only these services, and those they depend on; all where this is empty. A service
@@ -134,9 +137,8 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<AppSpec> {
     forget_extensions(&mut tree, &Shape::Map(&shapes::FILE));
     let app = typed::app(assembly, &tree, name, &profiles, &environment);
     // What the specification refuses is refused here too, whether or not its meaning was looked at above.
-    if assembly.report.errors() == 0
-        && let Some(root) = tree.as_mapping()
-    {
+    if let Some(root) = tree.as_mapping() {
+        assembly.report.only_other_lines();
         normal::check(&mut assembly.report, root, &normal::active_services(root, &profiles));
     }
     app
@@ -178,6 +180,7 @@ pub(crate) fn prepare(request: &Request, assembly: &mut Assembly<'_>, interpolat
         Some(folder) => clean(folder),
         None => files[0].parent().map(clean).unwrap_or_default(),
     };
+    assembly.root = request.root.as_deref().map_or_else(|| folder.clone(), clean);
     let mut environment = request.environment.clone();
     if request.env_files.is_empty() {
         assembly.add_default_env_file(&folder, &mut environment);

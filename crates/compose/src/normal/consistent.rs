@@ -108,7 +108,8 @@ impl<'a> Check<'a> {
         // What runs elsewhere needs no image.
         let external = service.contains("external")
             || inner(service, "x-wharf").is_some_and(|wharf| wharf.contains("external"));
-        let runs = text(service, "image").is_some() || inner(service, "build").is_some();
+        let has = |key: &str| service.get(key).is_some_and(|node| node.as_str() != Some(""));
+        let runs = has("image") || has("build");
         if !runs && !service.contains("provider") && !external {
             let message = format!("the service `{name}` has neither `image` nor `build`");
             self.report
@@ -439,7 +440,8 @@ impl<'a> Check<'a> {
     /// Complains if something is not declared at the top level.
     fn declared(&mut self, group: &str, name: &str, span: Span, key: &Key<'_>) {
         let members = inner(self.root, group);
-        if members.is_some_and(|members| members.contains(name)) {
+        let unknowable = self.root.get(group).is_some_and(Node::is_invalid);
+        if unknowable || members.is_some_and(|members| members.contains(name)) {
             return;
         }
         let what = group.trim_end_matches('s');
