@@ -30,6 +30,11 @@ use crate::{
 
 /// How many versions are remembered.
 const VERSIONS_KEPT: usize = 10;
+/// How long all labels may be together, and the client's name of itself: with the largest content they still fit into one write of
+/// every store.
+const LONGEST_WORDS: usize = 4 << 10;
+/// How much of who made a version is remembered with it, in characters.
+const LONGEST_BY: usize = 100;
 /// How often a change is decided anew because somebody was faster.
 const ATTEMPTS: usize = 20;
 
@@ -278,6 +283,16 @@ fn externals(spec: &AppSpec) -> impl Iterator<Item = (FileKind, &str, &FileSpec)
 
 async fn create(shared: &Shared, key: NamedFileKey, wish: v1::FileCreate, by: By) -> Answer<v1::FileCreated> {
     let content = apps::content(key.name.as_str(), &wish.content)?;
+    let words =
+        wish.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() + wish.client.len();
+    if words > LONGEST_WORDS {
+        return Err(Failure::invalid(format!(
+            "the labels of {} {} are longer than {} KiB",
+            key.kind,
+            key.name,
+            LONGEST_WORDS >> 10
+        )));
+    }
     let by = By { client: wish.client.clone(), ..by };
     let mut attempt = 1;
     loop {
@@ -338,7 +353,8 @@ fn created(
     let mut batch = inner.expecting(Batch::new(), &place);
     if changed {
         let size = content.len() as u64;
-        record.versions.push(FileVersion { number, digest, size, created_at: now, by: by.to_string() });
+        let by = by.to_string().chars().take(LONGEST_BY).collect();
+        record.versions.push(FileVersion { number, digest, size, created_at: now, by });
         let content_place = Key::NamedContent(key.clone(), number);
         let mut nonce = [0; 12];
         rand::rng().fill_bytes(&mut nonce);

@@ -196,6 +196,9 @@ async fn nothing_of_a_secret_is_in_any_answer_or_in_the_store() {
         let refused = problem(api.call::<Value>(Method::POST, "/v1/secrets/prod/other", &body).await);
         assert!(refused.message.contains(what), "{refused:?}");
     }
+    let body = json!({ "content": "", "labels": { "a": "b".repeat(9 << 10) } });
+    let refused = problem(api.call::<Value>(Method::POST, "/v1/secrets/prod/other", &body).await);
+    assert!(refused.message.contains("labels"), "{refused:?}");
     let refused = create(&api, "/v1/secrets/prod/.hidden", "x", false).await.unwrap_err();
     assert!(refused.message.contains("starting with a letter or digit"), "{refused:?}");
     cluster.stop().await;
