@@ -180,7 +180,8 @@ impl Project {
     /// What only other services or the number of containers depend on is left out. The digits are our own; the reference
     /// digests another text.
     pub fn hash(&self, service: &str) -> Option<String> {
-        let (_, mapping) = self.active_services().find(|(name, _)| *name == service)?;
+        let services = self.all_services().filter(|_| self.active.contains(service));
+        let mapping = services?.get(service)?.as_mapping()?;
         let mut json = print::object(mapping, &form::SERVICE, Language::Json, &|_, _| true).into_json();
         let fields = json.as_object_mut()?;
         for key in ["build", "pull_policy", "scale", "depends_on", "profiles"] {
