@@ -862,6 +862,69 @@ const REPLACED_ROWS: &[Row] = &[
     row("services.*.pre_stop[].environment", "hooked", Inside("cat /left/ended", "hook 0 /left")),
 ];
 
+/// What is built on the way up, by both of the engine's builders.
+const BUILT: &str = r"
+name: built
+services:
+  classic:
+    build:
+      context: folder
+      dockerfile: Other
+      args: {WHO: ada}
+      labels: {l.built: 'yes'}
+      target: wanted
+      network: none
+      shm_size: 32m
+      ulimits: {nofile: {soft: 1000, hard: 2000}}
+      extra_hosts: ['db.built=10.7.7.7']
+    command: sleep 10000
+    stop_grace_period: 0s
+  kit:
+    build:
+      context: folder
+      dockerfile_inline: |
+        FROM busybox:1
+        COPY note.txt /
+        RUN --mount=type=secret,id=key cat /run/secrets/key >/seen
+      secrets: [{source: hidden, target: key}]
+    command: sleep 10000
+    stop_grace_period: 0s
+secrets:
+  hidden: {content: a secret}
+";
+
+const OTHER: &str = r"
+FROM busybox:1 AS wanted
+ARG WHO
+COPY note.txt /
+RUN echo $WHO >/who
+RUN df -k /dev/shm | tail -1 | awk '{print $2}' >/shm
+RUN echo $(ulimit -Sn) $(ulimit -Hn) >/nofile
+RUN grep db.built /etc/hosts | awk '{print $1}' >/hosts
+RUN ls /sys/class/net >/links
+FROM wanted
+RUN echo later >/later
+";
+
+const BUILT_ROWS: &[Row] = &[
+    row("services.*.build.context", "classic", Inside("cat /note.txt", "a note")),
+    row("services.*.build", "classic", Inside("cat /note.txt", "a note")),
+    row("services.*.build.dockerfile", "classic", Inside("cat /who", "ada")),
+    row("services.*.build.args", "classic", Inside("cat /who", "ada")),
+    row("services.*.build.labels", "classic", Container("/Config/Labels/l.built", r#""yes""#)),
+    row("services.*.build.target", "classic", Inside("ls /later 2>/dev/null || echo not built", "not built")),
+    row("services.*.build.shm_size", "classic", Inside("cat /shm", "32768")),
+    row("services.*.build.ulimits", "classic", Inside("cat /nofile", "1000 2000")),
+    row("services.*.build.ulimits.*.soft", "classic", Inside("cat /nofile", "1000 2000")),
+    row("services.*.build.ulimits.*.hard", "classic", Inside("cat /nofile", "1000 2000")),
+    row("services.*.build.extra_hosts", "classic", Inside("cat /hosts", "10.7.7.7")),
+    row("services.*.build.network", "classic", Inside("cat /links", "lo")),
+    row("services.*.build.dockerfile_inline", "kit", Inside("cat /note.txt", "a note")),
+    row("services.*.build.secrets", "kit", Inside("cat /seen", "a secret")),
+    row("services.*.build.secrets[].source", "kit", Inside("cat /seen", "a secret")),
+    row("services.*.build.secrets[].target", "kit", Inside("cat /seen", "a secret")),
+];
+
 /// What a machine of tests may be unable to start: the container is looked at when it is made.
 const HARD: &str = r"
 name: hard
@@ -1172,6 +1235,7 @@ fn every_attribute_that_is_honoured_shows_in_real_containers() {
         let parts = [
             scope.spawn(|| Ok([main_app(&fleet)?, guests(&fleet)?, unpulled(&fleet)?].concat())),
             scope.spawn(|| hard(&fleet)),
+            scope.spawn(|| built(&fleet)),
             scope.spawn(|| roll(&fleet, &journal)),
             scope.spawn(|| again(&fleet, &journal)),
         ];
@@ -1202,6 +1266,19 @@ fn main_app(fleet: &Fleet) -> Result<Vec<String>> {
     let replaced = fleet.try_wharf(["restart", "-p", "main", "hooked"])?;
     ensure!(replaced.code == 0, "{}", replaced.stderr);
     Ok([wrong, check(&seen(String::new(), containers(fleet, "main")?), REPLACED_ROWS)].concat())
+}
+
+fn built(fleet: &Fleet) -> Result<Vec<String>> {
+    let folder = fleet.cluster.dir().join("client/apps/built/folder");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("note.txt"), "a note")?;
+    fs::write(folder.join("Other"), OTHER)?;
+    deploy(fleet, "built", BUILT, &[])?;
+    let containers = containers(fleet, "built")?;
+    Ok(check(
+        &Seen { fleet, app: "built", block: String::new(), containers, said: BTreeMap::new() },
+        BUILT_ROWS,
+    ))
 }
 
 /// An image that no node has, whose registry is not to be asked.

@@ -123,7 +123,6 @@ const AUX: &[&str] = &["network::a_network_keeps_to_its_range_its_gateway_and_wh
 const BUILDS: &[&str] = &["build::every_option_reaches_the_engine"];
 const HOOKS: &[&str] = &["tests::a_task_runs_once_its_hooks_have_succeeded"];
 const KEPT: &[&str] = &["cli::secrets_and_configs_of_an_environment_reach_the_containers_that_mount_them"];
-const BUILT: &[&str] = &["builds::what_is_built_on_one_node_runs_on_all_of_them"];
 const ORDER: &[&str] = &["apps::services_start_when_what_they_depend_on_is_as_far_as_it_must_be"];
 
 pub(super) static SECTIONS: &[Section] = &[
@@ -162,28 +161,28 @@ pub(super) static SECTIONS: &[Section] = &[
                 .takes(&[r#""nginx:1.29""#]),
             honoured("services.*.build", "the image is built by an engine of the cluster and tagged by the git commit")
                 .many("by one node; the others get it from there, without a registry")
-                .takes(&[r#"{"context": "."}"#, r#"".""#]).shown_by(BUILT),
-            honoured("services.*.build.context", "a folder, sent without what `.dockerignore` names, or a repository that the engine fetches").takes(&[r#"".""#]).shown_by(BUILT),
-            honoured("services.*.build.dockerfile", "its name in the context").shown_by(BUILT),
-            honoured("services.*.build.dockerfile_inline", "the Dockerfile itself").shown_by(BUILDS),
-            honoured("services.*.build.args", "`ARG`s; a bare name is taken from the caller's environment").takes(&[r#"{"A": "1"}"#]).shown_by(BUILT),
-            honoured("services.*.build.labels", "the image's labels").takes(&[r#"{"a": "b"}"#]).shown_by(BUILDS),
-            honoured("services.*.build.target", "the stage to build").shown_by(BUILDS),
+                .takes(&[r#"{"context": "."}"#, r#"".""#]).shown_by(&["attributes", "builds::what_is_built_on_one_node_runs_on_all_of_them"]),
+            honoured("services.*.build.context", "a folder, sent without what `.dockerignore` names, or a repository that the engine fetches").takes(&[r#"".""#]),
+            honoured("services.*.build.dockerfile", "its name in the context"),
+            honoured("services.*.build.dockerfile_inline", "the Dockerfile itself"),
+            honoured("services.*.build.args", "`ARG`s; a bare name is taken from the caller's environment").takes(&[r#"{"A": "1"}"#]),
+            honoured("services.*.build.labels", "the image's labels").takes(&[r#"{"a": "b"}"#]),
+            honoured("services.*.build.target", "the stage to build"),
             honoured("services.*.build.no_cache", "every step runs anew").shown_by(BUILDS),
             honoured("services.*.build.pull", "base images are asked for anew").shown_by(BUILDS),
-            honoured("services.*.build.shm_size", "of the steps").shown_by(BUILDS),
-            honoured("services.*.build.ulimits", "of the steps").takes(&[r#"{"nofile": 1000}"#]).shown_by(BUILDS),
-            honoured("services.*.build.ulimits.*.soft", "what a process of a step begins with").takes(&["1"]).shown_by(BUILDS),
-            honoured("services.*.build.ulimits.*.hard", "how far it may raise it").takes(&["3"]).shown_by(BUILDS),
+            honoured("services.*.build.shm_size", "of the steps"),
+            honoured("services.*.build.ulimits", "of the steps").takes(&[r#"{"nofile": 1000}"#]),
+            honoured("services.*.build.ulimits.*.soft", "what a process of a step begins with").takes(&["1"]),
+            honoured("services.*.build.ulimits.*.hard", "how far it may raise it").takes(&["3"]),
             honoured("services.*.build.tags", "further tags on the building node").shown_by(BUILDS),
-            honoured("services.*.build.extra_hosts", "names that the steps know").takes(&[r#"{"a": "1.2.3.4"}"#]).shown_by(BUILDS),
-            partly("services.*.build.network", "`host` or `none`, of the steps", &[r#""backend""#]).takes(&[r#""host""#, r#""none""#]).shown_by(BUILDS),
+            honoured("services.*.build.extra_hosts", "names that the steps know").takes(&[r#"{"a": "1.2.3.4"}"#]),
+            partly("services.*.build.network", "`host` or `none`, of the steps", &[r#""backend""#]).takes(&[r#""host""#, r#""none""#]),
             partly("services.*.build.cache_from", "images", &[r#"["type=gha"]"#]).takes(&[r#"["a:b"]"#]).shown_by(BUILDS),
             partly("services.*.build.cache_to", "`type=inline`", &[r#"["type=local,dest=x"]"#]).takes(&[r#"["type=inline"]"#]).shown_by(BUILDS),
             partly("services.*.build.platforms", "one", &[r#"["linux/amd64", "linux/arm64"]"#]).takes(&[r#"["linux/amd64"]"#]).shown_by(BUILDS),
-            honoured("services.*.build.secrets", "secrets of the file that are not external, for `RUN --mount=type=secret`").takes(&[r#"["named"]"#]).shown_by(BUILDS),
-            honoured("services.*.build.secrets[].source", "a secret of the file").takes(&[r#""named""#]).shown_by(BUILDS),
-            honoured("services.*.build.secrets[].target", "the id under which steps find it").shown_by(BUILDS),
+            honoured("services.*.build.secrets", "secrets of the file that are not external, for `RUN --mount=type=secret`").takes(&[r#"["named"]"#]),
+            honoured("services.*.build.secrets[].source", "a secret of the file").takes(&[r#""named""#]),
+            honoured("services.*.build.secrets[].target", "the id under which steps find it"),
             without_effect("services.*.build.secrets[].uid", "steps choose it themselves"),
             without_effect("services.*.build.secrets[].gid", "steps choose it themselves"),
             without_effect("services.*.build.secrets[].mode", "steps choose it themselves"),
