@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use wharf_compose as compose;
-use wharf_model::{AppName, AppSpec};
+use wharf_model::AppName;
 
 use crate::{
     Usage,
@@ -284,11 +284,6 @@ pub(crate) fn load_all(files: &Files, allow_unsupported: bool, out: &Output) -> 
     let loaded = compose::load(&sources.request, &sources.disk);
     sources.complain(&loaded.diagnostics, out).end("; nothing was changed")?;
     Ok(loaded)
-}
-
-/// The app as the cluster takes it. Complaints are printed, each with its place, and errors end it.
-pub(crate) fn load(files: &Files, allow_unsupported: bool, out: &Output) -> Result<AppSpec> {
-    load_all(files, allow_unsupported, out)?.app.context("the Compose file defines no app")
 }
 
 /// The app's name, for commands that need nothing else of its files.

@@ -189,7 +189,7 @@ fn a_check_says_everything_that_is_wrong_at_once() {
         assert!(said.err.contains(part), "{part}: {}", said.err);
     }
     assert!(said.err.contains(" --> compose.yaml:4:5 (services.web.prots)"), "{}", said.err);
-    assert!(said.err.contains("error: the Compose file has 7 errors"), "{}", said.err);
+    assert!(said.err.contains("error: the Compose file has 7 errors\n"), "{}", said.err);
     assert!(
         said.err.contains("hint: 2 of them would be warnings with `--allow-unsupported`"),
         "{}",

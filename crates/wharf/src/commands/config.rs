@@ -148,7 +148,11 @@ fn hashes(wanted: &[String], project: &Project) -> Result<Vec<String>> {
 
 /// Complains about everything, also about what only a cluster cannot do.
 fn check(args: &Config, out: &Output) -> Result<Exit> {
-    let spec = project::load(&args.files, args.allow_unsupported, out)?;
+    let mut sources = project::sources(&args.files)?;
+    sources.request.allow_unsupported = args.allow_unsupported;
+    let loaded = compose::load(&sources.request, &sources.disk);
+    sources.complain(&loaded.diagnostics, out).end("")?;
+    let spec = loaded.app.context("the Compose file defines no app")?;
     let services = match spec.services.len() {
         1 => "1 service".to_owned(),
         count => format!("{count} services"),
