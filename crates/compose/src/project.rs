@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::string::FromUtf8Error;
 
 use crate::canonical::{Base, canonical, clean, defaults, from_to};
 use crate::diagnostic::{Complaint, Key, Report, Span};
@@ -20,14 +21,18 @@ use crate::shape::{Shape, check, require};
 use crate::shapes;
 use crate::yaml;
 
-/// Larger files are no Compose files.
-const LARGEST: usize = 16 << 20;
+/// Larger files are no Compose files: those of a thousand services have a tenth of it.
+const LARGEST: usize = 4 << 20;
+/// Larger files hold no variables: no program could be started with them.
+const LARGEST_OF_VARIABLES: usize = 2 << 20;
 /// How deep files include files, and services extend services.
 const DEEPEST: usize = 32;
 /// What the use of a file counts at least: it is looked for, and so is an env file beside it.
-const LEAST_USED: usize = 4000;
+const LEAST_USED: usize = 16_000;
 /// Bytes of files that may be used in all, so that small files cannot use large ones without end.
-const MOST_USED: usize = 256 << 20;
+const MOST_USED: usize = 128 << 20;
+/// Variables that all files of variables may give, counted for each service that uses them.
+const MOST_VARIABLES: usize = 250_000;
 
 /// What an included file may define.
 const IMPORTED: [&str; 7] = ["services", "volumes", "networks", "secrets", "configs", "models", "jobs"];
@@ -43,10 +48,14 @@ pub(crate) struct Assembly<'a> {
     pub(crate) files: &'a dyn Files,
     /// The project's folder.
     pub(crate) folder: PathBuf,
+    /// What no `include` may leave.
+    pub(crate) root: PathBuf,
     documents: HashMap<PathBuf, Option<Documents>>,
     including: Vec<PathBuf>,
     /// Bytes of files used so far; a file counts each time it is used.
     used: usize,
+    /// Variables read from files so far.
+    variables: usize,
 }
 
 /// What may be left undone.
@@ -86,39 +95,81 @@ impl<'a> Assembly<'a> {
             builds: BTreeMap::new(),
             files,
             folder: PathBuf::new(),
+            root: PathBuf::new(),
             documents: HashMap::new(),
             including: Vec::new(),
             used: 0,
+            variables: 0,
         }
     }
 
-    /// The text of a file; complains where there is none.
+    /// The text of a file of variables; complains where there is none.
     pub(crate) fn text(&mut self, path: &Path, reference: Option<Reference<'_>>) -> Option<String> {
+        self.text_of(path, reference, LARGEST_OF_VARIABLES)
+    }
+
+    fn text_of(&mut self, path: &Path, reference: Option<Reference<'_>>, largest: usize) -> Option<String> {
+        let too_much =
+            || format!("`{}` and the files before it hold more than the loader accepts", path.display());
+        if self.used > MOST_USED || self.variables > MOST_VARIABLES {
+            self.unreadable(path, reference, too_much());
+            return None;
+        }
         let problem = match self.files.read(path) {
-            Ok(bytes) if !self.may_use(bytes.len()) => {
-                format!("`{}` and the files before it are too large together", path.display())
+            Ok(bytes) if bytes.len() > largest => {
+                format!("`{}` is too large: {} of at most {largest} bytes", path.display(), bytes.len())
             }
-            Ok(bytes) if bytes.len() > LARGEST => {
-                format!("`{}` is too large: {} of at most {LARGEST} bytes", path.display(), bytes.len())
-            }
+            Ok(bytes) if !self.may_use(bytes.len().max(LEAST_USED)) => too_much(),
             Ok(bytes) => match String::from_utf8(bytes) {
-                Ok(text) => return Some(text),
+                Ok(text) => return Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
                 Err(error) => {
-                    let valid = error.utf8_error().valid_up_to();
-                    let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
-                    format!("`{}` is not UTF-8 text: line {line} has other bytes", path.display())
+                    self.no_text(path, &error, reference);
+                    return None;
                 }
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                format!("there is no file `{}`", path.display())
+                self.missing(path, reference);
+                return None;
             }
             Err(error) => format!("`{}` cannot be read: {error}", path.display()),
         };
+        self.unreadable(path, reference, problem);
+        None
+    }
+
+    fn missing(&mut self, path: &Path, reference: Option<Reference<'_>>) {
+        let problem = format!("there is no file `{}`", path.display());
         match reference {
             Some(Reference { span, key }) => self.report.error(Complaint::Unreadable, span, key, problem),
             None => self.report.general(Complaint::Unreadable, problem),
         };
-        None
+    }
+
+    /// A file that is there, and of which nothing can be shown.
+    fn unreadable(&mut self, path: &Path, reference: Option<Reference<'_>>, problem: String) {
+        let (span, key) = match reference {
+            Some(Reference { span, key }) => (span, key),
+            None => {
+                let file = self.report.add_source(path, "");
+                (Span { file, line: 1, column: 1, length: 1 }, &Key::Root)
+            }
+        };
+        self.report.error(Complaint::Unreadable, span, key, problem);
+    }
+
+    fn no_text(&mut self, path: &Path, error: &FromUtf8Error, reference: Option<Reference<'_>>) {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let begin = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |index| index + 1);
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let column = String::from_utf8_lossy(&before[begin..]).chars().count() + 1;
+        let problem = format!("`{}` is not UTF-8 text: line {line} has other bytes", path.display());
+        let file = self.report.add_source(path, String::from_utf8_lossy(error.as_bytes()));
+        let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let span = Span { file, line: small(line), column: small(column), length: 1 };
+        self.report.error(Complaint::Unreadable, span, &Key::Root, problem).hint("save the file as UTF-8");
+        if let Some(reference) = reference {
+            self.report.relate(reference.span, "the file is named here");
+        }
     }
 
     fn may_use(&mut self, bytes: usize) -> bool {
@@ -140,8 +191,7 @@ impl<'a> Assembly<'a> {
             self.report.general(Complaint::Unreadable, "too many files");
             return None;
         }
-        let read = self.text(path, reference).and_then(|text| {
-            let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
+        let read = self.text_of(path, reference, LARGEST).and_then(|text| {
             let file = self.report.add_source(path, text);
             let documents = yaml::parse(&mut self.report, file)?;
             Some((file, Rc::new(documents)))
@@ -157,7 +207,7 @@ impl<'a> Assembly<'a> {
         let (file, documents) = self.documents(path, None)?;
         if top {
             self.documents.remove(path);
-        } else if again && !self.may_use(self.report.text(file).len().max(LEAST_USED)) {
+        } else if again && !self.may_use(documents.iter().map(weight).sum::<usize>().max(LEAST_USED)) {
             self.report.general(Complaint::Unreadable, format!("`{}` is used too often", path.display()));
             return None;
         }
@@ -309,7 +359,7 @@ impl<'a> Assembly<'a> {
                     .hint("copy the file beside this one and include that");
                 return None;
             }
-            files.push(scope.base.locate(path));
+            files.push(self.within_root(path, *span, key, scope)?);
         }
         let place = paths[0].1;
         if let Some(path) = files.iter().find(|path| self.including.contains(path)) {
@@ -336,10 +386,10 @@ impl<'a> Assembly<'a> {
         let mut environment = scope.environment.clone();
         let listed = texts("env_file");
         if include.contains("env_file") {
-            let listed = listed.into_iter().filter(|(path, _)| path != "/dev/null");
-            let paths: Vec<_> = listed
-                .map(|(path, span)| (scope.base.locate(&path), Some(Reference { span, key })))
-                .collect();
+            let mut paths = Vec::new();
+            for (path, span) in listed.into_iter().filter(|(path, _)| path != "/dev/null") {
+                paths.push((self.within_root(&path, span, key, scope)?, Some(Reference { span, key })));
+            }
             self.add_env_files(&paths, &mut environment);
         } else {
             self.add_default_env_file(&folder, &mut environment);
@@ -348,6 +398,19 @@ impl<'a> Assembly<'a> {
             self.documents(path, Some(Reference { span: place, key }));
         }
         self.load(&files, &folder, &environment)
+    }
+
+    /// The file that an `include` names; complains where that leaves what includes may reach.
+    fn within_root(&mut self, path: &str, span: Span, key: &Key<'_>, scope: &Scope<'_>) -> Option<PathBuf> {
+        let located = scope.base.locate(path);
+        if is_below(&self.root, &located) {
+            return Some(located);
+        }
+        let message = format!("`{path}` leaves `{}`, which includes may not", self.root.display());
+        self.report.error(Complaint::Unreadable, span, key, message).hint(
+            "keep what belongs to a project in one folder or repository, or name the file with `-f` instead",
+        );
+        None
     }
 
     /// Takes what an included file defines; what is there already is merged over it, as if by a later file.
@@ -672,8 +735,12 @@ impl<'a> Assembly<'a> {
     ) -> Vec<(String, String)> {
         let parsed = dotenv::parse(&text, format, outer, earlier);
         match parsed {
-            Ok(variables) if variables.unset.is_empty() => variables.entries,
+            Ok(variables) if variables.unset.is_empty() => {
+                self.variables += variables.entries.len();
+                variables.entries
+            }
             Ok(variables) => {
+                self.variables += variables.entries.len();
                 let file = self.report.add_source(path, text);
                 for (name, line) in &variables.unset {
                     let length =
@@ -734,7 +801,8 @@ fn weight(node: &Node) -> usize {
 fn needed_services<'n>(find: &dyn Fn(&str) -> Option<&'n Entry>, wanted: &str) -> Vec<String> {
     let mut needed = vec![wanted.to_owned()];
     let mut next = 0;
-    while let Some(name) = needed.get(next) {
+    // A longer chain is refused where it is followed.
+    while let Some(name) = needed.get(next).filter(|_| next <= DEEPEST) {
         next += 1;
         let extends = find(name).and_then(|entry| extends(&entry.node));
         let base = match extends.map(|node| &node.value) {
@@ -749,6 +817,14 @@ fn needed_services<'n>(find: &dyn Fn(&str) -> Option<&'n Entry>, wanted: &str) -
         }
     }
     needed
+}
+
+/// Whether a path without `..` is a folder or in it.
+fn is_below(folder: &Path, path: &Path) -> bool {
+    if folder == Path::new(".") {
+        return path.is_relative() && !path.starts_with("..");
+    }
+    path.starts_with(folder)
 }
 
 fn is_remote(path: &str) -> bool {
