@@ -114,7 +114,7 @@ pub(super) const BESIDE: &[(&str, &str)] = &[
 
 const GPU: &str = "one of the engine's `DeviceRequests`";
 
-const PLACES: &[&str] = &["apps::tasks_run_where_constraints_say_and_global_ones_everywhere"];
+const PLACES: &[&str] = &["attributes", "apps::tasks_run_where_constraints_say_and_global_ones_everywhere"];
 const RETURNS: &[&str] = &["apps::a_release_that_fails_returns_to_the_one_before_and_serves_all_the_while"];
 const PULLS: &[&str] = &["choose::an_image_is_asked_for_again_once_it_is_old"];
 const RATIO: &[&str] = &["scenarios::an_update_bears_with_as_many_failures_as_the_file_allows"];
@@ -123,7 +123,7 @@ const AUX: &[&str] = &["network::a_network_keeps_to_its_range_its_gateway_and_wh
 const BUILDS: &[&str] = &["build::every_option_reaches_the_engine"];
 const HOOKS: &[&str] = &["tests::a_task_runs_once_its_hooks_have_succeeded"];
 const KEPT: &[&str] = &["cli::secrets_and_configs_of_an_environment_reach_the_containers_that_mount_them"];
-const ORDER: &[&str] = &["apps::services_start_when_what_they_depend_on_is_as_far_as_it_must_be"];
+const ORDER: &[&str] = &["attributes", "apps::services_start_when_what_they_depend_on_is_as_far_as_it_must_be"];
 
 pub(super) static SECTIONS: &[Section] = &[
     Section {
@@ -422,10 +422,10 @@ pub(super) static SECTIONS: &[Section] = &[
             honoured("services.*.depends_on", "started in this order").takes(&[r#"["other"]"#]).shown_by(ORDER).many("wherever the tasks run"),
             honoured("services.*.depends_on.*.condition", "all three: started, healthy, completed")
                 .takes(&[r#""service_started""#, r#""service_healthy""#, r#""service_completed_successfully""#])
-                .shown_by(ORDER),
+                .shown_by(&["apps::services_start_when_what_they_depend_on_is_as_far_as_it_must_be"]),
             honoured("services.*.depends_on.*.restart", "replaced with it when `wharf restart` or a release replaces that service"),
             honoured("services.*.depends_on.*.required", "`false`: not awaited if it is not active or cannot come")
-                .shown_by(&["scenarios::an_optional_dependency_is_awaited_only_as_long_as_it_can_come"]),
+                .shown_by(&["attributes", "scenarios::an_optional_dependency_is_awaited_only_as_long_as_it_can_come"]),
             honoured("services.*.healthcheck", "run by the engine; routes and names lead only to healthy tasks").takes(&[r#"{"test": "true"}"#]),
             honoured("services.*.healthcheck.disable", "the image's check is switched off"),
             honoured("services.*.healthcheck.test", "the engine's `Config.Healthcheck.Test`").takes(&[r#""true""#, r#"["CMD", "true"]"#, r#"["NONE"]"#]),
