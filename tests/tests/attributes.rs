@@ -940,7 +940,7 @@ services:
         reservations:
           devices: [{driver: nvidia, device_ids: ['3'], capabilities: [gpu, utility], options: {a: b}}]
   counted: {<<: *still, deploy: {resources: {reservations: {devices: [{capabilities: [gpu], count: all}]}}}}
-  real-time: {<<: *still, cpu_rt_period: 1000, cpu_rt_runtime: 400}
+  rt: {<<: *still, cpu_rt_period: 1000, cpu_rt_runtime: 400}
   sized: {<<: *still, storage_opt: {size: 1G}}
   noted: {<<: *still, annotations: {a: b}}
   below: {<<: *still, volumes: [{type: volume, source: data, target: /x, volume: {subpath: a}}]}
@@ -1090,12 +1090,8 @@ const HARD_ROWS: &[Row] = &[
         "counted",
         Container("/HostConfig/DeviceRequests/0/Count", "-1"),
     ),
-    row("services.*.cpu_rt_period", "real-time", Tried("/HostConfig/CpuRealtimePeriod", "1000", "real-time")),
-    row(
-        "services.*.cpu_rt_runtime",
-        "real-time",
-        Tried("/HostConfig/CpuRealtimeRuntime", "400", "real-time"),
-    ),
+    row("services.*.cpu_rt_period", "rt", Tried("/HostConfig/CpuRealtimePeriod", "1000", "CPU real-time")),
+    row("services.*.cpu_rt_runtime", "rt", Tried("/HostConfig/CpuRealtimeRuntime", "400", "CPU real-time")),
     row(
         "services.*.storage_opt",
         "sized",
