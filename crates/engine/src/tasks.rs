@@ -427,7 +427,9 @@ impl Pass<'_> {
                         Reason::NotHealthy { node, output }
                     }
                     (phase, _) => {
-                        let message = task.status.message.clone();
+                        // What it tripped over may come with what to do about it.
+                        let hint = task.status.hint.as_ref().map(|hint| format!("; hint: {hint}"));
+                        let message = format!("{}{}", task.status.message, hint.unwrap_or_default());
                         Reason::Coming { phase, node, message }
                     }
                 }
