@@ -123,7 +123,8 @@ const AUX: &[&str] = &["network::a_network_keeps_to_its_range_its_gateway_and_wh
 const BUILDS: &[&str] = &["build::every_option_reaches_the_engine"];
 const HOOKS: &[&str] = &["tests::a_task_runs_once_its_hooks_have_succeeded"];
 const KEPT: &[&str] = &["cli::secrets_and_configs_of_an_environment_reach_the_containers_that_mount_them"];
-const ORDER: &[&str] = &["attributes", "apps::services_start_when_what_they_depend_on_is_as_far_as_it_must_be"];
+const ORDER: &[&str] =
+    &["attributes", "apps::services_start_when_what_they_depend_on_is_as_far_as_it_must_be"];
 
 pub(super) static SECTIONS: &[Section] = &[
     Section {
