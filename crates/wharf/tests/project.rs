@@ -155,6 +155,11 @@ fn config_prints_what_was_asked_for() {
     assert_eq!(lines(&["config", "--volumes"]), ["data"]);
     assert_eq!(lines(&["config", "--networks"]), ["default"]);
     assert_eq!(lines(&["config", "--profiles"]), ["debug"]);
+    place.write(
+        "thinks/compose.yaml",
+        "services: {a: {image: a, models: [llm]}}\nmodels: {llm: {model: ai/small}, idle: {model: ai/idle}}",
+    );
+    assert_eq!(place.lines("thinks", &["config", "--models"], &[]), ["llm"]);
     assert_eq!(place.lines("app", &["config", "--environment"], &[("A", "b")])[0], "A=b");
     let hashes = lines(&["config", "--hash", "*"]);
     assert_eq!(hashes.len(), 2);

@@ -66,6 +66,9 @@ struct Part {
     /// Print the names of networks
     #[arg(long)]
     networks: bool,
+    /// Print the names of models
+    #[arg(long)]
+    models: bool,
     /// Print the names of profiles
     #[arg(long)]
     profiles: bool,
@@ -120,6 +123,8 @@ fn part(part: &Part, project: &Project) -> Result<Option<Vec<String>>> {
         owned(project.volumes())
     } else if part.networks {
         owned(project.networks())
+    } else if part.models {
+        owned(project.models())
     } else if part.profiles {
         project.profiles()
     } else if part.variables {
