@@ -69,7 +69,7 @@ impl Definitions {
         for (key, shape) in object.keys {
             properties.insert((*key).to_owned(), self.described(object, key, shape));
         }
-        self.define(&name, properties, object);
+        self.define(&name, &properties, object);
         reference(&name)
     }
 
@@ -86,11 +86,11 @@ impl Definitions {
             properties.insert((*key).to_owned(), self.described(object, key, shape));
         }
         properties.insert("triggers".to_owned(), self.object(&shapes::TRIGGERS));
-        self.define(&name, properties, object);
+        self.define(&name, &properties, object);
         reference(&name)
     }
 
-    fn define(&mut self, name: &str, properties: Map<String, Value>, object: &Object) {
+    fn define(&mut self, name: &str, properties: &Map<String, Value>, object: &Object) {
         let mut definition = json!({
             "type": "object",
             "properties": properties,

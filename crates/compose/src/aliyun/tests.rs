@@ -233,6 +233,19 @@ fn what_old_and_new_words_say_must_agree() {
 }
 
 #[test]
+fn the_normal_form_has_the_labels_as_they_are_written() {
+    let text = file("labels: {aliyun.scale: \"3\"}\nenvironment: [\"availability:az==3\"]");
+    let files: std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> =
+        [("/a/c.yaml".into(), text.into_bytes())].into();
+    let request = crate::Request { files: vec!["/a/c.yaml".into()], ..crate::Request::default() };
+    let (project, complaints) = crate::project(&request, &files).into_result().unwrap();
+    let web = &project.to_json()["services"]["web"];
+    assert_eq!(web["labels"]["aliyun.scale"], "3");
+    assert_eq!(web["environment"]["availability:az"], "=3");
+    assert!(web.get("deploy").is_none() && complaints.is_empty());
+}
+
+#[test]
 fn variables_may_be_a_mapping_and_services_that_are_not_active_are_left_alone() {
     let mapping = file("environment:\n  \"constraint:group==1\": \"\"");
     assert_eq!(
