@@ -107,6 +107,7 @@ pub(crate) fn sources(files: &Files) -> Result<Sources> {
     };
     let request = compose::Request {
         files: paths,
+        root: repository_of(&folder),
         project_directory: Some(folder),
         project_name: files.project_name.clone().filter(|name| !name.is_empty()),
         profiles,
@@ -116,6 +117,11 @@ pub(crate) fn sources(files: &Files) -> Result<Sources> {
         ..compose::Request::default()
     };
     Ok(Sources { request, disk, here, remarks, early: if moved { early } else { Vec::new() } })
+}
+
+/// The folder of the repository that a folder is in, if it is in one: what belongs together, and no `include` leaves.
+fn repository_of(folder: &Path) -> Option<PathBuf> {
+    folder.ancestors().find(|above| above.join(".git").exists()).map(Path::to_owned)
 }
 
 /// The folder this runs in, by the name one went there, as shells know it.
@@ -174,7 +180,10 @@ pub(crate) struct Disk {
 impl compose::Files for Disk {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         if path != Path::new(STDIN) {
-            return std::fs::read(path);
+            let mut content = Vec::new();
+            // Devices have no end.
+            std::fs::File::open(path)?.take(LARGEST).read_to_end(&mut content)?;
+            return Ok(content);
         }
         let read = || {
             let mut content = Vec::new();
