@@ -1,7 +1,7 @@
 //! What the loader takes for files that are made to hurt it: each is refused at its place, or read, within a bound of
 //! memory and of time. Run with `--nocapture` to see what each takes.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it measures")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -4,7 +4,7 @@
 //! `WHARF_FUZZ_SECONDS` makes the run longer, `WHARF_FUZZ_SEED` begins it elsewhere; what fails is printed whole, and
 //! `WHARF_FUZZ_INPUT` is the number of one input to look at again.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says what it did")]
 
 mod case;
 mod mutate;
