@@ -187,7 +187,7 @@ fn malformed_and_unknown_words_are_errors() {
         (
             "aliyun.depends: database",
             "`aliyun.depends` is taken as `depends_on: [database]` [write that in place of the label]\n\
-             there is no service `database` []",
+             there is no service `database` [name one of those under `services`, or add it there]",
         ),
     ];
     for (text, wanted) in labels {
