@@ -66,8 +66,10 @@ fn healthy(fleet: &Fleet, app: &str) -> Result<Vec<Value>> {
 
 /// How many bytes of each image came from another node, as the agents say.
 fn transfers(fleet: &Fleet) -> Vec<u64> {
-    let logs = (1..=3).map(|node| fs::read_to_string(fleet.node(node).dir().join("wharf.log")).unwrap_or_default());
-    let lines: Vec<String> = logs.flat_map(|log| log.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    let logs =
+        (1..=3).map(|node| fs::read_to_string(fleet.node(node).dir().join("wharf.log")).unwrap_or_default());
+    let lines: Vec<String> =
+        logs.flat_map(|log| log.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
     let fetched = lines.iter().filter(|line| line.contains("image fetched"));
     fetched
         .inspect(|line| println!("{line}"))
@@ -85,10 +87,17 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
         &fleet,
         "shop",
         SHOP,
-        &[("Dockerfile", DOCKERFILE), ("www/index.html", "one"), (".dockerignore", "*.log\n"), ("large.log", "not sent")],
+        &[
+            ("Dockerfile", DOCKERFILE),
+            ("www/index.html", "one"),
+            (".dockerignore", "*.log\n"),
+            ("large.log", "not sent"),
+        ],
     );
     let answers = |path: &str| {
-        (1..=3).map(|node| fleet.http(&format!("http://{}:8301/{path}", fleet.node(node).address()))).collect::<Result<Vec<_>>>()
+        (1..=3)
+            .map(|node| fleet.http(&format!("http://{}:8301/{path}", fleet.node(node).address())))
+            .collect::<Result<Vec<_>>>()
     };
 
     // Built once, and on every node by its identifier.
@@ -102,7 +111,9 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
     let tasks = healthy(&fleet, "shop").unwrap();
     assert_eq!(tasks.len(), 3);
     let ids: Vec<_> = (1..=3)
-        .map(|node| fleet.node(node).docker(["images", "-q", "--no-trunc", "shop-web"]).unwrap().trim().to_owned())
+        .map(|node| {
+            fleet.node(node).docker(["images", "-q", "--no-trunc", "shop-web"]).unwrap().trim().to_owned()
+        })
         .collect();
     assert!(ids[0].starts_with("sha256:") && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     assert_eq!(answers("index.html").unwrap(), ["one"; 3]);
@@ -127,26 +138,50 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
     // A commit that changes nothing of the context is no reason to build.
     shop.git(&["commit", "-q", "--allow-empty", "-m", "elsewhere"]);
     assert!(shop.ok(&["up", "-y"]).contains("nothing to do"));
-    let whole: u64 =
-        fleet.node(1).sh(&format!("docker save shop-web:git-{commit} | wc -c")).unwrap().trim().parse().unwrap();
+    let whole: u64 = fleet
+        .node(1)
+        .sh(&format!("docker save shop-web:git-{commit} | wc -c"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     let sent = transfers(&fleet);
     println!("an archive has {whole} bytes; sent were {sent:?}");
-    assert!(sent.len() >= 4 && sent.iter().all(|bytes| *bytes * 10 < whole), "layers that are there do not travel");
+    assert!(
+        sent.len() >= 4 && sent.iter().all(|bytes| *bytes * 10 < whole),
+        "layers that are there do not travel"
+    );
 
     // A Dockerfile that fails changes nothing; both builders say where.
     shop.write("Dockerfile", &DOCKERFILE.replace("mkdir /www", "echo before && ls /nonesuch"));
-    for (builder, step) in [("1", "RUN echo before && ls /nonesuch"), ("0", "Step 3/5 : RUN echo before && ls /nonesuch")] {
-        let output = shop.fleet.command(["up", "-y", "-f", &shop.file]).env("DOCKER_BUILDKIT", builder).output().unwrap();
+    for (builder, step) in
+        [("1", "RUN echo before && ls /nonesuch"), ("0", "Step 3/5 : RUN echo before && ls /nonesuch")]
+    {
+        let output = shop
+            .fleet
+            .command(["up", "-y", "-f", &shop.file])
+            .env("DOCKER_BUILDKIT", builder)
+            .output()
+            .unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         println!("--- DOCKER_BUILDKIT={builder}\n{said}");
         assert_eq!(output.status.code(), Some(1), "{said}");
-        for part in ["error: nothing was changed: the image of web was not built", "/Dockerfile)", step, "ls: /nonesuch: No such file"] {
+        for part in [
+            "error: nothing was changed: the image of web was not built",
+            "/Dockerfile)",
+            step,
+            "ls: /nonesuch: No such file",
+        ] {
             assert!(said.contains(part), "{part} is not in {said}");
         }
     }
     shop.write("Dockerfile", "FROM busybox:1\nRUNN x\n");
     let output = shop.wharf(&["up", "-y"]);
-    assert!(output.code == 1 && output.stderr.contains("line 2: unknown instruction: RUNN"), "{}", output.stderr);
+    assert!(
+        output.code == 1 && output.stderr.contains("line 2: unknown instruction: RUNN"),
+        "{}",
+        output.stderr
+    );
     assert_eq!(answers("index.html").unwrap(), ["two"; 3]);
     let history = fleet.json(["app", "history", "shop"]);
     assert_eq!(history.as_array().unwrap().len(), 2, "{history}");
@@ -160,10 +195,16 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
         "name: parts\nservices:\n  base:\n    image: parts/base:1\n    build: {context: base, dockerfile_inline: \"FROM busybox:1\\nCOPY . /base/\\n\"}\n    command: [ls, /base]\n    restart: on-failure\n    healthcheck: {disable: true}\n  all:\n    build:\n      context: .\n      dockerfile: all.Dockerfile\n      target: second\n      shm_size: 16m\n      additional_contexts: {more: ./more, lower: 'service:base'}\n    command: sleep 1000\n    init: true\n  sealed:\n    build: {context: base, dockerfile: ../sealed, secrets: [token]}\nsecrets:\n  token: {file: ./token}\n",
         &[
             ("token", "hush-hush"),
-            ("sealed", "FROM busybox:1\nRUN --mount=type=secret,id=token,required wc -c < /run/secrets/token > /length\n"),
+            (
+                "sealed",
+                "FROM busybox:1\nRUN --mount=type=secret,id=token,required wc -c < /run/secrets/token > /length\n",
+            ),
             ("base/b", "from base"),
             ("more/m", "from more"),
-            ("all.Dockerfile", "FROM lower AS first\nCOPY --from=more /m /m\nFROM busybox:1 AS second\nCOPY --from=0 /m /base/b /\nCOPY . /all/\nRUN df /dev/shm > /shm\nFROM scratch AS third\nCOPY nonesuch /\n"),
+            (
+                "all.Dockerfile",
+                "FROM lower AS first\nCOPY --from=more /m /m\nFROM busybox:1 AS second\nCOPY --from=0 /m /base/b /\nCOPY . /all/\nRUN df /dev/shm > /shm\nFROM scratch AS third\nCOPY nonesuch /\n",
+            ),
         ],
     );
     let said = parts.ok(&["build"]);
@@ -172,7 +213,10 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
     let index: u8 = node.trim_start_matches('n').parse().unwrap();
     let reference = said.split("all: built ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
     let listed = fleet.node(index).docker(["run", "--rm", &reference, "cat", "/m", "/b", "/shm"]).unwrap();
-    assert!(listed.contains("from more") && listed.contains("from base") && listed.contains("16384"), "{listed}");
+    assert!(
+        listed.contains("from more") && listed.contains("from base") && listed.contains("16384"),
+        "{listed}"
+    );
     let files = fleet.node(index).docker(["run", "--rm", &reference, "ls", "-a", "/all"]).unwrap();
     assert!(!files.contains(".wharf") && files.contains("compose"), "{files}");
 
@@ -185,14 +229,25 @@ fn what_is_built_on_one_node_runs_on_all_of_them() {
 
     // An image whose only holder is away.
     let compose = |node: &str| {
-        format!("name: solo\nservices:\n  it:\n    build: ./src\n    init: true\n    command: sleep 1000\n    deploy: {{placement: {{constraints: [node.hostname == {node}]}}}}\n")
+        format!(
+            "name: solo\nservices:\n  it:\n    build: ./src\n    init: true\n    command: sleep 1000\n    deploy: {{placement: {{constraints: [node.hostname == {node}]}}}}\n"
+        )
     };
-    let solo = App::new(&fleet, "solo", &compose("n2"), &[("src/Dockerfile", "FROM busybox:1\nCOPY Dockerfile /x\n")]);
+    let solo = App::new(
+        &fleet,
+        "solo",
+        &compose("n2"),
+        &[("src/Dockerfile", "FROM busybox:1\nCOPY Dockerfile /x\n")],
+    );
     solo.ok(&["up", "-y", "--builder-node", "n2"]);
     fleet.node(2).power_off().unwrap();
     wait_until(SOON, "n2 is seen to be away", || {
         let nodes = fleet.try_json(["node", "ls"])?;
-        let gone = nodes.as_array().unwrap().iter().any(|node| text(&node["name"]) == "n2" && text(&node["state"]) != "ready");
+        let gone = nodes
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|node| text(&node["name"]) == "n2" && text(&node["state"]) != "ready");
         ensure!(gone, "{nodes}");
         Ok(())
     });

@@ -51,7 +51,10 @@ impl std::fmt::Display for NoBuilder {
         match self {
             Self::SeveralPlatforms(platforms) => {
                 let platforms = platforms.join(" and ");
-                write!(f, "nodes run {platforms}, and the service does not say for which of them its image is built")
+                write!(
+                    f,
+                    "nodes run {platforms}, and the service does not say for which of them its image is built"
+                )
             }
             Self::Nobody { platform, all, unfit, foreign } => {
                 let platform = platform.as_ref().map(|name| format!(" for {name}")).unwrap_or_default();
@@ -70,7 +73,10 @@ impl NoBuilder {
     pub fn hint(&self) -> String {
         match self {
             Self::SeveralPlatforms(platforms) => {
-                format!("write `platform: {}` or the other into the service", platforms.first().map_or("", |name| name))
+                format!(
+                    "write `platform: {}` or the other into the service",
+                    platforms.first().map_or("", |name| name)
+                )
             }
             Self::Nobody { .. } => "`wharf node ls` shows the nodes and their states".to_owned(),
         }
@@ -87,7 +93,8 @@ pub fn choose_builder(world: &World, wish: &BuildWish) -> Result<NodeId, NoBuild
     let (fit, unfit): (Vec<&Node>, Vec<&Node>) = asked.into_iter().partition(|node| is_fit(node, wish));
     let (mut able, foreign): (Vec<&Node>, Vec<&Node>) =
         fit.into_iter().partition(|node| wish.platform.as_ref().is_none_or(|wanted| runs(node, wanted)));
-    let platforms: BTreeSet<String> = world.nodes().filter_map(Node::facts).map(|facts| text(&facts.platform)).collect();
+    let platforms: BTreeSet<String> =
+        world.nodes().filter_map(Node::facts).map(|facts| text(&facts.platform)).collect();
     if wish.platform.is_none() && platforms.len() > 1 {
         return Err(NoBuilder::SeveralPlatforms(platforms.into_iter().collect()));
     }
@@ -119,7 +126,8 @@ fn runs(node: &Node, wanted: &str) -> bool {
     let mut parts = wanted.split('/');
     let (os, arch) = (parts.next().unwrap_or_default(), parts.next());
     node.facts().is_some_and(|facts| {
-        os == facts.platform.os && arch.is_none_or(|arch| wharf_arch(arch) == wharf_arch(&facts.platform.arch))
+        os == facts.platform.os
+            && arch.is_none_or(|arch| wharf_arch(arch) == wharf_arch(&facts.platform.arch))
     })
 }
 
@@ -154,7 +162,9 @@ mod tests {
     #[test]
     fn nodes_that_cannot_work_do_not_build() {
         let mut cluster = Cluster::of(3);
-        cluster.world.set_node_status(node_id(1), NodeStatus { state: NodeState::Down, ..status(&cluster, 1) });
+        cluster
+            .world
+            .set_node_status(node_id(1), NodeStatus { state: NodeState::Down, ..status(&cluster, 1) });
         let mut wish = wish(3);
         wish.connected.remove(&node_id(2));
         assert_eq!(choose_builder(&cluster.world, &wish), Ok(node_id(3)));

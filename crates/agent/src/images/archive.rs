@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 const BLOCK: usize = 512;
 /// The largest manifest that is read.
-const MANIFEST: usize = 8 << 20;
+const MANIFEST: u64 = 8 << 20;
 
 /// Why bytes are no image archive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -120,7 +120,7 @@ impl Filter {
         let name = name(&header);
         let kind = match name.as_str() {
             name if self.dropped.contains(name) => Kind::Dropped,
-            "manifest.json" if size as usize <= MANIFEST => {
+            "manifest.json" if size <= MANIFEST => {
                 self.manifest_length = size;
                 Kind::Manifest
             }

@@ -75,13 +75,19 @@ impl Answers {
             },
             LOGIN => {
                 let host = text().unwrap_or_default();
-                let is_of = |login: &&Credentials| login.server == host || (login.server == HUB.0 && host == HUB.1);
+                let is_of =
+                    |login: &&Credentials| login.server == host || (login.server == HUB.0 && host == HUB.1);
                 match self.logins.iter().find(is_of) {
                     None => (OK, Vec::new()),
                     // A token instead of a password has no user.
-                    Some(Credentials { identity_token: Some(token), .. }) => (OK, bytes_field(2, token.as_bytes())),
+                    Some(Credentials { identity_token: Some(token), .. }) => {
+                        (OK, bytes_field(2, token.as_bytes()))
+                    }
                     Some(login) => {
-                        let both = [bytes_field(1, login.username.as_bytes()), bytes_field(2, login.password.as_bytes())];
+                        let both = [
+                            bytes_field(1, login.username.as_bytes()),
+                            bytes_field(2, login.password.as_bytes()),
+                        ];
                         (OK, both.concat())
                     }
                 }

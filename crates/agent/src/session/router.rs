@@ -16,7 +16,8 @@ use wharf_api::{
     transport::{
         Frame, FrameReader, FrameSender, json_lines, lines,
         node::{
-            ArchiveQuery, Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Report, ResolveImage, TaskUsage,
+            ArchiveQuery, Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Report, ResolveImage,
+            TaskUsage,
         },
         wire::Servers,
     },

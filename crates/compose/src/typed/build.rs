@@ -40,12 +40,7 @@ impl Typing<'_, '_> {
         Some(spec)
     }
 
-    fn dockerfile(
-        &mut self,
-        build: &Mapping,
-        key: &Key<'_>,
-        context: &BuildContext,
-    ) -> Option<Dockerfile> {
+    fn dockerfile(&mut self, build: &Mapping, key: &Key<'_>, context: &BuildContext) -> Option<Dockerfile> {
         let remote = matches!(context, BuildContext::Remote(_));
         match (build.entry("dockerfile"), build.entry("dockerfile_inline")) {
             (Some(file), Some(inline)) => {
@@ -60,7 +55,11 @@ impl Typing<'_, '_> {
                 let key = key.field("dockerfile_inline");
                 if remote {
                     self.report()
-                        .unsupported(inline.key, &key, "the engine fetches the context with its own Dockerfile")
+                        .unsupported(
+                            inline.key,
+                            &key,
+                            "the engine fetches the context with its own Dockerfile",
+                        )
                         .hint("clone the repository and name its folder, or put the Dockerfile into it");
                     return None;
                 }
@@ -118,7 +117,11 @@ impl Typing<'_, '_> {
                     [one] => options.platform = Some(one.clone()),
                     _ => {
                         self.report()
-                            .unsupported(entry.key, key, "an image is built for the one platform of its builder")
+                            .unsupported(
+                                entry.key,
+                                key,
+                                "an image is built for the one platform of its builder",
+                            )
                             .hint("keep one of them, and make a service for each platform");
                     }
                 }
@@ -132,13 +135,21 @@ impl Typing<'_, '_> {
                 // Docker's own builder grants the host's network to whoever asks for it with `network: host`.
                 if values::strings(entry).iter().any(|name| name != "network.host") {
                     self.report()
-                        .unsupported(entry.key, key, "the builder of Docker Engine grants `network.host` only")
+                        .unsupported(
+                            entry.key,
+                            key,
+                            "the builder of Docker Engine grants `network.host` only",
+                        )
                         .hint("build such an image elsewhere, push it, and name it with `image:`");
                 }
             }
             "isolation" => {
                 self.report()
-                    .unsupported(entry.key, key, "it is for Windows containers; Wharf runs Linux ones")
+                    .unsupported(
+                        entry.key,
+                        key,
+                        "`isolation` is for Windows containers; Wharf runs Linux ones",
+                    )
                     .hint("remove it");
             }
             "provenance" | "sbom" => {
@@ -200,7 +211,11 @@ impl Typing<'_, '_> {
                 continue;
             }
             self.report()
-                .unsupported(item.span, &key.item(index), "the builder of Docker Engine keeps its cache on its node")
+                .unsupported(
+                    item.span,
+                    &key.item(index),
+                    "the builder of Docker Engine keeps its cache on its node",
+                )
                 .hint("write `type=inline`, or remove it: the node that built last is chosen again");
         }
     }
@@ -218,8 +233,10 @@ impl Typing<'_, '_> {
             let Some(secret) = declared.and_then(|all| all.get(source)).and_then(Node::as_mapping) else {
                 continue;
             };
-            for (field, value) in mapping.iter().filter(|(field, _)| matches!(*field, "uid" | "gid" | "mode")) {
-                let message = format!("`{field}` of a secret of a build has no effect: a step says how it mounts it");
+            for (field, value) in mapping.iter().filter(|(field, _)| matches!(*field, "uid" | "gid" | "mode"))
+            {
+                let message =
+                    format!("`{field}` of a secret of a build has no effect: a step says how it mounts it");
                 self.report()
                     .warn(Complaint::Note, value.key, &key.field(field), message)
                     .hint(format!("write `RUN --mount=type=secret,id=…,{field}=…` in the Dockerfile"));
@@ -232,7 +249,11 @@ impl Typing<'_, '_> {
                 (_, _, Some(text)) => values::text(text).map(String::into_bytes),
                 (None, None, None) => {
                     self.report()
-                        .unsupported(item.span, &key, "the content of an external secret never leaves the cluster")
+                        .unsupported(
+                            item.span,
+                            &key,
+                            "the content of an external secret never leaves the cluster",
+                        )
                         .hint("give it `file` or `environment`");
                     None
                 }
@@ -285,9 +306,8 @@ fn cache_entry(text: &str) -> (&str, Option<&str>) {
     if !text.contains('=') {
         return ("registry", Some(text));
     }
-    let field = |name: &str| {
-        text.split(',').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='))
-    };
+    let field =
+        |name: &str| text.split(',').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='));
     (field("type").unwrap_or("registry"), field("ref"))
 }
 

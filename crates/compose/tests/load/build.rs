@@ -16,7 +16,9 @@ fn read(build: &str) -> BuildSpec {
 
 #[test]
 fn a_short_build_names_its_context_and_its_image_is_named_after_app_and_service() {
-    let folder = Folder::with("name: shop\nservices:\n  Web_1: {build: ./site}\n  api: {build: ., image: r.example/api:2}\n");
+    let folder = Folder::with(
+        "name: shop\nservices:\n  Web_1: {build: ./site}\n  api: {build: ., image: r.example/api:2}\n",
+    );
     let loaded = folder.load();
     let app = loaded.app.unwrap();
     assert_eq!(app.services[&"Web_1".parse().unwrap()].image, "shop-web-1");
@@ -60,7 +62,10 @@ fn every_key_that_a_builder_can_be_told_is_read() {
     assert_eq!(options.tags, ["web:extra"]);
     assert_eq!(options.ulimits["nofile"], Ulimit { soft: 1, hard: 2 });
     assert_eq!(options.platform.as_deref(), Some("linux/amd64"));
-    assert_eq!(options.secrets, [("token", "dA=="), ("other", "dA==")].map(|(a, b)| (a.to_owned(), b.to_owned())).into());
+    assert_eq!(
+        options.secrets,
+        [("token", "dA=="), ("other", "dA==")].map(|(a, b)| (a.to_owned(), b.to_owned())).into()
+    );
     assert!(!format!("{options:?}").contains("dA=="), "secrets are never shown");
 }
 
@@ -73,7 +78,9 @@ fn a_build_without_a_context_has_the_projects_folder() {
 
 #[test]
 fn a_repository_is_fetched_by_the_engine() {
-    for context in ["https://git.example/shop.git#main:web", "git@git.example:shop.git", "github.com/shop/web"] {
+    for context in
+        ["https://git.example/shop.git#main:web", "git@git.example:shop.git", "github.com/shop/web"]
+    {
         let spec = read(&format!("      context: '{context}'\n      dockerfile: docker/Web\n"));
         assert_eq!(spec.context, BuildContext::Remote(context.into()));
     }
@@ -97,7 +104,10 @@ fn what_no_builder_can_be_told_is_refused_before_anything_is_sent() {
         ("      additional_contexts: {'alpine:3': ./x}\n", "cannot replace `alpine:3`"),
         ("      dockerfile: a\n      dockerfile_inline: b\n", "are both given"),
         ("      context: 'https://x.example/y.git'\n      dockerfile: ../a\n", "is not in the repository"),
-        ("      context: 'https://x.example/y.git'\n      dockerfile_inline: FROM a\n", "with its own Dockerfile"),
+        (
+            "      context: 'https://x.example/y.git'\n      dockerfile_inline: FROM a\n",
+            "with its own Dockerfile",
+        ),
     ] {
         let folder = web(build);
         let complaints = folder.complaints();

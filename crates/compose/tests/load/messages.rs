@@ -475,7 +475,9 @@ fn a_probe_is_checked() {
     9 |         interval: 0s
       |                   ^^
     ");
-    let folder = Folder::with("networks: {n: {x-wharf: {}}}\nservices: {web: {image: i, x-wharf: {probe: {retries: 0}}}}\n");
+    let folder = Folder::with(
+        "networks: {n: {x-wharf: {}}}\nservices: {web: {image: i, x-wharf: {probe: {retries: 0}}}}\n",
+    );
     insta::assert_snapshot!(folder.complaints(), @r"
     error: `x-wharf` has no meaning in a network
      --> /app/compose.yaml:1:16 (networks.n.x-wharf)

@@ -104,10 +104,10 @@ pub(super) async fn known(
 /// The image of the current release counts most; after it the newest of the app, in whichever environment.
 fn known_build(inner: &Inner, app: &AppKey, service: &str, mark: &BuildMark) -> v1::KnownBuild {
     let world = &inner.world;
-    let current = service.parse().ok().and_then(|name| current_image(inner, &ServiceKey { app: app.clone(), name }));
-    let is_it = |image: &&Image| {
-        !image.is_unbuilt() && image.built.as_ref().is_some_and(|built| built.is_same(mark))
-    };
+    let current =
+        service.parse().ok().and_then(|name| current_image(inner, &ServiceKey { app: app.clone(), name }));
+    let is_it =
+        |image: &&Image| !image.is_unbuilt() && image.built.as_ref().is_some_and(|built| built.is_same(mark));
     let elsewhere = || {
         let apps = world.apps().filter(|other| other.key.name == app.name);
         let releases = apps.flat_map(|other| world.releases_of(&other.key));
@@ -181,7 +181,9 @@ impl Recent {
     fn find(&self, app: &AppKey, service: &str, mark: &BuildMark) -> Option<Image> {
         let recent = self.0.lock();
         let found = recent.iter().find(|(name, other, image)| {
-            *name == app.name && other == service && image.built.as_ref().is_some_and(|built| built.is_same(mark))
+            *name == app.name
+                && other == service
+                && image.built.as_ref().is_some_and(|built| built.is_same(mark))
         });
         found.map(|(.., image)| image.clone())
     }
@@ -206,7 +208,8 @@ fn choose(shared: &Shared, app: &AppKey, service: &str, wish: &v1::BuildRequest)
         Some(name) => Some(nodes::find(&inner, name)?.record.id),
         None => None,
     };
-    let last = service.parse().ok().and_then(|name| current_image(&inner, &ServiceKey { app: app.clone(), name }));
+    let last =
+        service.parse().ok().and_then(|name| current_image(&inner, &ServiceKey { app: app.clone(), name }));
     let wanted = BuildWish {
         platform: wish.options.platform.clone(),
         node,
@@ -251,7 +254,8 @@ async fn find(
             let (shared, id) = (Arc::clone(&shared), wish.id.clone());
             async move { Some((node, shared.sessions.get(node).ok()?.image(&id).await.ok()?)) }
         });
-        let found: Vec<_> = asked.buffer_unordered(ASKED_AT_ONCE).filter_map(std::future::ready).collect().await;
+        let found: Vec<_> =
+            asked.buffer_unordered(ASKED_AT_ONCE).filter_map(std::future::ready).collect().await;
         let least = found.into_iter().min_by_key(|(node, _)| (shared.transfers.of(*node), *node));
         match least {
             Some((node, _)) if shared.transfers.of(node) >= SENT_AT_ONCE => full = Some(node),
@@ -266,7 +270,8 @@ async fn find(
     Err(match full {
         Some(node) => {
             let name = shared.state.read().world.node_name(node);
-            let message = format!("the image {} is on its way from {name} to other nodes first", wish.reference);
+            let message =
+                format!("the image {} is on its way from {name} to other nodes first", wish.reference);
             Failure::new(Code::Unavailable, message)
         }
         None => nobody_has(&shared.state.read(), &shared.sessions.connected(), &wish),

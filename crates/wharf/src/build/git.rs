@@ -20,7 +20,9 @@ pub(crate) struct Commit {
 pub(crate) async fn commit(folder: &Path) -> Option<Commit> {
     let folder = folder.to_str()?;
     // A folder that its repository ignores is of no commit.
-    ask(&["-C", folder, "ls-tree", "--name-only", "HEAD", "./"], HERE).await.filter(|names| !names.is_empty())?;
+    ask(&["-C", folder, "ls-tree", "--name-only", "HEAD", "./"], HERE)
+        .await
+        .filter(|names| !names.is_empty())?;
     let short = ask(&["-C", folder, "rev-parse", "--short=7", "HEAD"], HERE).await?;
     let changed = ask(&["-C", folder, "status", "--porcelain", "--", "."], HERE).await?;
     Some(Commit { short: short.trim().to_owned(), is_dirty: !changed.trim().is_empty() })

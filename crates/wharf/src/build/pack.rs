@@ -57,7 +57,7 @@ impl Pack {
     pub(crate) fn of(folder: &Path, ignore: &Ignore, always: &[&str]) -> Result<Self> {
         let mut pack =
             Self { folder: folder.to_owned(), entries: BTreeMap::new(), hash: String::new(), size: 0 };
-        pack.look(String::new(), ignore, always)?;
+        pack.look("", ignore, always)?;
         // Folders of what was taken back.
         for path in pack.entries.keys().cloned().collect::<Vec<_>>() {
             for (at, _) in path.match_indices('/') {
@@ -91,8 +91,8 @@ impl Pack {
         self.entries.contains_key(path)
     }
 
-    fn look(&mut self, under: String, ignore: &Ignore, always: &[&str]) -> Result<()> {
-        let folder = self.folder.join(&under);
+    fn look(&mut self, under: &str, ignore: &Ignore, always: &[&str]) -> Result<()> {
+        let folder = self.folder.join(under);
         let unreadable = || format!("cannot read {}", folder.display());
         for item in fs::read_dir(&folder).with_context(unreadable)? {
             let item = item.with_context(unreadable)?;
@@ -114,7 +114,7 @@ impl Pack {
                 }
                 let inside = format!("{path}/");
                 if !ignored || ignore.takes_back() || always.iter().any(|path| path.starts_with(&inside)) {
-                    self.look(path, ignore, always)?;
+                    self.look(&path, ignore, always)?;
                 }
                 continue;
             }
