@@ -34,6 +34,14 @@ impl Typing<'_, '_> {
                 self.build_key(field, entry, &key, &mut spec);
             }
         }
+        if let (BuildContext::Remote(_), Some(contexts)) = (&spec.context, build.entry("additional_contexts"))
+            && !spec.additional_contexts.is_empty()
+        {
+            let message = "the engine fetches the context, so its Dockerfile cannot be given further ones";
+            self.report()
+                .unsupported(contexts.key, &key.field("additional_contexts"), message)
+                .hint("clone the repository and name its folder");
+        }
         if let Some(platform) = service.get("platform").and_then(Node::as_str) {
             spec.options.platform = Some(platform.to_owned());
         }

@@ -102,6 +102,10 @@ fn what_no_builder_can_be_told_is_refused_before_anything_is_sent() {
         ("      no_cache_filter: [a]\n", "every stage or none"),
         ("      additional_contexts: {a: 'https://x.example/y.git'}\n", "as a further context"),
         ("      additional_contexts: {'alpine:3': ./x}\n", "cannot replace `alpine:3`"),
+        (
+            "      context: 'https://x.example/y.git'\n      additional_contexts: {a: ./b}\n",
+            "cannot be given further ones",
+        ),
         ("      dockerfile: a\n      dockerfile_inline: b\n", "are both given"),
         ("      context: 'https://x.example/y.git'\n      dockerfile: ../a\n", "is not in the repository"),
         (
