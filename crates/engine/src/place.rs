@@ -27,6 +27,8 @@ pub(crate) struct Demand<'a> {
     pub(crate) avoid: Option<NodeId>,
     /// A task that will be gone before this one starts: what it holds is free.
     pub(crate) instead_of: Vec<&'a Task>,
+    /// Tasks whose slot this one takes over while they still run: together they are one replica of their node.
+    pub(crate) relieves: Vec<&'a Task>,
 }
 impl<'a> Demand<'a> {
     pub(crate) fn of(revision: &'a ServiceRevision) -> Self {
@@ -38,6 +40,7 @@ impl<'a> Demand<'a> {
             prefer: Vec::new(),
             avoid: None,
             instead_of: Vec::new(),
+            relieves: Vec::new(),
         }
     }
 }
@@ -312,8 +315,11 @@ fn platform(demand: &Demand, node: &Node, _: &Load) -> Result<(), Refusal> {
     if same { Ok(()) } else { Err(Refusal::Platform { wanted: wanted.clone() }) }
 }
 
-fn per_node(demand: &Demand, _: &Node, load: &Load) -> Result<(), Refusal> {
+fn per_node(demand: &Demand, node: &Node, load: &Load) -> Result<(), Refusal> {
     let here = load.services.get(demand.service).copied().unwrap_or(0);
+    let relieved = |task: &&&Task| task.node == Some(node.record.id) && !task.is_over();
+    let relieved = demand.relieves.iter().filter(relieved).count();
+    let here = here.saturating_sub(u32::try_from(relieved).unwrap_or(u32::MAX));
     match demand.placement.max_replicas_per_node {
         Some(max) if max > 0 && here >= max => Err(Refusal::PerNode { max }),
         Some(_) | None => Ok(()),

@@ -251,6 +251,26 @@ fn stuck_at_the_last(web: &ServiceSpec) -> (Cluster, usize) {
 }
 
 #[test]
+fn a_task_and_the_one_that_takes_its_slot_over_are_one_replica_of_their_node() {
+    let mut cluster = Cluster::of(2);
+    let mut web = replicas(service("web"), 2);
+    web.placement.max_replicas_per_node = Some(1);
+    cluster.up(&app(&[("web", web.clone())]));
+    cluster.settle();
+    web.image = "next:1".into();
+    cluster.up(&app(&[("web", web)]));
+    let mut least = usize::MAX;
+    cluster.settle_for(Duration::from_secs(60), &mut |cluster| least = least.min(cluster.ready("web").len()));
+    assert_eq!(
+        (cluster.rollout().state, least),
+        (RolloutState::Done, 2),
+        "start-first, and it comes to its end"
+    );
+    let nodes: std::collections::BTreeSet<_> = cluster.ready("web").iter().map(|task| task.node).collect();
+    assert_eq!(nodes.len(), 2);
+}
+
+#[test]
 fn a_return_goes_as_the_file_says_returns_go() {
     let (cluster, least) = stuck_at_the_last(&service("web"));
     assert_eq!((cluster.rollout().state, least), (RolloutState::RolledBack, 4), "as an update, start-first");

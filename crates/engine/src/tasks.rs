@@ -530,7 +530,7 @@ impl Pass<'_> {
             return;
         }
         let instead_of: Vec<_> = leaving.iter().map(|(task, _)| &**task).collect();
-        match self.find(revision, seat, &instead_of) {
+        match self.find(revision, seat, &instead_of, &[]) {
             Ok(_) => {
                 for (task, why) in leaving {
                     stop_and_wait(self, task, *why);
@@ -548,7 +548,8 @@ impl Pass<'_> {
         failures: u32,
         leaving: &[&(Arc<Task>, StopReason)],
     ) {
-        let node = match self.find(revision, seat, &[]) {
+        let relieves: Vec<_> = leaving.iter().map(|(task, _)| &**task).collect();
+        let node = match self.find(revision, seat, &[], &relieves) {
             Ok(node) => node,
             Err(because) => return self.cannot_place(revision, seat, leaving, because),
         };
@@ -606,9 +607,16 @@ impl Pass<'_> {
         self.wait(about, reason);
     }
 
-    fn find(&self, revision: &ServiceRevision, seat: &Seat, instead_of: &[&Task]) -> Result<NodeId, NoPlace> {
+    fn find(
+        &self,
+        revision: &ServiceRevision,
+        seat: &Seat,
+        instead_of: &[&Task],
+        relieves: &[&Task],
+    ) -> Result<NodeId, NoPlace> {
         let mut demand = Demand::of(revision);
         demand.instead_of = instead_of.to_vec();
+        demand.relieves = relieves.to_vec();
         demand.avoid = seat.ended.first().filter(|task| failed(task)).and_then(|task| task.node);
         demand.pin = self.pin(revision, seat);
         if let Some((_, nodes)) = self.local_volume(&revision.spec) {
