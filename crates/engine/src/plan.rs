@@ -110,8 +110,22 @@ impl fmt::Display for Operation {
 pub enum PlanRefusal {
     /// The app is being taken down.
     BeingRemoved,
+    /// Two services of the app publish one port.
+    PortTwice {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// Who publishes it, too.
+        service: ServiceName,
+        /// Who publishes it.
+        by: ServiceName,
+    },
     /// There is no such app.
-    NoApp,
+    NoApp {
+        /// Which.
+        app: AppKey,
+    },
     /// There is no such service.
     NoService {
         /// The name asked for.
@@ -178,9 +192,11 @@ impl fmt::Display for PlanRefusal {
             Self::BeingRemoved => {
                 f.write_str("the app is being taken down; hint: wait until `wharf app ls` no longer shows it")
             }
-            Self::NoApp => {
-                f.write_str("there is no such app; hint: `wharf app ls --all` shows those there are")
-            }
+            Self::NoApp { app } => write!(
+                f,
+                "there is no app `{}` in environment `{}`; hint: `wharf app ls --all` shows those there are",
+                app.name, app.environment
+            ),
             Self::NoService { service } => write!(f, "the app has no service {service}"),
             Self::PortTaken { port, protocol, service, by } => write!(
                 f,
@@ -190,6 +206,12 @@ impl fmt::Display for PlanRefusal {
                 by.name,
                 by.app.name,
                 by.app.environment
+            ),
+            Self::PortTwice { port, protocol, service, by } => write!(
+                f,
+                "services {by} and {service} both publish port {port}/{}; \
+                 hint: publish another port, or choose from a range with a port for each",
+                protocol.as_str()
             ),
             Self::PortForeign { port, service, nodes } => write!(
                 f,
@@ -320,7 +342,7 @@ pub fn plan_down(world: &World, app: &AppKey, volumes: bool) -> Plan {
     }
     let refusals = match current.record {
         Some(_) => Vec::new(),
-        None => vec![PlanRefusal::NoApp],
+        None => vec![PlanRefusal::NoApp { app: app.clone() }],
     };
     let mut fingerprint = fingerprint(&current, None);
     if volumes {
@@ -570,11 +592,12 @@ impl Plan {
                     *by != own && (ip.is_none() || port.host_ip.is_none() || *ip == port.host_ip)
                 });
                 if let Some((_, by)) = clash {
-                    self.refusals.push(PlanRefusal::PortTaken {
-                        port: key.0,
-                        protocol: key.1,
-                        service: name.clone(),
-                        by: by.clone(),
+                    let (port, protocol) = key;
+                    let (service, by) = (name.clone(), by.clone());
+                    self.refusals.push(if by.app == self.app {
+                        PlanRefusal::PortTwice { port, protocol, service, by: by.name }
+                    } else {
+                        PlanRefusal::PortTaken { port, protocol, service, by }
                     });
                 }
                 holders.push((port.host_ip, own));
@@ -995,7 +1018,7 @@ pub fn request(
     now: Timestamp,
 ) -> Result<Vec<Change>, PlanRefusal> {
     let current = Current::of(world, app);
-    let record = current.record.ok_or(PlanRefusal::NoApp)?;
+    let record = current.record.ok_or_else(|| PlanRefusal::NoApp { app: app.clone() })?;
     let down = matches!(request, Request::Down { .. });
     if record.removed && !down {
         return Err(PlanRefusal::BeingRemoved);
@@ -1273,6 +1296,16 @@ mod tests {
         assert!(!plan.is_noop());
         let changes = release(&cluster.world, &other, &spec, &images(&spec), &By::default(), cluster.now);
         assert!(changes.is_err());
+    }
+
+    #[test]
+    fn a_port_of_two_services_of_one_app_is_refused_with_both_names() {
+        let cluster = Cluster::of(1);
+        let both = ["a", "b"].map(|name| (name, published(service("nginx"), 8080, PublishMode::Ingress)));
+        let spec = app(&both);
+        let plan = plan(&cluster.world, &app_key(), &spec, &images(&spec));
+        insta::assert_snapshot!(plan.refusals[0], @"services a and b both publish port 8080/tcp; hint: publish another port, or choose from a range with a port for each");
+        assert_eq!(plan.refusals.len(), 1);
     }
 
     #[test]

@@ -431,7 +431,9 @@ async fn prepare_up(
     for (name, service) in &spec.services {
         if let Some(image) = built.get(name.as_str()) {
             if image.reference != service.image || image.built.is_none() {
-                return Err(Failure::invalid(format!("the image of service {name} is not the one that was built")));
+                return Err(Failure::invalid(format!(
+                    "the image of service {name} is not the one that was built"
+                )));
             }
             images.insert(name.clone(), image.clone());
             continue;
@@ -633,7 +635,7 @@ impl Prepared {
         let (world, now) = (&inner.world, shared.now());
         let refused = |error: PlanRefusal| {
             let code = match error {
-                PlanRefusal::NoApp | PlanRefusal::NoService { .. } => Code::NotFound,
+                PlanRefusal::NoApp { .. } | PlanRefusal::NoService { .. } => Code::NotFound,
                 _ => Code::Conflict,
             };
             let v1::Refusal { message, hint } = refusal(&error);
@@ -785,7 +787,8 @@ fn operations(inner: &Inner, changes: &[Change], request: &Request) -> Vec<v1::O
             let (change, reason) = match request {
                 Request::Scale(_) => {
                     let from = before.map_or(0, |service| replicas(service));
-                    (v1::Change::Update, format!("{from} -> {} task(s)", replicas(after)))
+                    let to = replicas(after);
+                    (v1::Change::Update, format!("{from} -> {to} {}", if to == 1 { "task" } else { "tasks" }))
                 }
                 Request::Restart(_) => (v1::Change::Replace, "restart was asked for".into()),
                 Request::Stop(_) => (v1::Change::Update, "its tasks stop; everything else stays".into()),
