@@ -152,7 +152,7 @@ fn files_images_and_contexts_that_are_wrong_change_nothing() {
         assert!(said.stderr.contains("nothing was changed"), "{said:?}");
     }
     let image = fleet.file("image", "name: image\nservices: {web: {image: 'does-not-exist:9'}}\n");
-    refused(&up(&image), &["service web", "does-not-exist:9 does not exist", "docker load"]);
+    refused(&up(&image), &["service web", "does-not-exist:9 is not to be had", "docker load"]);
     let usage = fleet.wharf(["up", "--no-such-flag"]);
     assert_eq!(usage.code, 2, "{usage:?}");
 

@@ -179,7 +179,17 @@ fn ending(progress: &Progress, broke: Option<String>) -> BuildLine {
         Some(step) if !failed.contains(&step) => format!("{step}: {failed}"),
         Some(_) | None => failed,
     };
-    BuildLine::Failed(Problem::new(Code::Invalid, message))
+    let problem = Problem::new(Code::Invalid, message);
+    // Of a base image that the engine does not have, whatever the registry's answer was.
+    let asked = ["failed to do request", "pull access denied", "failed to resolve source metadata"];
+    BuildLine::Failed(if asked.iter().any(|sign| problem.message.contains(sign)) {
+        problem.hint(
+            "check the name in `FROM`; for a private registry log in on the node that builds, or load the image there \
+             with `docker load`",
+        )
+    } else {
+        problem
+    })
 }
 
 /// A body from parts that come later.

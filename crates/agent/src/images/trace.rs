@@ -33,6 +33,17 @@ pub(super) enum Ending {
     CutOff,
 }
 
+/// A complaint without the parts of BuildKit that it passed through, which say nothing about the build.
+fn without_route(error: &str) -> &str {
+    const ROUTE: [&str; 3] = [
+        "failed to solve with frontend dockerfile.v0: ",
+        "failed to solve: ",
+        "failed to create LLB definition: ",
+    ];
+    let shorter = ROUTE.iter().find_map(|part| error.strip_prefix(part));
+    shorter.map_or(error, without_route)
+}
+
 /// Reads the engine's messages, and keeps the last lines.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
@@ -87,7 +98,7 @@ impl Progress {
     /// What came of it, once the engine has said everything.
     pub(super) fn ending(&self) -> Ending {
         match (&self.failed, &self.built) {
-            (Some(error), _) => Ending::Failed(error.clone()),
+            (Some(error), _) => Ending::Failed(without_route(error).to_owned()),
             (None, Some(id)) => Ending::Built(id.clone()),
             (None, None) => Ending::CutOff,
         }
@@ -226,6 +237,14 @@ mod tests {
         let mut progress = Progress::default();
         let lines = messages.iter().flat_map(|message| progress.read(message.as_bytes())).collect();
         (lines, progress)
+    }
+
+    #[test]
+    fn what_a_complaint_passed_through_is_left_out() {
+        let said = r#"{"error":"failed to solve with frontend dockerfile.v0: failed to create LLB definition: dockerfile parse error line 1: unknown instruction: FORM"}"#;
+        let (_, progress) = read(&[said.into()]);
+        let reason = "dockerfile parse error line 1: unknown instruction: FORM";
+        assert_eq!(progress.ending(), Ending::Failed(reason.into()));
     }
 
     #[test]

@@ -451,7 +451,7 @@ impl Runtime for DockerRuntime {
         };
         here.ok_or_else(|| {
             RuntimeError::fatal(format!(
-                "image {reference} does not exist: its registry said: {refused}; and this node does not have it"
+                "image {reference} is not to be had: its registry said: {refused}; and this node does not have it"
             ))
             .with_hint(
                 "check its name and tag; for a private registry log in on the nodes, or load the image there with \

@@ -504,7 +504,7 @@ impl Runtime for FakeRuntime {
         let local = state.images.get(reference).map(|found| pinned(found, Some(found.id.clone())));
         local.ok_or_else(|| {
             RuntimeError::fatal(format!(
-                "image {reference} does not exist: its registry said: manifest unknown; and this node does not have it"
+                "image {reference} is not to be had: its registry said: manifest unknown; and this node does not have it"
             ))
             .with_hint("check its name and tag")
         })
