@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -42,6 +43,8 @@ use crate::{
 /// A Dockerfile that is no part of the context has this name in the archive.
 const FOREIGN: &str = ".wharf.dockerfile";
 const IGNORE: &str = ".dockerignore";
+/// How long files are read before that is said.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Lines of a failed build that are shown also where nothing else is.
 const LAST: usize = 20;
 /// Sent at once.
@@ -475,7 +478,9 @@ async fn prepare(
                 (format!("service {}", mark.unwrap_or_default()), Further::Service(other))
             }
             AdditionalContext::Folder(folder) => {
-                let pack = blocking(move || pack_folder(Path::new(&folder), None)).await;
+                let place = folder.clone();
+                let pack = blocking(move || pack_folder(Path::new(&folder), None));
+                let pack = with_patience(pack, service, &place, out).await;
                 let (pack, _) =
                     pack.with_context(|| format!("the context `{name}` of {service} cannot be read"))?;
                 (format!("folder {}", pack.hash), Further::Folder(pack))
@@ -513,13 +518,32 @@ async fn prepare(
         }
         (BuildContext::Folder(folder), file) => (PathBuf::from(folder), file),
     };
-    let looked = blocking(move || look_at(&folder, file)).await;
+    let place = folder.display().to_string();
+    let looked = blocking(move || look_at(&folder, file));
+    let looked = with_patience(looked, service, &place, out).await;
     let (pack, dockerfile, inside, ignore) =
         looked.with_context(|| format!("the build of {service} cannot be read"))?;
     let text = format!("{}\n{}", pack.hash, dockerfile.1);
     let mark = BuildMark { context: hex::encode(Sha256::digest(text)), options, by: None };
     let options = build.options;
     Ok(Prepared { mark, pack, remote: None, options, dockerfile: Some(dockerfile), inside, ignore, contexts })
+}
+
+/// Waits for a context to be read, and says so where that takes long.
+async fn with_patience<T>(
+    reading: impl Future<Output = T>,
+    service: &ServiceName,
+    place: &str,
+    out: &Output,
+) -> T {
+    tokio::pin!(reading);
+    if let Ok(read) = tokio::time::timeout(PATIENCE, &mut reading).await {
+        return read;
+    }
+    out.must_say(&format!(
+        "{service}: reading all files of {place}, which takes a while; hint: name in its `.dockerignore` what the build does not need"
+    ));
+    reading.await
 }
 
 type Looked = (Pack, (PathBuf, String), Option<String>, Option<String>);
@@ -530,12 +554,16 @@ fn look_at(folder: &Path, file: Dockerfile) -> Result<Looked> {
         Dockerfile::Inline(text) => (PathBuf::from("dockerfile_inline"), text),
         Dockerfile::File(name) => {
             let path = folder.join(name);
-            let text = std::fs::read(&path).with_context(|| {
-                let there = folder.is_dir();
-                match there {
-                    true => format!("there is no Dockerfile {}", path.display()),
-                    false => format!("there is no folder {}", folder.display()),
-                }
+            let text = std::fs::read(&path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if folder.is_dir() => hint(
+                    format!("there is no Dockerfile {}", path.display()),
+                    "write one, name another with `dockerfile:`, or take a finished image with `image:` instead of `build:`",
+                ),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => hint(
+                    format!("there is no folder {}", folder.display()),
+                    "the context of `build:` is a folder, and begins at that of the Compose file",
+                ),
+                _ => anyhow::Error::new(error).context(format!("cannot read {}", path.display())),
             })?;
             let text = String::from_utf8(text).with_context(|| format!("{} is not UTF-8", path.display()))?;
             (path, text)
@@ -712,6 +740,9 @@ mod tests {
             |folder: &Path| format!("{:#}", look_at(folder, Dockerfile::File("Web".into())).unwrap_err());
         assert!(said(folder.path()).contains("there is no Dockerfile"));
         assert!(said(&folder.path().join("x")).contains("there is no folder"));
+        // It is there, and cannot be read.
+        fs::create_dir(folder.path().join("Web")).unwrap();
+        assert!(said(folder.path()).contains("cannot read"));
     }
 
     #[test]

@@ -167,7 +167,11 @@ async fn unchanged(cluster: &Cluster, change: &Change, plan: &v1::Plan, out: &Ou
         return begun(cluster, change, plan, &applied, out).await;
     }
     out.say(change.nothing);
-    if let Some(status) = &status
+    if let Some(status) = status.as_ref().filter(|status| is_back(&status.app)) {
+        // The file asks for what the app went back to.
+        let rollout = &status.app.rollout;
+        out.say(&format!("{} is not what the file says any more: {}", rollout.what, rollout.reason));
+    } else if let Some(status) = &status
         && status.app.rollout.state != "done"
         && !status.app.rollout.state.is_empty()
         && status.app.rollout.state != "progressing"
@@ -188,6 +192,11 @@ async fn unchanged(cluster: &Cluster, change: &Change, plan: &v1::Plan, out: &Ou
     }
     print(out, plan, "unchanged", None, status.as_ref())?;
     Ok(Exit::Done)
+}
+
+/// Whether an app has returned from a change that failed, and is whole.
+fn is_back(app: &v1::App) -> bool {
+    app.rollout.state == "rolled_back" && app.ready >= app.wanted
 }
 
 async fn wait_until_free(cluster: &Cluster, change: &Change, error: &CallError, out: &Output) -> Result<()> {
