@@ -113,13 +113,6 @@ impl Diagnostic {
         self.hint = Some(cut(hint.into()));
         self
     }
-
-    pub(crate) fn hint_if(&mut self, hint: Option<String>) -> &mut Self {
-        if let Some(hint) = hint {
-            self.hint(hint);
-        }
-        self
-    }
 }
 
 impl fmt::Display for Diagnostic {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::interpolate::{Lookup, Problem, substitute};
+use crate::interpolate::{Lookup, substitute};
 
 /// How a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(crate) struct Fault {
     pub(crate) line: u32,
     pub(crate) column: u32,
     pub(crate) message: String,
-    pub(crate) hint: Option<String>,
+    pub(crate) hint: String,
 }
 
 /// A variable is looked up outside first, then in the lines above it, then in what files before this one gave.
@@ -100,7 +100,7 @@ impl<'a> Reader<'a> {
             };
             if name.is_empty() || name.contains(char::is_whitespace) {
                 let message = format!("`{name}` is not a name of a variable");
-                return Err(self.fault(start, message, None));
+                return Err(self.fault(start, message, "write `NAME=value`"));
             }
             if let Some(value) = value {
                 self.found.add(name, value);
@@ -142,7 +142,7 @@ impl<'a> Reader<'a> {
         if name.is_empty() {
             let found = rest.chars().next().unwrap_or_default();
             let message = format!("a line starts with the name of a variable, not with `{found}`");
-            return Err(self.fault(start, message, Some("write `NAME=value`, or `#` before a comment")));
+            return Err(self.fault(start, message, "write `NAME=value`, or `#` before a comment"));
         }
         let value = match after.chars().next() {
             Some('=' | ':') => {
@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
             }
             Some(found) => {
                 let message = format!("`{found}` cannot follow the name `{name}`");
-                return Err(self.fault(self.at, message, Some("write `NAME=value`")));
+                return Err(self.fault(self.at, message, "write `NAME=value`"));
             }
         };
         if let Some(value) = value {
@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
         });
         let Some(end) = end else {
             let message = format!("the value of `{name}` has no closing `{quote}`");
-            return Err(self.fault(start, message, None));
+            return Err(self.fault(start, message, "close the quote, or leave it out"));
         };
         let body = &body[..end];
         self.at += end + 2;
@@ -198,7 +198,7 @@ impl<'a> Reader<'a> {
         let trailing = self.line().trim();
         if !trailing.is_empty() && !trailing.starts_with('#') {
             let message = format!("text follows the closing `{quote}` of `{name}`");
-            let hint = Some("end the line there, or put `#` before a comment");
+            let hint = "end the line there, or put `#` before a comment";
             return Err(self.fault(after, message, hint));
         }
         if quote == '\'' {
@@ -217,10 +217,7 @@ impl<'a> Reader<'a> {
                 self.found.unset.extend(done.unset.into_iter().map(|name| (name, line)));
                 Ok(done.text)
             }
-            Err(problem) => {
-                let hint = Problem::hint(&problem);
-                Err(Fault { hint, ..self.fault(at, problem.to_string(), None) })
-            }
+            Err(problem) => Err(self.fault(at, problem.to_string(), &problem.hint())),
         }
     }
 
@@ -231,9 +228,9 @@ impl<'a> Reader<'a> {
         (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
     }
 
-    fn fault(&self, at: usize, message: String, hint: Option<&str>) -> Fault {
+    fn fault(&self, at: usize, message: String, hint: &str) -> Fault {
         let (line, column) = self.position(at);
-        Fault { line, column, message, hint: hint.map(str::to_owned) }
+        Fault { line, column, message, hint: hint.to_owned() }
     }
 }
 

@@ -44,16 +44,17 @@ impl Problem {
             Self::TooDeep | Self::TooLong => None,
         }
     }
-    pub(crate) fn hint(&self) -> Option<String> {
+    pub(crate) fn hint(&self) -> String {
         match self {
-            Self::Malformed { why, .. } => Some(format!("{why}; write `$$` for a dollar sign")),
+            Self::Malformed { why, .. } => format!("{why}; write `$$` for a dollar sign"),
             Self::Required { name, empty: false, .. } => {
-                Some(format!("set `{name}` in the environment or in `.env`"))
+                format!("set `{name}` in the environment or in `.env`")
             }
             Self::Required { name, empty: true, .. } => {
-                Some(format!("`{name}` is set, but empty; give it a value"))
+                format!("`{name}` is set, but empty; give it a value")
             }
-            Self::TooDeep | Self::TooLong => None,
+            Self::TooDeep => "use fewer variables within defaults of others".to_owned(),
+            Self::TooLong => "use shorter values".to_owned(),
         }
     }
 }
@@ -229,12 +230,14 @@ pub(crate) fn interpolate(report: &mut Report, node: &mut Node, key: &Key<'_>, l
                         );
                     }
                     if !report.may_substitute(done.text.len()) {
-                        report.error(
-                            Complaint::Interpolation,
-                            span,
-                            key,
-                            "variables make more text than the loader accepts",
-                        );
+                        report
+                            .error(
+                                Complaint::Interpolation,
+                                span,
+                                key,
+                                "variables make more text than the loader accepts",
+                            )
+                            .hint("use shorter values");
                         node.value = Value::Invalid;
                         return;
                     }
@@ -245,7 +248,7 @@ pub(crate) fn interpolate(report: &mut Report, node: &mut Node, key: &Key<'_>, l
                     let place = locate(report, span, &needles);
                     report
                         .error(Complaint::Interpolation, place, key, problem.to_string())
-                        .hint_if(problem.hint());
+                        .hint(problem.hint());
                     node.value = Value::Invalid;
                 }
             }

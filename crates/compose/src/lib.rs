@@ -10,6 +10,7 @@
 
 mod aliyun;
 mod canonical;
+mod contradictions;
 mod diagnostic;
 mod dotenv;
 mod interpolate;

@@ -130,7 +130,10 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<AppSpec> {
     let name = name.and_then(|name| match name.parse::<AppName>() {
         Ok(name) => Some(name),
         Err(error) => {
-            assembly.report.general(Complaint::InvalidValue, error.to_string());
+            assembly
+                .report
+                .general(Complaint::InvalidValue, error.to_string())
+                .hint("choose another with `name: …` or `--project-name`");
             None
         }
     });

@@ -88,7 +88,12 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<Project> {
         project.enable(&request.services);
         for unknown in project.select(&request.services) {
             let message = format!("there is no service `{unknown}`");
-            assembly.report.general(crate::Complaint::UnknownReference, message);
+            let known = project.all_services().into_iter().flat_map(Mapping::keys);
+            let hint = assembly.report.did_you_mean(&unknown, known);
+            assembly
+                .report
+                .general(crate::Complaint::UnknownReference, message)
+                .hint(hint.unwrap_or_else(|| "name one of those under `services`".to_owned()));
         }
     }
     if !request.no_interpolate {
@@ -97,18 +102,16 @@ fn attempt(request: &Request, assembly: &mut Assembly<'_>) -> Option<Project> {
     Some(project)
 }
 
-/// The services that have no profile, or one of these; `*` is every profile.
+/// Whether a service has no profile, or one of these; `*` is every profile.
+pub(crate) fn is_active(service: &Node, profiles: &BTreeSet<String>) -> bool {
+    let mut wanted = profiles_of(service).peekable();
+    wanted.peek().is_none() || profiles.contains("*") || wanted.any(|profile| profiles.contains(profile))
+}
+
+/// The services that are active with these profiles.
 pub(crate) fn active_services(root: &Mapping, profiles: &BTreeSet<String>) -> BTreeSet<String> {
     let services = root.get("services").and_then(Node::as_mapping).into_iter().flat_map(Mapping::iter);
-    services
-        .filter(|(_, entry)| {
-            let mut wanted = profiles_of(&entry.node).peekable();
-            wanted.peek().is_none()
-                || profiles.contains("*")
-                || wanted.any(|profile| profiles.contains(profile))
-        })
-        .map(|(name, _)| name.to_owned())
-        .collect()
+    services.filter(|(_, entry)| is_active(&entry.node, profiles)).map(|(name, _)| name.to_owned()).collect()
 }
 
 fn profiles_of(service: &Node) -> impl Iterator<Item = &str> {
@@ -269,10 +272,12 @@ impl Project {
         names
     }
 
-    /// What active services use, by group and name.
+    /// What active services and jobs use, by group and name.
     fn used(&self) -> BTreeSet<(&str, &str)> {
         let mut used = BTreeSet::new();
-        for (_, service) in self.active_services() {
+        let jobs = self.root.get("jobs").and_then(Node::as_mapping).into_iter().flat_map(Mapping::iter);
+        let jobs = jobs.filter_map(|(_, entry)| entry.node.as_mapping());
+        for service in self.active_services().map(|(_, service)| service).chain(jobs) {
             let keys = |group: &'static str| {
                 let mapping = service.get(group).and_then(Node::as_mapping);
                 mapping.into_iter().flat_map(Mapping::keys).map(move |key| (group, key))

@@ -142,7 +142,8 @@ impl<'a> Assembly<'a> {
         match reference {
             Some(Reference { span, key }) => self.report.error(Complaint::Unreadable, span, key, problem),
             None => self.report.general(Complaint::Unreadable, problem),
-        };
+        }
+        .hint("check the path and where it begins, or make the file");
     }
 
     /// A file that is there, and of which nothing can be shown.
@@ -154,7 +155,9 @@ impl<'a> Assembly<'a> {
                 (Span { file, line: 1, column: 1, length: 1 }, &Key::Root)
             }
         };
-        self.report.error(Complaint::Unreadable, span, key, problem);
+        self.report
+            .error(Complaint::Unreadable, span, key, problem)
+            .hint("name a text file of a usual size that can be read");
     }
 
     fn no_text(&mut self, path: &Path, error: &FromUtf8Error, reference: Option<Reference<'_>>) {
@@ -188,7 +191,7 @@ impl<'a> Assembly<'a> {
             return known.clone();
         }
         if self.report.is_full() {
-            self.report.general(Complaint::Unreadable, "too many files");
+            self.report.general(Complaint::Unreadable, "too many files").hint("include fewer files");
             return None;
         }
         let read = self.text_of(path, reference, LARGEST).and_then(|text| {
@@ -208,7 +211,9 @@ impl<'a> Assembly<'a> {
         if top {
             self.documents.remove(path);
         } else if again && !self.may_use(documents.iter().map(weight).sum::<usize>().max(LEAST_USED)) {
-            self.report.general(Complaint::Unreadable, format!("`{}` is used too often", path.display()));
+            self.report
+                .general(Complaint::Unreadable, format!("`{}` is used too often", path.display()))
+                .hint("include it once");
             return None;
         }
         Some((file, Rc::try_unwrap(documents).unwrap_or_else(|shared| shared.as_ref().clone())))
@@ -298,7 +303,9 @@ impl<'a> Assembly<'a> {
                 tree.kind()
             );
             let place = if tree.span.line > 0 { tree.span } else { start };
-            self.report.error(Complaint::WrongType, place, &Key::Root, message);
+            self.report
+                .error(Complaint::WrongType, place, &Key::Root, message)
+                .hint("write `services:` at its top, and indent each service below");
             return None;
         }
         check(&mut self.report, &mut tree, &shape, &Key::Root, start);
@@ -347,7 +354,9 @@ impl<'a> Assembly<'a> {
         };
         let paths = texts("path");
         if paths.is_empty() {
-            self.report.error(Complaint::MissingKey, span, key, "an include needs `path`");
+            self.report
+                .error(Complaint::MissingKey, span, key, "an include needs `path`")
+                .hint("name the file: `path: other.yaml`");
             return None;
         }
         let mut files = Vec::new();
@@ -371,12 +380,14 @@ impl<'a> Assembly<'a> {
                 .collect();
             circle.push(path.display().to_string());
             let message = format!("files include each other: {}", circle.join(" -> "));
-            self.report.error(Complaint::Cycle, place, key, message);
+            self.report
+                .error(Complaint::Cycle, place, key, message)
+                .hint("take what they share into a file of its own, and include that");
             return None;
         }
         if self.including.len() > DEEPEST {
             let message = format!("files include each other more than {DEEPEST} levels deep");
-            self.report.error(Complaint::Cycle, place, key, message);
+            self.report.error(Complaint::Cycle, place, key, message).hint("include the inner files directly");
             return None;
         }
         let folder = match include.get("project_directory").and_then(Node::as_str) {
@@ -489,7 +500,9 @@ impl<'a> Assembly<'a> {
         let Some(mapping) = entry.node.as_mapping() else { return service };
         let span = entry.place();
         let Some(wanted) = mapping.get("service") else {
-            self.report.error(Complaint::MissingKey, span, &key, "`extends` needs `service`");
+            self.report
+                .error(Complaint::MissingKey, span, &key, "`extends` needs `service`")
+                .hint("name it: `extends: {service: NAME}`");
             return service;
         };
         let (Some(name), span) = (wanted.as_str(), wanted.span) else { return service };
@@ -525,14 +538,17 @@ impl<'a> Assembly<'a> {
             source.services.get(name).or_else(|| source.earlier.and_then(|earlier| earlier.get(name)));
         let base = match found {
             Some(found) if !self.may_copy(found) => {
-                self.report.error(Complaint::Unreadable, span, key, TOO_MUCH);
+                self.report.error(Complaint::Unreadable, span, key, TOO_MUCH).hint(TOO_MUCH_HINT);
                 None
             }
             Some(found) => Some(self.extended(name, found.clone(), source, scope, chain)),
             None => {
-                let hint = self.report.did_you_mean(name, source.services.keys());
+                let hint = self
+                    .report
+                    .did_you_mean(name, source.services.keys())
+                    .unwrap_or_else(|| "name a service that the file has".to_owned());
                 let message = format!("there is no service `{name}` to extend");
-                self.report.error(Complaint::UnknownReference, span, key, message).hint_if(hint);
+                self.report.error(Complaint::UnknownReference, span, key, message).hint(hint);
                 None
             }
         };
@@ -585,41 +601,50 @@ impl<'a> Assembly<'a> {
         let folder = path.parent().map(Path::to_owned).unwrap_or_default();
         let inner = Scope { environment: scope.environment, base: scope.base.elsewhere(folder) };
         let groups = || {
-            let roots = documents.iter().rev().filter_map(Node::as_mapping);
+            let roots = documents.iter().filter_map(Node::as_mapping);
             roots.filter_map(|root| root.get("services").and_then(Node::as_mapping))
         };
-        let find = |name: &str| groups().find_map(|services| services.entry(name));
         if !self.may_use(documents.len()) {
-            self.report.error(Complaint::Unreadable, span, key, TOO_MUCH);
+            self.report.error(Complaint::Unreadable, span, key, TOO_MUCH).hint(TOO_MUCH_HINT);
             return None;
         }
-        if find(wanted).is_none() {
+        if !groups().any(|services| services.contains(wanted)) {
             let hint = self.report.did_you_mean(wanted, groups().flat_map(Mapping::keys));
+            let hint = hint.unwrap_or_else(|| "name a service that the file has".to_owned());
             let message = format!("`{}` has no service `{wanted}` to extend", path.display());
-            self.report.error(Complaint::UnknownReference, span, key, message).hint_if(hint);
+            self.report.error(Complaint::UnknownReference, span, key, message).hint(hint);
             return None;
         }
         // Only what is needed is looked at: the service itself, and what it extends in the same file.
-        let mut services = Mapping::default();
-        for name in needed_services(&find, wanted) {
-            let Some(entry) = find(&name) else { continue };
-            if !self.may_copy(&entry.node) {
-                self.report.error(Complaint::Unreadable, span, key, TOO_MUCH);
-                return None;
-            }
-            services.insert(name, entry.key, entry.node.clone());
-        }
+        let find = |name: &str| groups().filter_map(|services| services.entry(name)).collect::<Vec<_>>();
+        let needed = needed_services(&find, wanted);
         let start = Span { file, line: 1, column: 1, length: 1 };
-        let mut root = Mapping::default();
-        root.insert("services", start, Node::new(start, Value::Mapping(services)));
-        let mut tree = Node::new(start, Value::Mapping(root));
-        let lookup = |name: &str| inner.environment.get(name).cloned();
-        if self.options.interpolate {
-            interpolate::interpolate(&mut self.report, &mut tree, &Key::Root, &lookup);
+        let mut merged: Option<Node> = None;
+        for group in groups() {
+            let mut services = Mapping::default();
+            for name in &needed {
+                let Some(entry) = group.entry(name) else { continue };
+                if !self.may_copy(&entry.node) {
+                    self.report.error(Complaint::Unreadable, span, key, TOO_MUCH).hint(TOO_MUCH_HINT);
+                    return None;
+                }
+                services.insert(name, entry.key, entry.node.clone());
+            }
+            let mut root = Mapping::default();
+            root.insert("services", start, Node::new(start, Value::Mapping(services)));
+            let mut tree = Node::new(start, Value::Mapping(root));
+            let lookup = |name: &str| inner.environment.get(name).cloned();
+            if self.options.interpolate {
+                interpolate::interpolate(&mut self.report, &mut tree, &Key::Root, &lookup);
+            }
+            check(&mut self.report, &mut tree, &Shape::Map(&shapes::FILE), &Key::Root, start);
+            canonical(&mut self.report, &mut tree, &inner.base);
+            merged = Some(match merged.take() {
+                Some(base) => merge::merge(&mut self.report, base, tree, &Key::Root),
+                None => tree,
+            });
         }
-        check(&mut self.report, &mut tree, &Shape::Map(&shapes::FILE), &Key::Root, start);
-        canonical(&mut self.report, &mut tree, &inner.base);
-        let services = tree.as_mapping()?.get("services")?.as_mapping()?;
+        let services = merged.as_ref()?.as_mapping()?.get("services")?.as_mapping()?;
         let source = Source { path, services, earlier: None };
         let found = services.get(wanted)?.clone();
         Some(self.extended(wanted, found, &source, &inner, chain))
@@ -633,12 +658,16 @@ impl<'a> Assembly<'a> {
             let mut names: Vec<&str> = chain[start..].iter().map(|(_, name)| name.as_str()).collect();
             names.push(service);
             let message = format!("services extend each other: {}", names.join(" -> "));
-            self.report.error(Complaint::Cycle, place, key, message);
+            self.report
+                .error(Complaint::Cycle, place, key, message)
+                .hint("take what they share into a service of its own, and extend that");
             return false;
         }
         if chain.len() > DEEPEST {
             let message = format!("services extend each other more than {DEEPEST} levels deep");
-            self.report.error(Complaint::Cycle, place, key, message);
+            self.report
+                .error(Complaint::Cycle, place, key, message)
+                .hint("extend the inner services directly");
             return false;
         }
         chain.push(step);
@@ -755,7 +784,7 @@ impl<'a> Assembly<'a> {
             Err(fault) => {
                 let file = self.report.add_source(path, text);
                 let span = Span { file, line: fault.line, column: fault.column, length: 1 };
-                self.report.error(Complaint::Syntax, span, &Key::Root, fault.message).hint_if(fault.hint);
+                self.report.error(Complaint::Syntax, span, &Key::Root, fault.message).hint(fault.hint);
                 Vec::new()
             }
         }
@@ -783,6 +812,7 @@ fn extends(service: &Node) -> Option<&Node> {
 }
 
 const TOO_MUCH: &str = "services extend each other to more than the loader accepts";
+const TOO_MUCH_HINT: &str = "write what they share once, under an anchor or in fewer services";
 
 /// About how many bytes a copy takes.
 fn weight(node: &Node) -> usize {
@@ -798,22 +828,23 @@ fn weight(node: &Node) -> usize {
 }
 
 /// A service and what it extends without naming a file, all the way down.
-fn needed_services<'n>(find: &dyn Fn(&str) -> Option<&'n Entry>, wanted: &str) -> Vec<String> {
+fn needed_services<'n>(find: &dyn Fn(&str) -> Vec<&'n Entry>, wanted: &str) -> Vec<String> {
     let mut needed = vec![wanted.to_owned()];
     let mut next = 0;
     // A longer chain is refused where it is followed.
     while let Some(name) = needed.get(next).filter(|_| next <= DEEPEST) {
         next += 1;
-        let extends = find(name).and_then(|entry| extends(&entry.node));
-        let base = match extends.map(|node| &node.value) {
-            Some(Value::String(text)) => Some(text.clone()),
-            Some(Value::Mapping(mapping)) => mapping.get("service").and_then(Node::scalar_text),
-            _ => None,
-        };
-        if let Some(base) = base
-            && !needed.contains(&base)
-        {
-            needed.push(base);
+        for extends in find(name).into_iter().filter_map(|entry| extends(&entry.node)) {
+            let base = match &extends.value {
+                Value::String(text) => Some(text.clone()),
+                Value::Mapping(mapping) => mapping.get("service").and_then(Node::scalar_text),
+                _ => None,
+            };
+            if let Some(base) = base
+                && !needed.contains(&base)
+            {
+                needed.push(base);
+            }
         }
     }
     needed

@@ -1,33 +1,54 @@
 //! Lengths of time, sizes and numbers, as the Compose Specification writes them.
 //!
-//! Each function answers the value or a sentence about what is wrong with the text.
+//! Each function answers the value, or what is wrong with the text and what to write instead.
 
 use wharf_model::{Cpus, Millis};
 
+use crate::diagnostic::{Complaint, Diagnostic, Key, Report, Span};
+
+/// Why a text is no amount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    problem: String,
+    hint: String,
+}
+impl Fault {
+    fn new(problem: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { problem: problem.into(), hint: hint.into() }
+    }
+
+    /// Complains about it.
+    pub(crate) fn tell<'r>(self, report: &'r mut Report, span: Span, key: &Key<'_>) -> &'r mut Diagnostic {
+        report.error(Complaint::InvalidValue, span, key, self.problem).hint(self.hint)
+    }
+}
+
+const LENGTHS: &str = "write numbers with units, such as `30s` or `1m30s` (us, ms, s, m, h, d, w)";
+const SIZES: &str = "write a number with a unit, such as `512m` or `2g` (b, k, m, g, t)";
+
 /// `1h30m`, `1.5s`, `500ms`; the units are `us ms s m h d w`. Fractions of a millisecond are rounded up.
-pub(crate) fn duration(text: &str) -> Result<Millis, String> {
+pub(crate) fn duration(text: &str) -> Result<Millis, Fault> {
     Ok(Millis(nanoseconds(text)?.div_ceil(1_000_000)))
 }
 
 /// The same, in billionths of a second.
-pub(crate) fn nanoseconds(text: &str) -> Result<u64, String> {
-    let wrong = || {
-        format!(
-            "`{text}` is not a duration: write numbers with units, such as `30s` or `1m30s` (us, ms, s, m, h, d, w)"
-        )
-    };
+pub(crate) fn nanoseconds(text: &str) -> Result<u64, Fault> {
+    let wrong = || Fault::new(format!("`{text}` is not a duration"), LENGTHS);
     let trimmed = text.trim();
     if trimmed == "0" {
         return Ok(0);
     }
     if trimmed.is_empty() {
-        return Err("a duration cannot be empty: write for example `30s`".to_owned());
+        return Err(Fault::new("a duration cannot be empty", LENGTHS));
     }
     if trimmed.parse::<f64>().is_ok() && !trimmed.starts_with('-') {
-        return Err(format!("the duration `{text}` has no unit: write `{trimmed}s` for seconds"));
+        return Err(Fault::new(
+            format!("the duration `{text}` has no unit"),
+            format!("write `{trimmed}s` for seconds"),
+        ));
     }
     if trimmed.starts_with('-') {
-        return Err(format!("a duration cannot be negative, as `{text}` is"));
+        return Err(Fault::new(format!("a duration cannot be negative, as `{text}` is"), LENGTHS));
     }
     let mut rest = trimmed;
     let mut nanoseconds = 0_f64;
@@ -51,7 +72,10 @@ pub(crate) fn nanoseconds(text: &str) -> Result<u64, String> {
         rest = &rest[end..];
     }
     if nanoseconds >= 9e18 {
-        return Err(format!("the duration `{text}` is too long"));
+        return Err(Fault::new(
+            format!("the duration `{text}` is too long"),
+            "write one of less than 100 years",
+        ));
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
     Ok(nanoseconds.round() as u64)
@@ -83,14 +107,12 @@ pub(crate) fn spell(nanoseconds: u64) -> String {
 }
 
 /// `512m`, `1.5gb`, `64k`, `1048576`: binary multiples, as Docker reads them.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || {
-        format!("`{text}` is not a size: write a number with a unit, such as `512m` or `2g` (b, k, m, g, t)")
-    };
+pub(crate) fn bytes(text: &str) -> Result<u64, Fault> {
+    let wrong = || Fault::new(format!("`{text}` is not a size"), SIZES);
     let trimmed = text.trim();
     let end = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
     if trimmed.starts_with('-') {
-        return Err(format!("a size cannot be negative, as `{text}` is"));
+        return Err(Fault::new(format!("a size cannot be negative, as `{text}` is"), SIZES));
     }
     let number: f64 = trimmed[..end].parse().map_err(|_| wrong())?;
     let unit = trimmed[end..].trim_start().to_ascii_lowercase();
@@ -107,20 +129,23 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     };
     let size = number * 1024_f64.powi(power);
     if size >= 9e18 {
-        return Err(format!("the size `{text}` is too large"));
+        return Err(Fault::new(format!("the size `{text}` is too large"), SIZES));
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
     Ok(size as u64)
 }
 
 /// Processor time: `0.5`, `2`.
-pub(crate) fn cpus(value: f64) -> Result<Cpus, String> {
+pub(crate) fn cpus(value: f64) -> Result<Cpus, Fault> {
     if !(0.0..=1e6).contains(&value) {
-        return Err(format!("`{value}` is not a number of processors: write for example `0.5` or `2`"));
+        return Err(Fault::new(
+            format!("`{value}` is not a number of processors"),
+            "write for example `0.5` or `2`",
+        ));
     }
     let thousandths = (value * 1000.0).round();
     if value > 0.0 && thousandths < 1.0 {
-        return Err(format!("`{value}` processors is too little: at least `0.001`"));
+        return Err(Fault::new(format!("`{value}` processors is too little"), "write at least `0.001`"));
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
     Ok(Cpus(thousandths as u64))
@@ -144,7 +169,7 @@ mod tests {
         ] {
             assert_eq!(duration(text), Ok(Millis(expected)), "{text}");
         }
-        assert_eq!(duration("30").unwrap_err(), "the duration `30` has no unit: write `30s` for seconds");
+        assert_eq!(duration("30").unwrap_err().hint, "write `30s` for seconds");
         for text in ["", "s", "-1s", "1x", "1s2", "1..2s", "99999999999999w"] {
             assert!(duration(text).is_err(), "{text}");
         }

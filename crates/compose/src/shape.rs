@@ -80,17 +80,17 @@ pub(crate) fn check(report: &mut Report, node: &mut Node, shape: &Shape, key: &K
         Shape::Int => integer(report, node, key, place),
         Shape::Number => number(report, node, key, place),
         Shape::Duration => {
-            if let Some(Err(problem)) = node.as_str().map(quantity::duration) {
-                report.error(Complaint::InvalidValue, place, key, problem);
+            if let Some(Err(fault)) = node.as_str().map(quantity::duration) {
+                fault.tell(report, place, key);
                 node.value = Value::Invalid;
             }
         }
         Shape::Size => {
             let text = node.scalar_text().unwrap_or_default();
-            if let Err(problem) = quantity::bytes(&text)
+            if let Err(fault) = quantity::bytes(&text)
                 && text != "-1"
             {
-                report.error(Complaint::InvalidValue, place, key, problem);
+                fault.tell(report, place, key);
                 node.value = Value::Invalid;
             }
         }
@@ -220,13 +220,21 @@ fn wrong_type(report: &mut Report, node: &mut Node, shape: &Shape, key: &Key<'_>
         }
         _ => None,
     };
+    let hint = hint.unwrap_or_else(|| match expected.as_str() {
+        "a mapping" => "write `key: value` on lines of their own, indented below it".to_owned(),
+        "a list" => "begin each of its lines with `- `".to_owned(),
+        "a string" | "a string or a number" => {
+            "write text, in quotes if it has special characters".to_owned()
+        }
+        _ => format!("write {expected}"),
+    });
     let found = match node.value {
         Value::Null => "it is empty".to_owned(),
         _ => format!("it is {}", node.kind()),
     };
     report
         .error(Complaint::WrongType, place, key, format!("{} must be {expected}, but {found}", subject(key)))
-        .hint_if(hint);
+        .hint(hint);
     node.value = Value::Invalid;
 }
 
@@ -239,7 +247,7 @@ fn boolean(report: &mut Report, node: &mut Node, key: &Key<'_>, place: Span) {
         "n" | "no" | "off" => (false, false),
         _ => {
             let message = format!("{} must be `true` or `false`, not `{text}`", subject(key));
-            report.error(Complaint::InvalidValue, place, key, message);
+            report.error(Complaint::InvalidValue, place, key, message).hint("write one of the two");
             node.value = Value::Invalid;
             return;
         }
@@ -257,7 +265,7 @@ fn integer(report: &mut Report, node: &mut Node, key: &Key<'_>, place: Span) {
             Ok(number) => node.value = Value::Int(number),
             Err(_) => {
                 let message = format!("{} must be a whole number, not `{text}`", subject(key));
-                report.error(Complaint::InvalidValue, place, key, message);
+                report.error(Complaint::InvalidValue, place, key, message).hint("write digits, such as `2`");
                 node.value = Value::Invalid;
             }
         },
@@ -268,7 +276,7 @@ fn integer(report: &mut Report, node: &mut Node, key: &Key<'_>, place: Span) {
         }
         Value::Float(value) => {
             let message = format!("`{value}` is too large for {}", subject(key));
-            report.error(Complaint::InvalidValue, place, key, message);
+            report.error(Complaint::InvalidValue, place, key, message).hint("write a smaller one");
             node.value = Value::Invalid;
         }
         _ => {}
@@ -281,7 +289,7 @@ fn number(report: &mut Report, node: &mut Node, key: &Key<'_>, place: Span) {
         Ok(number) if number.is_finite() => node.value = Value::Float(number),
         _ => {
             let message = format!("{} must be a number, not `{text}`", subject(key));
-            report.error(Complaint::InvalidValue, place, key, message);
+            report.error(Complaint::InvalidValue, place, key, message).hint("write for example `2` or `0.5`");
             node.value = Value::Invalid;
         }
     }
@@ -295,8 +303,9 @@ fn word(report: &mut Report, node: &mut Node, words: &[&'static str], key: &Key<
     let message = format!("{} must be {}, not `{text}`", subject(key), one_of(words));
     let part = || words.iter().find(|word| text.len() > 2 && word.contains(text));
     let hint = did_you_mean(text, words.iter().copied())
-        .or_else(|| part().map(|word| format!("did you mean `{word}`?")));
-    report.error(Complaint::InvalidValue, place, key, message).hint_if(hint);
+        .or_else(|| part().map(|word| format!("did you mean `{word}`?")))
+        .unwrap_or_else(|| "write one of these".to_owned());
+    report.error(Complaint::InvalidValue, place, key, message).hint(hint);
     node.value = Value::Invalid;
 }
 
@@ -336,7 +345,9 @@ fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>) 
         } else {
             let message = format!("unknown key `{name}` in {}", object.what);
             let hint = if report.is_overflowing() { None } else { shapes::hint_for_unknown(name, object) };
-            report.error(Complaint::UnknownKey, entry.key, &key.field(name), message).hint_if(hint);
+            let hint =
+                hint.unwrap_or_else(|| format!("remove it; what is a note to yourself is called `x-{name}`"));
+            report.error(Complaint::UnknownKey, entry.key, &key.field(name), message).hint(hint);
         }
         false
     });
@@ -430,7 +441,7 @@ pub(crate) fn require(report: &mut Report, node: &mut Node, shape: &Shape, key: 
             }
             if let Some(missing) = object.required.iter().find(|required| !mapping.contains(required)) {
                 let message = format!("{} needs `{missing}`", object.what);
-                report.error(Complaint::MissingKey, place, key, message);
+                report.error(Complaint::MissingKey, place, key, message).hint(format!("add `{missing}: …`"));
                 node.value = Value::Invalid;
             }
         }

@@ -207,8 +207,11 @@ pub(crate) static HEALTHCHECK: Object = Object {
     ],
     required: &[],
 };
-pub(crate) static LOGGING: Object =
-    Object { what: "`logging`", keys: &[("driver", Text), ("options", MapOf(&OrNull(&TextOrNumber)))], required: &[] };
+pub(crate) static LOGGING: Object = Object {
+    what: "`logging`",
+    keys: &[("driver", Text), ("options", MapOf(&OrNull(&TextOrNumber)))],
+    required: &[],
+};
 pub(crate) static MOUNT: Object = Object {
     what: "a volume of a service",
     keys: &[

@@ -52,7 +52,7 @@ pub(crate) fn ports(report: &mut Report, item: Node, key: &Key<'_>) -> Vec<Node>
             })
             .collect(),
         Err((message, hint)) => {
-            report.error(Complaint::InvalidValue, span, key, message).hint_if(hint);
+            report.error(Complaint::InvalidValue, span, key, message).hint(hint);
             vec![]
         }
     }
@@ -75,27 +75,26 @@ fn long_port(mut item: Node) -> Node {
     item
 }
 
-type Refusal = (String, Option<String>);
+const FORM: &str = "write `published:target`, such as \"8080:80\"";
+
+/// What is wrong, and what to write.
+type Refusal = (String, &'static str);
 
 /// `[[ip:]published:]target[/protocol]`, where both ports may be ranges.
 fn short_ports(short: &str) -> Result<Vec<Port>, Refusal> {
-    let form = || Some("write `published:target`, such as \"8080:80\"".to_owned());
     let (rest, protocol) = match short.rsplit_once('/') {
         Some((rest, protocol)) => (rest, protocol.to_ascii_lowercase()),
         None => (short, "tcp".to_owned()),
     };
     if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
-        return Err((
-            format!("`{protocol}` is not a protocol of a port"),
-            Some("write `/tcp` or `/udp`".to_owned()),
-        ));
+        return Err((format!("`{protocol}` is not a protocol of a port"), "write `/tcp` or `/udp`"));
     }
     let mut parts = rest.rsplitn(3, ':');
     let target = parts.next().unwrap_or_default();
     let published = parts.next();
     let address = parts.next();
     if target.is_empty() {
-        return Err((format!("`{short}` names no port of the container"), form()));
+        return Err((format!("`{short}` names no port of the container"), FORM));
     }
     let targets = range(target, short, "container")?;
     let host_ip = match address {
@@ -105,7 +104,7 @@ fn short_ports(short: &str) -> Result<Vec<Port>, Refusal> {
             if bare.is_empty() || bare.parse::<std::net::IpAddr>().is_ok() {
                 Some(bare.to_owned()).filter(|bare| !bare.is_empty())
             } else {
-                return Err((format!("`{address}` in `{short}` is not an IP address"), form()));
+                return Err((format!("`{address}` in `{short}` is not an IP address"), FORM));
             }
         }
     };
@@ -136,7 +135,7 @@ fn short_ports(short: &str) -> Result<Vec<Port>, Refusal> {
                 u32::from(to - from) + 1,
                 u32::from(last - first) + 1
             ),
-            Some("give both ranges the same length".to_owned()),
+            "give both ranges the same length",
         ));
     }
     let pairs = (first..=last).zip(from..=to);
@@ -147,15 +146,9 @@ fn range(text: &str, short: &str, whose: &str) -> Result<(u16, u16), Refusal> {
     let number = |text: &str| -> Result<u16, Refusal> {
         match text.parse::<u64>() {
             Ok(number) if !text.starts_with('+') => u16::try_from(number).map_err(|_| {
-                (
-                    format!("the {whose} port {number} in `{short}` is out of range"),
-                    Some("ports are 1 to 65535".to_owned()),
-                )
+                (format!("the {whose} port {number} in `{short}` is out of range"), "ports are 1 to 65535")
             }),
-            _ => Err((
-                format!("`{text}` in `{short}` is not a port of the {whose}"),
-                Some("write `published:target`, such as \"8080:80\"".to_owned()),
-            )),
+            _ => Err((format!("`{text}` in `{short}` is not a port of the {whose}"), FORM)),
         }
     };
     let (from, to) = match text.split_once('-') {
@@ -163,7 +156,10 @@ fn range(text: &str, short: &str, whose: &str) -> Result<(u16, u16), Refusal> {
         None => (number(text)?, number(text)?),
     };
     if from > to {
-        return Err((format!("the range {from}-{to} in `{short}` runs backwards"), None));
+        return Err((
+            format!("the range {from}-{to} in `{short}` runs backwards"),
+            "write the smaller port first",
+        ));
     }
     Ok((from, to))
 }

@@ -30,8 +30,10 @@ use wharf_model::{
 };
 
 use crate::aliyun;
+use crate::contradictions;
 use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::node::{Entry, Mapping, Node};
+use crate::normal::{active_services, is_active};
 use crate::project::{Assembly, Environment};
 
 /// Configs and secrets travel in records of the store, which are small.
@@ -49,8 +51,6 @@ pub(crate) fn app(
     let empty = Mapping::default();
     let root = tree.as_mapping().unwrap_or(&empty);
     let services = root.get("services").and_then(Node::as_mapping).unwrap_or(&empty);
-    let active = services.iter().filter(|(_, entry)| is_active(&entry.node, profiles));
-    let active: BTreeSet<String> = active.map(|(name, _)| name.to_owned()).collect();
     let mut typing = Typing {
         assembly,
         environment,
@@ -58,7 +58,7 @@ pub(crate) fn app(
         start: tree.span,
         root,
         services,
-        active,
+        active: active_services(root, profiles),
         edges: BTreeMap::new(),
         aliases: Vec::new(),
         networks: BTreeMap::new(),
@@ -68,15 +68,6 @@ pub(crate) fn app(
         pre_starts: BTreeMap::new(),
     };
     typing.app(name)
-}
-
-/// A service without profiles is always active.
-fn is_active(service: &Node, profiles: &BTreeSet<String>) -> bool {
-    let wanted = service.as_mapping().and_then(|mapping| mapping.get("profiles")).and_then(Node::as_sequence);
-    let wanted = wanted.unwrap_or_default();
-    wanted.is_empty()
-        || profiles.contains("*")
-        || wanted.iter().filter_map(Node::as_str).any(|profile| profiles.contains(profile))
 }
 
 struct Typing<'a, 'f> {
@@ -145,7 +136,7 @@ impl Typing<'_, '_> {
         }
         let policy = self.wharf_app();
         let jobs = self.jobs();
-        self.check_circles();
+        contradictions::circles(&mut self.assembly.report, &self.edges);
         self.check_published(&services);
         self.add_aliases(&mut services, &mut externals);
         self.let_complete(&mut services);
@@ -193,23 +184,10 @@ impl Typing<'_, '_> {
         if self.active.contains(name) {
             return name.parse().ok();
         }
-        if self.services.contains(name) {
-            if required {
-                let profiles = self.services.get(name).and_then(Node::as_mapping);
-                let profiles =
-                    profiles.and_then(|service| service.get("profiles")).and_then(Node::as_sequence);
-                let profile =
-                    profiles.and_then(|items| items.first()).and_then(Node::as_str).unwrap_or("NAME");
-                let hint = format!("activate it with `--profile {profile}`, or say `required: false`");
-                let message = format!("the service `{name}` is needed, but its profile is not active");
-                self.report().error(Complaint::UnknownReference, span, key, message).hint(hint);
-            }
-            return None;
+        if required || !self.services.contains(name) {
+            let root = self.root;
+            contradictions::not_active(self.report(), root, name, span, key);
         }
-        let services = self.services;
-        let hint = self.report().did_you_mean(name, services.keys());
-        let message = format!("there is no service `{name}`");
-        self.report().error(Complaint::UnknownReference, span, key, message).hint_if(hint);
         None
     }
 
@@ -220,58 +198,8 @@ impl Typing<'_, '_> {
 
     /// Whether something is declared at the top level; complains if not.
     fn declared(&mut self, group: &str, name: &str, span: Span, key: &Key<'_>) -> bool {
-        let members = self.root.get(group).and_then(Node::as_mapping);
-        if members.is_some_and(|members| members.contains(name)) {
-            return true;
-        }
-        let what = group.trim_end_matches('s');
-        let known = members.into_iter().flat_map(Mapping::keys);
-        let hint = self.report().did_you_mean(name, known).unwrap_or_else(|| match group {
-            "networks" | "volumes" => format!("declare it at the top level: `{group}: {{{name}: }}`"),
-            _ => format!("declare it at the top level, under `{group}`"),
-        });
-        let message = format!("the {what} `{name}` is not defined");
-        self.report().error(Complaint::UnknownReference, span, key, message).hint(hint);
-        false
-    }
-
-    /// Services that wait for each other in a circle would wait for ever.
-    fn check_circles(&mut self) {
-        let edges = std::mem::take(&mut self.edges);
-        let mut done: BTreeSet<&str> = BTreeSet::new();
-        for start in edges.keys() {
-            // Depth first without recursion: `path` is the way from the start, with the next edge to follow.
-            let mut path: Vec<(&str, usize)> = vec![(start, 0)];
-            let mut on_path: BTreeSet<&str> = [start.as_str()].into();
-            while let Some((service, next)) = path.last_mut() {
-                let service = *service;
-                let Some((needed, span)) = edges.get(service).and_then(|edges| edges.get(*next)) else {
-                    done.insert(service);
-                    on_path.remove(service);
-                    path.pop();
-                    continue;
-                };
-                *next += 1;
-                if on_path.contains(needed.as_str()) {
-                    let mut names: Vec<&str> = path.iter().map(|(name, _)| *name).collect();
-                    names.drain(..names.iter().position(|name| name == needed).unwrap_or_default());
-                    names.push(needed);
-                    let group = Key::Root.field("services");
-                    let key = group.field(service);
-                    let message = format!("services depend on each other: {}", names.join(" -> "));
-                    self.assembly
-                        .report
-                        .error(Complaint::Cycle, *span, &key.field("depends_on"), message)
-                        .hint("leave out one of these dependencies");
-                    done.extend(on_path);
-                    break;
-                }
-                if !done.contains(needed.as_str()) {
-                    on_path.insert(needed);
-                    path.push((needed, 0));
-                }
-            }
-        }
+        let root = self.root;
+        contradictions::declared(self.report(), root, group, name, span, key)
     }
 
     /// One port of the cluster can lead to one service.
@@ -370,7 +298,12 @@ impl Typing<'_, '_> {
                     _ => self.unforeseen(value, &key),
                 }
             }
-            self.check_external(entry, &key, spec.external, &["driver", "driver_opts", "labels"]);
+            contradictions::described_elsewhere(
+                self.report(),
+                entry,
+                &key,
+                &["driver", "driver_opts", "labels"],
+            );
             if !spec.external {
                 // What the volume itself says wins.
                 for (label, value) in self.volume_labels.remove(name).unwrap_or_default() {
@@ -380,20 +313,6 @@ impl Typing<'_, '_> {
             volumes.insert(volume, spec);
         }
         volumes
-    }
-
-    /// What is made elsewhere cannot be described here.
-    fn check_external(&mut self, entry: &Entry, key: &Key<'_>, external: bool, described: &[&str]) {
-        if !external {
-            return;
-        }
-        let found = values::entries(entry).find(|(field, _)| described.contains(field));
-        if let Some((field, value)) = found {
-            let message = format!("`{}` is external, so `{field}` has no effect on it", key.name());
-            self.report()
-                .error(Complaint::Conflict, value.key, &key.field(field), message)
-                .hint(format!("remove `{field}`, or `external: true`"));
-        }
     }
 
     /// A key that has a shape and no meaning yet.
@@ -420,23 +339,26 @@ impl Typing<'_, '_> {
 
     fn file_spec(&mut self, entry: &Entry, key: &Key<'_>) -> Option<FileSpec> {
         let mut spec = FileSpec::default();
-        let mut sources: Vec<(&str, Span)> = Vec::new();
+        // What is said twice is not read.
+        let is_sound = contradictions::content(self.report(), entry, key);
+        let mut source: Option<(&str, Span)> = None;
         let mut content: Option<Vec<u8>> = None;
         for (field, value) in values::entries(entry) {
             let key = key.field(field);
             match field {
                 "name" => spec.name = values::text(value).filter(|name| !name.is_empty()),
                 "external" => spec.external = values::flag(value).unwrap_or_default(),
+                "content" | "environment" | "file" if !is_sound => {}
                 "content" => {
-                    sources.push(("content", value.key));
+                    source = Some(("content", value.key));
                     content = values::text(value).map(String::into_bytes);
                 }
                 "environment" => {
-                    sources.push(("environment", value.key));
+                    source = Some(("environment", value.key));
                     content = self.content_of_variable(value, &key);
                 }
                 "file" => {
-                    sources.push(("file", value.key));
+                    source = Some(("file", value.key));
                     content = self.content_of_file(value, &key);
                 }
                 "labels" => spec.labels = values::text_map(value),
@@ -447,25 +369,16 @@ impl Typing<'_, '_> {
                 _ => self.unforeseen(value, &key),
             }
         }
-        if let [(first, one), (second, two), ..] = sources.as_slice() {
-            let message = format!("`{}` has both `{first}` and `{second}`", key.name());
-            self.report().error(Complaint::Conflict, *two, key, message).hint("keep one of them");
-            self.report().relate(*one, format!("`{first}` is here"));
+        if !is_sound {
             return None;
         }
-        match (sources.first(), spec.external) {
+        match (source, spec.external) {
             (Some((field, span)), true) => {
                 let message = format!("`{}` is external, so `{field}` has no effect on it", key.name());
-                self.report().error(Complaint::Conflict, *span, key, message).hint("keep one of them");
-            }
-            (None, false) => {
-                let message = format!("`{}` says nothing about its content", key.name());
-                self.report()
-                    .error(Complaint::MissingKey, entry.key, key, message)
-                    .hint("give it `file`, `environment` or `content`, or say `external: true`");
+                self.report().error(Complaint::Conflict, span, key, message).hint("keep one of them");
             }
             // The one of that name in the environment; which version it is, the server says.
-            (None, true) => {}
+            (None, _) => {}
             (Some(_), false) => {
                 let content = content?;
                 if content.len() > LARGEST_FILE {
@@ -507,7 +420,9 @@ impl Typing<'_, '_> {
                     std::io::ErrorKind::NotFound => format!("there is no file `{path}`"),
                     _ => format!("`{path}` cannot be read: {error}"),
                 };
-                self.report().error(Complaint::Unreadable, entry.place(), key, problem);
+                self.report()
+                    .error(Complaint::Unreadable, entry.place(), key, problem)
+                    .hint("check the path: it begins at the folder of the Compose file");
                 None
             }
         }

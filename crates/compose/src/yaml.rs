@@ -127,15 +127,13 @@ impl<'a> Reader<'a> {
                 .hint("indent with spaces");
         } else {
             let (span, message, hint) = self.explained(error.info(), span);
-            self.report
-                .error(Complaint::Syntax, span, &Key::Root, format!("not YAML: {message}"))
-                .hint_if(hint);
+            self.report.error(Complaint::Syntax, span, &Key::Root, format!("not YAML: {message}")).hint(hint);
         }
         Stop
     }
 
     /// What the scanner found, in words for people who write Compose files; and where.
-    fn explained(&self, found: &str, at: Span) -> (Span, String, Option<String>) {
+    fn explained(&self, found: &str, at: Span) -> (Span, String, String) {
         let span = self.shown(at);
         let line = self.report.line(self.file, span.line);
         let rest: String = line.chars().skip(span.column as usize - 1).collect();
@@ -230,11 +228,11 @@ impl<'a> Reader<'a> {
         } else {
             (found.to_owned(), "put text that has special characters in quotes".to_owned())
         };
-        (span, message, Some(hint))
+        (span, message, hint)
     }
 
     /// A `:` behind a value: either the value has one in it, or the line stands too deep.
-    fn explained_second_colon(&self, span: Span) -> (Span, String, Option<String>) {
+    fn explained_second_colon(&self, span: Span) -> (Span, String, String) {
         let line = self.report.line(self.file, span.line);
         let (depth, text) = indented(line);
         let above = self.above(span.line);
@@ -246,24 +244,24 @@ impl<'a> Reader<'a> {
                 let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
                 let span = Span { line: number, column: small(column), length: small(length), ..span };
                 let message = "a key needs a `:` behind it".to_owned();
-                (span, message, Some(format!("write `{before}:`")))
+                (span, message, format!("write `{before}:`"))
             }
             Some((number, (outer, before))) if depth > outer && !before.ends_with([':', '-', '|', '>']) => {
                 let column = u32::try_from(depth + 1).unwrap_or(1);
                 let span = Span { column, length: u32::try_from(text.chars().count()).unwrap_or(1), ..span };
                 let message =
                     format!("this line is indented deeper than line {number}, which has its value already");
-                (span, message, Some(format!("indent it by {outer} spaces as line {number} is")))
+                (span, message, format!("indent it by {outer} spaces as line {number} is"))
             }
             _ => {
                 let message = "a value cannot have a `: ` in it".to_owned();
-                (span, message, Some("put text that contains `: ` in quotes".to_owned()))
+                (span, message, "put text that contains `: ` in quotes".to_owned())
             }
         }
     }
 
     /// A line that stands in no column that is open.
-    fn explained_indentation(&self, span: Span) -> (Span, String, Option<String>) {
+    fn explained_indentation(&self, span: Span) -> (Span, String, String) {
         let (depth, text) = indented(self.report.line(self.file, span.line));
         let mut open: Vec<usize> = Vec::new();
         let mut number = span.line;
@@ -278,7 +276,7 @@ impl<'a> Reader<'a> {
         if text.starts_with("- ") || open.contains(&depth) || open.is_empty() {
             let message = "here must be another `key: value` of the same mapping".to_owned();
             let hint = "give the line a key, or indent it deeper than the key it belongs to";
-            return (span, message, Some(hint.to_owned()));
+            return (span, message, hint.to_owned());
         }
         let column = u32::try_from(depth + 1).unwrap_or(1);
         let span = Span { column, length: u32::try_from(text.chars().count()).unwrap_or(1), ..span };
@@ -286,7 +284,7 @@ impl<'a> Reader<'a> {
         let message = format!(
             "this line is indented by {depth} spaces, and no line above it that it could belong with is"
         );
-        (span, message, Some(format!("indent it by {} spaces", spaces.join(" or "))))
+        (span, message, format!("indent it by {} spaces", spaces.join(" or ")))
     }
 
     /// The last line above that says something.
@@ -326,7 +324,9 @@ impl<'a> Reader<'a> {
         self.values += 1;
         if self.values > MOST_VALUES {
             let message = format!("the file has more values than the {MOST_VALUES} that the loader accepts");
-            self.report.error(Complaint::Syntax, place, &Key::Root, message);
+            self.report
+                .error(Complaint::Syntax, place, &Key::Root, message)
+                .hint("cut the file into several, each with a part of the services");
             return Err(Stop);
         }
         let (anchor, mut node, size) = match event {
@@ -375,12 +375,9 @@ impl<'a> Reader<'a> {
         depth: usize,
     ) -> Result<(Node, Size), Stop> {
         let Some((node, size)) = self.anchors.get(&anchor) else {
-            self.report.error(
-                Complaint::Cycle,
-                place,
-                key,
-                "this alias stands inside the value it refers to",
-            );
+            self.report
+                .error(Complaint::Cycle, place, key, "this alias stands inside the value it refers to")
+                .hint("write out what the alias stands for");
             return Err(Stop);
         };
         let size = *size;
@@ -394,7 +391,9 @@ impl<'a> Reader<'a> {
 
     fn too_deep(&mut self, place: Span) -> Stop {
         let message = format!("nested deeper than {DEEPEST} levels");
-        self.report.error(Complaint::Syntax, place, &Key::Root, message);
+        self.report
+            .error(Complaint::Syntax, place, &Key::Root, message)
+            .hint("check what is indented; a tenth of that is enough for a Compose file");
         Stop
     }
 
@@ -468,7 +467,9 @@ impl<'a> Reader<'a> {
             }
             if let Err(first) = mapping.insert_new(text.clone(), entry) {
                 let message = format!("the key `{text}` is given twice");
-                self.report.error(Complaint::DuplicateKey, place, &key.field(&text), message);
+                self.report
+                    .error(Complaint::DuplicateKey, place, &key.field(&text), message)
+                    .hint("keep one of them");
                 self.report.relate(first, "given first here");
                 self.failed = true;
             }
@@ -488,11 +489,12 @@ impl<'a> Reader<'a> {
             _ => format!("a key must be a string; `{text}` is {}", name.kind()),
         };
         let hint = match name.value {
-            Value::Mapping(_) => Some("put text that contains `{` in quotes".to_owned()),
-            Value::Null | Value::Sequence(_) => None,
-            _ => Some(format!("put it in quotes: \"{text}\"")),
+            Value::Mapping(_) => "put text that contains `{` in quotes".to_owned(),
+            Value::Sequence(_) => "put text that contains `[` in quotes".to_owned(),
+            Value::Null => "write a name before the colon".to_owned(),
+            _ => format!("put it in quotes: \"{text}\""),
         };
-        self.report.error(Complaint::Syntax, place, key, message).hint_if(hint);
+        self.report.error(Complaint::Syntax, place, key, message).hint(hint);
         self.failed = true;
     }
 
@@ -585,7 +587,9 @@ impl<'a> Reader<'a> {
             ("float", Value::Int(number)) => Value::Float(number as f64),
             ("int" | "float" | "bool" | "null", _) => {
                 let message = format!("`{text}` is not what the tag `!!{suffix}` says");
-                self.report.error(Complaint::Syntax, place, key, message);
+                self.report
+                    .error(Complaint::Syntax, place, key, message)
+                    .hint("remove the tag, or write a value of that kind");
                 self.failed = true;
                 Value::Invalid
             }
@@ -742,6 +746,7 @@ mod tests {
           |
         3 |     image: a
           |     ^^^^^
+          = help: keep one of them
         ");
     }
 

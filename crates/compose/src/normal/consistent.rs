@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::complete::implied;
-use crate::diagnostic::{Complaint, Key, Report, Span, did_you_mean};
+use crate::contradictions;
+use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::node::{Entry, Mapping, Node, Value};
 use crate::quantity;
 
@@ -19,7 +20,7 @@ pub(crate) fn check(report: &mut Report, root: &Mapping, active: &BTreeSet<Strin
         let Some(service) = entry.node.as_mapping().filter(|_| active.contains(name)) else { continue };
         check.service(service, entry, &group.field(name), name);
     }
-    check.circles();
+    contradictions::circles(check.report, &check.edges);
 }
 
 struct Check<'a> {
@@ -48,10 +49,6 @@ fn number(parent: &Mapping, key: &str) -> Option<i64> {
         _ => None,
     }
 }
-fn is_true(parent: &Mapping, key: &str) -> bool {
-    matches!(parent.get(key), Some(Node { value: Value::Bool(true), .. }))
-}
-
 impl<'a> Check<'a> {
     // --- what services use ---
 
@@ -59,46 +56,13 @@ impl<'a> Check<'a> {
         for group in ["configs", "secrets"] {
             let group_key = Key::Root.field(group);
             for (name, entry) in members(self.root, group) {
-                if let Some(resource) = entry.node.as_mapping() {
-                    self.content(resource, entry, &group_key.field(name));
-                }
+                contradictions::content(self.report, entry, &group_key.field(name));
             }
         }
         let group = Key::Root.field("volumes");
         for (name, entry) in members(self.root, "volumes") {
-            let Some(volume) = entry.node.as_mapping().filter(|volume| is_true(volume, "external")) else {
-                continue;
-            };
-            let own = |key: &str| !matches!(key, "name" | "external") && !key.starts_with("x-");
-            if let Some((field, value)) = volume.iter().find(|(key, _)| own(key)) {
-                let key = group.field(name);
-                let message = format!("`{name}` is external, so `{field}` has no effect on it");
-                self.report
-                    .error(Complaint::Conflict, value.key, &key.field(field), message)
-                    .hint(format!("remove `{field}`, or `external: true`"));
-            }
-        }
-    }
-
-    /// What a config or a secret contains is said once.
-    fn content(&mut self, resource: &Mapping, entry: &Entry, key: &Key<'_>) {
-        let given: Vec<(&str, &Entry)> = ["file", "environment", "content"]
-            .into_iter()
-            .filter_map(|field| Some((field, resource.entry(field)?)))
-            .collect();
-        match given.as_slice() {
-            [(first, one), (second, two), ..] => {
-                let message = format!("`{}` has both `{first}` and `{second}`", key.name());
-                self.report.error(Complaint::Conflict, two.key, key, message).hint("keep one of them");
-                self.report.relate(one.key, format!("`{first}` is here"));
-            }
-            [] if !is_true(resource, "external") => {
-                let message = format!("`{}` says nothing about its content", key.name());
-                self.report
-                    .error(Complaint::MissingKey, entry.key, key, message)
-                    .hint("give it `file`, `environment` or `content`, or say `external: true`");
-            }
-            _ => {}
+            let described = ["driver", "driver_opts", "labels"];
+            contradictions::described_elsewhere(self.report, entry, &group.field(name), &described);
         }
     }
 
@@ -201,13 +165,10 @@ impl<'a> Check<'a> {
         let Some(entry) = inner(service, "healthcheck").and_then(|check| check.entry("test")) else { return };
         let Some(first) = entry.node.as_sequence().and_then(<[Node]>::first) else { return };
         let known = ["CMD", "CMD-SHELL", "NONE"];
-        let Some(word) = first.as_str().filter(|word| !known.contains(word)) else { return };
-        let key = key.field("healthcheck");
-        let message =
-            format!("a `test` that is a list starts with CMD, CMD-SHELL or NONE, not with `{word}`");
-        self.report
-            .error(Complaint::InvalidValue, first.span, &key.field("test"), message)
-            .hint("write `[\"CMD\", \"program\", …]`");
+        if first.as_str().is_some_and(|word| !known.contains(&word)) {
+            let key = key.field("healthcheck");
+            contradictions::unknown_check(self.report, entry, &key.field("test"));
+        }
     }
 
     fn dependencies(&mut self, service: &'a Mapping, key: &Key<'_>, name: &'a str) {
@@ -299,7 +260,9 @@ impl<'a> Check<'a> {
         for (number, span, key) in [(scale, here, &scale_key), (replicas, there, &replicas_key)] {
             if let Some(number) = number.filter(|number| *number < 0) {
                 let message = format!("`{}` must be at least 0, not {number}", key.name());
-                self.report.error(Complaint::InvalidValue, span, key, message);
+                self.report
+                    .error(Complaint::InvalidValue, span, key, message)
+                    .hint("write how many tasks there are to be, such as `2`");
             }
         }
         if let (Some(scale), Some(replicas)) = (scale, replicas)
@@ -364,7 +327,9 @@ impl<'a> Check<'a> {
             let Some(address) = entry.node.as_str() else { continue };
             if address.parse::<std::net::IpAddr>().is_err() {
                 let message = format!("`{address}` is not an IP address");
-                self.report.error(Complaint::InvalidValue, entry.place(), &key.item(index), message);
+                self.report
+                    .error(Complaint::InvalidValue, entry.place(), &key.item(index), message)
+                    .hint("write for example `127.0.0.1`, or leave it out for all addresses");
             }
         }
     }
@@ -384,12 +349,7 @@ impl<'a> Check<'a> {
     fn device_requests(&mut self, requests: &[Node], key: &Key<'_>) {
         for (index, item) in requests.iter().enumerate() {
             let Some(request) = item.as_mapping() else { continue };
-            if let (Some(count), Some(ids)) = (request.entry("count"), request.entry("device_ids")) {
-                let message = "`count` and `device_ids` exclude each other";
-                let key = key.item(index);
-                self.report.error(Complaint::Conflict, ids.key, &key, message).hint("keep one of them");
-                self.report.relate(count.key, "`count` is here");
-            }
+            contradictions::count_or_ids(self.report, request, &key.item(index));
         }
     }
 
@@ -402,7 +362,9 @@ impl<'a> Check<'a> {
             let key = key.item(index);
             let action = text(watch, "action").unwrap_or_default();
             if text(watch, "path").is_none() {
-                self.report.error(Complaint::MissingKey, item.span, &key, "`path` is empty");
+                self.report
+                    .error(Complaint::MissingKey, item.span, &key, "`path` is empty")
+                    .hint("name the folder or file to watch: `path: ./src`");
             }
             if text(watch, "target").is_none() && !matches!(action, "rebuild" | "restart") {
                 let message = format!("the action `{action}` needs a `target`");
@@ -420,76 +382,13 @@ impl<'a> Check<'a> {
         if self.active.contains(name) {
             return true;
         }
-        let services = inner(self.root, "services");
-        match services.and_then(|services| inner(services, name)) {
-            Some(service) => {
-                let profile = items(service, "profiles").first().and_then(Node::as_str).unwrap_or("NAME");
-                let hint = format!("activate it with `--profile {profile}`, or say `required: false`");
-                let message = format!("the service `{name}` is needed, but its profile is not active");
-                self.report.error(Complaint::UnknownReference, span, key, message).hint(hint);
-            }
-            None => {
-                let hint = did_you_mean(name, services.into_iter().flat_map(Mapping::keys));
-                let message = format!("there is no service `{name}`");
-                self.report.error(Complaint::UnknownReference, span, key, message).hint_if(hint);
-            }
-        }
+        contradictions::not_active(self.report, self.root, name, span, key);
         false
     }
 
     /// Complains if something is not declared at the top level.
     fn declared(&mut self, group: &str, name: &str, span: Span, key: &Key<'_>) {
-        let members = inner(self.root, group);
-        let unknowable = self.root.get(group).is_some_and(Node::is_invalid);
-        if unknowable || members.is_some_and(|members| members.contains(name)) {
-            return;
-        }
-        let what = group.trim_end_matches('s');
-        let known = members.into_iter().flat_map(Mapping::keys);
-        let hint = did_you_mean(name, known).unwrap_or_else(|| match group {
-            "networks" | "volumes" => format!("declare it at the top level: `{group}: {{{name}: }}`"),
-            _ => format!("declare it at the top level, under `{group}`"),
-        });
-        let message = format!("the {what} `{name}` is not defined");
-        self.report.error(Complaint::UnknownReference, span, key, message).hint(hint);
-    }
-
-    /// Services that wait for each other in a circle would wait for ever.
-    fn circles(&mut self) {
-        let edges = std::mem::take(&mut self.edges);
-        let mut done: BTreeSet<&str> = BTreeSet::new();
-        for start in edges.keys() {
-            // Depth first without recursion: `path` is the way from the start, with the next edge to follow.
-            let mut path: Vec<(&str, usize)> = vec![(start, 0)];
-            let mut on_path: BTreeSet<&str> = [*start].into();
-            while let Some((service, next)) = path.last_mut() {
-                let service = *service;
-                let Some((needed, span)) = edges.get(service).and_then(|edges| edges.get(*next)) else {
-                    done.insert(service);
-                    on_path.remove(service);
-                    path.pop();
-                    continue;
-                };
-                *next += 1;
-                if on_path.contains(needed) {
-                    let mut names: Vec<&str> = path.iter().map(|(name, _)| *name).collect();
-                    names.drain(..names.iter().position(|name| name == needed).unwrap_or_default());
-                    names.push(needed);
-                    let group = Key::Root.field("services");
-                    let key = group.field(service);
-                    let message = format!("services depend on each other: {}", names.join(" -> "));
-                    self.report
-                        .error(Complaint::Cycle, *span, &key.field("depends_on"), message)
-                        .hint("leave out one of these dependencies");
-                    done.extend(on_path);
-                    break;
-                }
-                if !done.contains(needed) {
-                    on_path.insert(needed);
-                    path.push((needed, 0));
-                }
-            }
-        }
+        contradictions::declared(self.report, self.root, group, name, span, key);
     }
 }
 

@@ -110,6 +110,8 @@ pub(super) static PROJECT: Form = Form {
 
 pub(super) static SERVICE: Form = form(&[
     ("profiles", Texts),
+    // Of the Swarm-era Alibaba Container Service: a service that runs elsewhere.
+    ("external", Any),
     ("annotations", Labels),
     ("attach", Choice),
     ("build", Object(&BUILD)),

@@ -93,15 +93,17 @@ impl Values<'_> {
             let text = entry.node.scalar_text().unwrap_or_default();
             let bounds = if most == i64::MAX { "0 or more".to_owned() } else { format!("0 to {most}") };
             let message = format!("`{}` must be a whole number, {bounds}, not `{text}`", key.name());
-            self.report.error(Complaint::InvalidValue, entry.place(), key, message);
+            self.report
+                .error(Complaint::InvalidValue, entry.place(), key, message)
+                .hint("write digits, such as `2`");
         }
     }
 
     fn microseconds(&mut self, entry: &Entry, key: &Key<'_>) {
         let Some(text) = entry.node.as_str().filter(|text| text.parse::<i64>().is_err()) else { return };
-        if let Err(problem) = quantity::nanoseconds(text) {
-            self.report
-                .error(Complaint::InvalidValue, entry.place(), key, problem)
+        if let Err(fault) = quantity::nanoseconds(text) {
+            fault
+                .tell(self.report, entry.place(), key)
                 .hint("a number without a unit means microseconds here");
         }
     }
@@ -110,7 +112,9 @@ impl Values<'_> {
         for (index, item) in items.as_sequence().unwrap_or_default().iter().enumerate() {
             if item.as_mapping().is_some_and(|mapping| !mapping.contains("target")) {
                 let message = format!("{what} needs `target`");
-                self.report.error(Complaint::MissingKey, item.span, &key.item(index), message);
+                self.report
+                    .error(Complaint::MissingKey, item.span, &key.item(index), message)
+                    .hint("say what it is in the container: `target: …`");
             }
         }
     }
@@ -126,7 +130,9 @@ impl Values<'_> {
             };
             if !legal {
                 let message = format!("the option `{name}` must be a scalar or a list of scalars");
-                self.report.error(Complaint::WrongType, entry.place(), &key.field(name), message);
+                self.report
+                    .error(Complaint::WrongType, entry.place(), &key.field(name), message)
+                    .hint(format!("write `{name}: value`, or `{name}: [one, two]`"));
             }
         }
     }
@@ -143,7 +149,9 @@ impl Values<'_> {
                 let text = entry.node.scalar_text().unwrap_or_default();
                 let message = format!("`count` must be a whole number or `all`, not `{text}`");
                 let key = key.item(index);
-                self.report.error(Complaint::InvalidValue, entry.place(), &key.field("count"), message);
+                self.report
+                    .error(Complaint::InvalidValue, entry.place(), &key.field("count"), message)
+                    .hint("write for example `1`, or `all`");
             }
         }
     }

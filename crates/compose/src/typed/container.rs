@@ -208,7 +208,9 @@ impl Typing<'_, '_> {
                 Ok(address) => servers.push(address),
                 Err(_) => {
                     let message = format!("`{text}` is not an IP address of a name server");
-                    self.report().error(Complaint::InvalidValue, item.span, &key.item(index), message);
+                    self.report()
+                        .error(Complaint::InvalidValue, item.span, &key.item(index), message)
+                        .hint("write for example `8.8.8.8`");
                 }
             }
         }
@@ -276,9 +278,10 @@ impl Typing<'_, '_> {
         for (name, entry) in values::entries(entry) {
             let key = key.field(name);
             if !NAMES.contains(&name) && name != "stack" {
-                let hint = crate::diagnostic::did_you_mean(name, NAMES);
+                let hint = crate::diagnostic::did_you_mean(name, NAMES)
+                    .unwrap_or_else(|| "write for example `nofile` or `nproc`".to_owned());
                 let message = format!("`{name}` is not a ulimit");
-                self.report().error(Complaint::InvalidValue, entry.key, &key, message).hint_if(hint);
+                self.report().error(Complaint::InvalidValue, entry.key, &key, message).hint(hint);
                 continue;
             }
             let bounds = -1..=i64::MAX;
@@ -297,7 +300,9 @@ impl Typing<'_, '_> {
             if let Some(limit) = limit {
                 if limit.hard != -1 && (limit.soft > limit.hard || limit.soft == -1) {
                     let message = format!("the soft limit of `{name}` is above its hard limit");
-                    self.report().error(Complaint::InvalidValue, entry.key, &key, message);
+                    self.report()
+                        .error(Complaint::InvalidValue, entry.key, &key, message)
+                        .hint("lower the soft one, or raise the hard one");
                 }
                 limits.insert(name.to_owned(), limit);
             }
@@ -322,12 +327,14 @@ impl Typing<'_, '_> {
                                 spec.weight_device.insert(path, weight);
                             }
                             _ => {
-                                self.report().error(
-                                    Complaint::MissingKey,
-                                    item.span,
-                                    &key.item(index),
-                                    "a device's weight needs `path` and `weight`",
-                                );
+                                self.report()
+                                    .error(
+                                        Complaint::MissingKey,
+                                        item.span,
+                                        &key.item(index),
+                                        "a device's weight needs `path` and `weight`",
+                                    )
+                                    .hint("write for example `{path: /dev/sda, weight: 400}`");
                             }
                         }
                     }
@@ -353,12 +360,14 @@ impl Typing<'_, '_> {
                     rates.insert(path, rate);
                 }
                 _ => {
-                    self.report().error(
-                        Complaint::MissingKey,
-                        item.span,
-                        &key,
-                        "a device's limit needs `path` and `rate`",
-                    );
+                    self.report()
+                        .error(
+                            Complaint::MissingKey,
+                            item.span,
+                            &key,
+                            "a device's limit needs `path` and `rate`",
+                        )
+                        .hint("write for example `{path: /dev/sda, rate: 10mb}`");
                 }
             }
         }

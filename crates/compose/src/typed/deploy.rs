@@ -8,6 +8,7 @@ use wharf_model::{
 };
 
 use super::{Typing, values};
+use crate::contradictions;
 use crate::diagnostic::{Complaint, Key, did_you_mean};
 use crate::node::{Entry, Mapping, Node};
 use crate::quantity;
@@ -94,9 +95,10 @@ impl Typing<'_, '_> {
                 Mode::default()
             }
             Some((other, entry)) => {
-                let hint = did_you_mean(other, ["replicated", "global"]);
+                let hint = did_you_mean(other, ["replicated", "global"])
+                    .unwrap_or_else(|| "write one of the two".to_owned());
                 let message = format!("`{other}` is not a mode: write `replicated` or `global`");
-                self.report().error(Complaint::InvalidValue, entry.place(), &mode_key, message).hint_if(hint);
+                self.report().error(Complaint::InvalidValue, entry.place(), &mode_key, message).hint(hint);
                 Mode::default()
             }
         };
@@ -312,8 +314,8 @@ impl Typing<'_, '_> {
     fn cpus(&mut self, entry: &Entry, key: &Key<'_>) -> Option<wharf_model::Cpus> {
         match quantity::cpus(values::number(entry)?) {
             Ok(cpus) => Some(cpus),
-            Err(problem) => {
-                self.report().error(Complaint::InvalidValue, entry.place(), key, problem);
+            Err(fault) => {
+                fault.tell(self.report(), entry.place(), key);
                 None
             }
         }
@@ -389,7 +391,7 @@ impl Typing<'_, '_> {
     /// `gpus`, or `deploy.resources.reservations.devices`.
     pub(super) fn device_requests(&mut self, entry: &Entry, key: &Key<'_>, gpus: bool) -> Vec<DeviceRequest> {
         let mut requests = Vec::new();
-        for (index, item, mapping) in values::mappings(entry) {
+        for (index, _, mapping) in values::mappings(entry) {
             let key = key.item(index);
             let mut request = DeviceRequest::default();
             for (field, value) in mapping.iter() {
@@ -407,10 +409,7 @@ impl Typing<'_, '_> {
             if gpus && !request.capabilities.iter().any(|capability| capability == "gpu") {
                 request.capabilities.push("gpu".to_owned());
             }
-            if request.count.is_some() && !request.device_ids.is_empty() {
-                let message = "`count` and `device_ids` exclude each other";
-                self.report().error(Complaint::Conflict, item.span, &key, message).hint("keep one of them");
-            }
+            contradictions::count_or_ids(self.report(), mapping, &key);
             if request.count.is_none() && request.device_ids.is_empty() {
                 request.count = Some(-1);
             }

@@ -36,12 +36,14 @@ impl Typing<'_, '_> {
     fn mount(&mut self, mount: &Mapping, span: Span, key: &Key<'_>) -> Option<MountSpec> {
         let Some(target) = mount.get("target").and_then(Node::as_str) else {
             if !mount.contains("target") {
-                self.report().error(
-                    Complaint::MissingKey,
-                    span,
-                    key,
-                    "a volume needs `target`, the path in the container",
-                );
+                self.report()
+                    .error(
+                        Complaint::MissingKey,
+                        span,
+                        key,
+                        "a volume needs `target`, the path in the container",
+                    )
+                    .hint("name it: `target: /path`");
             }
             return None;
         };
@@ -52,7 +54,9 @@ impl Typing<'_, '_> {
             let empty = value.node.as_mapping().is_some_and(Mapping::is_empty);
             if detail && field != kind && !empty {
                 let message = format!("`{field}` has no meaning for a mount of type `{kind}`");
-                self.report().error(Complaint::Conflict, value.key, &key.field(field), message);
+                self.report()
+                    .error(Complaint::Conflict, value.key, &key.field(field), message)
+                    .hint(format!("remove `{field}`, or write `type: {field}`"));
             }
             if field == "consistency" {
                 self.report()
@@ -75,7 +79,9 @@ impl Typing<'_, '_> {
             "volume" => self.volume(source, place, details, key)?,
             "tmpfs" => {
                 if source.is_some() {
-                    self.report().error(Complaint::Conflict, place, key, "a tmpfs has no source");
+                    self.report()
+                        .error(Complaint::Conflict, place, key, "a tmpfs has no source")
+                        .hint("remove `source`, or write `type: volume`");
                     return None;
                 }
                 self.memory(details, key)
@@ -109,12 +115,9 @@ impl Typing<'_, '_> {
         key: &Key<'_>,
     ) -> Option<MountSource> {
         let Some(path) = source else {
-            self.report().error(
-                Complaint::MissingKey,
-                span,
-                key,
-                "a bind needs `source`, a path of the node",
-            );
+            self.report()
+                .error(Complaint::MissingKey, span, key, "a bind needs `source`, a path of the node")
+                .hint("name the path on the node: `source: /path`");
             return None;
         };
         if is_windows(path) || path.starts_with(r"\\") {
@@ -191,7 +194,9 @@ impl Typing<'_, '_> {
             }
         }
         let Some(image) = source else {
-            self.report().error(Complaint::MissingKey, span, key, "an image mount needs `source`, an image");
+            self.report()
+                .error(Complaint::MissingKey, span, key, "an image mount needs `source`, an image")
+                .hint("name it: `source: image:tag`");
             return None;
         };
         if !image.contains('@') {
@@ -284,7 +289,9 @@ impl Typing<'_, '_> {
             let Some(source) = mount.get("source").and_then(Node::as_str) else {
                 if !mount.contains("source") {
                     let message = format!("it needs `source`, a name under `{group}`");
-                    self.report().error(Complaint::MissingKey, item.span, &key, message);
+                    self.report()
+                        .error(Complaint::MissingKey, item.span, &key, message)
+                        .hint(format!("name one: `source: NAME`, with `NAME` under `{group}`"));
                 }
                 continue;
             };

@@ -11,6 +11,7 @@ use wharf_model::{
 };
 
 use super::{Typing, values};
+use crate::contradictions;
 use crate::diagnostic::{Complaint, Key, Span};
 use crate::node::{Entry, Mapping, Node};
 
@@ -120,7 +121,9 @@ impl Typing<'_, '_> {
                 None
             }
             Err(problem) => {
-                self.report().error(Complaint::InvalidValue, entry.place(), key, problem);
+                self.report()
+                    .error(Complaint::InvalidValue, entry.place(), key, problem)
+                    .hint("write for example `02:42:ac:11:65:43`");
                 None
             }
         }
@@ -215,7 +218,8 @@ impl Typing<'_, '_> {
                             values::whole(self.report(), value, &key, bounds).unwrap_or_default();
                     }
                     "ipv4_address" => {
-                        let address = values::parsed(self.report(), value, &key, "an IPv4 address");
+                        let address =
+                            values::parsed(self.report(), value, &key, "an IPv4 address", "10.5.0.9");
                         attachment.ipv4_address = address;
                         self.check_single(value, &key, mode, "address");
                     }
@@ -292,12 +296,9 @@ impl Typing<'_, '_> {
 
     fn port(&mut self, port: &Mapping, span: Span, key: &Key<'_>) -> Option<PortSpec> {
         let Some(target) = port.entry("target") else {
-            self.report().error(
-                Complaint::MissingKey,
-                span,
-                key,
-                "a port needs `target`, the port in the container",
-            );
+            self.report()
+                .error(Complaint::MissingKey, span, key, "a port needs `target`, the port in the container")
+                .hint("name it: `target: 80`");
             return None;
         };
         let target = values::whole(self.report(), target, &key.field("target"), 1..=65_535)?;
@@ -345,7 +346,8 @@ impl Typing<'_, '_> {
                 },
                 "host_ip" => {
                     if !text.is_empty() {
-                        spec.host_ip = values::parsed(self.report(), value, &key, "an IP address");
+                        spec.host_ip =
+                            values::parsed(self.report(), value, &key, "an IP address", "127.0.0.1");
                     }
                 }
                 "name" => spec.name = values::text(value),
@@ -420,7 +422,7 @@ impl Typing<'_, '_> {
             }
         }
         let described = ["driver", "driver_opts", "ipam", "internal", "attachable", "labels"];
-        self.check_external(entry, key, spec.external, &described);
+        contradictions::described_elsewhere(self.report(), entry, key, &described);
         if spec.external && matches!(spec.name.as_deref(), Some("host" | "none" | "bridge")) {
             let name = spec.name.as_deref().unwrap_or_default();
             let message = format!("the engine's network `{name}` is no network of the cluster");
@@ -512,7 +514,7 @@ impl Typing<'_, '_> {
     fn pool(&mut self, pool: &Mapping, span: Span, key: &Key<'_>, spec: &mut NetworkSpec) {
         let net = |typing: &mut Self, value: &Entry, key: &Key<'_>| {
             let what = "a subnet such as `10.5.0.0/24`";
-            match values::parsed::<IpNet>(typing.report(), value, key, what) {
+            match values::parsed::<IpNet>(typing.report(), value, key, what, "10.5.0.0/24") {
                 Some(IpNet::V4(net)) => Some(net.trunc()),
                 Some(IpNet::V6(_)) => {
                     typing
@@ -530,12 +532,17 @@ impl Typing<'_, '_> {
                 "subnet" => spec.subnet = net(self, value, &key),
                 "ip_range" => spec.ip_range = net(self, value, &key),
                 "gateway" => {
-                    spec.gateway = values::parsed(self.report(), value, &key, "an IPv4 address");
+                    spec.gateway = values::parsed(self.report(), value, &key, "an IPv4 address", "10.5.0.9");
                 }
                 "aux_addresses" => {
                     for (name, value) in values::entries(value) {
-                        let address =
-                            values::parsed(self.report(), value, &key.field(name), "an IPv4 address");
+                        let address = values::parsed(
+                            self.report(),
+                            value,
+                            &key.field(name),
+                            "an IPv4 address",
+                            "10.5.0.9",
+                        );
                         spec.aux_addresses.extend(address.map(|address| (name.to_owned(), address)));
                     }
                 }
@@ -573,16 +580,22 @@ impl Typing<'_, '_> {
         let wrong: Vec<_> = all.filter(|(_, address)| outside(address)).collect();
         for (field, address) in wrong {
             let message = format!("{address} is not an address in the subnet {subnet}");
-            self.report().error(Complaint::InvalidValue, place(field), &key.field(field), message);
+            self.report()
+                .error(Complaint::InvalidValue, place(field), &key.field(field), message)
+                .hint(format!("choose one of {subnet}, not its first or last"));
         }
         if let Some(range) = spec.ip_range.filter(|range| !subnet.contains(range)) {
             let message = format!("the range {range} is not in the subnet {subnet}");
-            self.report().error(Complaint::InvalidValue, place("ip_range"), &key.field("ip_range"), message);
+            self.report()
+                .error(Complaint::InvalidValue, place("ip_range"), &key.field("ip_range"), message)
+                .hint(format!("choose a part of {subnet}"));
         }
         if let Some(gateway) = spec.gateway {
             if let Some((name, _)) = spec.aux_addresses.iter().find(|(_, address)| **address == gateway) {
                 let message = format!("{gateway} is the gateway and `{name}` at once");
-                self.report().error(Complaint::Conflict, place("gateway"), &key.field("gateway"), message);
+                self.report()
+                    .error(Complaint::Conflict, place("gateway"), &key.field("gateway"), message)
+                    .hint("give one of them another address");
             }
             let message = format!(
                 "each node has a gateway of its own on the network: {gateway} is that of the first one"

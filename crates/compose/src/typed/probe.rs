@@ -3,6 +3,7 @@
 use wharf_model::{Healthcheck, Millis, Probe, ProbeKind};
 
 use super::{Typing, values};
+use crate::contradictions;
 use crate::diagnostic::{Complaint, Key, Span};
 use crate::node::{Entry, Mapping, Node, Value};
 
@@ -49,11 +50,14 @@ impl Typing<'_, '_> {
                     ["NONE", ..] => "nothing can follow `NONE`",
                     ["CMD"] | ["CMD-SHELL"] => "the command is missing",
                     ["CMD-SHELL", ..] => "`CMD-SHELL` takes one text",
-                    _ => "a check starts with `CMD`, `CMD-SHELL` or `NONE`",
+                    _ => {
+                        contradictions::unknown_check(self.report(), entry, key);
+                        return None;
+                    }
                 };
                 self.report()
                     .error(Complaint::InvalidValue, entry.place(), key, problem)
-                    .hint("write `[\"CMD\", \"program\", \"argument\"]`, or one text for a shell");
+                    .hint(contradictions::CHECK);
                 None
             }
             _ => None,
@@ -94,7 +98,12 @@ impl Typing<'_, '_> {
             }
             [] => {
                 self.report()
-                    .error(Complaint::MissingKey, entry.key, key, "a probe needs `http`, `tcp`, `grpc` or `exec`")
+                    .error(
+                        Complaint::MissingKey,
+                        entry.key,
+                        key,
+                        "a probe needs `http`, `tcp`, `grpc` or `exec`",
+                    )
                     .hint("write `probe: {http: {port: 80, path: /}}`");
                 None
             }
@@ -112,7 +121,9 @@ impl Typing<'_, '_> {
         let length = values::duration(entry)?;
         if length.0 == 0 {
             let message = format!("`{}` must be longer than nothing", key.name());
-            self.report().error(Complaint::InvalidValue, entry.place(), key, message);
+            self.report()
+                .error(Complaint::InvalidValue, entry.place(), key, message)
+                .hint("write for example `10s`");
             return None;
         }
         Some(length)
@@ -126,7 +137,9 @@ impl Typing<'_, '_> {
             _ => values::strings(entry),
         };
         if command.is_empty() {
-            self.report().error(Complaint::InvalidValue, entry.key, key, "the command is empty");
+            self.report()
+                .error(Complaint::InvalidValue, entry.key, key, "the command is empty")
+                .hint("write what is to run, such as `[\"program\", \"argument\"]`");
             return None;
         }
         Some(command)

@@ -48,9 +48,21 @@ fn part(key: &str) -> Part {
             "`external_links` names containers of one machine",
             "share an external network with the other app",
         ),
-        "cpu_count" | "cpu_percent" | "isolation" | "credential_spec" => refused(
-            "it is for Windows containers; Wharf runs Linux ones",
-            "remove it; limit processors with `cpus`",
+        "cpu_count" => refused(
+            "`cpu_count` is for Windows containers; Wharf runs Linux ones",
+            "limit processors with `cpus`",
+        ),
+        "cpu_percent" => refused(
+            "`cpu_percent` is for Windows containers; Wharf runs Linux ones",
+            "limit processors with `cpus`",
+        ),
+        "isolation" => refused(
+            "`isolation` is for Windows containers; Wharf runs Linux ones",
+            "remove it; another runtime is chosen with `runtime`",
+        ),
+        "credential_spec" => refused(
+            "`credential_spec` is for Windows containers; Wharf runs Linux ones",
+            "give the service its credentials with `secrets`",
         ),
         "provider" => refused(
             "providers run programs on the machine of a developer",
@@ -255,9 +267,9 @@ impl Typing<'_, '_> {
     fn refresh(&mut self, text: &str, entry: &Entry, key: &Key<'_>) -> PullPolicy {
         match quantity::duration(text) {
             Ok(after) => PullPolicy::Refresh { after },
-            Err(problem) => {
-                self.report()
-                    .error(Complaint::InvalidValue, entry.place(), key, problem)
+            Err(fault) => {
+                fault
+                    .tell(self.report(), entry.place(), key)
                     .hint("write for example `every_12h` or `every_2d`");
                 PullPolicy::Missing
             }

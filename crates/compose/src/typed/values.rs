@@ -77,7 +77,9 @@ pub(super) fn whole<T: TryFrom<i64>>(
         Value::Bool(_) | Value::Float(_) | Value::String(_) => {
             let text = entry.node.scalar_text().unwrap_or_default();
             let message = format!("`{}` must be a whole number, not `{text}`", key.name());
-            report.error(Complaint::InvalidValue, entry.place(), key, message);
+            report
+                .error(Complaint::InvalidValue, entry.place(), key, message)
+                .hint("write digits, such as `2`");
             return None;
         }
     };
@@ -86,7 +88,10 @@ pub(super) fn whole<T: TryFrom<i64>>(
             (from, i64::MAX) => format!("`{}` must be at least {from}, not {number}", key.name()),
             (from, to) => format!("`{}` must be {from} to {to}, not {number}", key.name()),
         };
-        report.error(Complaint::InvalidValue, entry.place(), key, message);
+        let nearest = number.clamp(*bounds.start(), *bounds.end());
+        report
+            .error(Complaint::InvalidValue, entry.place(), key, message)
+            .hint(format!("write for example `{nearest}`"));
         return None;
     }
     T::try_from(number).ok()
@@ -127,9 +132,9 @@ pub(super) fn microseconds(report: &mut Report, entry: &Entry, key: &Key<'_>) ->
     match &entry.node.value {
         Value::String(text) if text.parse::<i64>().is_err() => match quantity::nanoseconds(text) {
             Ok(length) => i64::try_from(length / 1000).ok(),
-            Err(problem) => {
-                report
-                    .error(Complaint::InvalidValue, entry.place(), key, problem)
+            Err(fault) => {
+                fault
+                    .tell(report, entry.place(), key)
                     .hint("a number without a unit means microseconds here");
                 None
             }
@@ -157,7 +162,9 @@ pub(super) fn command(report: &mut Report, entry: &Entry, key: &Key<'_>) -> Opti
             }
             Err(problem) => {
                 let message = format!("`{}` is not a command line: {problem}", key.name());
-                report.error(Complaint::InvalidValue, entry.place(), key, message);
+                report
+                    .error(Complaint::InvalidValue, entry.place(), key, message)
+                    .hint("close every quote, or write it as a list: `[\"program\", \"argument\"]`");
                 None
             }
         },
@@ -166,13 +173,21 @@ pub(super) fn command(report: &mut Report, entry: &Entry, key: &Key<'_>) -> Opti
 }
 
 /// A text that parses; says what it should have been.
-pub(super) fn parsed<T: FromStr>(report: &mut Report, entry: &Entry, key: &Key<'_>, what: &str) -> Option<T> {
+pub(super) fn parsed<T: FromStr>(
+    report: &mut Report,
+    entry: &Entry,
+    key: &Key<'_>,
+    what: &str,
+    example: &str,
+) -> Option<T> {
     let text = entry.node.as_str()?;
     match text.parse() {
         Ok(value) => Some(value),
         Err(_) => {
             let message = format!("`{text}` is not {what}");
-            report.error(Complaint::InvalidValue, entry.place(), key, message);
+            report
+                .error(Complaint::InvalidValue, entry.place(), key, message)
+                .hint(format!("write for example `{example}`"));
             None
         }
     }
@@ -188,7 +203,7 @@ pub(super) fn named<T: FromStr<Err: Display>>(
     match text.parse() {
         Ok(name) => Some(name),
         Err(error) => {
-            report.error(Complaint::InvalidValue, span, key, error.to_string());
+            report.error(Complaint::InvalidValue, span, key, error.to_string()).hint("give it another name");
             None
         }
     }

@@ -305,7 +305,9 @@ impl Typing<'_, '_> {
             (Some((value, _)), None, None) => Some(Bounds::Target { value }),
             (None, Some((above, place)), Some((below, _))) if below >= above => {
                 let message = format!("`below` ({below}) must be smaller than `above` ({above})");
-                self.report().error(Complaint::Conflict, place.key, key, message);
+                self.report()
+                    .error(Complaint::Conflict, place.key, key, message)
+                    .hint("exchange the two, or leave one of them out");
                 None
             }
             (None, None, None) => {
@@ -341,7 +343,9 @@ impl Typing<'_, '_> {
                     format!("`{}` must be more than nothing", metric.as_str())
                 }
             };
-            self.report().error(Complaint::InvalidValue, entry.place(), key, message);
+            self.report()
+                .error(Complaint::InvalidValue, entry.place(), key, message)
+                .hint("write for example `60`");
             return None;
         }
         Some(level)

@@ -131,6 +131,7 @@ fn what_cannot_be_shared_is_refused() {
       |
     3 |   b: {image: i, ipc: 'service:a', volumes_from: ['a:wo', nobody]}
       |                                                          ^^^^^^
+      = help: name one of those under `services`, or add it there
     ");
 }
 
@@ -223,6 +224,7 @@ fn mounts_that_make_no_sense_are_refused() {
       |
     5 |       - {type: image, target: /a}
       |         ^
+      = help: name it: `source: image:tag`
     warning: `tools:1` is not pinned: each node mounts what it has or finds by this name
      --> /app/compose.yaml:6:31 (services.web.volumes[1])
       |
@@ -341,6 +343,7 @@ fn addresses_that_cannot_be_are_refused() {
       |
     7 |       a: {ipv4_address: 10.5.0.9, mac_address: 02:42, interface_name: much-too-long-for-one, link_local_ips: ['fe80::1',
       |                                                ^^^^^
+      = help: write for example `02:42:ac:11:65:43`
     error: `much-too-long-for-one` is not a name of a network interface
      --> /app/compose.yaml:7:71 (services.web.networks.a.interface_name)
       |
@@ -388,11 +391,13 @@ fn addresses_that_cannot_be_are_refused() {
        |
     12 |     ipam: {config: [{subnet: 10.5.0.0/24, ip_range: 10.6.0.0/24, gateway: 10.5.0.1, aux_addresses: {x: 10.5.0.1, y: 10.7
        |                                                     ^^^^^^^^^^^
+       = help: choose a part of 10.5.0.0/24
     error: 10.5.0.1 is the gateway and `x` at once
       --> /app/compose.yaml:12:75 (networks.a.ipam.config[0].gateway)
        |
     12 | fig: [{subnet: 10.5.0.0/24, ip_range: 10.6.0.0/24, gateway: 10.5.0.1, aux_addresses: {x: 10.5.0.1, y: 10.7.0.1}}, {subne
        |                                                             ^^^^^^^^
+       = help: give one of them another address
     warning: each node has a gateway of its own on the network: 10.5.0.1 is that of the first one
       --> /app/compose.yaml:12:75 (networks.a.ipam.config[0].gateway)
        |
@@ -403,6 +408,7 @@ fn addresses_that_cannot_be_are_refused() {
        |
     12 | net: 10.5.0.0/24, ip_range: 10.6.0.0/24, gateway: 10.5.0.1, aux_addresses: {x: 10.5.0.1, y: 10.7.0.1}}, {subnet: 10.8.0.
        |                                                             ^^^^^^^^^^^^^
+       = help: choose one of 10.5.0.0/24, not its first or last
     error: a network has one subnet, over which all its nodes are reached
       --> /app/compose.yaml:12:129 (networks.a.ipam.config[1])
        |
@@ -451,6 +457,7 @@ fn a_seccomp_profile_is_taken_from_its_file() {
       |
     4 |     security_opt: ['seccomp:absent.json', 'seccomp:text.json']
       |                    ^^^^^^^^^^^^^^^^^^^^^
+      = help: check the path and where it begins, or make the file
     error: the seccomp profile `text.json` is not a JSON object
      --> /app/compose.yaml:4:43 (services.web.security_opt[1])
       |

@@ -85,11 +85,13 @@ fn a_wrong_kind_in_an_override_is_placed_there() {
       |
     1 | services: {web: {image: [x], logging: {options: {a: [b]}}}}
       |                  ^^^^^
+      = help: write text, in quotes if it has special characters
     error: `a` must be a string or a number, but it is a list
      --> /app/over.yaml:1:50 (services.web.logging.options.a)
       |
     1 | services: {web: {image: [x], logging: {options: {a: [b]}}}}
       |                                                  ^
+      = help: write text, in quotes if it has special characters
     ");
 }
 
@@ -119,11 +121,13 @@ fn extending_what_is_not_there_or_oneself_is_refused() {
       |
     2 |   a: {extends: b}
       |                ^
+      = help: take what they share into a service of its own, and extend that
     error: services extend each other: a -> b -> a
      --> /app/compose.yaml:3:26 (services.b.extends)
       |
     3 |   b: {extends: {service: a}}
       |                          ^
+      = help: take what they share into a service of its own, and extend that
     error: `/app/lib.yaml` has no service `bse` to extend
      --> /app/compose.yaml:4:36 (services.c.extends)
       |
@@ -135,6 +139,7 @@ fn extending_what_is_not_there_or_oneself_is_refused() {
       |
     5 |   d: {image: i, extends: {service: x, file: none.yaml}}
       |                                             ^^^^^^^^^
+      = help: check the path and where it begins, or make the file
     ");
 }
 
@@ -164,10 +169,12 @@ fn inclusion_that_circles_is_refused() {
       |
     1 | include: [a.yaml, none.yaml]
       |                   ^^^^^^^^^
+      = help: check the path and where it begins, or make the file
     error: files include each other: /app/compose.yaml -> /app/a.yaml -> /app/compose.yaml
      --> /app/a.yaml:1:11 (include[0])
       |
     1 | include: [compose.yaml]
       |           ^^^^^^^^^^^^
+      = help: take what they share into a file of its own, and include that
     ");
 }

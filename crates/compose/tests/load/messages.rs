@@ -37,6 +37,7 @@ fn an_unknown_key_names_the_closest_known_one() {
       |
     6 |     zzz: 1
       |     ^^^
+      = help: remove it; what is a note to yourself is called `x-zzz`
     ");
 }
 
@@ -94,6 +95,7 @@ fn a_value_of_the_wrong_kind_says_what_to_write() {
        |
     11 |     privileged: maybe
        |                 ^^^^^
+       = help: write one of the two
     warning: `yes` is no boolean in YAML 1.2; it is taken as `true`
       --> /app/compose.yaml:12:10 (services.web.tty)
        |
@@ -150,6 +152,7 @@ fn ports_are_checked() {
        |
     10 |       - {published: 80}
        |         ^
+       = help: name it: `target: 80`
     "#);
 }
 
@@ -335,36 +338,42 @@ fn quantities_are_checked() {
         "mem_limit: 512q\ncpus: -1\nstop_grace_period: 1min\nshm_size: lots\noom_score_adj: 5000\nulimits: {nofile: {soft: 5, hard: 4}, nofiles: 3}\ndeploy:\n  replicas: -1\n  placement:\n    constraints: ['node.label.disk == ssd', 'node.role = worker']\nrestart: unless_stopped\nmem_reservation: 1g\n",
     );
     insta::assert_snapshot!(folder.complaints(), @r"
-    error: `512q` is not a size: write a number with a unit, such as `512m` or `2g` (b, k, m, g, t)
+    error: `512q` is not a size
      --> /app/compose.yaml:4:16 (services.web.mem_limit)
       |
     4 |     mem_limit: 512q
       |                ^^^^
-    error: `-1` is not a number of processors: write for example `0.5` or `2`
+      = help: write a number with a unit, such as `512m` or `2g` (b, k, m, g, t)
+    error: `-1` is not a number of processors
      --> /app/compose.yaml:5:11 (services.web.cpus)
       |
     5 |     cpus: -1
       |           ^^
-    error: `1min` is not a duration: write numbers with units, such as `30s` or `1m30s` (us, ms, s, m, h, d, w)
+      = help: write for example `0.5` or `2`
+    error: `1min` is not a duration
      --> /app/compose.yaml:6:24 (services.web.stop_grace_period)
       |
     6 |     stop_grace_period: 1min
       |                        ^^^^
-    error: `lots` is not a size: write a number with a unit, such as `512m` or `2g` (b, k, m, g, t)
+      = help: write numbers with units, such as `30s` or `1m30s` (us, ms, s, m, h, d, w)
+    error: `lots` is not a size
      --> /app/compose.yaml:7:15 (services.web.shm_size)
       |
     7 |     shm_size: lots
       |               ^^^^
+      = help: write a number with a unit, such as `512m` or `2g` (b, k, m, g, t)
     error: `oom_score_adj` must be -1000 to 1000, not 5000
      --> /app/compose.yaml:8:20 (services.web.oom_score_adj)
       |
     8 |     oom_score_adj: 5000
       |                    ^^^^
+      = help: write for example `1000`
     error: the soft limit of `nofile` is above its hard limit
      --> /app/compose.yaml:9:15 (services.web.ulimits.nofile)
       |
     9 |     ulimits: {nofile: {soft: 5, hard: 4}, nofiles: 3}
       |               ^^^^^^
+      = help: lower the soft one, or raise the hard one
     error: `nofiles` is not a ulimit
      --> /app/compose.yaml:9:43 (services.web.ulimits.nofiles)
       |
@@ -376,6 +385,7 @@ fn quantities_are_checked() {
        |
     11 |       replicas: -1
        |                 ^^
+       = help: write for example `0`
     error: `node.label.disk` is not something nodes have
       --> /app/compose.yaml:13:23 (services.web.deploy.placement.constraints[0])
        |
@@ -454,11 +464,13 @@ fn a_probe_is_checked() {
       |
     7 |         http: {port: 70000}
       |                      ^^^^^
+      = help: write for example `65535`
     error: a TCP probe needs `port`
      --> /app/compose.yaml:8:9 (services.web.x-wharf.probe.tcp)
       |
     8 |         tcp: {}
       |         ^^^
+      = help: add `port: …`
     error: a probe is one of `http` and `tcp`, not both
      --> /app/compose.yaml:8:9 (services.web.x-wharf.probe)
       |
@@ -474,6 +486,7 @@ fn a_probe_is_checked() {
       |
     9 |         interval: 0s
       |                   ^^
+      = help: write for example `10s`
     ");
     let folder = Folder::with(
         "networks: {n: {x-wharf: {}}}\nservices: {web: {image: i, x-wharf: {probe: {retries: 0}}}}\n",
@@ -496,6 +509,7 @@ fn a_probe_is_checked() {
       |
     2 | services: {web: {image: i, x-wharf: {probe: {retries: 0}}}}
       |                                                       ^
+      = help: write for example `1`
     ");
 }
 
@@ -507,6 +521,7 @@ fn what_is_no_compose_file_is_told_apart() {
       |
     1 | - a
       | ^
+      = help: write `services:` at its top, and indent each service below
     ");
     insta::assert_snapshot!(Folder::with("").complaints(), @r"
     error: `/app/compose.yaml` defines nothing
@@ -580,14 +595,19 @@ fn a_file_that_is_not_there_is_named() {
       |
     4 |     env_file: web.env
       |               ^^^^^^^
+      = help: check the path and where it begins, or make the file
     error: there is no file `/app/c.txt`
      --> /app/more.yaml:1:21 (configs.c.file)
       |
     1 | configs: {c: {file: ./c.txt}}
       |                     ^^^^^^^
+      = help: check the path: it begins at the folder of the Compose file
     ");
     folder.request.files = vec!["/app/other.yaml".into()];
-    insta::assert_snapshot!(folder.complaints(), @"error: there is no file `/app/other.yaml`");
+    insta::assert_snapshot!(folder.complaints(), @r"
+    error: there is no file `/app/other.yaml`
+      = help: check the path and where it begins, or make the file
+    ");
 }
 
 #[test]

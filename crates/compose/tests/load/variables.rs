@@ -102,6 +102,7 @@ fn a_fault_in_an_env_file_has_its_own_place() {
       |
     2 | B='open
       |   ^
+      = help: close the quote, or leave it out
     ");
 }
 

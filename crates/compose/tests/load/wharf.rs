@@ -30,11 +30,11 @@ fn what_is_wrong_below_x_wharf_is_said_at_its_place() {
         ),
         (
             "priority: urgent",
-            "priority: `priority` must be `system`, `high`, `normal` or `low`, not `urgent` []",
+            "priority: `priority` must be `system`, `high`, `normal` or `low`, not `urgent` [write one of these]",
         ),
-        ("autoscale: {min: 1}", "autoscale: `autoscale` needs `metrics` []"),
+        ("autoscale: {min: 1}", "autoscale: `autoscale` needs `metrics` [add `metrics: …`]"),
         // Routes.
-        ("routes: [{port: 0}]", "routes[0].port: `port` must be 1 to 65535, not 0 []"),
+        ("routes: [{port: 0}]", "routes[0].port: `port` must be 1 to 65535, not 0 [write for example `1`]"),
         (
             "routes: [{port: 80, host: \"http://a.example/x\"}]",
             "routes[0].host: `http://a.example/x` is not a host name [write the host alone: `a.example`]",
@@ -51,7 +51,10 @@ fn what_is_wrong_below_x_wharf_is_said_at_its_place() {
             "routes: [{port: 80, path: api}]",
             "routes[0].path: the path `api` does not start with `/` [write `/api`]",
         ),
-        ("routes: [{port: 80, weight: 101}]", "routes[0].weight: `weight` must be 0 to 100, not 101 []"),
+        (
+            "routes: [{port: 80, weight: 101}]",
+            "routes[0].weight: `weight` must be 0 to 100, not 101 [write for example `100`]",
+        ),
         (
             "routes: [{port: 80, tls: auto}]",
             "routes[0].tls: a certificate is obtained for host names, and the route has none [add `host: app.example.com`]",
@@ -112,11 +115,11 @@ fn what_is_wrong_below_x_wharf_is_said_at_its_place() {
         ),
         (
             "autoscale: {metrics: {memory: 120}}",
-            "autoscale.metrics.memory: `memory` is in per cent, 1 to 100, not 120 []",
+            "autoscale.metrics.memory: `memory` is in per cent, 1 to 100, not 120 [write for example `60`]",
         ),
         (
             "autoscale: {metrics: {cpu: {above: 30, below: 60}}}",
-            "autoscale.metrics.cpu: `below` (60) must be smaller than `above` (30) []",
+            "autoscale.metrics.cpu: `below` (60) must be smaller than `above` (30) [exchange the two, or leave one of them out]",
         ),
         (
             "autoscale: {metrics: {cpu: {target: 30, above: 60}}}",

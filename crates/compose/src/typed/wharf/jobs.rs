@@ -80,7 +80,7 @@ impl Typing<'_, '_> {
     }
 
     fn is_active(&self, node: &Node) -> bool {
-        super::super::is_active(node, self.profiles)
+        crate::normal::is_active(node, self.profiles)
     }
 }
 

@@ -117,7 +117,9 @@ impl Typing<'_, '_> {
                     }
                     Some(percent) => {
                         let message = format!("`errors_percent` must be 0 to 100, not {percent}");
-                        self.report().error(Complaint::InvalidValue, value.place(), &key, message);
+                        self.report()
+                            .error(Complaint::InvalidValue, value.place(), &key, message)
+                            .hint("write for example `1`");
                     }
                     None => {}
                 },

@@ -320,7 +320,9 @@ impl Typing<'_, '_> {
                 headers.insert(name.to_ascii_lowercase(), text);
             } else {
                 let message = format!("`{name}` is not the name of a header");
-                self.report().error(Complaint::InvalidValue, value.key, &key.field(name), message);
+                self.report()
+                    .error(Complaint::InvalidValue, value.key, &key.field(name), message)
+                    .hint("use letters, digits and `-`, such as `X-Version`");
             }
         }
         headers
@@ -397,7 +399,9 @@ impl Typing<'_, '_> {
                         sticky.cookie = name.to_owned();
                     } else {
                         let message = format!("`{name}` is not the name of a cookie");
-                        self.report().error(Complaint::InvalidValue, value.place(), &key, message);
+                        self.report()
+                            .error(Complaint::InvalidValue, value.place(), &key, message)
+                            .hint("use letters, digits and `-`, such as `session`");
                     }
                 }
                 "max_age" => sticky.max_age = self.positive(value, &key).unwrap_or(sticky.max_age),
