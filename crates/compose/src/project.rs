@@ -364,7 +364,7 @@ impl<'a> Assembly<'a> {
             if is_remote(path) {
                 let message = format!("`{path}` is not on this machine, and Wharf fetches no files");
                 self.report
-                    .error(Complaint::Unsupported, *span, key, message)
+                    .error(Complaint::Unreadable, *span, key, message)
                     .hint("copy the file beside this one and include that");
                 return None;
             }
@@ -568,7 +568,7 @@ impl<'a> Assembly<'a> {
         if is_remote(text) {
             let message = format!("`{text}` is not on this machine, and Wharf fetches no files");
             self.report
-                .error(Complaint::Unsupported, file.span, wanted.key, message)
+                .error(Complaint::Unreadable, file.span, wanted.key, message)
                 .hint("copy the file beside this one and extend from that");
             return None;
         }

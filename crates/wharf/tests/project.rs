@@ -207,4 +207,9 @@ fn a_check_says_everything_that_is_wrong_at_once() {
     let allowed = place.wharf("bad", &["config", "--check", "--allow-unsupported"], &[], "");
     assert_eq!(allowed.code, 0, "{}", allowed.err);
     assert!(allowed.err.contains("warning: ") && allowed.err.contains("bad is in order: 1 service"));
+    // What is not here cannot be allowed either, and nothing says that it could.
+    place.write("bad/compose.yaml", "include: ['https://h/r.git']\nservices: {web: {image: i}}\n");
+    let remote = place.wharf("bad", &["config", "--check"], &[], "");
+    assert!(remote.err.contains("Wharf fetches no files"), "{}", remote.err);
+    assert!(!remote.err.contains("--allow-unsupported"), "{}", remote.err);
 }
