@@ -764,12 +764,15 @@ impl Translation<'_> {
         match old.value.parse::<i64>() {
             Ok(number) if bounds.contains(&number) => Some(number),
             Ok(_) if *bounds.end() == i64::MAX => {
-                self.malformed(old, &format!("it must be at least {}", bounds.start()), "correct it");
+                let least = bounds.start();
+                let hint = format!("write for example `{least}`");
+                self.malformed(old, &format!("it must be at least {least}"), &hint);
                 None
             }
             Ok(_) | Err(_) => {
                 let problem = format!("it must be a whole number of {} to {}", bounds.start(), bounds.end());
-                self.malformed(old, &problem, "correct it");
+                let hint = format!("write for example `{}`", 2.clamp(*bounds.start(), *bounds.end()));
+                self.malformed(old, &problem, &hint);
                 None
             }
         }
@@ -780,7 +783,7 @@ impl Translation<'_> {
             "true" => Some(true),
             "false" => Some(false),
             _ => {
-                self.malformed(old, "it must be `true` or `false`", "correct it");
+                self.malformed(old, "it must be `true` or `false`", "write one of the two");
                 None
             }
         }

@@ -59,22 +59,21 @@ impl Definitions {
 
     /// A reference to an object's definition, which is made the first time.
     fn object(&mut self, object: &'static Object) -> Value {
-        let id = std::ptr::from_ref(object);
-        if let Some((_, name)) = self.known.iter().find(|(other, _)| *other == id) {
-            return reference(name);
-        }
-        let name = self.free_name(object.what);
-        self.known.push((id, name.clone()));
-        let mut properties = Map::new();
-        for (key, shape) in object.keys {
-            properties.insert((*key).to_owned(), self.described(object, key, shape));
-        }
-        self.define(&name, &properties, object);
-        reference(&name)
+        self.definition(object, &[], &[])
     }
 
     /// A job: what a service is, with triggers and without what keeps a service running.
     fn job(&mut self, object: &'static Object) -> Value {
+        self.definition(object, &shapes::NOT_IN_JOBS, &[("triggers", &shapes::TRIGGERS)])
+    }
+
+    /// An object without some of its keys, and with others.
+    fn definition(
+        &mut self,
+        object: &'static Object,
+        without: &[&str],
+        with: &[(&str, &'static Object)],
+    ) -> Value {
         let id = std::ptr::from_ref(object);
         if let Some((_, name)) = self.known.iter().find(|(other, _)| *other == id) {
             return reference(name);
@@ -82,10 +81,12 @@ impl Definitions {
         let name = self.free_name(object.what);
         self.known.push((id, name.clone()));
         let mut properties = Map::new();
-        for (key, shape) in object.keys.iter().filter(|(key, _)| !shapes::NOT_IN_JOBS.contains(key)) {
+        for (key, shape) in object.keys.iter().filter(|(key, _)| !without.contains(key)) {
             properties.insert((*key).to_owned(), self.described(object, key, shape));
         }
-        properties.insert("triggers".to_owned(), self.object(&shapes::TRIGGERS));
+        for (key, object) in with {
+            properties.insert((*key).to_owned(), self.object(object));
+        }
         self.define(&name, &properties, object);
         reference(&name)
     }

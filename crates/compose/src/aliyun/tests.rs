@@ -142,13 +142,16 @@ fn malformed_and_unknown_words_are_errors() {
     let labels = [
         (
             "aliyun.scale: many",
-            "`aliyun.scale` is `many`: it must be a whole number of 0 to 10000 [correct it]",
+            "`aliyun.scale` is `many`: it must be a whole number of 0 to 10000 [write for example `2`]",
         ),
         (
             "aliyun.scale: \"-1\"",
-            "`aliyun.scale` is `-1`: it must be a whole number of 0 to 10000 [correct it]",
+            "`aliyun.scale` is `-1`: it must be a whole number of 0 to 10000 [write for example `2`]",
         ),
-        ("aliyun.global: perhaps", "`aliyun.global` is `perhaps`: it must be `true` or `false` [correct it]"),
+        (
+            "aliyun.global: perhaps",
+            "`aliyun.global` is `perhaps`: it must be `true` or `false` [write one of the two]",
+        ),
         ("aliyun.scal: 3", "`aliyun.scal` is not a label that is known [did you mean `aliyun.scale`?]"),
         (
             "aliyun.auto.scaling.max_cpu: 70",

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use wharf_compose::{Diagnostic, Place, Project, Request, load, project};
+use wharf_compose::{Complaint, Diagnostic, Place, Project, Request, load, project};
 
 /// Complaints are cut at a thousand bytes, of which some are written as several.
 const LONGEST_TEXT: usize = 10_000;
@@ -92,6 +92,12 @@ fn check_complaints(folder: &Folder, complaints: &[Diagnostic]) {
     assert!(complaints.len() <= MOST_COMPLAINTS, "{} complaints", complaints.len());
     for complaint in complaints {
         assert!(!complaint.message.is_empty(), "a complaint says something: {complaint:?}");
+        // Of more complaints than are shown, only that is said.
+        let is_rest = complaint.complaint == Complaint::Note;
+        assert!(
+            !complaint.is_error() || complaint.hint.is_some() || is_rest,
+            "an error says what to write: {complaint:?}"
+        );
         let hint = complaint.hint.as_deref().unwrap_or_default();
         for text in [&complaint.message, &complaint.key, hint] {
             assert!(text.len() <= LONGEST_TEXT, "{} bytes in one complaint", text.len());
