@@ -101,7 +101,14 @@ impl Typing<'_, '_> {
             return Some(target.to_owned());
         }
         let message = format!("`{target}` is not an absolute path in the container");
-        self.report().error(Complaint::InvalidValue, span, key, message).hint(format!("write `/{target}`"));
+        let hint = match target.split_once(":/") {
+            // As the reference reads it; most often a volume with a short name is meant.
+            Some((drive, path)) if drive.len() == 1 => format!(
+                "one letter before `:` is a Windows drive: name the volume `{drive}` in full, `{{type: volume, source: {drive}, target: /{path}}}`"
+            ),
+            Some(_) | None => format!("write `/{target}`"),
+        };
+        self.report().error(Complaint::InvalidValue, span, key, message).hint(hint);
         None
     }
 

@@ -225,6 +225,15 @@ fn what_is_not_defined_is_named_with_its_neighbour() {
 }
 
 #[test]
+fn a_volume_named_by_one_letter_is_not_taken_for_a_path() {
+    let folder = web("volumes: ['v:/data', 'rel']");
+    let said = folder.complaints();
+    let advice = "one letter before `:` is a Windows drive: name the volume `v` in full, `{type: volume, source: v, target: /data}`";
+    assert!(said.contains(advice) && said.contains("help: write `/rel`"), "{said}");
+    assert!(!said.contains("write `/v:"), "{said}");
+}
+
+#[test]
 fn circles_are_shown() {
     let folder = Folder::with(
         "services:\n  a: {image: i, depends_on: [b]}\n  b: {image: i, depends_on: [c]}\n  c: {image: i, network_mode: 'service:a'}\n",
