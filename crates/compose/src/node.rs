@@ -38,9 +38,28 @@ pub(crate) enum Value {
 }
 
 /// A mapping in the order of the file.
-#[derive(Debug, Clone, Default)]
+///
+/// Most have a few keys, which are found faster one by one than by their hashes, and in half the memory: how much memory the
+/// trees take decides how long a large file does, because they leave the processor's caches.
+#[derive(Debug, Clone)]
 pub(crate) struct Mapping {
-    entries: IndexMap<String, Entry>,
+    entries: Entries,
+}
+
+#[derive(Debug, Clone)]
+enum Entries {
+    /// At most [`FEW`].
+    Few(Vec<(String, Entry)>),
+    Many(Box<IndexMap<String, Entry>>),
+}
+
+/// More keys are found by their hashes.
+const FEW: usize = 16;
+
+impl Default for Mapping {
+    fn default() -> Self {
+        Self { entries: Entries::Few(Vec::new()) }
+    }
 }
 
 /// A key's place and its value.
@@ -146,60 +165,112 @@ pub(crate) fn float_text(value: f64) -> String {
 
 impl Mapping {
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
-        self.entries.get(key).map(|entry| &entry.node)
+        self.entry(key).map(|entry| &entry.node)
     }
     pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
-        self.entries.get(key)
+        match &self.entries {
+            Entries::Few(few) => few.iter().find(|(name, _)| name == key).map(|(_, entry)| entry),
+            Entries::Many(many) => many.get(key),
+        }
     }
     pub(crate) fn entry_mut(&mut self, key: &str) -> Option<&mut Entry> {
-        self.entries.get_mut(key)
+        match &mut self.entries {
+            Entries::Few(few) => few.iter_mut().find(|(name, _)| name == key).map(|(_, entry)| entry),
+            Entries::Many(many) => many.get_mut(key),
+        }
     }
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Node> {
-        self.entries.get_mut(key).map(|entry| &mut entry.node)
+        self.entry_mut(key).map(|entry| &mut entry.node)
     }
     pub(crate) fn contains(&self, key: &str) -> bool {
-        self.entries.contains_key(key)
+        self.entry(key).is_some()
     }
+    /// Puts it behind the others, or in the place of what the key had.
     pub(crate) fn insert(&mut self, key: impl Into<String>, place: Span, node: Node) {
-        self.entries.insert(key.into(), Entry { key: place, node });
+        let (key, entry) = (key.into(), Entry { key: place, node });
+        match self.entry_mut(&key) {
+            Some(taken) => *taken = entry,
+            None => self.push(key, entry),
+        }
     }
-    /// Adds it unless the key is taken; answers the place of the key that is there.
-    pub(crate) fn insert_new(&mut self, key: String, entry: Entry) -> Result<(), Span> {
-        match self.entries.entry(key) {
-            indexmap::map::Entry::Occupied(taken) => Err(taken.get().key),
-            indexmap::map::Entry::Vacant(free) => {
-                free.insert(entry);
-                Ok(())
+    /// Adds it unless the key is taken; answers the key, and the place of the one that is there.
+    pub(crate) fn insert_new(&mut self, key: String, entry: Entry) -> Result<(), (String, Span)> {
+        if let Some(taken) = self.entry(&key) {
+            return Err((key, taken.key));
+        }
+        self.push(key, entry);
+        Ok(())
+    }
+    /// Adds a key that is not there.
+    fn push(&mut self, key: String, entry: Entry) {
+        match &mut self.entries {
+            Entries::Few(few) if few.len() < FEW => few.push((key, entry)),
+            Entries::Few(few) => {
+                let mut many: IndexMap<_, _> = few.drain(..).collect();
+                many.insert(key, entry);
+                self.entries = Entries::Many(Box::new(many));
+            }
+            Entries::Many(many) => {
+                many.insert(key, entry);
             }
         }
     }
     pub(crate) fn remove(&mut self, key: &str) -> Option<Entry> {
-        self.entries.shift_remove(key)
+        match &mut self.entries {
+            Entries::Few(few) => {
+                let index = few.iter().position(|(name, _)| name == key)?;
+                Some(few.remove(index).1)
+            }
+            Entries::Many(many) => many.shift_remove(key),
+        }
     }
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
-        self.entries.iter().map(|(key, entry)| (key.as_str(), entry))
+        let (few, many) = match &self.entries {
+            Entries::Few(few) => (few.as_slice(), None),
+            Entries::Many(many) => (&[][..], Some(many)),
+        };
+        let many = many.into_iter().flat_map(|many| many.iter());
+        few.iter().map(|(key, entry)| (key, entry)).chain(many).map(|(key, entry)| (key.as_str(), entry))
     }
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Entry)> {
-        self.entries.iter_mut().map(|(key, entry)| (key.as_str(), entry))
+        let (few, many) = match &mut self.entries {
+            Entries::Few(few) => (few.as_mut_slice(), None),
+            Entries::Many(many) => (&mut [][..], Some(many)),
+        };
+        let many = many.into_iter().flat_map(|many| many.iter_mut());
+        few.iter_mut()
+            .map(|(key, entry)| (&*key, entry))
+            .chain(many)
+            .map(|(key, entry)| (key.as_str(), entry))
     }
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
+        self.iter().map(|(key, _)| key)
     }
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(&str, &mut Entry) -> bool) {
-        self.entries.retain(|key, entry| keep(key, entry));
+        match &mut self.entries {
+            Entries::Few(few) => few.retain_mut(|(key, entry)| keep(key, entry)),
+            Entries::Many(many) => many.retain(|key, entry| keep(key, entry)),
+        }
     }
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        match &self.entries {
+            Entries::Few(few) => few.len(),
+            Entries::Many(many) => many.len(),
+        }
     }
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 }
 impl IntoIterator for Mapping {
     type Item = (String, Entry);
-    type IntoIter = indexmap::map::IntoIter<String, Entry>;
+    type IntoIter = std::iter::Chain<std::vec::IntoIter<Self::Item>, indexmap::map::IntoIter<String, Entry>>;
     fn into_iter(self) -> Self::IntoIter {
-        self.entries.into_iter()
+        let (few, many) = match self.entries {
+            Entries::Few(few) => (few, IndexMap::new()),
+            Entries::Many(many) => (Vec::new(), *many),
+        };
+        few.into_iter().chain(many)
     }
 }
 

@@ -435,9 +435,12 @@ impl<'a> Reader<'a> {
             }
             let place = self.span(&span);
             let plain = matches!(&event, Event::Scalar(_, ScalarStyle::Plain, _, _));
-            let (name, _) = self.node(event, span, key, depth + 1)?;
+            let (mut name, _) = self.node(event, span, key, depth + 1)?;
             let (event, span) = self.next()?;
-            let text = name.scalar_text().unwrap_or_default();
+            let text = match &mut name.value {
+                Value::String(text) => std::mem::take(text),
+                _ => name.scalar_text().unwrap_or_default(),
+            };
             let (value, its) = self.node(event, span, &key.field(&text), depth + 1)?;
             size.hold(its);
             size.hold(Size::scalar(text.len()));
@@ -465,7 +468,7 @@ impl<'a> Reader<'a> {
                 }
                 continue;
             }
-            if let Err(first) = mapping.insert_new(text.clone(), entry) {
+            if let Err((text, first)) = mapping.insert_new(text, entry) {
                 let message = format!("the key `{text}` is given twice");
                 self.report
                     .error(Complaint::DuplicateKey, place, &key.field(&text), message)
