@@ -194,11 +194,9 @@ impl Typing<'_, '_> {
         if let Some(image) = image {
             let key = key.field("image");
             let text = values::full_text(self.report(), image, &key)?;
-            if text.contains(char::is_whitespace) {
+            if let Err(hint) = check_reference(&text) {
                 let message = format!("`{text}` is not an image reference");
-                self.report()
-                    .error(Complaint::InvalidValue, image.place(), &key, message)
-                    .hint("write `name:tag`, such as `nginx:1.29`");
+                self.report().error(Complaint::InvalidValue, image.place(), &key, message).hint(hint);
                 return None;
             }
             return Some(text);
@@ -419,4 +417,41 @@ impl Typing<'_, '_> {
             }
         }
     }
+}
+
+/// Whether engines can read an image reference, `[host[:port]/]path[:tag][@digest]`; if not, what to write.
+fn check_reference(text: &str) -> Result<(), String> {
+    let usual = || "write `name:tag`, such as `nginx:1.29`".to_owned();
+    if let Some((_, rest)) = text.split_once("://") {
+        return Err(format!("write it without the protocol: `{rest}`"));
+    }
+    let named = text.split_once('@').map_or(text, |(named, _)| named);
+    let (name, tag) = match named.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        Some(_) | None => (named, None),
+    };
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    if tag.is_some_and(|tag| tag.is_empty() || tag.starts_with(['.', '-']) || !tag.chars().all(legal)) {
+        return Err(usual());
+    }
+    // What stands before the first slash is a host if it looks like one.
+    let path = match name.split_once('/') {
+        Some((host, path)) if host == "localhost" || host.contains(['.', ':']) || has_upper(host) => path,
+        Some(_) | None => name,
+    };
+    if has_upper(path) {
+        return Err(format!(
+            "write it in lower case: `{}`",
+            text.replacen(path, &path.to_ascii_lowercase(), 1)
+        ));
+    }
+    let good = |part: &str| {
+        let ends = |c: char| c.is_ascii_alphanumeric();
+        part.starts_with(ends) && part.ends_with(ends) && part.chars().all(legal)
+    };
+    if path.split('/').all(good) { Ok(()) } else { Err(usual()) }
+}
+
+fn has_upper(text: &str) -> bool {
+    text.contains(|c: char| c.is_ascii_uppercase())
 }

@@ -225,6 +225,30 @@ fn what_is_not_defined_is_named_with_its_neighbour() {
 }
 
 #[test]
+fn an_image_that_no_engine_can_read_is_refused_here() {
+    let image = |image: &str| Folder::with(&format!("services: {{a: {{image: '{image}'}}}}")).complaints();
+    for (wrong, advice) in [
+        ("my image", "write `name:tag`"),
+        ("x:y:z", "write `name:tag`"),
+        ("x:", "write `name:tag`"),
+        ("a//b", "write `name:tag`"),
+        ("https://reg.example/x:1", "without the protocol: `reg.example/x:1`"),
+        ("Web:V1", "in lower case: `web:V1`"),
+        ("reg.example/Team/web", "in lower case: `reg.example/team/web`"),
+    ] {
+        let said = image(wrong);
+        assert!(said.contains("is not an image reference") && said.contains(advice), "{wrong}: {said}");
+    }
+    let digest = "@sha256:9d7e6dfab0389d7e6dfab0389d7e6dfab0389d7e6dfab0389d7e6dfab0389d7e";
+    for right in
+        ["x", "x:V1_a.b-c", "a_b/c--d:1", "localhost/x", "reg:5000/team/x:1", "[::1]:5000/x", "Reg.Example/x"]
+    {
+        assert_eq!(image(right), "", "{right}");
+        assert_eq!(image(&format!("{right}{digest}")), "", "{right}");
+    }
+}
+
+#[test]
 fn a_volume_named_by_one_letter_is_not_taken_for_a_path() {
     let folder = web("volumes: ['v:/data', 'rel']");
     let said = folder.complaints();
