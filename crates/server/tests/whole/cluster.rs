@@ -253,7 +253,7 @@ async fn a_server_that_is_started_again_knows_everything_and_touches_nothing() {
     .await;
     assert_eq!(after.services[0].tasks[0].id, before.services[0].tasks[0].id);
     assert_eq!(after.app.generation, before.app.generation);
-    assert!(node.fake.set.lock().unwrap().is_some());
+    eventually(async || node.fake.set.lock().unwrap().is_some().then_some(())).await;
     let plan = api.plan("shop", up("shop", web(1))).await.unwrap();
     assert!(plan.is_noop(), "{plan:?}");
 }
