@@ -1,5 +1,11 @@
 //! Services with `build:` on real nodes and engines: built on one, run on all, changed, broken, and lost.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails where it cannot go on, and shows what was said"
+)]
+
 use std::{
     fs,
     path::{Path, PathBuf},
