@@ -161,12 +161,14 @@ impl<'a> Assembly<'a> {
     }
 
     fn no_text(&mut self, path: &Path, error: &FromUtf8Error, reference: Option<Reference<'_>>) {
-        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        // As in texts, a byte order mark is none of the characters.
+        let mark = if error.as_bytes().starts_with("\u{feff}".as_bytes()) { '\u{feff}'.len_utf8() } else { 0 };
+        let before = &error.as_bytes()[mark..error.utf8_error().valid_up_to()];
         let begin = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |index| index + 1);
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         let column = String::from_utf8_lossy(&before[begin..]).chars().count() + 1;
         let problem = format!("`{}` is not UTF-8 text: line {line} has other bytes", path.display());
-        let file = self.report.add_source(path, String::from_utf8_lossy(error.as_bytes()));
+        let file = self.report.add_source(path, String::from_utf8_lossy(&error.as_bytes()[mark..]));
         let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let span = Span { file, line: small(line), column: small(column), length: 1 };
         self.report.error(Complaint::Unreadable, span, &Key::Root, problem).hint("save the file as UTF-8");

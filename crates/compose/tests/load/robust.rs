@@ -169,6 +169,16 @@ fn bytes_that_are_no_text_are_refused_with_their_line() {
     assert_eq!(loaded.diagnostics[0].message, "`/a/c.yaml` is not UTF-8 text: line 2 has other bytes");
 }
 
+/// Found by the fuzzer: the column and the excerpt counted the mark.
+#[test]
+fn a_byte_order_mark_is_no_character_of_a_line_that_is_no_text() {
+    let files: BTreeMap<PathBuf, Vec<u8>> =
+        [("/a/c.yaml".into(), b"\xef\xbb\xbfv\xf4ces:\n".to_vec())].into();
+    let loaded = load(&Request { files: vec!["/a/c.yaml".into()], ..Request::default() }, &files);
+    let place = loaded.diagnostics[0].place.as_ref().unwrap();
+    assert_eq!((place.line, place.column, place.excerpt.as_str()), (1, 2, "v\u{fffd}ces:"));
+}
+
 #[test]
 fn ranges_of_ports_are_bounded_in_all() {
     let ranges = vec!["1-65535:1-65535"; 50].join(", ");
