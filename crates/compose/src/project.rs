@@ -162,7 +162,8 @@ impl<'a> Assembly<'a> {
 
     fn no_text(&mut self, path: &Path, error: &FromUtf8Error, reference: Option<Reference<'_>>) {
         // As in texts, a byte order mark is none of the characters.
-        let mark = if error.as_bytes().starts_with("\u{feff}".as_bytes()) { '\u{feff}'.len_utf8() } else { 0 };
+        let mark =
+            if error.as_bytes().starts_with("\u{feff}".as_bytes()) { '\u{feff}'.len_utf8() } else { 0 };
         let before = &error.as_bytes()[mark..error.utf8_error().valid_up_to()];
         let begin = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |index| index + 1);
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
