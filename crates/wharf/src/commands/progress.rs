@@ -190,6 +190,10 @@ async fn unchanged(cluster: &Cluster, change: &Change, plan: &v1::Plan, out: &Ou
         print(out, plan, "failed", None, Some(status))?;
         return Ok(Exit::Failed);
     }
+    // Nothing to do and not whole: what is waited for is no fault of the file.
+    for waiting in status.iter().flat_map(|status| &status.services).flat_map(|service| &service.waiting) {
+        out.must_say(&format!("  {waiting}"));
+    }
     print(out, plan, "unchanged", None, status.as_ref())?;
     Ok(Exit::Done)
 }
@@ -439,21 +443,49 @@ struct Tree<'a> {
     since: Instant,
     drawn: usize,
     status: Option<v1::AppStatus>,
-    /// What was last said of each task and service.
+    /// What was last said of each task.
     said: BTreeMap<String, String>,
+    /// What services wait for.
+    waits: BTreeMap<String, Wait>,
 }
+
+/// Something that is waited for now.
+struct Wait {
+    since: Instant,
+    said: bool,
+}
+
+/// What tasks wait for passes by itself for the most part; from then on it is said although tasks are there.
+const LASTING: Duration = Duration::from_secs(5);
 
 impl<'a> Tree<'a> {
     fn new(out: &'a Output) -> Self {
-        Self { out, since: Instant::now(), drawn: 0, status: None, said: BTreeMap::new() }
+        Self {
+            out,
+            since: Instant::now(),
+            drawn: 0,
+            status: None,
+            said: BTreeMap::new(),
+            waits: BTreeMap::new(),
+        }
+    }
+
+    /// Keeps the latest status, and since when each thing is waited for.
+    fn note(&mut self, status: &v1::AppStatus) {
+        let mut before = std::mem::take(&mut self.waits);
+        for waiting in status.services.iter().flat_map(|service| &service.waiting) {
+            let wait = before.remove(waiting).unwrap_or_else(|| Wait { since: Instant::now(), said: false });
+            self.waits.insert(waiting.clone(), wait);
+        }
+        self.status = Some(status.clone());
     }
 
     fn show(&mut self, status: &v1::AppStatus) {
         if self.out.quiet {
             return;
         }
+        self.note(status);
         if self.out.live {
-            self.status = Some(status.clone());
             self.draw();
             return;
         }
@@ -467,14 +499,19 @@ impl<'a> Tree<'a> {
                     self.said.insert(key, step);
                 }
             }
-            for waiting in service.waiting.iter().filter(|_| service.tasks.is_empty()) {
-                if self.said.get(&service.name) != Some(waiting) {
-                    self.out.say(&format!(
-                        "{:>4}  {:<24} {waiting}",
-                        rough(self.since.elapsed()),
-                        service.name
-                    ));
-                    self.said.insert(service.name.clone(), waiting.clone());
+        }
+        self.say_waits();
+    }
+
+    /// What stands in the way, each thing once.
+    fn say_waits(&mut self) {
+        for service in self.status.iter().flat_map(|status| &status.services) {
+            for waiting in &service.waiting {
+                let Some(wait) = self.waits.get_mut(waiting).filter(|wait| !wait.said) else { continue };
+                if service.tasks.is_empty() || wait.since.elapsed() >= LASTING {
+                    wait.said = true;
+                    let elapsed = rough(self.since.elapsed());
+                    self.out.say(&format!("{elapsed:>4}  {:<24} {waiting}", service.name));
                 }
             }
         }
@@ -482,8 +519,10 @@ impl<'a> Tree<'a> {
 
     /// Seconds pass.
     fn tick(&mut self) {
-        if self.out.live && !self.out.quiet {
-            self.draw();
+        match (self.out.quiet, self.out.live) {
+            (true, _) => {}
+            (false, true) => self.draw(),
+            (false, false) => self.say_waits(),
         }
     }
 
@@ -507,7 +546,11 @@ impl<'a> Tree<'a> {
                 lines.push(("  ".into(), self.out.paint(color, &text)));
             }
             let missing = service.tasks.iter().filter(|task| task.stop.is_none()).count() < service.wanted;
-            for waiting in service.waiting.iter().filter(|_| missing || service.tasks.is_empty()).take(3) {
+            let lasts = |waiting: &String| {
+                self.waits.get(waiting).is_some_and(|wait| wait.since.elapsed() >= LASTING)
+            };
+            let shown = |waiting: &&String| missing || service.tasks.is_empty() || lasts(waiting);
+            for waiting in service.waiting.iter().filter(shown).take(3) {
                 let text: String = waiting.chars().take(width.saturating_sub(4)).collect();
                 lines.push(("  ".into(), self.out.paint(Color::Dim, &text)));
             }
