@@ -2,7 +2,8 @@
 //!
 //! - Only the latest counts: a listener that is slow skips what has been overtaken, and the hub stays as small as the node.
 //! - A listener first gets everything, then changes, each thing's reports in their order.
-//! - Sequences only grow, over restarts of the agent as well: they start at the time of day in milliseconds.
+//! - Sequences only grow, over restarts of the agent as well: they start at the time of day, with room for a thousand reports in
+//!   each millisecond, so that they never run ahead of it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,6 +13,9 @@ use tokio::sync::watch;
 pub use wharf_api::transport::node::Report;
 use wharf_model::{NodeFacts, NodeReport, Revision, TaskId, TaskReport, TaskStatus, VolumeId};
 use wharf_process::Clock;
+
+/// In bits. The sum stays below 2^53, up to where JSON's numbers are exact for everyone.
+const REPORTS_PER_MILLISECOND: u32 = 10;
 
 /// Collects reports. Clones are the same hub.
 #[derive(Debug, Clone)]
@@ -115,7 +119,7 @@ impl Reports {
     }
 
     fn next(&self, state: &mut State) -> u64 {
-        state.sequence = (state.sequence + 1).max(self.clock.now().0);
+        state.sequence = (state.sequence + 1).max(self.clock.now().0 << REPORTS_PER_MILLISECOND);
         state.sequence
     }
 }
@@ -185,7 +189,9 @@ mod tests {
         let first = before.task(task(1), &status(Phase::Accepted));
         let second = before.task(task(1), &status(Phase::Running));
         assert!(second.sequence > first.sequence);
-        let after = hub(5_000).task(task(1), &status(Phase::Running));
-        assert!(after.sequence > second.sequence);
+        let phases = [Phase::Accepted, Phase::Running];
+        let last = (0..1_000).map(|n| before.task(task(1), &status(phases[n % 2])).sequence).max().unwrap();
+        let after = hub(1_001).task(task(1), &status(Phase::Running));
+        assert!(after.sequence > last, "however many reports there were before");
     }
 }
