@@ -183,6 +183,11 @@ impl<'a> Assembly<'a> {
         self.used <= MOST_USED
     }
 
+    /// Whether all of a file may be used once more; weighing it takes time as well, so it ends with the first that may not.
+    fn may_use_again(&mut self, documents: &[Node]) -> bool {
+        self.used <= MOST_USED && self.may_use(documents.iter().map(weight).sum::<usize>().max(LEAST_USED))
+    }
+
     /// Whether a copy may be made; where too much was used before, nothing is counted any more.
     fn may_copy(&mut self, node: &Node) -> bool {
         self.used <= MOST_USED && self.may_use(weight(node))
@@ -213,7 +218,7 @@ impl<'a> Assembly<'a> {
         let (file, documents) = self.documents(path, None)?;
         if top {
             self.documents.remove(path);
-        } else if again && !self.may_use(documents.iter().map(weight).sum::<usize>().max(LEAST_USED)) {
+        } else if again && !self.may_use_again(&documents) {
             self.report
                 .general(Complaint::Unreadable, format!("`{}` is used too often", path.display()))
                 .hint("include it once");
