@@ -127,7 +127,7 @@ fn files_images_and_contexts_that_are_wrong_change_nothing() {
     let folder = folder.display().to_string();
     for (file, words) in [
         (missing.clone(), vec!["there is no file", missing.as_str()]),
-        (folder.clone(), vec!["cannot be read: Is a directory", folder.as_str()]),
+        (folder.clone(), vec!["is a folder, not a file", folder.as_str()]),
         (fleet.file("yaml", "services:\n  web: [1, 2\n"), vec!["not YAML", "compose.yaml:2:"]),
         (fleet.file("bytes", "services: \u{0}\n"), vec!["compose.yaml"]),
         (fleet.file("empty", ""), vec!["defines nothing"]),

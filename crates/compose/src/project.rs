@@ -131,6 +131,9 @@ impl<'a> Assembly<'a> {
                 self.missing(path, reference);
                 return None;
             }
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                format!("`{}` is a folder, not a file", path.display())
+            }
             Err(error) => format!("`{}` cannot be read: {error}", path.display()),
         };
         self.unreadable(path, reference, problem);

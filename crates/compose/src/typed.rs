@@ -418,6 +418,7 @@ impl Typing<'_, '_> {
             Err(error) => {
                 let problem = match error.kind() {
                     std::io::ErrorKind::NotFound => format!("there is no file `{path}`"),
+                    std::io::ErrorKind::IsADirectory => format!("`{path}` is a folder, not a file"),
                     _ => format!("`{path}` cannot be read: {error}"),
                 };
                 self.report()
