@@ -20,7 +20,7 @@ use wharf_compose::{Files, Request, load, project};
 const ROUNDS: usize = 41;
 /// How much longer a service may take in a file of 1,000 than in one of 10. Nothing is subtracted for what a file costs
 /// whatever is in it. The work per service is the same, and a search among all services for each would show as a factor
-/// near 100; but the tree of 10 stays in the processor's caches and that of 1,000 does not.
+/// near 100; but the tree of 10 fits into the processor's caches and that of 1,000 may not.
 const FLAT: f64 = 1.5;
 /// What the corpus was normalised with, and what its largest right file requires.
 const VARIABLES: [(&str, &str); 5] = [

@@ -39,8 +39,8 @@ pub(crate) enum Value {
 
 /// A mapping in the order of the file.
 ///
-/// Most have a few keys, which are found faster one by one than by their hashes, and in half the memory: how much memory the
-/// trees take decides how long a large file does, because they leave the processor's caches.
+/// Most have a few keys, which are found faster one by one than by their hashes, and in half the memory. Large files
+/// take less time so; the likely reason is the processor's caches, which was not measured.
 #[derive(Debug, Clone)]
 pub(crate) struct Mapping {
     entries: Entries,

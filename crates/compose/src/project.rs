@@ -128,20 +128,17 @@ impl<'a> Assembly<'a> {
                 }
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.missing(path, reference);
+                self.missing(path, reference, &error);
                 return None;
             }
-            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                format!("`{}` is a folder, not a file", path.display())
-            }
-            Err(error) => format!("`{}` cannot be read: {error}", path.display()),
+            Err(error) => why_unread(path, &error),
         };
         self.unreadable(path, reference, problem);
         None
     }
 
-    fn missing(&mut self, path: &Path, reference: Option<Reference<'_>>) {
-        let problem = format!("there is no file `{}`", path.display());
+    fn missing(&mut self, path: &Path, reference: Option<Reference<'_>>, error: &io::Error) {
+        let problem = why_unread(path, error);
         match reference {
             Some(Reference { span, key }) => self.report.error(Complaint::Unreadable, span, key, problem),
             None => self.report.general(Complaint::Unreadable, problem),
@@ -867,6 +864,16 @@ fn is_below(folder: &Path, path: &Path) -> bool {
         return path.is_relative() && !path.starts_with("..");
     }
     path.starts_with(folder)
+}
+
+/// Why a file could not be read, for people.
+pub(crate) fn why_unread(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("there is no file `{path}`"),
+        io::ErrorKind::IsADirectory => format!("`{path}` is a folder, not a file"),
+        _ => format!("`{path}` cannot be read: {error}"),
+    }
 }
 
 fn is_remote(path: &str) -> bool {

@@ -34,7 +34,7 @@ use crate::contradictions;
 use crate::diagnostic::{Complaint, Key, Report, Span};
 use crate::node::{Entry, Mapping, Node};
 use crate::normal::{active_services, is_active};
-use crate::project::{Assembly, Environment};
+use crate::project::{Assembly, Environment, why_unread};
 
 /// Configs and secrets travel in records of the store, which are small.
 const LARGEST_FILE: usize = 1_000_000;
@@ -416,11 +416,7 @@ impl Typing<'_, '_> {
         match self.assembly.files.read(Path::new(path)) {
             Ok(content) => Some(content),
             Err(error) => {
-                let problem = match error.kind() {
-                    std::io::ErrorKind::NotFound => format!("there is no file `{path}`"),
-                    std::io::ErrorKind::IsADirectory => format!("`{path}` is a folder, not a file"),
-                    _ => format!("`{path}` cannot be read: {error}"),
-                };
+                let problem = why_unread(Path::new(path), &error);
                 self.report()
                     .error(Complaint::Unreadable, entry.place(), key, problem)
                     .hint("check the path: it begins at the folder of the Compose file");
