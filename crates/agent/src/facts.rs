@@ -70,6 +70,8 @@ impl Machine {
             engine: engine.as_ref().ok().map(|facts| facts.engine.clone()),
             engine_error: engine.as_ref().err().map(ToString::to_string),
             taken_ports,
+            subnets: Vec::new(),
+            wireguard_key: None,
         }
     }
 }

@@ -223,18 +223,8 @@ fn set(revision: u64, tasks: &[&TaskAssignment]) -> AssignmentSet {
 }
 
 fn network() -> NetworkAssignment {
-    NetworkAssignment {
-        id: NetworkId::from_parts(1, [3; 10]),
-        name: "shop_default".to_owned(),
-        vni: 7,
-        subnet: "10.214.0.0/24".parse().unwrap(),
-        gateway: Ipv4Addr::new(10, 214, 0, 1),
-        internal: false,
-        attachable: false,
-        driver_opts: BTreeMap::new(),
-        labels: BTreeMap::new(),
-        peers: Vec::new(),
-    }
+    let (subnet, gateway) = ("10.214.0.0/24".parse().unwrap(), Ipv4Addr::new(10, 214, 0, 1));
+    NetworkAssignment::new(NetworkId::from_parts(1, [3; 10]), "shop_default", 7, subnet, gateway)
 }
 
 fn volume() -> VolumeAssignment {
@@ -251,11 +241,8 @@ fn web(number: u64) -> TaskAssignment {
     let serve = "trap 'exit 0' TERM; cat /run/secrets/key; id; date > /data/file; ls -l /data/file; \
                  httpd -p 80 -h /data; while :; do sleep 0.1; done";
     task.spec.container.command = Some(["sh", "-c", serve].map(str::to_owned).to_vec());
-    task.attachments = vec![Attachment {
-        network: network().id,
-        address: Ipv4Addr::new(10, 214, 0, 100 + u8::try_from(number).unwrap()),
-        endpoint: Default::default(),
-    }];
+    task.attachments =
+        vec![Attachment::new(network().id, Ipv4Addr::new(10, 214, 0, 100 + u8::try_from(number).unwrap()))];
     let data: VolumeName = "data".parse().unwrap();
     task.spec.container.mounts = vec![MountSpec {
         source: MountSource::Volume { volume: data.clone(), nocopy: false, subpath: None },

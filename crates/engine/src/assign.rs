@@ -179,7 +179,7 @@ impl<'a> Assigner<'a> {
         let attachments = spec::attachments(&revision.spec).into_iter().filter_map(|(name, attachment)| {
             let address = *task.addresses.get(name)?;
             let endpoint = attachment.endpoint.clone();
-            Some(Attachment { network: self.network_at(address)?, address, endpoint })
+            Some(Attachment { network: self.network_at(address)?, address, address6: None, endpoint })
         });
         let companions = revision.spec.companions().into_keys();
         let companions = companions.filter_map(|name| Some((name.clone(), self.companion(task, name)?.id)));
@@ -244,7 +244,7 @@ impl<'a> Assigner<'a> {
         let elsewhere = tasks.chain(gateways).filter(|(_, other)| *other != node);
         let peers = elsewhere.filter_map(|(address, node)| {
             let mac = self.macs.get(&address).copied();
-            Some(Peer { address, node: self.reachable(node)?, mac })
+            Some(Peer { address, node: self.reachable(node)?, mac, address6: None })
         });
         let mut peers: Vec<_> = peers.collect();
         peers.sort_unstable();
@@ -259,6 +259,11 @@ impl<'a> Assigner<'a> {
             driver_opts: record.spec.driver_opts.clone(),
             labels: record.spec.labels.clone(),
             peers,
+            backend: record.backend,
+            parent: record.spec.parent.clone(),
+            blocks: Vec::new(),
+            remote_blocks: Vec::new(),
+            subnet6: record.subnet6,
         })
     }
     /// Where a node's VXLAN port answers, unless the node is given up.

@@ -27,6 +27,8 @@ pub(crate) fn node(n: u8) -> Node {
         }),
         engine_error: None,
         taken_ports: vec![],
+        subnets: vec![],
+        wireguard_key: None,
     };
     Node {
         record: NodeRecord {

@@ -147,6 +147,9 @@ impl Pass<'_> {
                     vni,
                     subnet,
                     gateways: BTreeMap::new(),
+                    backend: wanted.backend.unwrap_or_default(),
+                    blocks: BTreeMap::new(),
+                    subnet6: wanted.subnet6,
                 };
                 self.networks.insert(network.id, network);
                 Ok(())
@@ -389,6 +392,9 @@ mod tests {
             vni: u32::from(n),
             subnet: subnet.parse().unwrap(),
             gateways: BTreeMap::new(),
+            backend: wharf_model::Backend::default(),
+            blocks: BTreeMap::new(),
+            subnet6: None,
         }
     }
 

@@ -4,16 +4,16 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    EndpointSpec, ExternalHost, FileMount, Generation, Image, Mac, NetworkId, NetworkMode, NodeFacts, NodeId,
-    Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId, TaskStatus, VolumeId, VolumeName,
-    VolumeSpec,
+    Backend, EndpointSpec, ExternalHost, FileMount, Generation, Image, Mac, NetworkId, NetworkMode,
+    NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId, TaskStatus,
+    VolumeId, VolumeName, VolumeSpec,
 };
 
 /// Everything one node should do.
@@ -98,9 +98,19 @@ pub struct Attachment {
     pub network: NetworkId,
     /// Its address there; its MAC address is [`crate::mac_for`] of it unless the endpoint has one.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, where that is not [`crate::ipv6_for`] of the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
     /// What the engine is told of the connection.
     #[serde(default)]
     pub endpoint: EndpointSpec,
+}
+
+impl Attachment {
+    /// A connection of which the engine is told nothing else.
+    pub fn new(network: NetworkId, address: Ipv4Addr) -> Self {
+        Self { network, address, address6: None, endpoint: EndpointSpec::default() }
+    }
 }
 
 /// A config or secret for a task, with its content.
@@ -148,6 +158,53 @@ pub struct NetworkAssignment {
     pub labels: BTreeMap<String, String>,
     /// Every address of the network that lives on another node, its gateways included.
     pub peers: Vec<Peer>,
+    /// How its packets travel.
+    #[serde(default)]
+    pub backend: Backend,
+    /// With [`Backend::Macvlan`]: the interface whose segment containers join.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// With [`Backend::Routed`]: the parts of the subnet that are this node's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<Ipv4Net>,
+    /// With [`Backend::Routed`]: the parts that are other nodes'.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remote_blocks: Vec<RemoteBlock>,
+    /// Its IPv6 subnet; [`crate::ipv6_for`] says who has which address, unless the attachment or the peer does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
+}
+
+impl NetworkAssignment {
+    /// A network with the defaults of everything else, and without peers.
+    pub fn new(id: NetworkId, name: impl Into<String>, vni: u32, subnet: Ipv4Net, gateway: Ipv4Addr) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            vni,
+            subnet,
+            gateway,
+            internal: false,
+            attachable: false,
+            driver_opts: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            peers: Vec::new(),
+            backend: Backend::default(),
+            parent: None,
+            blocks: Vec::new(),
+            remote_blocks: Vec::new(),
+            subnet6: None,
+        }
+    }
+}
+
+/// A part of a routed network that is another node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RemoteBlock {
+    /// The part.
+    pub block: Ipv4Net,
+    /// The address of the node that has it.
+    pub node: IpAddr,
 }
 
 /// An address that lives on another node.
@@ -160,6 +217,9 @@ pub struct Peer {
     /// Its hardware address, where that is not [`crate::mac_for`] of the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
+    /// Its IPv6 address, where that is not [`crate::ipv6_for`] of the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// A volume that should exist on the node.

@@ -22,7 +22,7 @@ pub use app::{
 };
 pub use assignment::{
     AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, NamedPort, NetworkAssignment, NodeReport,
-    Peer, Route, RouteTable, Target, TaskAssignment, TaskReport, VolumeAssignment,
+    Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment, TaskReport, VolumeAssignment,
 };
 pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildSpec, Dockerfile};
 pub use event::{Event, EventKind, Subject};
@@ -30,7 +30,7 @@ pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId,
 pub use names::{
     AppName, EnvironmentName, FileName, InvalidName, NetworkName, NodeName, ServiceName, VolumeName,
 };
-pub use network::{AddressPool, NetworkRecord, mac_for};
+pub use network::{AddressPool, Backend, NetworkRecord, UnknownBackend, ipv6_for, mac_for};
 pub use node::{
     Availability, EngineFacts, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role, Roles,
 };

@@ -1,8 +1,13 @@
 //! Networks that span nodes, and the addresses on them.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{AppKey, NetworkId, NetworkName, NetworkSpec, NodeId};
@@ -23,6 +28,56 @@ impl Default for AddressPool {
     }
 }
 
+/// How a network's packets travel between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// Ethernet frames in UDP packets (RFC 7348): works wherever nodes reach each other.
+    #[default]
+    Vxlan,
+    /// As they are: each node has ranges of the subnet, and routes lead to them.
+    Routed,
+    /// As [`Backend::Vxlan`], inside WireGuard tunnels between the nodes: encrypted, and through NAT.
+    Wireguard,
+    /// Containers are machines of the physical segment, or of a VLAN on it.
+    Macvlan,
+    /// Containers have the network of their node.
+    Host,
+}
+impl Backend {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Vxlan, Self::Routed, Self::Wireguard, Self::Macvlan, Self::Host];
+
+    /// As people write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::Routed => "routed",
+            Self::Wireguard => "wireguard",
+            Self::Macvlan => "macvlan",
+            Self::Host => "host",
+        }
+    }
+}
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+impl FromStr for Backend {
+    type Err = UnknownBackend;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|backend| backend.as_str() == text);
+        found.ok_or_else(|| UnknownBackend(text.to_owned()))
+    }
+}
+
+/// Not the name of a [`Backend`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no network backend; there are vxlan, routed, wireguard, macvlan and host")]
+pub struct UnknownBackend(pub String);
+
 /// A network of an app, as it exists in the cluster. Written by the controllers of the leader only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRecord {
@@ -40,6 +95,15 @@ pub struct NetworkRecord {
     pub subnet: Ipv4Net,
     /// The address of each node's own bridge, the gateway of its containers. A node keeps it once it has one.
     pub gateways: BTreeMap<NodeId, Ipv4Addr>,
+    /// How its packets travel.
+    #[serde(default)]
+    pub backend: Backend,
+    /// With [`Backend::Routed`]: which node has which part of the subnet. Parts do not overlap.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub blocks: BTreeMap<Ipv4Net, NodeId>,
+    /// Its IPv6 subnet, if it has one; who has which address of it: [`ipv6_for`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
 }
 
 /// The MAC address that belongs to an address: locally administered, so that an address which moves keeps its neighbours' caches right.
@@ -47,4 +111,10 @@ pub struct NetworkRecord {
 pub const fn mac_for(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
     [0x02, 0x42, a, b, c, d]
+}
+
+/// The IPv6 address of whoever has `address` on the same network, unless it asked for another: the subnet's, with `address` as its last
+/// 32 bits. Unique because `address` is. Subnets longer than 96 bits have no room for it.
+pub fn ipv6_for(subnet: Ipv6Net, address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(subnet.trunc().addr()) | u128::from(u32::from(address)))
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{Bytes, Cpus, Generation, NodeId, NodeName, Timestamp};
@@ -155,6 +156,13 @@ pub struct NodeFacts {
     /// TCP and UDP ports below 1024·64 that something outside Wharf listens on; placement and gateways keep off them.
     #[serde(default)]
     pub taken_ports: Vec<u16>,
+    /// Subnets that the machine reaches directly or has routes to, other than Wharf's own and the default route: no network of the
+    /// cluster may overlap one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subnets: Vec<IpNet>,
+    /// The public key of its end of WireGuard tunnels, in base64, once it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard_key: Option<String>,
 }
 
 /// Operating system and architecture, in OCI's terms.

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppName, AppPolicy, Bytes, Cpus, ExternalService, JobSpec, Millis, NetworkName, ServiceName,
+    AppName, AppPolicy, Backend, Bytes, Cpus, ExternalService, JobSpec, Millis, NetworkName, ServiceName,
     ServicePolicy, VolumeName,
 };
 
@@ -758,6 +758,18 @@ pub struct NetworkSpec {
     /// Labels.
     #[serde(skip_serializing_if = "is_default")]
     pub labels: BTreeMap<String, String>,
+    /// How its packets travel between nodes; the cluster's default if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub backend: Option<Backend>,
+    /// With [`Backend::Macvlan`]: the interface of the nodes whose segment containers join, `eth0`, or `eth0.100` for a VLAN of it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub parent: Option<String>,
+    /// Every task has an IPv6 address as well.
+    #[serde(skip_serializing_if = "is_default")]
+    pub enable_ipv6: bool,
+    /// A wanted IPv6 subnet; one of the cluster's unique local range if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub subnet6: Option<ipnet::Ipv6Net>,
 }
 
 /// A named volume of an app.

@@ -294,16 +294,14 @@ fn an_address_that_moves_is_redirected_in_one_step() {
 #[test]
 fn a_network_has_its_own_options_and_keeps_what_is_the_clusters() {
     let network = |options: &[(&str, &str)]| wharf_model::NetworkAssignment {
-        id: wharf_model::NetworkId::from_parts(1, [5; 10]),
-        name: "shop_default".to_owned(),
-        vni: 5,
-        subnet: "10.1.0.0/24".parse().unwrap(),
-        gateway: address(1),
-        internal: false,
-        attachable: false,
         driver_opts: options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
-        labels: BTreeMap::new(),
-        peers: Vec::new(),
+        ..wharf_model::NetworkAssignment::new(
+            wharf_model::NetworkId::from_parts(1, [5; 10]),
+            "shop_default",
+            5,
+            "10.1.0.0/24".parse().unwrap(),
+            address(1),
+        )
     };
     let (mtu, icc) = ("com.docker.network.driver.mtu", "com.docker.network.bridge.enable_icc");
     let options =

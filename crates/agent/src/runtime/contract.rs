@@ -434,18 +434,9 @@ impl Suite<'_> {
         let vni = u32::try_from(self.world.run % 1000).unwrap_or_default() * 10 + u32::from(number);
         let mut random = [9, 9, number, 0, 0, 0, 0, 0, 0, 0];
         random[3..7].copy_from_slice(&vni.to_be_bytes());
-        NetworkAssignment {
-            id: NetworkId::from_parts(1, random),
-            name: format!("{name}-{}", self.world.run),
-            vni,
-            subnet: format!("10.213.{number}.0/24").parse().expect("it is a subnet"),
-            gateway: Ipv4Addr::new(10, 213, number, 1),
-            internal: false,
-            attachable: false,
-            driver_opts: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            peers: Vec::new(),
-        }
+        let (id, name) = (NetworkId::from_parts(1, random), format!("{name}-{}", self.world.run));
+        let subnet = format!("10.213.{number}.0/24").parse().expect("it is a subnet");
+        NetworkAssignment::new(id, name, vni, subnet, Ipv4Addr::new(10, 213, number, 1))
     }
 
     async fn networks_give_the_addresses_that_were_asked_for(&self) {
@@ -477,6 +468,7 @@ impl Suite<'_> {
             .map(|(network, on)| wharf_model::Attachment {
                 network: network.id,
                 address: on.address,
+                address6: None,
                 endpoint: on.endpoint.clone(),
             })
             .collect();

@@ -412,6 +412,8 @@ impl Fake {
             }),
             engine_error: None,
             taken_ports: vec![],
+            subnets: vec![],
+            wireguard_key: None,
         };
         let observed = self.set.lock().unwrap().as_ref().map_or(Revision(0), |set| set.revision);
         let node = NodeReport { sequence: 1, observed, facts, problems: vec![] };

@@ -401,6 +401,8 @@ impl FakeNode {
             engine: None,
             engine_error: None,
             taken_ports: vec![],
+            subnets: vec![],
+            wireguard_key: None,
         };
         NodeReport { sequence: 1, observed: self.have.lock().unwrap().revision, facts, problems: vec![] }
     }
