@@ -13,6 +13,8 @@ mod devices;
 mod docker;
 mod kernel;
 mod netlink;
+#[cfg_attr(not(test), expect(dead_code, reason = "used from here on by what programs rules"))]
+mod nft;
 mod plan;
 
 #[cfg(test)]
