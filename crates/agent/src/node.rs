@@ -33,7 +33,7 @@ use crate::{
     assignments::{Assignments, Refused},
     facts::{Machine, listening_ports},
     images::Images,
-    network::KernelNetwork,
+    network::{KernelNetwork, Mend},
     registry::RegistryLogins,
     reports::{Report, Reports},
     runtime::{
@@ -70,6 +70,17 @@ pub trait NetworkPlane: Send + Sync {
     async fn clean_up(&self, keep: BTreeSet<String>);
     /// What is not as it should be, in words for people.
     fn problems(&self) -> Vec<String>;
+    /// Compares the kernel with what was last prepared, and mends it; what that was is in [`NetworkPlane::mends`] afterwards.
+    ///
+    /// # Errors
+    /// Why it could not be done, in words for people.
+    async fn repair(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
+    /// What was mended lately, the oldest first.
+    fn mends(&self) -> Vec<Mend> {
+        Vec::new()
+    }
 }
 
 #[async_trait]
@@ -102,6 +113,12 @@ impl NetworkPlane for KernelNetwork {
     }
     fn problems(&self) -> Vec<String> {
         Self::problems(self)
+    }
+    async fn repair(&self) -> std::result::Result<(), String> {
+        Self::repair(self).await.map(drop).map_err(|error| errors::chain(&error))
+    }
+    fn mends(&self) -> Vec<Mend> {
+        Self::mends(self)
     }
 }
 

@@ -47,6 +47,8 @@ pub enum NetworkError {
 pub struct Pass {
     /// How many changes were made to the kernel; 0 if everything was right.
     pub changes: usize,
+    /// How often each thing was not as it should be, by VXLAN identifier.
+    pub faults: BTreeMap<(u32, &'static str), usize>,
     /// What could not be done, by network.
     pub problems: BTreeMap<NetworkId, String>,
 }
@@ -172,7 +174,14 @@ impl Shared {
         let State { netlink, wanted, ids, refused } = state;
         let observed = with(netlink, observe).map_err(NetworkError::Netlink)?;
         let plan = self.plan(wanted, &observed)?;
-        let mut pass = Pass { changes: plan.values().map(Vec::len).sum(), problems: refused.clone() };
+        let mut faults = BTreeMap::new();
+        for (vni, operation) in
+            plan.iter().flat_map(|(vni, operations)| operations.iter().map(move |operation| (*vni, operation)))
+        {
+            *faults.entry((vni, operation.fault())).or_default() += 1;
+        }
+        let changes = plan.values().map(Vec::len).sum();
+        let mut pass = Pass { changes, faults, problems: refused.clone() };
         if pass.changes == 0 {
             return Ok(pass);
         }

@@ -12,16 +12,14 @@
 mod devices;
 mod docker;
 mod kernel;
-mod netlink;
-#[cfg_attr(not(test), expect(dead_code, reason = "used from here on by what programs rules"))]
-mod nft;
+pub(crate) mod netlink;
 mod plan;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
@@ -72,7 +70,25 @@ pub struct KernelNetwork {
     responder: Responder,
     state: Mutex<State>,
     mended: AtomicU64,
+    /// The latest, the oldest first.
+    mends: Mutex<VecDeque<Mend>>,
 }
+
+/// Something that others did to our devices and a repair undid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mend {
+    /// When it was mended.
+    pub at: tokio::time::Instant,
+    /// The network's VXLAN identifier.
+    pub vni: u32,
+    /// What was not as it should be.
+    pub fault: &'static str,
+    /// How many times.
+    pub count: usize,
+}
+
+/// How many [`Mend`]s are remembered.
+const MENDS: usize = 256;
 
 #[derive(Default)]
 struct State {
@@ -94,6 +110,7 @@ impl KernelNetwork {
             responder: Responder::new(options.upstreams, tasks),
             state: Mutex::default(),
             mended: AtomicU64::new(0),
+            mends: Mutex::default(),
         })
     }
 
@@ -122,6 +139,7 @@ impl KernelNetwork {
         {
             self.mended.fetch_add(pass.changes as u64, Ordering::Relaxed);
             tracing::warn!(changes = pass.changes, problems = ?pass.problems, "networks mended");
+            self.remember(pass);
         }
         self.finish(outcome).await
     }
@@ -188,6 +206,20 @@ impl KernelNetwork {
     #[must_use]
     pub fn mended(&self) -> u64 {
         self.mended.load(Ordering::Relaxed)
+    }
+
+    /// What repairs have mended lately, the oldest first.
+    #[must_use]
+    pub fn mends(&self) -> Vec<Mend> {
+        self.mends.lock().iter().copied().collect()
+    }
+
+    fn remember(&self, pass: &Pass) {
+        let at = tokio::time::Instant::now();
+        let mut mends = self.mends.lock();
+        mends.extend(pass.faults.iter().map(|(&(vni, fault), &count)| Mend { at, vni, fault, count }));
+        let surplus = mends.len().saturating_sub(MENDS);
+        mends.drain(..surplus);
     }
 
     /// The responder, for its counters.

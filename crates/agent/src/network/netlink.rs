@@ -37,7 +37,7 @@ pub(super) struct Change {
 }
 
 /// An open netlink socket.
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
@@ -45,7 +45,7 @@ pub(super) struct Netlink {
 
 impl Netlink {
     /// A socket of the calling thread's network namespace.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.set_cap_ack(true)?;
@@ -57,7 +57,7 @@ impl Netlink {
     }
 
     /// Everything of one kind. What this program cannot read is left out.
-    pub(super) fn dump(&mut self, request: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    pub(crate) fn dump(&mut self, request: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         for _ in 0..DUMPS {
             if let Some(found) = self.dump_once(request)? {
                 return Ok(found);
