@@ -10,7 +10,7 @@ use std::{
 };
 
 use wharf_model::{
-    AssignmentSet, Attachment, Endpoint, FileAssignment, FileMount, FileSpec, Mac, NetworkAssignment,
+    AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Mac, NetworkAssignment,
     NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, Route, RouteTable, ServiceKey,
     ServiceName, ServiceRevision, Target, Task, TaskAssignment, VolumeAssignment, VolumeId, VolumeRecord,
 };
@@ -51,6 +51,7 @@ impl<'a> Assigner<'a> {
             assigner.add_names(task);
         }
         assigner.names.add_services(world);
+        assigner.names.add_vips(world);
         assigner.names.finish();
         assigner.add_routes();
         assigner
@@ -128,7 +129,7 @@ impl<'a> Assigner<'a> {
                 let tasks = self.world.tasks_of(&record.key).filter(|task| self.serves(task));
                 let endpoints = tasks.filter_map(|task| {
                     let address = self.entry_address(task)?;
-                    Some(Endpoint { task: task.id, address: SocketAddrV4::new(address, port.target) })
+                    Some(Endpoint::new(task.id, SocketAddrV4::new(address, port.target)))
                 });
                 let mut endpoints: Vec<_> = endpoints.collect();
                 endpoints.sort_unstable();
@@ -261,9 +262,11 @@ impl<'a> Assigner<'a> {
             peers,
             backend: record.backend,
             parent: record.spec.parent.clone(),
+            router: record.spec.gateway.filter(|_| record.backend == Backend::Macvlan),
             blocks: Vec::new(),
             remote_blocks: Vec::new(),
             subnet6: record.subnet6,
+            entries: BTreeSet::new(),
         })
     }
     /// Where a node's VXLAN port answers, unless the node is given up.

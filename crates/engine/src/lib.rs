@@ -19,10 +19,12 @@ mod plan;
 #[cfg(test)]
 mod properties;
 mod rollout;
+mod routes;
 #[cfg(test)]
 mod scenarios;
 mod spec;
 mod tasks;
+mod vip;
 mod waiting;
 mod world;
 
@@ -35,6 +37,7 @@ pub use nodes::{Leases, Link, decide as decide_node};
 pub use pass::decide;
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};
 pub use plan::{Action, Operation, Plan, PlanRefusal, Request, Thing, plan, plan_down, release, request};
+pub use routes::wanted_routes;
 pub use spec::{StopFirst, effective_order};
 pub use waiting::{About, DependencyState, NetworkRefusal, Reason, Waiting};
 pub use world::{Load, Node, World};

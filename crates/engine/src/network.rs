@@ -150,6 +150,8 @@ impl Pass<'_> {
                     backend: wanted.backend.unwrap_or_default(),
                     blocks: BTreeMap::new(),
                     subnet6: wanted.subnet6,
+                    vips: BTreeMap::new(),
+                    retired: false,
                 };
                 self.networks.insert(network.id, network);
                 Ok(())
@@ -179,20 +181,25 @@ impl Pass<'_> {
         let mut network = network.clone();
         // Nodes that have left the cluster need theirs no longer.
         network.gateways.retain(|node, _| self.world.node(*node).is_some());
-        let (first, last) = assignable(network.subnet);
         let named = network.spec.gateway.filter(|gateway| network.subnet.contains(gateway));
-        let range = dynamic(&network);
         let book = self.book(&network);
-        let named = named.filter(|gateway| !book.used.contains(gateway));
-        let free = || (first..=last).rev().map(Ipv4Addr::from).filter(|address| book.is_free(*address));
-        // Where there is another place, tasks keep their range to themselves.
-        let outside = || free().find(|at| !(range.0..=range.1).contains(&u32::from(*at)));
-        let address = named.or_else(outside).or_else(|| free().next());
-        if let Some(address) = address {
-            book.used.insert(address);
+        let named = named.filter(|gateway| book.used.insert(*gateway));
+        if let Some(address) = named.or_else(|| self.infrastructure_address(&network)) {
             network.gateways.insert(node, address);
         }
         self.networks.insert(network.id, network);
+    }
+
+    /// An address for something that is no task, taken from now on; none if none is left.
+    pub(crate) fn infrastructure_address(&mut self, network: &NetworkRecord) -> Option<Ipv4Addr> {
+        let ((first, last), range) = (assignable(network.subnet), dynamic(network));
+        let book = self.book(network);
+        let free = || (first..=last).rev().map(Ipv4Addr::from).filter(|address| book.is_free(*address));
+        // Where there is another place, tasks keep their range to themselves.
+        let outside = free().find(|at| !(range.0..=range.1).contains(&u32::from(*at)));
+        let address = outside.or_else(|| free().next())?;
+        book.used.insert(address);
+        Some(address)
     }
 
     /// Who has which address of a network, with what this pass has given out.
@@ -200,7 +207,7 @@ impl Pass<'_> {
         if !self.books.contains_key(&network.id) {
             let kept = network.spec.aux_addresses.values().chain(&network.spec.gateway);
             let mut book = AddressBook {
-                used: network.gateways.values().copied().collect(),
+                used: network.gateways.values().chain(network.vips.keys()).copied().collect(),
                 reserved: kept.copied().collect(),
                 latest: None,
             };
@@ -271,6 +278,9 @@ impl Pass<'_> {
     fn holder(&self, network: &NetworkRecord, address: Ipv4Addr) -> String {
         if let Some((node, _)) = network.gateways.iter().find(|(_, gateway)| **gateway == address) {
             return format!("node {}", self.world.node_name(*node));
+        }
+        if let Some(holder) = crate::vip::holder(network, address) {
+            return holder;
         }
         if let Some((name, _)) = network.spec.aux_addresses.iter().find(|(_, kept)| **kept == address) {
             return format!("`aux_addresses.{name}`");
@@ -395,6 +405,8 @@ mod tests {
             backend: wharf_model::Backend::default(),
             blocks: BTreeMap::new(),
             subnet6: None,
+            vips: BTreeMap::new(),
+            retired: false,
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use wharf_model::{
-    AddressPool, AppKey, AppRecord, Bytes, Cpus, Generation, NetworkId, NetworkName, NetworkRecord, NodeId,
+    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Generation, NetworkDefaults, NetworkId, NetworkName, NetworkRecord, NodeId,
     NodeRecord, NodeState, NodeStatus, Phase, Protocol, PublishMode, Release, ReleaseNumber, Revision,
     ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Task, TaskId, TaskStatus, VolumeId, VolumeName,
     VolumeRecord,
@@ -109,6 +109,10 @@ pub struct World {
     pub revision: Revision,
     /// Where networks are taken from.
     pub pool: AddressPool,
+    /// How networks travel whose files do not say.
+    pub(crate) backend: Backend,
+    /// The most routes that whoever makes them outside the nodes can make, where somebody does.
+    pub(crate) route_limit: Option<u32>,
     nodes: BTreeMap<NodeId, Node>,
     apps: BTreeMap<AppKey, Arc<AppRecord>>,
     services: BTreeMap<ServiceKey, Arc<ServiceRecord>>,
@@ -311,6 +315,14 @@ impl World {
 
 /// Writing, as the store reports it.
 impl World {
+    /// What holds for networks whose files say nothing else changed.
+    pub fn set_network_defaults(&mut self, defaults: &NetworkDefaults) {
+        let limit = defaults.routes.as_ref().map(|program| program.limit);
+        if (self.backend, self.route_limit) != (defaults.backend, limit) {
+            (self.backend, self.route_limit) = (defaults.backend, limit);
+            self.mark_all();
+        }
+    }
     /// A node joined or was changed by people.
     pub fn insert_node(&mut self, record: NodeRecord) {
         match self.nodes.get_mut(&record.id) {

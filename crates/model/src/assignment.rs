@@ -3,7 +3,7 @@
 //! An assignment set is whole: what is not in it is not wanted on the node. Its generation only grows, and an agent refuses an older one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
 };
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Backend, EndpointSpec, ExternalHost, FileMount, Generation, Image, Mac, NetworkId, NetworkMode,
     NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId, TaskStatus,
-    VolumeId, VolumeName, VolumeSpec,
+    VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
 };
 
 /// Everything one node should do.
@@ -38,6 +38,9 @@ pub struct AssignmentSet {
     pub dns: DnsTable,
     /// Ports the node's gateway listens on; empty without the role.
     pub routes: RouteTable,
+    /// The node's tunnels to other nodes, if a network of [`Backend::Wireguard`] is on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireguardAssignment>,
 }
 
 /// One task for a node.
@@ -164,7 +167,12 @@ pub struct NetworkAssignment {
     /// With [`Backend::Macvlan`]: the interface whose segment containers join.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// With [`Backend::Routed`]: the parts of the subnet that are this node's.
+    /// With [`Backend::Macvlan`]: the segment's own router, the default route of containers; without one they reach the segment only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<Ipv4Addr>,
+    /// With [`Backend::Routed`]: the parts of the subnet that are this node's. Single addresses (`/32`) are among them: tasks that
+    /// were here before the network was routed, or asked for an address of another part. The longest match wins, as in routing. The
+    /// gateway need not be in any: a network that becomes a routed one keeps its gateways, and nobody else reaches them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<Ipv4Net>,
     /// With [`Backend::Routed`]: the parts that are other nodes'.
@@ -173,6 +181,10 @@ pub struct NetworkAssignment {
     /// Its IPv6 subnet; [`crate::ipv6_for`] says who has which address, unless the attachment or the peer does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet6: Option<Ipv6Net>,
+    /// The addresses on it of nodes with the gateway role, this one's among them: containers send answers to connections that came from
+    /// one of these back there, whatever address the connection is from. Empty where that is not possible.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub entries: BTreeSet<Ipv4Addr>,
 }
 
 impl NetworkAssignment {
@@ -191,9 +203,11 @@ impl NetworkAssignment {
             peers: Vec::new(),
             backend: Backend::default(),
             parent: None,
+            router: None,
             blocks: Vec::new(),
             remote_blocks: Vec::new(),
             subnet6: None,
+            entries: BTreeSet::new(),
         }
     }
 }
@@ -250,16 +264,36 @@ pub struct DnsTable {
     /// The ports that services publish or expose, by network and the service's name. Each name is in `networks` as well.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<NetworkId, BTreeMap<String, Vec<NamedPort>>>,
+    /// The virtual addresses of services, by network.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vips: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, VirtualService>>,
+    /// The addresses of containers in which virtual addresses lead somewhere. Written by the node's agent, never by a server: who is not
+    /// among them is answered with the tasks' own addresses.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub programmed: BTreeSet<Ipv4Addr>,
 }
 impl DnsTable {
     /// Whether two tables differ in nothing but the revisions they were made from.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let Self { version: _, networks, externals, hosts, ports } = self;
+        let Self { version: _, networks, externals, hosts, ports, vips, programmed } = self;
         *networks == other.networks
             && *externals == other.externals
             && *hosts == other.hosts
             && *ports == other.ports
+            && *vips == other.vips
+            && *programmed == other.programmed
     }
+}
+
+/// A service that has a virtual address on a network.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct VirtualService {
+    /// What the address is called: the service's own name.
+    pub name: String,
+    /// The names that lead to the address. Each is in [`DnsTable::networks`] as well, with the tasks' addresses.
+    pub names: BTreeSet<String>,
+    /// Where connections to it go: ready, not draining tasks.
+    pub tasks: BTreeSet<Ipv4Addr>,
 }
 
 /// A port of a service's tasks that can be asked for.
@@ -306,6 +340,16 @@ pub struct Endpoint {
     pub task: TaskId,
     /// Where it answers.
     pub address: SocketAddrV4,
+    /// Whether it sends answers back to this gateway also if the connection is from the client's own address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_client: bool,
+}
+
+impl Endpoint {
+    /// An endpoint that can be reached from the gateway's own address only.
+    pub const fn new(task: TaskId, address: SocketAddrV4) -> Self {
+        Self { task, address, keeps_client: false }
+    }
 }
 
 /// What an agent says of its node. Of two, the one with the higher sequence is the newer.

@@ -15,6 +15,7 @@ mod policy;
 mod spec;
 mod task;
 mod units;
+mod wireguard;
 
 pub use app::{
     AppKey, AppRecord, By, Image, NamedIn, Previous, Release, ReleaseNumber, Rollout, RolloutState,
@@ -22,7 +23,7 @@ pub use app::{
 };
 pub use assignment::{
     AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, NamedPort, NetworkAssignment, NodeReport,
-    Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment, TaskReport, VolumeAssignment,
+    Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment, TaskReport, VirtualService, VolumeAssignment,
 };
 pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildSpec, Dockerfile};
 pub use event::{Event, EventKind, Subject};
@@ -30,11 +31,18 @@ pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId,
 pub use names::{
     AppName, EnvironmentName, FileName, InvalidName, NetworkName, NodeName, ServiceName, VolumeName,
 };
-pub use network::{AddressPool, Backend, NetworkRecord, UnknownBackend, ipv6_for, mac_for};
+pub use network::{
+    AddressPool, Backend, NetworkDefaults, NetworkRecord, RouteProgram, RouteSync, RouteSynced, UnknownBackend,
+    WantedRoute, ipv6_for, mac_for,
+};
 pub use node::{
-    Availability, EngineFacts, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role, Roles,
+    Availability, EngineFacts, HostSubnet, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role, Roles,
 };
 pub use policy::*;
 pub use spec::*;
 pub use task::{Exit, Health, IllegalMove, Phase, Progress, Slot, StopReason, Task, TaskStatus};
 pub use units::{Bytes, Cpus, Generation, Millis, Revision, Timestamp};
+pub use wireguard::{
+    InvalidKey, PublicKey, TUNNEL_PREFIX, WIREGUARD_KEEPALIVE, WIREGUARD_PORT, WireguardAssignment, WireguardFacts,
+    WireguardPeer, tunnel_address,
+};

@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::{AppKey, NetworkId, NetworkName, NetworkSpec, NodeId};
+use crate::{AppKey, NetworkId, NetworkName, NetworkSpec, NodeId, NodeName, ServiceKey};
 
 /// The range from which the cluster takes its networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,15 @@ pub enum Backend {
 impl Backend {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Vxlan, Self::Routed, Self::Wireguard, Self::Macvlan, Self::Host];
+
+    /// Whether a network can have it that nothing else is said of, so that it can be a cluster's default. Networks change between these in
+    /// place: addresses stay as they are.
+    pub const fn is_general(self) -> bool {
+        match self {
+            Self::Vxlan | Self::Routed | Self::Wireguard => true,
+            Self::Macvlan | Self::Host => false,
+        }
+    }
 
     /// As people write it.
     pub const fn as_str(self) -> &'static str {
@@ -93,17 +102,74 @@ pub struct NetworkRecord {
     pub vni: u32,
     /// Its addresses: one subnet for the whole cluster.
     pub subnet: Ipv4Net,
-    /// The address of each node's own bridge, the gateway of its containers. A node keeps it once it has one.
+    /// The address of each node's own bridge, the gateway of its containers; with [`Backend::Macvlan`], of each node's own end on the
+    /// segment. A node keeps it once it has one.
     pub gateways: BTreeMap<NodeId, Ipv4Addr>,
     /// How its packets travel.
     #[serde(default)]
     pub backend: Backend,
-    /// With [`Backend::Routed`]: which node has which part of the subnet. Parts do not overlap.
+    /// With [`Backend::Routed`]: which node has which part of the subnet. Parts do not overlap. A task whose address is in no part of its
+    /// node, because it asked for it or was there before the network was routed, has a route of its own, and so has no entry here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub blocks: BTreeMap<Ipv4Net, NodeId>,
     /// Its IPv6 subnet, if it has one; who has which address of it: [`ipv6_for`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet6: Option<Ipv6Net>,
+    /// The virtual addresses of services with [`crate::EndpointMode::Vip`], and whose each is. No interface has them. A service keeps its
+    /// own for as long as it asks for one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vips: BTreeMap<Ipv4Addr, ServiceKey>,
+    /// Another record of the same app and name takes its place: nobody joins it any more, and it goes once nobody is on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
+}
+
+/// What holds for networks whose files say nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkDefaults {
+    /// How packets travel: one of [`Backend::is_general`].
+    pub backend: Backend,
+    /// Who programs routes outside the nodes for [`Backend::Routed`]; none where nodes share a segment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub routes: Option<RouteProgram>,
+}
+
+/// A program that makes routes outside the nodes: in a cloud's route table, or on a router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteProgram {
+    /// The program and what comes before its verb, `sync`. It runs on the server that leads.
+    pub command: Vec<String>,
+    /// The most routes it can make.
+    pub limit: u32,
+}
+
+/// What a [`RouteProgram`] reads from its standard input, as JSON: every route there should be, and no other of the cluster's.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RouteSync {
+    /// In order of their destinations; no two have the same.
+    pub routes: Vec<WantedRoute>,
+}
+
+/// A route to a part of a routed network.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WantedRoute {
+    /// Where it leads.
+    pub destination: Ipv4Net,
+    /// The address of the node that has it.
+    pub next_hop: IpAddr,
+    /// That node's name.
+    pub node: NodeName,
+}
+
+/// What a [`RouteProgram`] answers on its standard output, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RouteSynced {
+    /// How many of the routes exist now.
+    pub routes_programmed: u32,
+    /// Why not all of them do, in words for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// The MAC address that belongs to an address: locally administered, so that an address which moves keeps its neighbours' caches right.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Cpus, Generation, NodeId, NodeName, Timestamp};
+use crate::{Bytes, Cpus, Generation, NodeId, NodeName, Timestamp, WireguardFacts};
 
 /// A machine of the cluster, as people want it. Written by joining and by people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,14 @@ pub struct NodeRecord {
     pub joined_at: Timestamp,
     /// Serial number of its certificate in force, in hexadecimal; an older one is refused.
     pub certificate: String,
+    /// How often people have asked for a new key of its WireGuard tunnels.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub key_rotation: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+const fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Whether a node takes work.
@@ -159,10 +167,34 @@ pub struct NodeFacts {
     /// Subnets that the machine reaches directly or has routes to, other than Wharf's own and the default route: no network of the
     /// cluster may overlap one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub subnets: Vec<IpNet>,
-    /// The public key of its end of WireGuard tunnels, in base64, once it has one.
+    pub subnets: Vec<HostSubnet>,
+    /// Its end of WireGuard tunnels, once it has a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub wireguard_key: Option<String>,
+    pub wireguard: Option<WireguardFacts>,
+    /// The address its agent connects from, as the server sees it; another than `address` if the way leads through address translation.
+    /// Written by the server that it is connected to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_from: Option<IpAddr>,
+}
+
+/// A subnet that a machine reaches without Wharf.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostSubnet {
+    /// The subnet.
+    pub subnet: IpNet,
+    /// The interface that leads there.
+    pub interface: String,
+    /// The router on the way, if it is not reached directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<IpAddr>,
+}
+impl fmt::Display for HostSubnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.router {
+            Some(router) => write!(f, "{} via {router} on {}", self.subnet, self.interface),
+            None => write!(f, "{} on {}", self.subnet, self.interface),
+        }
+    }
 }
 
 /// Operating system and architecture, in OCI's terms.

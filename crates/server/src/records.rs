@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 use wharf_model::{
-    AddressPool, AppKey, AppRecord, EnvironmentName, Event, EventId, FileName, Generation, NetworkId,
-    NetworkRecord, NodeId, NodeName, NodeRecord, NodeStatus, Release, ReleaseNumber, ServerId, ServiceKey,
+    AddressPool, AppKey, AppRecord, EnvironmentName, Event, EventId, FileName, Generation,
+    NetworkDefaults, NetworkId, NetworkRecord, NodeId, NodeName, NodeRecord, NodeStatus, Release, ReleaseNumber, ServerId, ServiceKey,
     ServiceRecord, ServiceRevision, Task, TaskId, TaskStatus, Timestamp, TokenId, VolumeId, VolumeRecord,
 };
 use wharf_store::{StoreError, records};
@@ -25,6 +25,9 @@ pub struct ClusterRecord {
     pub epoch: u64,
     /// Where networks get their addresses.
     pub pool: AddressPool,
+    /// What holds for networks whose files say nothing else.
+    #[serde(default)]
+    pub network: NetworkDefaults,
     /// When it was made.
     pub created_at: Timestamp,
 }

@@ -33,12 +33,14 @@ use wharf_api::{
     v1::{Code, Problem},
 };
 use wharf_engine::{Ids as _, Leases};
-use wharf_model::{AddressPool, AppKey, Event, EventId, EventKind, ServerId, Subject, Timestamp};
+use wharf_model::{
+    AddressPool, AppKey, Event, EventId, EventKind, NetworkDefaults, ServerId, Subject, Timestamp,
+};
 use wharf_process::{Clock, Shutdown, Tasks, errors::chain};
 use wharf_store::{Backend, Batch, Embedded, Etcd, PORTABLE_KEYS, StoreError};
 
 use crate::{
-    controllers::{self, apps::Apps, nodes::Nodes, reports},
+    controllers::{self, apps::Apps, nodes::Nodes, reports, routes},
     http::{
         self,
         extract::Json,
@@ -153,6 +155,8 @@ pub struct InitOptions {
     pub store: StoreChoice,
     /// Where networks get their addresses.
     pub pool: AddressPool,
+    /// What holds for networks whose files say nothing else.
+    pub network: NetworkDefaults,
 }
 
 /// A cluster that was made.
@@ -195,6 +199,7 @@ pub async fn init(options: InitOptions, clock: &Arc<dyn Clock>) -> Result<Initia
         name: options.name,
         epoch: 1,
         pool: options.pool,
+        network: options.network,
         created_at: now,
     };
     let backend = open(&options.store, &folder, server).await?;
@@ -483,6 +488,7 @@ impl Server {
             "assignments",
             reports::assign(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
         );
+        essential("routes", routes::keep(context.clone(), routes::Call, stop.clone()).boxed());
         let (servers, known) = watch::channel(self.state.read().servers_list());
         essential("server list", reports::tell_servers(Arc::clone(&sessions), known, stop.clone()).boxed());
         let keeper = Keeper {

@@ -25,6 +25,7 @@ use wharf_process::errors::chain;
 use wharf_store::{Backend, Batch, Revision, StoreError};
 
 use crate::{
+    controllers::routes::RouteStanding,
     records::{
         ClusterRecord, Key, LeaderRecord, NamedFileKey, NamedFileRecord, Record, RevokedRecord, ServerRecord,
         TokenRecord,
@@ -43,6 +44,8 @@ pub struct State {
     seal: SealKey,
     inner: RwLock<Inner>,
     live: Mutex<Live>,
+    /// How the routes outside the nodes stand, if somebody makes them and this server leads.
+    routes: Mutex<Option<RouteStanding>>,
     /// The revision that can be read here.
     revision: watch::Sender<Revision>,
     /// Counts what may concern controllers: every change but leases and events.
@@ -187,6 +190,7 @@ impl State {
             seal,
             inner: RwLock::default(),
             live: Mutex::default(),
+            routes: Mutex::default(),
             revision: watch::Sender::new(Revision(0)),
             concerns: watch::Sender::new(0),
             visible: watch::Sender::new(0),
@@ -230,6 +234,13 @@ impl State {
     /// A node has connected or disconnected.
     pub fn link_changed(&self) {
         self.links.send_modify(|count| *count += 1);
+    }
+    /// How the routes outside the nodes stand, if somebody makes them and this server leads.
+    pub fn route_standing(&self) -> Option<RouteStanding> {
+        self.routes.lock().clone()
+    }
+    pub(crate) fn set_route_standing(&self, standing: Option<RouteStanding>) {
+        *self.routes.lock() = standing;
     }
     /// The apps that may have to be decided anew since this was last asked.
     pub fn take_dirty(&self) -> std::collections::BTreeSet<wharf_model::AppKey> {
@@ -424,6 +435,7 @@ impl State {
             Record::Cluster(cluster) => {
                 inner.world.epoch = cluster.epoch;
                 inner.world.pool = cluster.pool;
+                inner.world.set_network_defaults(&cluster.network);
                 inner.cluster = Some(cluster);
             }
             Record::Node(node) => inner.world.insert_node(node),

@@ -8,6 +8,7 @@ pub mod apps;
 pub mod commit;
 pub mod nodes;
 pub mod reports;
+pub mod routes;
 
 use std::{
     sync::{

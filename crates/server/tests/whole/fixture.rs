@@ -101,6 +101,7 @@ impl Cluster {
             advertise: vec!["127.0.0.1:7420".parse().unwrap()],
             store: StoreChoice::Embedded,
             pool: AddressPool::default(),
+            network: Default::default(),
         };
         let made = init(options, &clock).await.unwrap();
         let mut cluster = Self {
@@ -413,7 +414,8 @@ impl Fake {
             engine_error: None,
             taken_ports: vec![],
             subnets: vec![],
-            wireguard_key: None,
+            wireguard: None,
+            seen_from: None,
         };
         let observed = self.set.lock().unwrap().as_ref().map_or(Revision(0), |set| set.revision);
         let node = NodeReport { sequence: 1, observed, facts, problems: vec![] };

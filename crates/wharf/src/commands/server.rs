@@ -159,7 +159,7 @@ pub(crate) async fn run(args: Server, _global: &Global, out: &Output) -> Result<
                 ));
             }
             let advertise = advertised(advertise, listen);
-            set_up(InitOptions { state_dir: state_dir.clone(), name, listen, advertise, store, pool }, out)
+            set_up(InitOptions { state_dir: state_dir.clone(), name, listen, advertise, store, pool, network: Default::default() }, out)
                 .await?;
             start(&state_dir, !no_agent, no_start, out)
         }
