@@ -1,9 +1,12 @@
 //! What Docker has to be told of a network so that it takes the bridge which is there, instead of making its own.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
-use ipnet::Ipv4Net;
-use wharf_model::NetworkAssignment;
+use ipnet::{Ipv4Net, Ipv6Net};
+use wharf_model::{NetworkAssignment, ipv6_for};
 
 use super::plan::bridge_name;
 
@@ -31,6 +34,8 @@ pub struct DockerNetwork {
     pub subnet: Ipv4Net,
     /// This node's address, which is on the bridge already.
     pub gateway: Ipv4Addr,
+    /// The whole network's IPv6 addresses, and this node's, if it has any.
+    pub ipv6: Option<(Ipv6Net, Ipv6Addr)>,
 }
 
 /// Docker's name for the largest packet of a network.
@@ -66,5 +71,6 @@ pub fn docker_network_options(network: &NetworkAssignment, mtu: u32) -> Result<D
         options,
         subnet: network.subnet,
         gateway: network.gateway,
+        ipv6: network.subnet6.map(|subnet| (subnet, ipv6_for(subnet, network.gateway))),
     })
 }

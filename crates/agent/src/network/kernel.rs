@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use rtnetlink::{
@@ -11,10 +11,10 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressMessage},
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
         link::{
-            InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-            LinkMessage,
+            AfSpecInet6, AfSpecUnspec, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan,
+            LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
         },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     },
@@ -100,9 +100,10 @@ fn add_addresses(netlink: &mut Netlink, links: &[LinkMessage], observed: &mut Ob
         if let Some(mtu) = mtus.get(&message.header.index) {
             observed.uplinks.insert(address, *mtu);
         }
+        let of_every_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
         let mut bridges = observed.actual.bridges.values_mut();
-        if let (Some(bridge), IpAddr::V4(address)) =
-            (bridges.find(|bridge| bridge.index == message.header.index), address)
+        if let Some(bridge) = bridges.find(|bridge| bridge.index == message.header.index)
+            && !of_every_link
         {
             bridge.addresses.insert((address, message.header.prefix_len));
         }
@@ -116,7 +117,7 @@ fn add_entries(netlink: &mut Netlink, actual: &mut Actual) -> io::Result<()> {
     if ports.is_empty() {
         return Ok(());
     }
-    for family in [AddressFamily::Bridge, AddressFamily::Inet] {
+    for family in [AddressFamily::Bridge, AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = NeighbourMessage::default();
         request.header.family = family;
         for answer in netlink.dump(&RouteNetlinkMessage::GetNeighbour(request))? {
@@ -147,7 +148,7 @@ fn add_entry(port: &mut Port, entry: &NeighbourMessage) {
         (AddressFamily::Bridge, Some(mac), _) if !own && entry.header.state == NeighbourState::Noarp => {
             port.switching.insert(mac);
         }
-        (AddressFamily::Inet, Some(mac), Some(IpAddr::V4(address)))
+        (AddressFamily::Inet | AddressFamily::Inet6, Some(mac), Some(address))
             if entry.header.state == NeighbourState::Permanent =>
         {
             port.neighbours.insert(address, mac);
@@ -233,8 +234,24 @@ impl<'a> Link<'a> {
             mtu: self.mtu(),
             up: self.up(),
             addresses: BTreeSet::new(),
+            without_ipv6: self.without_ipv6(),
             in_use: false,
         }
+    }
+
+    fn without_ipv6(&self) -> bool {
+        let families = self.find(|attribute| match attribute {
+            LinkAttribute::AfSpecUnspec(families) => Some(families.as_slice()),
+            _ => None,
+        });
+        let settings = families.unwrap_or_default().iter().find_map(|family| match family {
+            AfSpecUnspec::Inet6(settings) => Some(settings.as_slice()),
+            _ => None,
+        });
+        settings.unwrap_or_default().iter().any(|setting| match setting {
+            AfSpecInet6::DevConf(settings) => settings.disable_ipv6 != 0,
+            _ => false,
+        })
     }
 
     fn port(&self) -> Port {
@@ -297,6 +314,11 @@ pub(super) fn carry_out(
     if plan.values().flatten().any(makes) {
         indexes = Indexes::of(&devices(&links(netlink)?));
     }
+    for vni in plan.iter().filter(|(_, all)| all.contains(&Operation::EnableIpv6)).map(|(vni, _)| *vni) {
+        if let Err(error) = enable_ipv6(vni) {
+            failures.entry(vni).or_insert_with(|| (describe(vni, &Operation::EnableIpv6), error));
+        }
+    }
     run(
         netlink,
         plan,
@@ -305,6 +327,11 @@ pub(super) fn carry_out(
         &mut failures,
     )?;
     Ok(failures)
+}
+
+/// On a node that gives new links no IPv6, a bridge is given it. There is no netlink message for that.
+fn enable_ipv6(vni: u32) -> io::Result<()> {
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", bridge_name(vni)), "0")
 }
 
 /// Removes the bridges of these networks.
@@ -358,6 +385,7 @@ fn is_done(operation: &Operation, error: &io::Error) -> bool {
         | Operation::StopResolving { .. } => gone,
         Operation::AddBridge { .. }
         | Operation::SetBridge { .. }
+        | Operation::EnableIpv6
         | Operation::AddAddress { .. }
         | Operation::AddPort
         | Operation::SetPort { .. }
@@ -372,6 +400,7 @@ fn describe(vni: u32, operation: &Operation) -> String {
     match operation {
         Operation::AddBridge { .. } => format!("cannot make the bridge {bridge}"),
         Operation::SetBridge { .. } => format!("cannot set up the bridge {bridge}"),
+        Operation::EnableIpv6 => format!("cannot switch on IPv6 on {bridge}"),
         Operation::AddAddress { address, prefix } => format!("cannot give {bridge} {address}/{prefix}"),
         Operation::RemoveAddress { address, prefix } => {
             format!("cannot take {address}/{prefix} from {bridge}")
@@ -426,6 +455,7 @@ fn changes(vni: u32, operation: &Operation, underlay: &Underlay, indexes: &Index
         Operation::SetBridge { mac, mtu } => {
             vec![set_link(LinkUnspec::new_with_index(bridge).address(mac.to_vec()).mtu(*mtu).up())]
         }
+        Operation::EnableIpv6 => Vec::new(),
         Operation::AddAddress { address, prefix } => {
             let message = RouteNetlinkMessage::NewAddress(on_bridge(bridge, *address, *prefix));
             vec![Change { message, flags: ENSURE }]
@@ -479,8 +509,19 @@ fn remove_link(index: u32) -> Change {
     Change { message: RouteNetlinkMessage::DelLink(link), flags: 0 }
 }
 
-fn on_bridge(index: u32, address: Ipv4Addr, prefix: u8) -> AddressMessage {
-    AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, prefix).build()
+fn on_bridge(index: u32, address: IpAddr, prefix: u8) -> AddressMessage {
+    match address {
+        IpAddr::V4(address) => {
+            AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, prefix).build()
+        }
+        IpAddr::V6(address) => {
+            let builder = AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(address, prefix);
+            let mut message = builder.build();
+            // Nobody else has it: it can be used at once, without asking around for a second.
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            message
+        }
+    }
 }
 
 /// Which node answers for a hardware address; kept by the VXLAN device.
@@ -502,10 +543,11 @@ fn switching(port: u32, mac: Mac) -> NeighbourMessage {
     entry
 }
 
-/// An answer to ARP; kept with the VXLAN device.
-fn neighbour(port: u32, address: Ipv4Addr) -> NeighbourMessage {
-    let mut entry = entry(port, AddressFamily::Inet, NeighbourState::Permanent);
-    entry.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::from(IpAddr::V4(address)))];
+/// An answer to ARP or neighbour discovery; kept with the VXLAN device.
+fn neighbour(port: u32, address: IpAddr) -> NeighbourMessage {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let mut entry = entry(port, family, NeighbourState::Permanent);
+    entry.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::from(address))];
     entry
 }
 

@@ -6,10 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use wharf_model::{NetworkAssignment, Peer, mac_for};
+use wharf_model::{NetworkAssignment, Peer, ipv6_for, mac_for};
 
 /// A hardware address.
 pub(super) type Mac = [u8; 6];
@@ -51,13 +51,42 @@ pub(super) struct WantedNetwork {
     pub(super) prefix: u8,
     /// Addresses that live on other nodes, their hardware addresses, and the nodes.
     pub(super) peers: BTreeMap<Ipv4Addr, (Mac, IpAddr)>,
+    /// The bridge's IPv6 address and the length of that prefix, if the network has one.
+    pub(super) gateway6: Option<(Ipv6Addr, u8)>,
+    /// The IPv6 addresses of those that live on other nodes, by their IPv4 addresses.
+    pub(super) addresses6: BTreeMap<Ipv4Addr, Ipv6Addr>,
 }
 
 impl From<&NetworkAssignment> for WantedNetwork {
     fn from(network: &NetworkAssignment) -> Self {
         let mac = |peer: &Peer| peer.mac.map_or_else(|| mac_for(peer.address), |mac| mac.0);
         let peers = network.peers.iter().map(|peer| (peer.address, (mac(peer), peer.node))).collect();
-        Self { gateway: network.gateway, prefix: network.subnet.prefix_len(), peers }
+        let (mut gateway6, mut addresses6) = Default::default();
+        if let Some(subnet) = network.subnet6 {
+            gateway6 = Some((ipv6_for(subnet, network.gateway), subnet.prefix_len()));
+            let address = |peer: &Peer| peer.address6.unwrap_or_else(|| ipv6_for(subnet, peer.address));
+            addresses6 = network.peers.iter().map(|peer| (peer.address, address(peer))).collect();
+        }
+        let prefix = network.subnet.prefix_len();
+        Self { gateway: network.gateway, prefix, peers, gateway6, addresses6 }
+    }
+}
+
+impl WantedNetwork {
+    /// What the bridge has.
+    fn bridge_addresses(&self) -> BTreeSet<(IpAddr, u8)> {
+        let gateway6 = self.gateway6.map(|(address, prefix)| (address.into(), prefix));
+        [(self.gateway.into(), self.prefix)].into_iter().chain(gateway6).collect()
+    }
+
+    /// Whose hardware address each address is that lives on another node.
+    pub(super) fn neighbours(&self) -> BTreeMap<IpAddr, Mac> {
+        let first = self.peers.iter().map(|(address, (mac, _))| (IpAddr::V4(*address), *mac));
+        let second = self.addresses6.iter().filter_map(|(address, address6)| {
+            let (mac, _) = self.peers.get(address)?;
+            Some((IpAddr::V6(*address6), *mac))
+        });
+        first.chain(second).collect()
     }
 }
 
@@ -75,7 +104,10 @@ pub(super) struct Bridge {
     pub(super) mac: Mac,
     pub(super) mtu: u32,
     pub(super) up: bool,
-    pub(super) addresses: BTreeSet<(Ipv4Addr, u8)>,
+    /// But for those that IPv6 gives every link.
+    pub(super) addresses: BTreeSet<(IpAddr, u8)>,
+    /// Whether the kernel gives it no IPv6 address.
+    pub(super) without_ipv6: bool,
     /// Whether something other than our VXLAN port is plugged in: a container.
     pub(super) in_use: bool,
 }
@@ -96,8 +128,8 @@ pub(super) struct Port {
     pub(super) forwarding: BTreeMap<Mac, BTreeSet<IpAddr>>,
     /// Hardware addresses that the bridge sends to this port.
     pub(super) switching: BTreeSet<Mac>,
-    /// Whose hardware address an address is: ARP is answered from it.
-    pub(super) neighbours: BTreeMap<Ipv4Addr, Mac>,
+    /// Whose hardware address an address is: ARP and neighbour discovery are answered from it.
+    pub(super) neighbours: BTreeMap<IpAddr, Mac>,
 }
 
 /// What a VXLAN device was made with.
@@ -123,17 +155,40 @@ impl PortMake {
 pub(super) enum Operation {
     AddBridge { mac: Mac, mtu: u32 },
     SetBridge { mac: Mac, mtu: u32 },
-    AddAddress { address: Ipv4Addr, prefix: u8 },
-    RemoveAddress { address: Ipv4Addr, prefix: u8 },
+    EnableIpv6,
+    AddAddress { address: IpAddr, prefix: u8 },
+    RemoveAddress { address: IpAddr, prefix: u8 },
     RemovePort,
     AddPort,
     SetPort { mtu: u32 },
     StopForwarding { mac: Mac, node: IpAddr },
     StopSwitching { mac: Mac },
-    StopResolving { address: Ipv4Addr },
+    StopResolving { address: IpAddr },
     Forward { mac: Mac, node: IpAddr },
     Switch { mac: Mac },
-    Resolve { address: Ipv4Addr, mac: Mac },
+    Resolve { address: IpAddr, mac: Mac },
+}
+
+impl Operation {
+    /// What was not as it should be, for people who are told how often.
+    pub(super) const fn fault(&self) -> &'static str {
+        match self {
+            Self::AddBridge { .. } => "bridge missing",
+            Self::SetBridge { .. } => "bridge set up wrongly",
+            Self::EnableIpv6 => "IPv6 off",
+            Self::AddAddress { .. } => "address of the bridge missing",
+            Self::RemoveAddress { .. } => "foreign address on the bridge",
+            Self::RemovePort => "VXLAN port made wrongly",
+            Self::AddPort => "VXLAN port missing",
+            Self::SetPort { .. } => "VXLAN port set up wrongly",
+            Self::StopForwarding { .. } => "wrong forwarding entry",
+            Self::StopSwitching { .. } => "wrong entry of the bridge",
+            Self::StopResolving { .. } => "wrong neighbour entry",
+            Self::Forward { .. } => "forwarding entry missing",
+            Self::Switch { .. } => "entry of the bridge missing",
+            Self::Resolve { .. } => "neighbour entry missing",
+        }
+    }
 }
 
 /// What has to be done, by network, in order.
@@ -165,7 +220,7 @@ fn plan_bridge(
     out: &mut Vec<Operation>,
 ) {
     let (mac, mtu) = (mac_for(network.gateway), underlay.mtu);
-    let address = (network.gateway, network.prefix);
+    let wanted = network.bridge_addresses();
     match bridge {
         None => out.push(Operation::AddBridge { mac, mtu }),
         Some(bridge) if bridge.mac != mac || bridge.mtu != mtu || !bridge.up => {
@@ -175,11 +230,14 @@ fn plan_bridge(
     }
     let none = BTreeSet::new();
     let there = bridge.map_or(&none, |bridge| &bridge.addresses);
-    for (address, prefix) in there.iter().copied().filter(|there| *there != address) {
+    for (address, prefix) in there.difference(&wanted).copied() {
         out.push(Operation::RemoveAddress { address, prefix });
     }
-    if !there.contains(&address) {
-        let (address, prefix) = address;
+    // A new bridge is as the node's default says: what is there already costs one write.
+    if network.gateway6.is_some() && bridge.is_none_or(|bridge| bridge.without_ipv6) {
+        out.push(Operation::EnableIpv6);
+    }
+    for (address, prefix) in wanted.difference(there).copied() {
         out.push(Operation::AddAddress { address, prefix });
     }
 }
@@ -215,31 +273,32 @@ fn plan_entries(
     switching: Option<&BTreeSet<Mac>>,
     out: &mut Vec<Operation>,
 ) {
-    let wanted: BTreeMap<Mac, (Ipv4Addr, IpAddr)> =
-        network.peers.iter().map(|(address, (mac, node))| (*mac, (*address, *node))).collect();
+    let wanted: BTreeMap<Mac, IpAddr> = network.peers.values().copied().collect();
+    let neighbours = network.neighbours();
     if let Some(port) = port {
         for (mac, nodes) in &port.forwarding {
-            let right = wanted.get(mac).map(|(_, node)| *node);
+            let right = wanted.get(mac).copied();
             // A single wrong one is replaced in one step, so that no packet falls between.
             let replaced = right.is_some() && nodes.len() == 1;
             let wrong = nodes.iter().copied().filter(|node| Some(*node) != right && !replaced);
             out.extend(wrong.map(|node| Operation::StopForwarding { mac: *mac, node }));
         }
         // One with a wrong hardware address is replaced below.
-        let stale = port.neighbours.keys().filter(|address| !network.peers.contains_key(*address));
+        let stale = port.neighbours.keys().filter(|address| !neighbours.contains_key(*address));
         out.extend(stale.map(|address| Operation::StopResolving { address: *address }));
     }
     for mac in switching.into_iter().flatten().filter(|mac| !wanted.contains_key(*mac)) {
         out.push(Operation::StopSwitching { mac: *mac });
     }
-    for (mac, (address, node)) in &wanted {
-        let (mac, address, node) = (*mac, *address, *node);
+    for (mac, node) in wanted {
         if !port.and_then(|port| port.forwarding.get(&mac)).is_some_and(|nodes| nodes.contains(&node)) {
             out.push(Operation::Forward { mac, node });
         }
         if !switching.is_some_and(|macs| macs.contains(&mac)) {
             out.push(Operation::Switch { mac });
         }
+    }
+    for (address, mac) in neighbours {
         if port.and_then(|port| port.neighbours.get(&address)) != Some(&mac) {
             out.push(Operation::Resolve { address, mac });
         }

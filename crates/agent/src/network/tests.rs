@@ -3,11 +3,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use proptest::{collection, prelude::*};
-use wharf_model::mac_for;
+use wharf_model::{ipv6_for, mac_for};
 
 use super::docker::docker_network_options;
 
@@ -27,6 +27,12 @@ fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 192, 0, last)
 }
 
+/// Number seven has asked for another than that which follows from its IPv4 address.
+fn address6(last: u8) -> Ipv6Addr {
+    let subnet = "fd12:3456:789a:1::/64".parse().unwrap();
+    if last == 7 { "fd12:3456:789a:1::cafe".parse().unwrap() } else { ipv6_for(subnet, address(last)) }
+}
+
 /// What the kernel does with an operation, in memory.
 fn apply(actual: &mut Actual, plan: &Plan) {
     for (vni, operations) in plan {
@@ -41,7 +47,16 @@ fn apply_one(actual: &mut Actual, vni: u32, operation: &Operation) {
         Operation::AddBridge { mac, mtu } => {
             let (mac, mtu) = (*mac, *mtu);
             let addresses = BTreeSet::new();
-            let made = Bridge { index: 1000 + vni, mac, mtu, up: true, addresses, in_use: false };
+            let made = Bridge {
+                index: 1000 + vni,
+                mac,
+                mtu,
+                up: true,
+                addresses,
+                // As on a node that gives new links no IPv6.
+                without_ipv6: true,
+                in_use: false,
+            };
             assert!(actual.bridges.insert(vni, made).is_none(), "made where there was none");
         }
         Operation::AddPort => {
@@ -59,7 +74,10 @@ fn apply_one(actual: &mut Actual, vni: u32, operation: &Operation) {
             assert!(actual.ports.insert(vni, port).is_none(), "made where there was none");
         }
         Operation::RemovePort => drop(actual.ports.remove(&vni).expect("removed where there was one")),
-        Operation::SetBridge { .. } | Operation::AddAddress { .. } | Operation::RemoveAddress { .. } => {
+        Operation::SetBridge { .. }
+        | Operation::EnableIpv6
+        | Operation::AddAddress { .. }
+        | Operation::RemoveAddress { .. } => {
             apply_to_bridge(actual.bridges.get_mut(&vni).expect("there is a bridge"), operation);
         }
         _ => {
@@ -72,7 +90,11 @@ fn apply_one(actual: &mut Actual, vni: u32, operation: &Operation) {
 fn apply_to_bridge(bridge: &mut Bridge, operation: &Operation) {
     match operation {
         Operation::SetBridge { mac, mtu } => (bridge.mac, bridge.mtu, bridge.up) = (*mac, *mtu, true),
-        Operation::AddAddress { address, prefix } => assert!(bridge.addresses.insert((*address, *prefix))),
+        Operation::EnableIpv6 => bridge.without_ipv6 = false,
+        Operation::AddAddress { address, prefix } => {
+            assert!(address.is_ipv4() || !bridge.without_ipv6, "the kernel refuses it");
+            assert!(bridge.addresses.insert((*address, *prefix)));
+        }
         Operation::RemoveAddress { address, prefix } => {
             assert!(bridge.addresses.remove(&(*address, *prefix)));
         }
@@ -116,7 +138,10 @@ fn is_exact(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual) -> Result<()
         let (bridge, port) = (&actual.bridges[vni], &actual.ports[vni]);
         prop_assert_eq!(bridge.mac, mac_for(network.gateway));
         prop_assert!(bridge.up && bridge.mtu == UNDERLAY.mtu);
-        prop_assert_eq!(&bridge.addresses, &BTreeSet::from([(network.gateway, network.prefix)]));
+        let mut addresses = BTreeSet::from([(IpAddr::V4(network.gateway), network.prefix)]);
+        addresses.extend(network.gateway6.map(|(address, prefix)| (IpAddr::V6(address), prefix)));
+        prop_assert_eq!(&bridge.addresses, &addresses);
+        prop_assert!(network.gateway6.is_none() || !bridge.without_ipv6);
         prop_assert_eq!(port.make, PortMake::of(*vni, &UNDERLAY));
         prop_assert!(port.up && !port.bridge_learns && port.mtu == UNDERLAY.mtu);
         prop_assert_eq!(port.master, Some(bridge.index));
@@ -125,7 +150,11 @@ fn is_exact(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual) -> Result<()
             peers().map(|(mac, _, node)| (mac, BTreeSet::from([node]))).collect();
         prop_assert_eq!(&port.forwarding, &forwarding);
         prop_assert_eq!(&port.switching, &peers().map(|(mac, _, _)| mac).collect::<BTreeSet<_>>());
-        let neighbours: BTreeMap<Ipv4Addr, Mac> = peers().map(|(mac, address, _)| (address, mac)).collect();
+        let mut neighbours: BTreeMap<IpAddr, Mac> =
+            peers().map(|(mac, address, _)| (address.into(), mac)).collect();
+        for (mac, address, _) in peers() {
+            neighbours.extend(network.addresses6.get(&address).map(|other| (IpAddr::V6(*other), mac)));
+        }
         prop_assert_eq!(&port.neighbours, &neighbours);
     }
     Ok(())
@@ -141,9 +170,13 @@ prop_compose! {
         gateway in 1_u8..3,
         prefix in 20_u8..22,
         peers in collection::btree_map(3_u8..9, 2_u8..5, 0..6),
+        dual: bool,
     ) -> WantedNetwork {
-        let peers = peers.into_iter().map(|(last, on)| (address(last), peer(last, on))).collect();
-        WantedNetwork { gateway: address(gateway), prefix, peers }
+        let peers: BTreeMap<_, _> =
+            peers.into_iter().map(|(last, on)| (address(last), peer(last, on))).collect();
+        let gateway6 = dual.then(|| (address6(gateway), 64));
+        let addresses6 = peers.keys().filter(|_| dual).map(|peer| (*peer, address6(peer.octets()[3])));
+        WantedNetwork { gateway: address(gateway), prefix, gateway6, addresses6: addresses6.collect(), peers }
     }
 }
 
@@ -153,10 +186,15 @@ prop_compose! {
         mtu in 1449_u32..1451,
         up: bool,
         in_use: bool,
-        addresses in collection::btree_set((1_u8..4, 20_u8..22), 0..3),
+        addresses in collection::btree_set((1_u8..4, 20_u8..22, any::<bool>()), 0..3),
+        without_ipv6: bool,
     ) -> Bridge {
-        let addresses = addresses.into_iter().map(|(last, prefix)| (address(last), prefix)).collect();
-        Bridge { index: 1000 + vni, mac: mac_for(address(gateway)), mtu, up, addresses, in_use }
+        let addresses = addresses.into_iter().map(|(last, prefix, six)| match six && !without_ipv6 {
+            true => (IpAddr::V6(address6(last)), 64),
+            false => (IpAddr::V4(address(last)), prefix),
+        });
+        let (addresses, mac) = (addresses.collect(), mac_for(address(gateway)));
+        Bridge { index: 1000 + vni, mac, mtu, up, addresses, without_ipv6, in_use }
     }
 }
 
@@ -169,15 +207,17 @@ fn make(vni: u32) -> impl Strategy<Value = PortMake> {
     prop_oneof![Just(PortMake::of(vni, &UNDERLAY)), other]
 }
 
-type Entries = (BTreeMap<Mac, BTreeSet<IpAddr>>, BTreeSet<Mac>, BTreeMap<Ipv4Addr, Mac>);
+type Entries = (BTreeMap<Mac, BTreeSet<IpAddr>>, BTreeSet<Mac>, BTreeMap<IpAddr, Mac>);
 
 fn entries() -> impl Strategy<Value = Entries> {
     let mac = || (3_u8..11).prop_map(|last| mac_for(address(last)));
+    let neighbour = (3_u8..11, any::<bool>())
+        .prop_map(|(last, six)| if six { IpAddr::V6(address6(last)) } else { address(last).into() });
     let nodes = collection::btree_set((2_u8..5).prop_map(node), 1..3);
     (
         collection::btree_map(mac(), nodes, 0..6),
         collection::btree_set(mac(), 0..6),
-        collection::btree_map((3_u8..11).prop_map(address), mac(), 0..6),
+        collection::btree_map(neighbour, mac(), 0..6),
     )
 }
 
@@ -238,13 +278,20 @@ proptest! {
             .filter(|(address, peer)| before.peers.get(*address) == Some(*peer))
             .map(|(_, (mac, _))| *mac)
             .collect();
+        let kept6: BTreeSet<Ipv6Addr> =
+            before.addresses6.iter().filter(|(at, _)| peers.contains_key(*at)).map(|(_, six)| *six).collect();
         let after = BTreeMap::from([(1, WantedNetwork { peers, ..before })]);
         for operation in plan(&after, &UNDERLAY, &actual).values().flatten() {
             match operation {
                 Operation::Forward { mac, .. } | Operation::StopForwarding { mac, .. }
                 | Operation::Switch { mac } | Operation::StopSwitching { mac }
                 | Operation::Resolve { mac, .. } => prop_assert!(!kept.contains(mac), "{operation:?}"),
-                Operation::StopResolving { address } => prop_assert!(!kept.contains(&mac_for(*address))),
+                Operation::StopResolving { address: IpAddr::V4(address) } => {
+                    prop_assert!(!kept.contains(&mac_for(*address)));
+                }
+                Operation::StopResolving { address: IpAddr::V6(address) } => {
+                    prop_assert!(!kept6.contains(address));
+                }
                 device => prop_assert!(false, "peers change no device: {device:?}"),
             }
         }
@@ -283,6 +330,8 @@ fn an_address_that_moves_is_redirected_in_one_step() {
         gateway: address(1),
         prefix: 20,
         peers: BTreeMap::from([(address(5), (mac_for(address(5)), node(on)))]),
+        gateway6: Some((address6(1), 64)),
+        addresses6: BTreeMap::from([(address(5), address6(5))]),
     };
     let mut actual = Actual::default();
     apply(&mut actual, &plan(&BTreeMap::from([(1, network(2))]), &UNDERLAY, &Actual::default()));

@@ -450,6 +450,7 @@ impl Suite<'_> {
             surroundings.networks.push(Connection {
                 network: local.name,
                 address,
+                address6: network.subnet6.map(|subnet| wharf_model::ipv6_for(subnet, address)),
                 gateway: network.gateway,
                 endpoint: wharf_model::EndpointSpec::default(),
             });

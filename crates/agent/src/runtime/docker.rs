@@ -39,7 +39,7 @@ use wharf_model::{
     VolumeAssignment, VolumeId,
 };
 
-use crate::network::docker_network_options;
+use crate::network::{DockerNetwork, docker_network_options};
 
 use super::{
     Container, ContainerId, ContainerState, Credentials, EngineCheck, ExecControl, ExecRequest, ExecSession,
@@ -721,14 +721,14 @@ impl Runtime for DockerRuntime {
         if let Some(found) = self.network_of(network.id).await? {
             let name = found.name.clone().unwrap_or_default();
             let has_options = has_options(&found, &network.driver_opts);
-            if is_as_asked(&found, network) && has_options {
+            if is_as_asked(&found, &wanted) && has_options {
                 return Ok(LocalNetwork { name });
             }
             // It was made for an assignment that has changed; nothing uses it, or this fails and is tried again.
             match self.remove_network(network.id).await {
                 // Options wait until no container is left on it: a task that replaces one needs the network meanwhile.
                 Err(error)
-                    if error.is_temporary() && !error.is_unreachable() && is_as_asked(&found, network) =>
+                    if error.is_temporary() && !error.is_unreachable() && is_as_asked(&found, &wanted) =>
                 {
                     tracing::warn!(network = name, "network keeps its options while containers are on it");
                     return Ok(LocalNetwork { name });
@@ -742,6 +742,7 @@ impl Runtime for DockerRuntime {
         } else {
             network.name.clone()
         };
+        let pools = pools(&wanted);
         let mut labels: HashMap<_, _> = wanted.labels.into_iter().collect();
         labels.extend(self.labels.of_network(network.id));
         let request = NetworkCreateRequest {
@@ -749,15 +750,8 @@ impl Runtime for DockerRuntime {
             driver: Some(wanted.driver.to_owned()),
             internal: Some(wanted.internal),
             attachable: Some(wanted.attachable),
-            ipam: Some(Ipam {
-                driver: Some("default".to_owned()),
-                config: Some(vec![IpamConfig {
-                    subnet: Some(wanted.subnet.to_string()),
-                    gateway: Some(wanted.gateway.to_string()),
-                    ..IpamConfig::default()
-                }]),
-                options: None,
-            }),
+            enable_ipv6: Some(wanted.ipv6.is_some()),
+            ipam: Some(Ipam { driver: Some("default".to_owned()), config: Some(pools), options: None }),
             options: Some(wanted.options.into_iter().collect()),
             labels: Some(labels),
             ..NetworkCreateRequest::default()
@@ -1096,13 +1090,26 @@ async fn make_folder(folder: &Path) -> Result<()> {
         .map_err(|error| RuntimeError::temporary(format!("cannot make {}: {error}", folder.display())))
 }
 
-fn is_as_asked(found: &Network, network: &NetworkAssignment) -> bool {
-    let config =
-        found.ipam.as_ref().and_then(|ipam| ipam.config.as_ref()).and_then(|configs| configs.first());
-    let (subnet, gateway) = (network.subnet.to_string(), network.gateway.to_string());
-    config.is_some_and(|config| {
-        config.subnet.as_ref() == Some(&subnet) && config.gateway.as_ref() == Some(&gateway)
-    }) && found.internal.unwrap_or_default() == network.internal
+/// The subnets of a network with the node's address in each, the IPv4 one first.
+fn pools(wanted: &DockerNetwork) -> Vec<IpamConfig> {
+    let pool = |subnet: String, gateway: String| IpamConfig {
+        subnet: Some(subnet),
+        gateway: Some(gateway),
+        ..IpamConfig::default()
+    };
+    let second = wanted.ipv6.map(|(subnet, gateway)| pool(subnet.to_string(), gateway.to_string()));
+    let first = pool(wanted.subnet.to_string(), wanted.gateway.to_string());
+    [first].into_iter().chain(second).collect()
+}
+
+fn is_as_asked(found: &Network, wanted: &DockerNetwork) -> bool {
+    let there = found.ipam.as_ref().and_then(|ipam| ipam.config.as_deref()).unwrap_or_default();
+    let pairs = |pools: &[IpamConfig]| -> Vec<_> {
+        pools.iter().map(|pool| (pool.subnet.clone(), pool.gateway.clone())).collect()
+    };
+    pairs(there) == pairs(&pools(wanted))
+        && found.internal.unwrap_or_default() == wanted.internal
+        && found.enable_ipv6.unwrap_or_default() == wanted.ipv6.is_some()
 }
 
 /// Whether a network was made with these options of its driver.

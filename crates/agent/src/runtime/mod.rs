@@ -232,6 +232,8 @@ pub struct Connection {
     pub network: String,
     /// The container's address.
     pub address: std::net::Ipv4Addr,
+    /// Its IPv6 address, if the network has any.
+    pub address6: Option<std::net::Ipv6Addr>,
     /// The node's address there, where it answers DNS.
     pub gateway: std::net::Ipv4Addr,
     /// What the engine is told of the connection.

@@ -84,7 +84,8 @@ pub fn container_config(
         container,
         depends_on: _,
         network_mode,
-        networks: _, // the assignment's attachments carry them
+        networks: _,      // the assignment's attachments carry them
+        endpoint_mode: _, // the names' business
         ports,
         expose: _, // goes into `exposed_ports` below
         restart: _,
@@ -602,6 +603,7 @@ fn endpoint(connection: &Connection, priority: i64, api: ApiVersion) -> Result<E
     Ok(EndpointSettings {
         ipam_config: Some(EndpointIpamConfig {
             ipv4_address: Some(connection.address.to_string()),
+            ipv6_address: connection.address6.map(|address| address.to_string()),
             link_local_ips: filled(link_local_ips.iter().map(ToString::to_string)),
             ..EndpointIpamConfig::default()
         }),
@@ -708,6 +710,7 @@ mod tests {
         Connection {
             network: name.to_owned(),
             address: Ipv4Addr::new(10, 0, 0, last),
+            address6: None,
             gateway: Ipv4Addr::new(10, 0, 0, 1),
             endpoint: EndpointSpec::default(),
         }

@@ -742,6 +742,9 @@ fn connections(task: &TaskAssignment, prepared: &Prepared) -> Result<Vec<Connect
         Ok(Connection {
             network: local.name.clone(),
             address: on.address,
+            address6: network
+                .subnet6
+                .map(|subnet| on.address6.unwrap_or_else(|| wharf_model::ipv6_for(subnet, on.address))),
             gateway: network.gateway,
             endpoint: on.endpoint.clone(),
         })
