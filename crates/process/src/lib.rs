@@ -1,5 +1,5 @@
 //! What every role of the binary needs to start, run and stop: owned tasks, the shutdown tree,
-//! the clock, back-off, error chains and the log's format.
+//! the clock, back-off, error chains, the log's format, and processes that outlive the one that starts them.
 //!
 //! - Nothing outside this crate spawns: a task has an owner ([`tasks::Tasks`]), a name and an end.
 //! - Nothing outside this crate asks the machine for the time: it comes in through a [`clock::Clock`].
@@ -8,6 +8,7 @@
 pub mod backoff;
 pub mod blocking;
 pub mod clock;
+pub mod detached;
 pub mod errors;
 pub mod logging;
 pub mod shutdown;
