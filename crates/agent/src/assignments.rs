@@ -151,6 +151,7 @@ mod tests {
             removed_volumes: Vec::new(),
             dns: DnsTable::default(),
             routes: RouteTable::default(),
+            wireguard: None,
         }
     }
 

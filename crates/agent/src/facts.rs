@@ -71,7 +71,8 @@ impl Machine {
             engine_error: engine.as_ref().err().map(ToString::to_string),
             taken_ports,
             subnets: Vec::new(),
-            wireguard_key: None,
+            wireguard: None,
+            seen_from: None,
         }
     }
 }

@@ -219,6 +219,7 @@ fn set(revision: u64, tasks: &[&TaskAssignment]) -> AssignmentSet {
         removed_volumes: Vec::new(),
         dns: DnsTable::default(),
         routes: RouteTable::default(),
+        wireguard: None,
     }
 }
 

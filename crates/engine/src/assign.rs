@@ -12,10 +12,10 @@ use std::{
 use wharf_model::{
     AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Mac, NetworkAssignment,
     NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, Route, RouteTable, ServiceKey,
-    ServiceName, ServiceRevision, Target, Task, TaskAssignment, VolumeAssignment, VolumeId, VolumeRecord,
+    ServiceName, ServiceRevision, Target, Task, TaskAssignment, VolumeAssignment, VolumeId, VolumeRecord, tunnel_address,
 };
 
-use crate::{World, names::Names, network, spec};
+use crate::{World, names::Names, network, spec, wireguard::Mesh};
 
 /// Makes assignment sets from one state of the world.
 #[derive(Debug)]
@@ -31,6 +31,7 @@ pub struct Assigner<'a> {
     routes: Vec<Route>,
     /// Networks that gateways need to reach the tasks behind published ports.
     entries: BTreeSet<NetworkId>,
+    mesh: Mesh,
 }
 
 impl<'a> Assigner<'a> {
@@ -45,6 +46,7 @@ impl<'a> Assigner<'a> {
             names: Names::default(),
             routes: Vec::new(),
             entries: BTreeSet::new(),
+            mesh: Mesh::of(world),
         };
         for task in world.tasks().filter(|task| !task.is_over()) {
             assigner.add_member(task);
@@ -73,9 +75,10 @@ impl<'a> Assigner<'a> {
             dns: self.names.table(self.world.revision, self.world, node, networks.keys().copied()),
             routes: RouteTable {
                 version: self.world.revision,
-                routes: if gateway { self.routes.clone() } else { Vec::new() },
+                routes: if gateway { self.routes_at(node) } else { Vec::new() },
             },
             tasks: assignments,
+            wireguard: self.mesh.assignment(node),
             networks,
         }
     }
@@ -146,6 +149,29 @@ impl<'a> Assigner<'a> {
             self.entries.extend(entry.map(|network| network.id));
         }
         self.routes.sort_by_key(|route| (route.port, route.protocol, route.service.clone()));
+    }
+    /// The routes with what holds for the gateway of this node: which endpoints answer it whatever address a connection is from.
+    fn routes_at(&self, node: NodeId) -> Vec<Route> {
+        let mut routes = self.routes.clone();
+        for endpoint in routes.iter_mut().flat_map(|route| &mut route.endpoints) {
+            let network = self.network_at(*endpoint.address.ip()).and_then(|id| self.world.network(id));
+            let entry = network.and_then(|network| network.gateways.get(&node));
+            let task = self.world.task(endpoint.task);
+            endpoint.keeps_client = task.zip(entry).is_some_and(|(task, at)| task.status.entries.contains(at));
+        }
+        routes
+    }
+    /// The addresses of gateways on a network to which tasks can send answers back whatever address they go to. A routed packet keeps no
+    /// sign of the node that it came through, a container on the physical segment answers by itself, and an internal network leads
+    /// nowhere else.
+    fn entries_of(&self, record: &NetworkRecord) -> BTreeSet<Ipv4Addr> {
+        let possible = match record.backend {
+            Backend::Vxlan | Backend::Wireguard => !record.spec.internal,
+            Backend::Routed | Backend::Macvlan | Backend::Host => false,
+        };
+        let is_entry = |node: &NodeId| self.world.node(*node).is_some_and(|node| node.record.roles.gateway);
+        let entries = record.gateways.iter().filter(|(node, _)| possible && is_entry(node));
+        entries.map(|(_, address)| *address).collect()
     }
     /// Where gateways reach a task: on its first network, on its node, or where the task is whose network it shares.
     fn entry_address(&self, task: &Task) -> Option<Ipv4Addr> {
@@ -245,7 +271,7 @@ impl<'a> Assigner<'a> {
         let elsewhere = tasks.chain(gateways).filter(|(_, other)| *other != node);
         let peers = elsewhere.filter_map(|(address, node)| {
             let mac = self.macs.get(&address).copied();
-            Some(Peer { address, node: self.reachable(node)?, mac, address6: None })
+            Some(Peer { address, node: self.reachable(record.backend, node)?, mac, address6: None })
         });
         let mut peers: Vec<_> = peers.collect();
         peers.sort_unstable();
@@ -266,15 +292,18 @@ impl<'a> Assigner<'a> {
             blocks: Vec::new(),
             remote_blocks: Vec::new(),
             subnet6: record.subnet6,
-            entries: BTreeSet::new(),
+            entries: self.entries_of(record),
         })
     }
     /// Where a node's VXLAN port answers, unless the node is given up.
-    fn reachable(&self, node: NodeId) -> Option<IpAddr> {
-        let node = self.world.node(node)?;
-        match node.state() {
-            NodeState::Down | NodeState::Joining => None,
-            NodeState::Ready | NodeState::EngineDown | NodeState::Unreachable => Some(node.facts()?.address),
+    fn reachable(&self, backend: Backend, id: NodeId) -> Option<IpAddr> {
+        let node = self.world.node(id)?;
+        match (node.state(), backend) {
+            (NodeState::Down | NodeState::Joining, _) => None,
+            (_, Backend::Wireguard) => Some(tunnel_address(id).into()),
+            (NodeState::Ready | NodeState::EngineDown | NodeState::Unreachable, _) => {
+                Some(node.facts()?.address)
+            }
         }
     }
 

@@ -28,7 +28,8 @@ pub(crate) fn node(n: u8) -> Node {
         engine_error: None,
         taken_ports: vec![],
         subnets: vec![],
-        wireguard_key: None,
+        wireguard: None,
+        seen_from: None,
     };
     Node {
         record: NodeRecord {
@@ -40,6 +41,7 @@ pub(crate) fn node(n: u8) -> Node {
             roles: Roles { server: n == 1, gateway: n == 1 },
             joined_at: Timestamp(0),
             certificate: String::new(),
+            key_rotation: 0,
         },
         status: Some(NodeStatus {
             state: NodeState::Ready,
@@ -68,6 +70,7 @@ pub(crate) fn service(image: &str) -> ServiceSpec {
         container: ContainerSpec::default(),
         depends_on: BTreeMap::new(),
         network_mode: NetworkMode::Networks,
+        endpoint_mode: Default::default(),
         networks: BTreeMap::from([("default".parse().unwrap(), NetworkAttachment::default())]),
         ports: vec![],
         expose: vec![],

@@ -26,6 +26,7 @@ mod spec;
 mod tasks;
 mod vip;
 mod waiting;
+mod wireguard;
 mod world;
 
 pub use assign::Assigner;

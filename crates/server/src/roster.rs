@@ -113,6 +113,7 @@ impl Roster for Stored {
                     roles: Roles { server: false, gateway: true },
                     joined_at: now,
                     certificate: admission.certificate.serial.clone(),
+                    key_rotation: 0,
                 },
             };
             batch = batch.put(key.to_string(), encode(&key, &record));

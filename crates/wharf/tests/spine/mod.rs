@@ -284,6 +284,7 @@ pub(crate) fn set_for(node: NodeId, revision: u64) -> AssignmentSet {
         removed_volumes: vec![],
         dns: DnsTable::default(),
         routes: RouteTable::default(),
+        wireguard: None,
     }
 }
 
@@ -402,7 +403,8 @@ impl FakeNode {
             engine_error: None,
             taken_ports: vec![],
             subnets: vec![],
-            wireguard_key: None,
+            wireguard: None,
+            seen_from: None,
         };
         NodeReport { sequence: 1, observed: self.have.lock().unwrap().revision, facts, problems: vec![] }
     }
