@@ -4,6 +4,10 @@
 //! they do not know. Specifications of apps are in the vocabulary of the Compose Specification ([`wharf_model::AppSpec`]).
 //! Times are milliseconds since the epoch.
 
+mod network;
+
+pub use network::*;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 
 pub mod client;
+pub mod diagnose;
 pub mod error;
 pub mod frame;
 pub mod identity;
