@@ -34,6 +34,7 @@ pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
 pub use names::named_ports;
+pub use network::host_conflicts;
 pub use nodes::{Leases, Link, decide as decide_node};
 pub use pass::decide;
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};

@@ -13,10 +13,10 @@ use std::{
 
 use wharf_model::{
     AppKey, DnsTable, ExternalHost, NamedPort, NetworkAttachment, NetworkId, NetworkName, NodeId, Protocol,
-    Revision, ServiceSpec, Slot, Task,
+    Revision, ServiceKey, ServiceSpec, Slot, Task, VirtualService,
 };
 
-use crate::{World, spec};
+use crate::{World, spec, vip};
 
 /// The label by which nodes are near each other.
 const ZONE: &str = "zone";
@@ -37,6 +37,11 @@ struct OfNetwork {
     hosts: BTreeMap<Ipv4Addr, String>,
     ports: BTreeMap<String, BTreeSet<NamedPort>>,
     externals: BTreeMap<String, ExternalHost>,
+    /// Whose each name is that may lead to a virtual address.
+    owners: BTreeMap<String, BTreeSet<ServiceKey>>,
+    vips: BTreeMap<Ipv4Addr, VirtualService>,
+    /// Ready tasks of services with a virtual address.
+    behind: BTreeMap<ServiceKey, BTreeSet<Ipv4Addr>>,
 }
 
 impl Names {
@@ -55,6 +60,9 @@ impl Names {
                 let of_network = self.networks.entry(id).or_default();
                 for name in service_names(service, app, &revision.spec, attachment) {
                     of_network.addresses.entry(name).or_default();
+                }
+                for name in common_names(service, app, attachment) {
+                    of_network.owners.entry(name).or_default().insert(record.key.clone());
                 }
                 let service = service.to_ascii_lowercase();
                 of_network.ports.entry(service.clone()).or_default().extend(ports.iter().cloned());
@@ -101,6 +109,23 @@ impl Names {
         }
         let services = of_network.services.entry(service.to_ascii_lowercase()).or_default();
         services.insert(address, task.node);
+        of_network.behind.entry(task.service.clone()).or_default().insert(address);
+    }
+
+    /// Adds the virtual addresses of wanted services. To be called when services and tasks were added.
+    pub(crate) fn add_vips(&mut self, world: &World) {
+        for network in world.networks().filter(|network| !network.vips.is_empty()) {
+            let of_network = self.networks.entry(network.id).or_default();
+            for (address, service) in vip::of(world, network) {
+                let (own, tasks) = (service.name.as_str().to_ascii_lowercase(), format!("tasks.{}", service.name));
+                // A name that several have leads to the tasks of all.
+                let alone = |owners: &BTreeSet<ServiceKey>| owners.len() == 1 && owners.contains(service);
+                let names = of_network.owners.iter().filter(|(_, owners)| alone(owners)).map(|(name, _)| name);
+                let names = names.filter(|name| !name.eq_ignore_ascii_case(&tasks)).cloned().collect();
+                let tasks = of_network.behind.get(service).cloned().unwrap_or_default();
+                of_network.vips.insert(address, VirtualService { name: own, names, tasks });
+            }
+        }
     }
 
     /// Puts addresses in order. To be called when everything was added.
@@ -127,7 +152,7 @@ impl Names {
         let zones = Zones { world, node };
         for id in networks {
             let Some(of_network) = self.networks.get(&id) else { continue };
-            let OfNetwork { addresses, services, hosts, ports, externals } = of_network;
+            let OfNetwork { addresses, services, hosts, ports, externals, owners: _, vips, behind: _ } = of_network;
             let mut names = addresses.clone();
             for (service, tasks) in services {
                 // A service, or an alias, that is really called so is not hidden.
@@ -140,6 +165,7 @@ impl Names {
             insert_some(&mut table.ports, id, ports);
             insert_some(&mut table.hosts, id, hosts.clone());
             insert_some(&mut table.externals, id, externals.clone());
+            insert_some(&mut table.vips, id, vips.clone());
         }
         table
     }

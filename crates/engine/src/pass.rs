@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::Ipv4Net;
 use wharf_model::{
     AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeState, Phase, Release, ServiceKey,
     ServiceName, ServiceRecord, ServiceRevision, Slot, StopReason, Task, TaskId, Timestamp, VolumeId,
@@ -28,6 +29,7 @@ pub fn decide(world: &World, app: &AppKey, now: Timestamp, ids: &mut dyn Ids) ->
     let mut pass = Pass::new(world, app, now, ids);
     pass.lose_tasks();
     pass.ensure_networks();
+    pass.ensure_vips();
     pass.ensure_volumes();
     let standings = tasks::decide(&mut pass);
     rollout::decide(&mut pass, &standings);
@@ -70,6 +72,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) places: Places<'a>,
     /// Who has which address of the networks this pass gives addresses of.
     pub(crate) books: BTreeMap<NetworkId, AddressBook>,
+    /// The parts of routed networks in which this pass puts tasks.
+    pub(crate) parts: BTreeSet<(NetworkId, Ipv4Net)>,
     /// Tasks that this pass counts lost.
     lost: BTreeSet<TaskId>,
     pub(crate) out: Decision,
@@ -97,6 +101,7 @@ impl<'a> Pass<'a> {
             volumes: BTreeMap::new(),
             places: Places::new(world),
             books: BTreeMap::new(),
+            parts: BTreeSet::new(),
             lost: BTreeSet::new(),
             out: Decision::default(),
         }

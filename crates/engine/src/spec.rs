@@ -163,6 +163,7 @@ pub(crate) fn container_part(spec: &ServiceSpec) -> ServiceSpec {
     part.pull_policy = Default::default();
     part.mode = Default::default();
     part.depends_on = BTreeMap::new();
+    part.endpoint_mode = Default::default();
     part.restart = Default::default();
     part.update = Default::default();
     part.rollback = None;

@@ -163,7 +163,7 @@ mod tests {
 
     fn endpoint(number: u8) -> Endpoint {
         let address = std::net::SocketAddrV4::new([10, 192, 0, number].into(), 80);
-        Endpoint { task: TaskId::from_parts(1, [number; 10]), address }
+        Endpoint::new(TaskId::from_parts(1, [number; 10]), address)
     }
 
     fn route(count: u8) -> RouteState {

@@ -100,7 +100,7 @@ async fn free_port() -> u16 {
 
 fn endpoint(number: u8, port: u16) -> Endpoint {
     let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
-    Endpoint { task: TaskId::from_parts(1, [number; 10]), address }
+    Endpoint::new(TaskId::from_parts(1, [number; 10]), address)
 }
 
 /// An endpoint that says its number, and then whatever it is told, until the end; then `!`.

@@ -11,7 +11,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Backend, EndpointSpec, ExternalHost, FileMount, Generation, Image, Mac, NetworkId, NetworkMode,
+    Backend, EndpointSpec, ExternalHost, FileMount, Generation, Image, Ipv6Addresses, Mac, NetworkId, NetworkMode,
     NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId, TaskStatus,
     VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
 };
@@ -264,6 +264,9 @@ pub struct DnsTable {
     /// The ports that services publish or expose, by network and the service's name. Each name is in `networks` as well.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<NetworkId, BTreeMap<String, Vec<NamedPort>>>,
+    /// The IPv6 addresses of networks that have any: names lead to those of the tasks, too.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ipv6: BTreeMap<NetworkId, Ipv6Addresses>,
     /// The virtual addresses of services, by network.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vips: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, VirtualService>>,
@@ -275,11 +278,12 @@ pub struct DnsTable {
 impl DnsTable {
     /// Whether two tables differ in nothing but the revisions they were made from.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let Self { version: _, networks, externals, hosts, ports, vips, programmed } = self;
+        let Self { version: _, networks, externals, hosts, ports, ipv6, vips, programmed } = self;
         *networks == other.networks
             && *externals == other.externals
             && *hosts == other.hosts
             && *ports == other.ports
+            && *ipv6 == other.ipv6
             && *vips == other.vips
             && *programmed == other.programmed
     }

@@ -23,7 +23,8 @@ pub use app::{
 };
 pub use assignment::{
     AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, NamedPort, NetworkAssignment, NodeReport,
-    Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment, TaskReport, VirtualService, VolumeAssignment,
+    Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment, TaskReport, VirtualService,
+    VolumeAssignment,
 };
 pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildSpec, Dockerfile};
 pub use event::{Event, EventKind, Subject};
@@ -32,17 +33,18 @@ pub use names::{
     AppName, EnvironmentName, FileName, InvalidName, NetworkName, NodeName, ServiceName, VolumeName,
 };
 pub use network::{
-    AddressPool, Backend, NetworkDefaults, NetworkRecord, RouteProgram, RouteSync, RouteSynced, UnknownBackend,
-    WantedRoute, ipv6_for, mac_for,
+    AddressPool, Backend, Ipv6Addresses, NetworkDefaults, NetworkRecord, RouteProgram, RouteSync,
+    RouteSynced, UnknownBackend, WantedRoute, ipv6_for, mac_for,
 };
 pub use node::{
-    Availability, EngineFacts, HostSubnet, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role, Roles,
+    Availability, EngineFacts, HostSubnet, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role,
+    Roles,
 };
 pub use policy::*;
 pub use spec::*;
 pub use task::{Exit, Health, IllegalMove, Phase, Progress, Slot, StopReason, Task, TaskStatus};
 pub use units::{Bytes, Cpus, Generation, Millis, Revision, Timestamp};
 pub use wireguard::{
-    InvalidKey, PublicKey, TUNNEL_PREFIX, WIREGUARD_KEEPALIVE, WIREGUARD_PORT, WireguardAssignment, WireguardFacts,
-    WireguardPeer, tunnel_address,
+    InvalidKey, PublicKey, TUNNEL_PREFIX, WIREGUARD_KEEPALIVE, WIREGUARD_PORT, WireguardAssignment,
+    WireguardFacts, WireguardPeer, tunnel_address,
 };

@@ -184,3 +184,56 @@ pub const fn mac_for(address: Ipv4Addr) -> [u8; 6] {
 pub fn ipv6_for(subnet: Ipv6Net, address: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from(u128::from(subnet.trunc().addr()) | u128::from(u32::from(address)))
 }
+
+/// Who has which IPv6 address of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Addresses {
+    /// All of them.
+    pub subnet: Ipv6Net,
+    /// Those of tasks that asked for one, by their IPv4 addresses; everybody else's is [`ipv6_for`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub asked: BTreeMap<Ipv4Addr, Ipv6Addr>,
+}
+impl Ipv6Addresses {
+    /// Those of a network on which nobody asked for one.
+    pub const fn new(subnet: Ipv6Net) -> Self {
+        Self { subnet, asked: BTreeMap::new() }
+    }
+
+    /// The IPv6 address of whoever has `address`.
+    pub fn of(&self, address: Ipv4Addr) -> Ipv6Addr {
+        self.asked.get(&address).copied().unwrap_or_else(|| ipv6_for(self.subnet, address))
+    }
+
+    /// The IPv4 address of whoever would have `address`; none if nobody can.
+    pub fn whose(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        if let Some((asker, _)) = self.asked.iter().find(|(_, asked)| **asked == address) {
+            return Some(*asker);
+        }
+        let [.., a, b, c, d] = address.octets();
+        let follows = Ipv4Addr::new(a, b, c, d);
+        (self.subnet.contains(&address) && self.of(follows) == address).then_some(follows)
+    }
+}
+
+#[cfg(test)]
+mod ipv6_tests {
+    use super::*;
+
+    #[test]
+    fn an_address_leads_to_its_owner_and_back() {
+        let subnet = "fd00:1:2:3::/64".parse().unwrap();
+        let (web, db) = (Ipv4Addr::new(10, 192, 0, 7), Ipv4Addr::new(10, 192, 0, 8));
+        let own: Ipv6Addr = "fd00:1:2:3::cafe".parse().unwrap();
+        let addresses = Ipv6Addresses { subnet, asked: BTreeMap::from([(db, own)]) };
+        assert_eq!(addresses.of(web).to_string(), "fd00:1:2:3::ac0:7");
+        assert_eq!(addresses.of(db), own);
+        for address in [web, db] {
+            assert_eq!(addresses.whose(addresses.of(address)), Some(address));
+        }
+        assert_eq!(addresses.whose(ipv6_for(subnet, db)), None, "who asked for another has not this one");
+        for other in ["fd00:1:2:4::ac0:7", "fd00:1:2:3:1::ac0:7", "::1"] {
+            assert_eq!(addresses.whose(other.parse().unwrap()), None, "{other}");
+        }
+    }
+}

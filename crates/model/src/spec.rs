@@ -5,7 +5,7 @@
 //! Equality of two specifications means that no container needs replacing.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +97,9 @@ pub struct ServiceSpec {
     /// The networks it is on, with [`NetworkMode::Networks`].
     #[serde(default, skip_serializing_if = "is_default")]
     pub networks: BTreeMap<NetworkName, NetworkAttachment>,
+    /// Where its name leads (`deploy.endpoint_mode`); a change of it replaces no container.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub endpoint_mode: EndpointMode,
     /// The ports it publishes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ports: Vec<PortSpec>,
@@ -154,6 +157,17 @@ pub enum PullPolicy {
         /// How long.
         after: Millis,
     },
+}
+
+/// Where a service's name leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointMode {
+    /// To the addresses of its ready tasks, which take turns at being first.
+    #[default]
+    Dnsrr,
+    /// To one address on each network, from which each new connection goes to one of the ready tasks.
+    Vip,
 }
 
 /// How many tasks a service has.
@@ -661,6 +675,9 @@ pub struct NetworkAttachment {
     /// A fixed address; only with one replica.
     #[serde(skip_serializing_if = "is_default")]
     pub ipv4_address: Option<Ipv4Addr>,
+    /// A fixed IPv6 address; only with one replica. Otherwise it follows from the IPv4 address.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ipv6_address: Option<Ipv6Addr>,
     /// The order in which networks are connected: highest first.
     #[serde(skip_serializing_if = "is_default")]
     pub priority: i32,

@@ -1,6 +1,10 @@
 //! Tasks: one scheduled container of a service each.
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -261,6 +265,9 @@ pub struct TaskStatus {
     /// Host ports the engine gave it: container port to host port.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub host_ports: BTreeMap<u16, u16>,
+    /// Addresses of gateways to which it sends answers back whatever address a connection through them is from.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub entries: BTreeSet<Ipv4Addr>,
 }
 impl TaskStatus {
     /// Whether it runs and is as healthy as anybody checks.

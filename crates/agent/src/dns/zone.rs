@@ -8,11 +8,14 @@
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry as Slot},
     hash::{BuildHasherDefault, Hasher},
-    net::{IpAddr, Ipv4Addr},
-    sync::atomic::{AtomicU32, Ordering},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-use wharf_model::{DnsTable, ExternalHost, NamedPort, NetworkId, Revision};
+use wharf_model::{DnsTable, ExternalHost, Ipv6Addresses, NamedPort, NetworkId, Revision};
 
 use super::wire;
 
@@ -37,6 +40,8 @@ struct Names {
     entries: Map<Box<[u8]>, Entry>,
     /// What addresses are called.
     hosts: Map<Ipv4Addr, Box<[u8]>>,
+    /// Its IPv6 addresses, if it has any.
+    ipv6: Option<Arc<Ipv6Addresses>>,
 }
 
 /// What a name leads to.
@@ -57,6 +62,7 @@ pub(super) enum Entry {
 pub(super) struct Addresses {
     all: Box<[Ipv4Addr]>,
     turn: AtomicU32,
+    ipv6: Option<Arc<Ipv6Addresses>>,
 }
 
 impl Addresses {
@@ -65,6 +71,15 @@ impl Addresses {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         let (after, before) = self.all.split_at(turn % self.all.len().max(1));
         before.iter().chain(after).copied()
+    }
+    /// Their IPv6 addresses in the same way; nothing if their network has none.
+    pub(super) fn rotated6(&self) -> impl Iterator<Item = Ipv6Addr> {
+        let ipv6 = self.ipv6.as_deref();
+        ipv6.into_iter().flat_map(|ipv6| self.rotated().map(|address| ipv6.of(address)))
+    }
+    /// The IPv6 address of one of them.
+    pub(super) fn ipv6_of(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        Some(self.ipv6.as_deref()?.of(address))
     }
     pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
@@ -83,12 +98,15 @@ impl Entry {
 impl Zone {
     /// The names of `table`. `seed` says which addresses are first at first: not the same ones on every node.
     pub(super) fn new(table: &DnsTable, sources: &Sources, seed: u32) -> Self {
-        let DnsTable { version, networks, externals, hosts, ports } = table;
+        let DnsTable { version, networks, externals, hosts, ports, ipv6, vips: _, programmed: _ } = table;
         let mut zone = Self { version: Some(*version), ..Self::default() };
+        for (id, ipv6) in ipv6 {
+            zone.network(*id).ipv6 = Some(Arc::new(ipv6.clone()));
+        }
         for (id, names) in networks {
             let into = zone.network(*id);
             for (name, addresses) in names {
-                into.add(name, Entry::Tasks(turning(addresses, seed)));
+                into.add(name, Entry::Tasks(into.turning(addresses, seed)));
             }
             let ports = ports.get(id).into_iter().flatten();
             for (service, ports) in ports {
@@ -143,6 +161,25 @@ impl Zone {
         self.visible(asker, network).find_map(|names| names.hosts.get(&address)).map(AsRef::as_ref)
     }
 
+    /// What an IPv6 address is called.
+    pub(super) fn host6(&self, asker: Ipv4Addr, network: NetworkId, address: Ipv6Addr) -> Option<&[u8]> {
+        let mut visible = self.visible(asker, network);
+        visible.find_map(|names| names.hosts.get(&names.ipv6.as_deref()?.whose(address)?)).map(AsRef::as_ref)
+    }
+
+    /// Whether an IPv6 address is of a network of the node: nobody else can name it.
+    pub(super) fn is_ours6(&self, address: Ipv6Addr) -> bool {
+        self.networks
+            .iter()
+            .filter_map(|names| names.ipv6.as_deref())
+            .any(|ipv6| ipv6.subnet.contains(&address))
+    }
+
+    /// The IPv4 address of whoever has this one on a network.
+    pub(super) fn whose(&self, network: NetworkId, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        self.networks.get(*self.places.get(&network)?)?.ipv6.as_deref()?.whose(address)
+    }
+
     /// An asker that is no task of ours is on the network it asked on: a container made by hand, or the node itself.
     fn visible(&self, asker: Ipv4Addr, network: NetworkId) -> impl Iterator<Item = &Names> {
         let known = self.sources.get(&asker).map(AsRef::as_ref);
@@ -163,17 +200,17 @@ impl Names {
         }
     }
 
+    fn turning(&self, addresses: &[Ipv4Addr], seed: u32) -> Addresses {
+        Addresses { all: addresses.into(), turn: AtomicU32::new(seed), ipv6: self.ipv6.clone() }
+    }
+
     fn add_port(&mut self, service: &str, port: &NamedPort, addresses: &[Ipv4Addr], seed: u32) {
         let protocol = port.protocol.as_str();
         for name in port.name.clone().into_iter().chain([port.port.to_string()]) {
-            let entry = Entry::Port(port.port, turning(addresses, seed));
+            let entry = Entry::Port(port.port, self.turning(addresses, seed));
             self.add(&format!("_{name}._{protocol}.{service}"), entry);
         }
     }
-}
-
-fn turning(addresses: &[Ipv4Addr], seed: u32) -> Addresses {
-    Addresses { all: addresses.into(), turn: AtomicU32::new(seed) }
 }
 
 /// A quick hash (FNV-1a) for tables whose keys come from the server: nobody who asks can add one.

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt, time::timeout};
 use wharf_model::{
-    AppKey, ContainerSpec, Exit, Health, Healthcheck, Image, Millis, NetworkAssignment, NetworkId, PortSpec,
+    AppKey, ContainerSpec, EndpointMode, Exit, Health, Healthcheck, Image, Millis, NetworkAssignment, NetworkId, PortSpec,
     Progress, Protocol, PublishMode, PullPolicy, ServiceKey, ServiceSpec, Slot, Target, TaskAssignment,
     TaskId, VolumeAssignment, VolumeId, VolumeSpec, mac_for,
 };
@@ -81,6 +81,7 @@ pub fn sample_task(number: u64, service: &str, image: &str) -> TaskAssignment {
             container: ContainerSpec::default(),
             depends_on: BTreeMap::new(),
             network_mode: wharf_model::NetworkMode::default(),
+            endpoint_mode: EndpointMode::Dnsrr,
             networks: BTreeMap::new(),
             ports: Vec::new(),
             expose: Vec::new(),

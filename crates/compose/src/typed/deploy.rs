@@ -3,8 +3,8 @@
 //! Where both are given they must agree; `deploy.restart_policy` wins over `restart`.
 
 use wharf_model::{
-    Bytes, Constraint, DeviceRequest, FailureAction, Mode, PlacementSpec, ResourceSet, Resources,
-    RestartCondition, RestartPolicy, ServiceSpec, UpdateOrder, UpdatePolicy,
+    Bytes, Constraint, DeviceRequest, EndpointMode, FailureAction, Mode, PlacementSpec, ResourceSet,
+    Resources, RestartCondition, RestartPolicy, ServiceSpec, UpdateOrder, UpdatePolicy,
 };
 
 use super::{Typing, values};
@@ -30,7 +30,7 @@ impl Typing<'_, '_> {
                         values::whole(self.report(), value, &key, 0..=MOST_REPLICAS).map(|n| (n, value));
                 }
                 "labels" => spec.labels = values::text_map(value),
-                "endpoint_mode" => self.endpoint_mode(value, &key),
+                "endpoint_mode" => spec.endpoint_mode = self.endpoint_mode(value, &key),
                 "update_config" => spec.update = self.update(value, &key),
                 "rollback_config" => spec.rollback = Some(self.rollback(value, &key)),
                 "resources" => spec.resources = self.resources(value, &key),
@@ -104,25 +104,18 @@ impl Typing<'_, '_> {
         };
     }
 
-    fn endpoint_mode(&mut self, entry: &Entry, key: &Key<'_>) {
+    fn endpoint_mode(&mut self, entry: &Entry, key: &Key<'_>) -> EndpointMode {
         match entry.node.as_str().unwrap_or_default() {
             "" | "dnsrr" => {}
-            "vip" => {
-                self.report()
-                    .unsupported(
-                        entry.place(),
-                        key,
-                        "a service's name leads to its tasks, not to a virtual address",
-                    )
-                    .hint("write `endpoint_mode: dnsrr`, or remove it");
-            }
+            "vip" => return EndpointMode::Vip,
             other => {
                 let message = format!("`{other}` is not an endpoint mode");
                 self.report()
                     .error(Complaint::InvalidValue, entry.place(), key, message)
-                    .hint("write `dnsrr`");
+                    .hint("write `dnsrr` or `vip`");
             }
         }
+        EndpointMode::Dnsrr
     }
 
     fn update(&mut self, entry: &Entry, key: &Key<'_>) -> UpdatePolicy {

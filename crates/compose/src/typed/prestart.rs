@@ -158,6 +158,7 @@ impl Step {
             container,
             depends_on,
             network_mode: parent.network_mode.clone(),
+            endpoint_mode: Default::default(),
             networks: parent
                 .networks
                 .iter()

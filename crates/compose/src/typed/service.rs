@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use wharf_model::{
-    Dependency, DependencyCondition, Millis, Mode, NetworkMode, PlacementSpec, PullPolicy, Resources,
-    RestartCondition, RestartPolicy, ServiceName, ServicePolicy, ServiceSpec, UpdatePolicy,
+    Dependency, DependencyCondition, EndpointMode, Millis, Mode, NetworkMode, PlacementSpec, PullPolicy,
+    Resources, RestartCondition, RestartPolicy, ServiceName, ServicePolicy, ServiceSpec, UpdatePolicy,
 };
 
 use super::{Typing, values};
@@ -94,6 +94,7 @@ impl Typing<'_, '_> {
             container: self.container(service, key),
             depends_on: BTreeMap::new(),
             network_mode: NetworkMode::default(),
+            endpoint_mode: Default::default(),
             networks: BTreeMap::new(),
             ports: Vec::new(),
             expose: Vec::new(),
@@ -172,6 +173,7 @@ impl Typing<'_, '_> {
             spec.secrets = self.mounted_files("secrets", entry, &key);
         }
         self.container_name(service, key, &mut spec);
+        self.virtual_address(service, key, &spec);
         image.map(|_| spec)
     }
 
@@ -385,6 +387,20 @@ impl Typing<'_, '_> {
             let condition = DependencyCondition::ServiceStarted;
             spec.depends_on.entry(target).or_insert(Dependency { condition, restart: false, required: true });
         }
+    }
+
+    /// A virtual address is one on a network.
+    fn virtual_address(&mut self, service: &Mapping, key: &Key<'_>, spec: &ServiceSpec) {
+        if spec.endpoint_mode != EndpointMode::Vip || spec.network_mode == NetworkMode::Networks {
+            return;
+        }
+        let deploy = service.get("deploy").and_then(Node::as_mapping);
+        let Some(entry) = deploy.and_then(|deploy| deploy.entry("endpoint_mode")) else { return };
+        let key = key.field("deploy");
+        let key = key.field("endpoint_mode");
+        self.report()
+            .unsupported(entry.place(), &key, "a service without networks has no virtual address")
+            .hint("remove `endpoint_mode`, or `network_mode`");
     }
 
     /// Tasks are named by the cluster; the name people gave stays one under which the service is found.

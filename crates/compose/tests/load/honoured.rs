@@ -165,7 +165,7 @@ fn every_key_of_a_service_reaches_the_model() {
     x-wharf: {probe: {http: {port: 80, path: /up}, interval: 2s, timeout: 1s, retries: 5, start_period: 20s}}
     deploy:
       labels: {team: x}
-      endpoint_mode: dnsrr
+      endpoint_mode: vip
       update_config: {parallelism: 2, delay: 1s, order: stop-first, monitor: 3s, failure_action: pause}
       restart_policy: {condition: on-failure, delay: 2s, max_attempts: 3, window: 2m}
       placement:
@@ -239,6 +239,7 @@ networks:
               "ipv4_address": "10.5.0.10"
             }
           },
+          "endpoint_mode": "vip",
           "ports": [
             {
               "target": 81,

@@ -273,9 +273,22 @@ fn circles_are_shown() {
 }
 
 #[test]
+fn a_virtual_address_needs_a_network() {
+    let folder = web("network_mode: host\ndeploy: {endpoint_mode: vip}\n");
+    insta::assert_snapshot!(folder.complaints(), @"
+    error: a service without networks has no virtual address
+     --> /app/compose.yaml:5:29 (services.web.deploy.endpoint_mode)
+      |
+    5 |     deploy: {endpoint_mode: vip}
+      |                             ^^^
+      = help: remove `endpoint_mode`, or `network_mode`
+    ");
+}
+
+#[test]
 fn what_a_cluster_cannot_do_has_a_reason_and_a_way_out() {
     let folder = web(
-        "ipc: container:x\nvolumes_from: [container:x]\nnetwork_mode: container:x\npre_start: [{command: x, per_replica: true}]\ndeploy:\n  endpoint_mode: vip\n  mode: replicated-job\npid: container:x\nuts: container:x\nexternal_links: [x]\n",
+        "ipc: container:x\nvolumes_from: [container:x]\nnetwork_mode: container:x\npre_start: [{command: x, per_replica: true}]\ndeploy:\n  endpoint_mode: lvs\n  mode: replicated-job\npid: container:x\nuts: container:x\nexternal_links: [x]\n",
     );
     insta::assert_snapshot!(folder.complaints(), @r#"
     error: a container of one node cannot be named from a cluster
@@ -302,12 +315,12 @@ fn what_a_cluster_cannot_do_has_a_reason_and_a_way_out() {
     7 |     pre_start: [{command: x, per_replica: true}]
       |                              ^^^^^^^^^^^
       = help: do it in the image's entrypoint, or with `post_start`
-    error: a service's name leads to its tasks, not to a virtual address
+    error: `lvs` is not an endpoint mode
      --> /app/compose.yaml:9:22 (services.web.deploy.endpoint_mode)
       |
-    9 |       endpoint_mode: vip
+    9 |       endpoint_mode: lvs
       |                      ^^^
-      = help: write `endpoint_mode: dnsrr`, or remove it
+      = help: write `dnsrr` or `vip`
     error: the mode `replicated-job` is not carried out by this version: jobs run with a later one
       --> /app/compose.yaml:10:13 (services.web.deploy.mode)
        |
