@@ -108,6 +108,19 @@ impl Cgroup {
         pids
     }
 
+    /// The containers that have processes in a cgroup below this one: their identifiers, and their first processes.
+    pub(crate) fn containers(&self) -> Vec<(String, u32)> {
+        let roots = if is_unified() { vec![Path::new(ROOT).join(&self.path)] } else { self.joinable() };
+        let Some(root) = roots.last() else { return Vec::new() };
+        let entries = fs::read_dir(root).into_iter().flatten().flatten();
+        let first = |entry: fs::DirEntry| {
+            let name = entry.file_name().into_string().ok().filter(|name| name.len() == 64)?;
+            let pids = fs::read_to_string(entry.path().join("cgroup.procs")).ok()?;
+            Some((name, pids.lines().next()?.parse().ok()?))
+        };
+        entries.filter_map(first).collect()
+    }
+
     /// Removes the cgroups that containers left below this one; they are empty, or the kernel refuses.
     pub(crate) fn sweep(&self) {
         for _ in 0..50 {

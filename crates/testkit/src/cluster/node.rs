@@ -384,6 +384,12 @@ impl Node {
         }
     }
 
+    /// The containers that have processes: their identifiers, and their first processes by their pids on this machine. Asks
+    /// the kernel, not the engine: what it says is so, whatever runs or does not run on the node.
+    pub fn containers(&self) -> Vec<(String, u32)> {
+        self.cgroup().containers()
+    }
+
     /// The engine's processes (dockerd and its containerd), by their pids on this machine.
     pub fn engine_pids(&self) -> Vec<u32> {
         let mut pids = self.pids_of("dockerd");
