@@ -5,7 +5,7 @@
 //! - A name the table has exists for every type; for types we have nothing of, the answer is empty.
 //! - Answers from the table allocate nothing.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use wharf_model::NetworkId;
@@ -175,6 +175,14 @@ fn find<'a>(question: &Question<'_>, asker: Asker, known: &'a Known) -> Found<'a
             None => upstream(name, Vec::new(), question),
         };
     }
+    if let Some(address) = reverse6(name) {
+        return match known.zone.host6(asker.address, asker.network, address) {
+            Some(name) if matches!(question.kind, kind::PTR | kind::ANY) => Found::Host(name),
+            Some(_) => Found::NoRecords,
+            None if known.zone.is_ours6(address) => Found::NoName,
+            None => upstream(name, Vec::new(), question),
+        };
+    }
     if is_ours_alone(name, question.kind) || is_below_ours(name, asker, known) {
         return Found::NoName;
     }
@@ -235,6 +243,20 @@ fn reverse(name: &[u8]) -> Option<Ipv4Addr> {
     places.next().is_none().then(|| octets.into())
 }
 
+/// The address that a name under `ip6.arpa` stands for.
+fn reverse6(name: &[u8]) -> Option<Ipv6Addr> {
+    let digits = name.strip_suffix(b"\x03ip6\x04arpa")?;
+    // Each digit is a label of its own, the last of the address first.
+    let mut number = 0_u128;
+    let mut count = 0;
+    for label in wire::labels(digits) {
+        let [digit] = *label else { return None };
+        number = number >> 4 | u128::from(char::from(digit).to_digit(16)?) << 124;
+        count += 1;
+    }
+    (count == 32).then(|| number.into())
+}
+
 fn write_entry(
     writer: &mut Writer<'_>,
     question: &Question<'_>,
@@ -254,13 +276,17 @@ fn write_entry(
     };
     let wants = |of: u16| question.kind == of || question.kind == kind::ANY;
     match entry {
-        Entry::Tasks(addresses) if wants(kind::A) && chain.is_empty() => {
-            whole &= writer.own_addresses(addresses.rotated(), TTL);
-        }
-        Entry::Tasks(addresses) if wants(kind::A) => {
-            whole &= addresses
-                .rotated()
-                .all(|address| writer.address(address.into(), TTL, owner, Section::Answer));
+        Entry::Tasks(addresses) => {
+            if wants(kind::A) && chain.is_empty() {
+                whole &= writer.own_addresses(addresses.rotated(), TTL);
+            } else if wants(kind::A) {
+                let mut all = addresses.rotated();
+                whole &= all.all(|address| writer.address(address.into(), TTL, owner, Section::Answer));
+            }
+            if wants(kind::AAAA) {
+                let mut all = addresses.rotated6();
+                whole &= all.all(|address| writer.address(address.into(), TTL, owner, Section::Answer));
+            }
         }
         Entry::Port(port, addresses) if wants(kind::SRV) => {
             whole &= write_port(writer, *port, addresses, asker, known);
@@ -268,7 +294,7 @@ fn write_entry(
         Entry::Outside(address) if wants(if address.is_ipv4() { kind::A } else { kind::AAAA }) => {
             whole &= writer.address(*address, TTL, owner, Section::Answer);
         }
-        Entry::Tasks(_) | Entry::Port(..) | Entry::Outside(_) | Entry::Alias(_) => {}
+        Entry::Port(..) | Entry::Outside(_) | Entry::Alias(_) => {}
     }
     if !whole {
         writer.set(flag::TRUNCATED);
@@ -309,6 +335,9 @@ fn write_port(
     }
     for (pointer, address) in hosts {
         writer.address(IpAddr::V4(address), TTL, &pointer, Section::Addition);
+        if let Some(address) = addresses.ipv6_of(address) {
+            writer.address(IpAddr::V6(address), TTL, &pointer, Section::Addition);
+        }
     }
     true
 }

@@ -27,7 +27,7 @@ use tokio::{
     sync::Notify,
     time::timeout,
 };
-use wharf_model::{DnsTable, ExternalHost, NamedPort, NetworkId, Protocol, Revision};
+use wharf_model::{DnsTable, ExternalHost, Ipv6Addresses, NamedPort, NetworkId, Protocol, Revision};
 use wharf_process::{Shutdown, Tasks};
 
 use super::{
@@ -65,6 +65,14 @@ fn with_externals(mut table: DnsTable, externals: &[(&str, &str)]) -> DnsTable {
 fn with_hosts(mut table: DnsTable, hosts: &[(Ipv4Addr, &str)]) -> DnsTable {
     let host = |(address, name): &(Ipv4Addr, &str)| (*address, (*name).to_owned());
     table.hosts.insert(network(1), hosts.iter().map(host).collect());
+    table
+}
+
+/// The same, with IPv6 addresses on network 1; who has `asker` asked for one.
+fn with_ipv6(mut table: DnsTable, asker: Ipv4Addr, asked: &str) -> DnsTable {
+    let subnet = "fd00:1:2:3::/64".parse().unwrap();
+    let asked = BTreeMap::from([(asker, asked.parse().unwrap())]);
+    table.ipv6.insert(network(1), Ipv6Addresses { subnet, asked });
     table
 }
 
@@ -235,6 +243,56 @@ fn an_address_is_called_as_its_task() {
 }
 
 #[test]
+fn names_lead_to_ipv6_addresses_where_the_network_has_them() {
+    let table = table(&[(1, "web", &[address(5), address(6)]), (1, "idle", &[]), (2, "db", &[address(7)])]);
+    let table = with_externals(with_ipv6(table, address(6), "fd00:1:2:3::cafe"), &[("here", "web")]);
+    let known = known_by(&table, &Sources::from([(address(50), vec![network(1), network(2)])]));
+    let of = |name: &str, kind| {
+        let reply = sent(ask_from(&known, &query(name, kind), address(50), Transport::Udp)).1;
+        assert_eq!(code(&reply), ResponseCode::NoError, "{name} {kind}");
+        let mut found = answers(&reply);
+        found.sort();
+        found
+    };
+    let both = ["web. AAAA fd00:1:2:3::ac0:5", "web. AAAA fd00:1:2:3::cafe"];
+    assert_eq!(of("web.", RecordType::AAAA), both);
+    assert_eq!(of("web.", RecordType::A), ["web. A 10.192.0.5", "web. A 10.192.0.6"]);
+    assert_eq!(of("web.", RecordType::ANY).len(), 4);
+    assert_eq!(of("here.", RecordType::AAAA), ["here. CNAME web.", both[0], both[1]]);
+    for none in ["idle.", "db."] {
+        assert_eq!(of(none, RecordType::AAAA), Vec::<String>::new(), "{none}");
+    }
+}
+
+#[test]
+fn an_ipv6_address_is_called_as_its_task() {
+    let hosts = [(address(5), "shop-web-1"), (address(6), "shop-db-1")];
+    let table = with_ipv6(with_hosts(table(&[]), &hosts), address(6), "fd00:1:2:3::cafe");
+    let known = known_by(&table, &Sources::from([(address(50), vec![network(2)])]));
+    let name = |of: &str| {
+        let digits = u128::from(of.parse::<std::net::Ipv6Addr>().unwrap());
+        let labels: String = (0..32).map(|place| format!("{:x}.", digits >> (4 * place) & 15)).collect();
+        format!("{labels}ip6.arpa.")
+    };
+    let of = |name: &str, from| sent(ask_from(&known, &query(name, RecordType::PTR), from, Transport::Udp)).1;
+    for (of_whom, called) in [("fd00:1:2:3::ac0:5", "shop-web-1."), ("fd00:1:2:3::cafe", "shop-db-1.")] {
+        let found = of(&name(of_whom).to_uppercase(), address(1));
+        assert_eq!(found.answers[0].data.to_string(), called);
+        let elsewhere = of(&name(of_whom), address(50));
+        assert_eq!(code(&elsewhere), ResponseCode::NXDomain, "it is on another network");
+    }
+    for nobody in ["fd00:1:2:3::ac0:6", "fd00:1:2:3::1"] {
+        assert_eq!(code(&of(&name(nobody), address(1))), ResponseCode::NXDomain, "nobody else can know it");
+    }
+    let short = name("fd00:1:2:3::ac0:5");
+    for elsewhere in
+        [name("2001:db8::1").as_str(), &short[2..], &format!("0.{short}"), &format!("g{}", &short[1..])]
+    {
+        assert!(is_forwarded(&known, &query(elsewhere, RecordType::PTR)), "{elsewhere}");
+    }
+}
+
+#[test]
 fn ports_are_found_by_name_and_number_with_the_tasks_that_have_them() {
     let both = [address(5), address(6)];
     let mut table = with_hosts(
@@ -247,6 +305,7 @@ fn ports_are_found_by_name_and_number_with_the_tasks_that_have_them() {
     let ports =
         BTreeMap::from([("web".to_owned(), web), ("idle".to_owned(), vec![port(1, Protocol::Tcp, None)])]);
     table.ports.insert(network(1), ports);
+    let table = with_ipv6(table, address(9), "fd00:1:2:3::cafe");
     let known = known(&table);
     let srv = |name: &str| ask(&known, &query(name, RecordType::SRV));
     for (name, number) in [("_http._tcp.web.", 8080), ("_8080._tcp.web.", 8080), ("_53._UDP.web.", 53)] {
@@ -259,7 +318,15 @@ fn ports_are_found_by_name_and_number_with_the_tasks_that_have_them() {
             reply.additionals.iter().map(|record| format!("{} {}", record.name, record.data)).collect();
         assert_eq!(
             added,
-            BTreeSet::from(["shop-web-1. 10.192.0.5".to_owned(), "shop-web-2. 10.192.0.6".to_owned()])
+            BTreeSet::from(
+                [
+                    "shop-web-1. 10.192.0.5",
+                    "shop-web-1. fd00:1:2:3::ac0:5",
+                    "shop-web-2. 10.192.0.6",
+                    "shop-web-2. fd00:1:2:3::ac0:6"
+                ]
+                .map(str::to_owned)
+            )
         );
     }
     assert_eq!(code(&srv("_53._tcp.web.")), ResponseCode::NXDomain, "and nobody else is asked");
