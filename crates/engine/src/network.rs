@@ -3,50 +3,103 @@
 //! No two networks overlap, and no two unfinished tasks or gateways share an address. Tasks count up from the bottom of a subnet and
 //! gateways down from its top; each new task gets the next free address after the one given out last, so that one which
 //! has just become free rests as long as possible.
+//!
+//! - A routed network is cut into blocks. A node has those in which its tasks and its gateway are, takes another when they are full,
+//!   and gives back what is empty.
+//! - No network overlaps what a node reaches by itself; a macvlan network is on the nodes' own segment, and takes nothing there that
+//!   is not in its range.
+//! - A network changes in place where addresses can stay: see [`moves`]. Where they cannot, another record of its name takes its place,
+//!   tasks are replaced one after another, and the old record goes with the last of them. At most one record of a name is not retired.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use wharf_model::{
-    AddressPool, AppKey, NetworkId, NetworkName, NetworkRecord, NetworkSpec, NodeId, ServiceSpec, TaskId,
-    VolumeRecord,
+    AppKey, Backend, HostSubnet, NetworkId, NetworkName, NetworkRecord, NetworkSpec, NodeId, ServiceSpec,
+    Task, TaskId, VolumeRecord,
 };
 
-use crate::{About, Change, NetworkRefusal, Reason, World, pass::Pass, spec};
+use crate::{About, Change, NetworkRefusal, Node, Reason, World, pass::Pass, routes, spec};
 
 /// How many addresses at the bottom of a subnet nobody gets: its own, and one for what must have a fixed place.
 const RESERVED: u32 = 2;
 
-/// The subnet that a new network gets.
+/// Whether two ranges have an address in common.
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
+
+/// What a node reaches without the cluster, where it overlaps a subnet: the node's name, and the node's subnet.
+fn on_hosts(world: &World, subnet: Ipv4Net) -> Option<(String, HostSubnet)> {
+    let found = |node: &Node| {
+        let facts = node.facts()?;
+        let there = |host: &&HostSubnet| matches!(host.subnet, IpNet::V4(net) if overlap(net, subnet));
+        facts.subnets.iter().find(there).map(|host| (node.record.name.to_string(), host.clone()))
+    };
+    world.nodes().find_map(found)
+}
+
+/// The subnet that a new network gets: the wanted one, or else the next of the pool that overlaps neither another network nor what a
+/// node reaches by itself. That of a macvlan network is the hosts' own.
 pub(crate) fn subnet<'n>(
-    pool: AddressPool,
+    world: &World,
     wanted: Option<Ipv4Net>,
+    backend: Backend,
     networks: impl Iterator<Item = &'n NetworkRecord>,
 ) -> Result<Ipv4Net, NetworkRefusal> {
+    let pool = world.pool;
     let networks: Vec<_> = networks.collect();
-    let overlaps = |one: &Ipv4Net, other: &Ipv4Net| one.contains(other) || other.contains(one);
     if let Some(subnet) = wanted.map(|subnet| subnet.trunc()) {
-        return match networks.iter().find(|network| overlaps(&network.subnet, &subnet)) {
+        if let Some(other) = networks.iter().find(|network| overlap(network.subnet, subnet)) {
+            let (by, network) = (other.app.clone(), other.name.clone());
+            return Err(NetworkRefusal::SubnetTaken { subnet, by, network });
+        }
+        return match on_hosts(world, subnet).filter(|_| backend != Backend::Macvlan) {
             None => Ok(subnet),
-            Some(other) => Err(NetworkRefusal::SubnetTaken {
-                subnet,
-                by: other.app.clone(),
-                network: other.name.clone(),
-            }),
+            Some((node, host)) => Err(NetworkRefusal::SubnetOnHost { subnet, node, host }),
         };
     }
-    let exhausted = NetworkRefusal::PoolExhausted { pool: pool.range };
+    if backend == Backend::Macvlan {
+        return Err(NetworkRefusal::NoSubnet);
+    }
+    let exhausted = |host| NetworkRefusal::PoolExhausted { pool: pool.range, host };
     let prefix = pool.prefix.max(pool.range.prefix_len());
-    let all = pool.range.subnets(prefix).map_err(|_| exhausted.clone())?;
+    let all = pool.range.subnets(prefix).map_err(|_| exhausted(None))?;
     let free: Vec<_> =
-        all.filter(|subnet| !networks.iter().any(|network| overlaps(&network.subnet, subnet))).collect();
+        all.filter(|subnet| !networks.iter().any(|network| overlap(network.subnet, *subnet))).collect();
     let newest = networks.iter().filter(|network| pool.range.contains(&network.subnet));
     let newest = newest.max_by_key(|network| network.id).map(|network| network.subnet);
-    let after = newest.and_then(|newest| free.iter().find(|subnet| **subnet > newest));
-    after.or(free.first()).copied().ok_or(exhausted)
+    let after = free.iter().filter(|subnet| newest.is_none_or(|newest| **subnet > newest));
+    let before = free.iter().filter(|subnet| newest.is_some_and(|newest| **subnet <= newest));
+    let mut host = None;
+    for subnet in after.chain(before) {
+        match on_hosts(world, *subnet) {
+            None => return Ok(*subnet),
+            Some(found) => host = Some(found),
+        }
+    }
+    Err(exhausted(host))
+}
+
+/// What a node reaches by itself although a network of the cluster has those addresses: in words, with what to do.
+pub fn host_conflicts(world: &World, node: NodeId) -> Vec<String> {
+    let subnets = world.node(node).and_then(Node::facts).map(|facts| facts.subnets.as_slice());
+    let networks: Vec<_> = world.networks().filter(|network| network.backend != Backend::Macvlan).collect();
+    let mut conflicts = Vec::new();
+    for host in subnets.unwrap_or_default() {
+        let IpNet::V4(net) = host.subnet else { continue };
+        for network in networks.iter().filter(|network| overlap(network.subnet, net)) {
+            conflicts.push(format!(
+                "it reaches {host}, which overlaps {} of network {} of app {}: one of the two cannot be reached from here; \
+                 hint: remove that route or interface, or give the network another subnet (`ipam`), which `wharf up` moves it to",
+                network.subnet, network.name, network.app.name
+            ));
+        }
+    }
+    conflicts
 }
 
 /// The VXLAN identifier that a new network gets: one more than the highest, or the lowest free once those are used up.
@@ -89,6 +142,133 @@ fn dynamic(network: &NetworkRecord) -> (u32, u32) {
     }
 }
 
+/// The length of the prefix of the parts into which a routed network is cut: about 64, of at least four addresses.
+pub(crate) fn block_prefix(subnet: Ipv4Net) -> u8 {
+    const SMALLEST: u8 = 30;
+    let prefix = subnet.prefix_len();
+    let usual = prefix.saturating_add(6);
+    if usual <= 28 { usual } else { prefix.saturating_add(2).clamp(28, SMALLEST) }.max(prefix)
+}
+
+/// The part of a routed network that a node takes next: after the last that is taken, best one in which nobody has an address yet.
+fn next_block(network: &NetworkRecord, book: &AddressBook) -> Option<Ipv4Net> {
+    let ((first, last), range) = (assignable(network.subnet), dynamic(network));
+    let all = network.subnet.subnets(block_prefix(network.subnet)).ok()?;
+    let free: Vec<_> = all.filter(|block| !network.blocks.contains_key(block)).collect();
+    let newest = network.blocks.keys().next_back();
+    let after = free.iter().filter(|block| newest.is_none_or(|newest| *block > newest));
+    let before = free.iter().filter(|block| newest.is_some_and(|newest| *block < newest));
+    let inside = |block: &Ipv4Net| {
+        let (from, to) = (u32::from(block.network()), u32::from(block.broadcast()));
+        let mut addresses = (from.max(range.0)..=to.min(range.1)).map(Ipv4Addr::from);
+        addresses.any(|address| book.is_free(address))
+    };
+    let usable: Vec<Ipv4Net> = after.chain(before).copied().filter(inside).collect();
+    let empty = |block: &&Ipv4Net| {
+        let (from, to) = (u32::from(block.network()).max(first), u32::from(block.broadcast()).min(last));
+        (from..=to).map(Ipv4Addr::from).all(|address| !book.used.contains(&address))
+    };
+    usable.iter().find(empty).or(usable.first()).copied()
+}
+
+/// What of a network cannot become as wanted where it is, so that another one has to take its place; empty if it can stay.
+pub(crate) fn moves(record: &NetworkRecord, wanted: &NetworkSpec, backend: Backend) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let in_place = record.backend == backend || record.backend.is_general() && backend.is_general();
+    if !in_place {
+        reasons.push(format!("backend {} -> {backend}", record.backend));
+    }
+    if let Some(subnet) = wanted.subnet.map(|subnet| subnet.trunc()).filter(|new| *new != record.subnet) {
+        reasons.push(format!("subnet {} -> {subnet}", record.subnet));
+    }
+    let old = &record.spec;
+    if in_place && backend == Backend::Macvlan {
+        let text = |parent: &Option<String>| parent.clone().unwrap_or_default();
+        if old.parent != wanted.parent {
+            reasons.push(format!("parent {} -> {}", text(&old.parent), text(&wanted.parent)));
+        }
+        if old.gateway != wanted.gateway {
+            reasons.push("gateway changed".to_owned());
+        }
+    }
+    if old.internal != wanted.internal {
+        reasons.push(format!("internal {} -> {}", old.internal, wanted.internal));
+    }
+    if old.driver_opts != wanted.driver_opts {
+        reasons.push("driver_opts changed".to_owned());
+    }
+    let other6 = wanted.subnet6.is_some_and(|new| record.subnet6.is_some_and(|old| old != new.trunc()));
+    if old.enable_ipv6 != wanted.enable_ipv6 || other6 {
+        reasons.push(format!("IPv6 {}", if wanted.enable_ipv6 { "changed" } else { "removed" }));
+    }
+    reasons
+}
+
+/// What becomes of a network of an app that is there, if its file says this.
+pub(crate) struct Moving {
+    /// What differs so that another network has to take its place; empty if it stays.
+    pub(crate) anew: Vec<String>,
+    /// The backend it changes to in place.
+    pub(crate) in_place: Option<(Backend, Backend)>,
+    /// Its unfinished tasks, of whatever app.
+    pub(crate) tasks: usize,
+}
+
+/// What a network becomes when its file, or the cluster's default, is another.
+pub(crate) fn moving(
+    world: &World,
+    record: &NetworkRecord,
+    wanted: &NetworkSpec,
+    default: Backend,
+) -> Moving {
+    let backend = wanted.backend.unwrap_or(default);
+    let anew = moves(record, wanted, backend);
+    let in_place = (anew.is_empty() && backend != record.backend).then_some((record.backend, backend));
+    Moving { anew, in_place, tasks: routes::tasks_on(world, record).count() }
+}
+
+/// Why a network cannot be made, or take the place of `instead_of`, as far as that is known beforehand.
+pub(crate) fn refusal(
+    world: &World,
+    wanted: &NetworkSpec,
+    instead_of: Option<&NetworkRecord>,
+) -> Option<NetworkRefusal> {
+    let backend = wanted.backend.unwrap_or(world.backend);
+    if backend == Backend::Host {
+        return Some(NetworkRefusal::HostBackend);
+    }
+    if let Some(record) = instead_of
+        && moves(record, wanted, backend).is_empty()
+    {
+        return routes_beyond_limit(world, [record])
+            .filter(|_| record.backend != backend && backend == Backend::Routed);
+    }
+    // Back to what it was before.
+    let before = instead_of.into_iter().flat_map(|record| {
+        world.networks_of(&record.app).filter(|other| other.retired && other.name == record.name)
+    });
+    if before.into_iter().any(|other| moves(other, wanted, backend).is_empty()) {
+        return None;
+    }
+    subnet(world, wanted.subnet, backend, world.networks().map(|network| &**network)).err()
+}
+
+/// Whether networks that become routed ones need more routes outside the nodes than can be made: each of their tasks needs one until
+/// it is replaced.
+pub(crate) fn routes_beyond_limit<'n>(
+    world: &World,
+    becoming: impl IntoIterator<Item = &'n NetworkRecord>,
+) -> Option<NetworkRefusal> {
+    let limit = usize::try_from(world.route_limit?).unwrap_or(usize::MAX);
+    let routed: Vec<_> = world.networks().filter(|network| network.backend == Backend::Routed).collect();
+    let used =
+        routed.iter().map(|network| routes::parts_in_use(network, routes::tasks_on(world, network)).len());
+    let used: usize = used.sum();
+    let more: usize = becoming.into_iter().map(|network| routes::tasks_on(world, network).count()).sum();
+    let beyond = NetworkRefusal::RouteLimit { limit, used, more, networks: routed.len() };
+    (used + more > limit).then_some(beyond)
+}
+
 /// The first free address between two after `cursor`, around the end if need be.
 fn next_free((first, last): (u32, u32), cursor: Option<Ipv4Addr>, book: &AddressBook) -> Option<Ipv4Addr> {
     let cursor = cursor.filter(|cursor| (first..=last).contains(&u32::from(*cursor)));
@@ -124,39 +304,79 @@ impl Pass<'_> {
     }
 
     fn ensure_network(&mut self, name: &NetworkName, wanted: &NetworkSpec) -> Result<(), NetworkRefusal> {
-        match self.network_named(name) {
-            Some(network) if network.app == self.app.key && network.spec != *wanted => {
-                let network = NetworkRecord { spec: wanted.clone(), ..network.clone() };
-                self.networks.insert(network.id, network);
+        let backend = wanted.backend.unwrap_or(self.world.backend);
+        let current = self.network_named(name).cloned();
+        match current {
+            Some(network) if network.app != self.app.key => Ok(()),
+            Some(network) if moves(&network, wanted, backend).is_empty() => {
+                self.stay(network, wanted, backend);
                 Ok(())
             }
-            Some(_) => Ok(()),
+            Some(old) => {
+                // Back to what it was before, while somebody is still on that.
+                let before = self.world.networks_of(&self.app.key).find(|network| {
+                    network.retired && network.name == *name && moves(network, wanted, backend).is_empty()
+                });
+                match before.map(|network| NetworkRecord::clone(network)) {
+                    Some(network) => {
+                        self.stay(NetworkRecord { retired: false, ..network }, wanted, backend);
+                    }
+                    None => self.make_network(name, wanted, backend)?,
+                }
+                self.networks.insert(old.id, NetworkRecord { retired: true, ..old });
+                Ok(())
+            }
             None if wanted.external => {
                 let name = wanted.name.clone().unwrap_or_else(|| name.to_string());
                 Err(NetworkRefusal::Missing { name })
             }
-            None => {
-                let known = || self.known_networks();
-                let subnet = subnet(self.world.pool, wanted.subnet, known())?;
-                let vni = vni(known());
-                let network = NetworkRecord {
-                    id: self.id(),
-                    app: self.app.key.clone(),
-                    name: name.clone(),
-                    spec: wanted.clone(),
-                    vni,
-                    subnet,
-                    gateways: BTreeMap::new(),
-                    backend: wanted.backend.unwrap_or_default(),
-                    blocks: BTreeMap::new(),
-                    subnet6: wanted.subnet6,
-                    vips: BTreeMap::new(),
-                    retired: false,
-                };
-                self.networks.insert(network.id, network);
-                Ok(())
-            }
+            None => self.make_network(name, wanted, backend),
         }
+    }
+
+    /// The network is as wanted where it is, and keeps nothing for nodes that need it no longer.
+    fn stay(&mut self, mut network: NetworkRecord, wanted: &NetworkSpec, backend: Backend) {
+        (network.spec, network.backend) = (wanted.clone(), backend);
+        let exists = |node: &NodeId| self.world.node(*node).is_some();
+        let tasks = || {
+            let tasks = self.world.addresses_in(network.subnet).filter(|(_, task)| !self.is_over(task));
+            tasks.filter_map(|(address, task)| Some((address, task.node?)))
+        };
+        let mut used: BTreeSet<Ipv4Net> = BTreeSet::new();
+        if backend == Backend::Routed {
+            used.extend(routes::parts_in_use(&network, tasks()).into_keys());
+            let own = |(node, address): (&NodeId, &Ipv4Addr)| routes::part_of(&network, *address, *node);
+            used.extend(network.gateways.iter().filter(|(node, _)| exists(node)).map(own));
+        }
+        network.gateways.retain(|node, _| exists(node));
+        network.blocks.retain(|block, _| used.contains(block));
+        self.networks.insert(network.id, network);
+    }
+
+    fn make_network(
+        &mut self,
+        name: &NetworkName,
+        wanted: &NetworkSpec,
+        backend: Backend,
+    ) -> Result<(), NetworkRefusal> {
+        let subnet = subnet(self.world, wanted.subnet, backend, self.known_networks())?;
+        let vni = vni(self.known_networks());
+        let network = NetworkRecord {
+            id: self.id(),
+            app: self.app.key.clone(),
+            name: name.clone(),
+            spec: wanted.clone(),
+            vni,
+            subnet,
+            gateways: BTreeMap::new(),
+            backend,
+            blocks: BTreeMap::new(),
+            subnet6: wanted.subnet6,
+            vips: BTreeMap::new(),
+            retired: false,
+        };
+        self.networks.insert(network.id, network);
+        Ok(())
     }
 
     fn known_networks(&self) -> impl Iterator<Item = &NetworkRecord> {
@@ -165,34 +385,63 @@ impl Pass<'_> {
     }
     /// The network of this name as this pass leaves it.
     pub(crate) fn network_named(&self, name: &NetworkName) -> Option<&NetworkRecord> {
-        let drafted = self.networks.values().find(|n| n.app == self.app.key && n.name == *name);
+        let drafted = self.networks.values().find(|n| !n.retired && n.app == self.app.key && n.name == *name);
         drafted.or_else(|| {
             let stored = self.world.network_named(&self.app.key, name)?;
             Some(self.networks.get(&stored.id).unwrap_or(stored))
         })
     }
 
-    /// The node has an address of its own on the network, if one is left.
-    fn ensure_gateway(&mut self, name: &NetworkName, node: NodeId) {
-        let Some(network) = self.network_named(name).filter(|network| !network.gateways.contains_key(&node))
-        else {
-            return;
-        };
-        let mut network = network.clone();
-        // Nodes that have left the cluster need theirs no longer.
-        network.gateways.retain(|node, _| self.world.node(*node).is_some());
-        let named = network.spec.gateway.filter(|gateway| network.subnet.contains(gateway));
-        let book = self.book(&network);
-        let named = named.filter(|gateway| book.used.insert(*gateway));
-        if let Some(address) = named.or_else(|| self.infrastructure_address(&network)) {
-            network.gateways.insert(node, address);
+    /// The node has an address of its own on the network, if one is left. Answers whether it has.
+    fn ensure_gateway(&mut self, name: &NetworkName, node: NodeId) -> bool {
+        let Some(network) = self.network_named(name) else { return false };
+        if network.gateways.contains_key(&node) {
+            return true;
         }
+        let mut network = network.clone();
+        let address = match network.backend {
+            Backend::Routed => self.gateway_in_block(&mut network, node),
+            // The segment has a gateway already, which is none of ours.
+            Backend::Macvlan => self.infrastructure_address(&network),
+            Backend::Vxlan | Backend::Wireguard | Backend::Host => {
+                let named = network.spec.gateway.filter(|gateway| network.subnet.contains(gateway));
+                let book = self.book(&network);
+                let named = named.filter(|gateway| book.used.insert(*gateway));
+                named.or_else(|| self.infrastructure_address(&network))
+            }
+        };
+        network.gateways.extend(address.map(|address| (node, address)));
         self.networks.insert(network.id, network);
+        address.is_some()
+    }
+
+    /// The highest free address of the node's parts of a routed network, of which it takes one if need be.
+    fn gateway_in_block(&mut self, network: &mut NetworkRecord, node: NodeId) -> Option<Ipv4Addr> {
+        let (first, last) = assignable(network.subnet);
+        let book = self.book(network);
+        let free = |block: Ipv4Net| {
+            let (from, to) = (u32::from(block.network()).max(first), u32::from(block.broadcast()).min(last));
+            (from..=to).rev().map(Ipv4Addr::from).find(|address| book.is_free(*address))
+        };
+        let own = network.blocks.iter().filter(|(_, at)| **at == node);
+        let found = own.map(|(block, _)| *block).find_map(free);
+        let address = match found {
+            Some(address) => address,
+            None => {
+                let block = next_block(network, book)?;
+                network.blocks.insert(block, node);
+                free(block)?
+            }
+        };
+        self.book(network).used.insert(address);
+        Some(address)
     }
 
     /// An address for something that is no task, taken from now on; none if none is left.
     pub(crate) fn infrastructure_address(&mut self, network: &NetworkRecord) -> Option<Ipv4Addr> {
         let ((first, last), range) = (assignable(network.subnet), dynamic(network));
+        // On a physical segment what is outside the range belongs to others.
+        let (first, last) = if network.backend == Backend::Macvlan { range } else { (first, last) };
         let book = self.book(network);
         let free = || (first..=last).rev().map(Ipv4Addr::from).filter(|address| book.is_free(*address));
         // Where there is another place, tasks keep their range to themselves.
@@ -211,6 +460,13 @@ impl Pass<'_> {
                 reserved: kept.copied().collect(),
                 latest: None,
             };
+            if network.backend == Backend::Macvlan {
+                let hosts = self.world.nodes().filter_map(|node| match node.facts()?.address {
+                    IpAddr::V4(address) => Some(address),
+                    IpAddr::V6(_) => None,
+                });
+                book.reserved.extend(hosts);
+            }
             for (address, task) in self.world.addresses_in(network.subnet) {
                 book.latest = book.latest.max(Some((task.id, address)));
                 if !self.is_over(task) {
@@ -238,43 +494,137 @@ impl Pass<'_> {
             let network = self.network_named(name).cloned();
             let network =
                 network.ok_or_else(|| (name.clone(), NetworkRefusal::Missing { name: name.to_string() }))?;
-            let address = self
-                .free_address(&network, attachment.ipv4_address)
-                .map_err(|refusal| (name.clone(), refusal))?;
+            let refused = |refusal| (name.clone(), refusal);
+            // First, so that tasks leave room for what they cannot do without.
+            if !self.ensure_gateway(name, node) {
+                return Err(refused(self.no_room(&network)));
+            }
+            let address = self.free_address(name, attachment.ipv4_address, node).map_err(refused)?;
             addresses.insert(name.clone(), address);
             given.push((network, address));
         }
         for (network, address) in given {
+            if let Some(network) = self.networks.get(&network.id).filter(|n| n.backend == Backend::Routed) {
+                self.parts.insert((network.id, routes::part_of(network, address, node)));
+            }
             let book = self.book(&network);
             book.used.insert(address);
             book.latest = Some((task, address));
-        }
-        for (name, _) in spec::attachments(wanted) {
-            self.ensure_gateway(name, node);
         }
         Ok(addresses)
     }
 
     fn free_address(
         &mut self,
-        network: &NetworkRecord,
+        name: &NetworkName,
         wanted: Option<Ipv4Addr>,
+        node: NodeId,
     ) -> Result<Ipv4Addr, NetworkRefusal> {
+        let Some(mut network) = self.network_named(name).cloned() else {
+            return Err(NetworkRefusal::Missing { name: name.to_string() });
+        };
         let subnet = network.subnet;
-        let ((first, last), range) = (assignable(subnet), dynamic(network));
-        let book = self.book(network);
-        match wanted {
+        let ((first, last), range) = (assignable(subnet), dynamic(&network));
+        let book = self.book(&network);
+        let address = match wanted {
             Some(address) if !(first..=last).contains(&u32::from(address)) => {
-                Err(NetworkRefusal::AddressOutside { address, subnet })
+                return Err(NetworkRefusal::AddressOutside { address, subnet });
             }
             Some(address) if !book.is_free(address) => {
-                Err(NetworkRefusal::AddressTaken { address, by: self.holder(network, address) })
+                return Err(NetworkRefusal::AddressTaken { address, by: self.holder(&network, address) });
             }
-            Some(address) => Ok(address),
+            Some(address) => address,
+            None if network.backend == Backend::Routed => {
+                let before = network.blocks.len();
+                let address = self.address_in_block(&mut network, node);
+                let address = address.ok_or_else(|| self.no_room(&network))?;
+                if network.blocks.len() > before {
+                    self.networks.insert(network.id, network.clone());
+                }
+                address
+            }
             None => next_free(range, book.latest.map(|(_, address)| address), book)
-                .ok_or(NetworkRefusal::SubnetFull { subnet: network.spec.ip_range.unwrap_or(subnet) }),
+                .ok_or(NetworkRefusal::SubnetFull { subnet: network.spec.ip_range.unwrap_or(subnet) })?,
+        };
+        self.room_for_route(&network, address, node)?;
+        Ok(address)
+    }
+
+    /// The next free address of the node's parts of a routed network, of which it takes another one if they are full.
+    fn address_in_block(&mut self, network: &mut NetworkRecord, node: NodeId) -> Option<Ipv4Addr> {
+        let range = dynamic(network);
+        let bounds = |block: Ipv4Net| {
+            (u32::from(block.network()).max(range.0), u32::from(block.broadcast()).min(range.1))
+        };
+        let own: Vec<_> =
+            network.blocks.iter().filter(|(_, at)| **at == node).map(|(block, _)| *block).collect();
+        let mut newest = None;
+        for block in &own {
+            newest = newest.max(self.world.addresses_in(*block).map(|(at, task)| (task.id, at)).max());
+        }
+        let book = self.book(network);
+        // What this pass gave out there is newer still.
+        let latest = book.latest.filter(|(_, at)| own.iter().any(|block| block.contains(at)));
+        let cursor = newest.max(latest).map(|(_, address)| address);
+        let (later, earlier): (Vec<Ipv4Net>, Vec<Ipv4Net>) =
+            own.into_iter().partition(|block| cursor.is_none_or(|cursor| block.broadcast() >= cursor));
+        let mut candidates = later.into_iter().chain(earlier);
+        if let Some(address) = candidates.find_map(|block| next_free(bounds(block), cursor, book)) {
+            return Some(address);
+        }
+        let block = next_block(network, book)?;
+        network.blocks.insert(block, node);
+        next_free(bounds(block), None, book)
+    }
+
+    /// Whether a task is on a network in whose place there is another one now.
+    pub(crate) fn is_left_behind(&self, task: &Task) -> bool {
+        task.addresses.iter().any(|(name, address)| {
+            self.network_named(name).is_some_and(|network| !network.subnet.contains(address))
+        })
+    }
+
+    /// Why a node gets no address on a network.
+    fn no_room(&self, network: &NetworkRecord) -> NetworkRefusal {
+        let network = self.networks.get(&network.id).unwrap_or(network);
+        if network.backend != Backend::Routed {
+            return NetworkRefusal::SubnetFull { subnet: network.spec.ip_range.unwrap_or(network.subnet) };
+        }
+        let mut nodes = BTreeMap::<String, usize>::new();
+        for node in network.blocks.values() {
+            *nodes.entry(self.world.node_name(*node)).or_default() += 1;
+        }
+        NetworkRefusal::BlocksTaken {
+            subnet: network.subnet,
+            prefix: block_prefix(network.subnet),
+            nodes: nodes.into_iter().collect(),
         }
     }
+
+    /// Whether the task's part of a routed network has its route outside the nodes, or another one may be made.
+    fn room_for_route(
+        &self,
+        network: &NetworkRecord,
+        address: Ipv4Addr,
+        node: NodeId,
+    ) -> Result<(), NetworkRefusal> {
+        let Some(limit) = self.world.route_limit.filter(|_| network.backend == Backend::Routed) else {
+            return Ok(());
+        };
+        let mut used: BTreeSet<(NetworkId, Ipv4Net)> = self.parts.clone();
+        for routed in self.known_networks().filter(|network| network.backend == Backend::Routed) {
+            let tasks = routes::tasks_on(self.world, routed);
+            used.extend(routes::parts_in_use(routed, tasks).into_keys().map(|part| (routed.id, part)));
+        }
+        let wanted = (network.id, routes::part_of(network, address, node));
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        if used.contains(&wanted) || used.len() < limit {
+            return Ok(());
+        }
+        let networks: BTreeSet<_> = used.iter().map(|(id, _)| *id).collect();
+        Err(NetworkRefusal::RouteLimit { limit, used: used.len(), more: 1, networks: networks.len() })
+    }
+
     fn holder(&self, network: &NetworkRecord, address: Ipv4Addr) -> String {
         if let Some((node, _)) = network.gateways.iter().find(|(_, gateway)| **gateway == address) {
             return format!("node {}", self.world.node_name(*node));
@@ -300,7 +650,11 @@ impl Pass<'_> {
         let wanted = |name: &NetworkName| {
             !self.app.removed && self.release.is_none_or(|release| release.spec.networks.contains_key(name))
         };
-        let unwanted = self.world.networks_of(&self.app.key).filter(|network| !wanted(&network.name));
+        let retired =
+            |id: NetworkId, stored: bool| self.networks.get(&id).map_or(stored, |draft| draft.retired);
+        let unwanted = self.world.networks_of(&self.app.key);
+        let unwanted =
+            unwanted.filter(|network| retired(network.id, network.retired) || !wanted(&network.name));
         let unwanted: Vec<_> =
             unwanted.map(|network| (network.id, network.subnet, network.name.clone())).collect();
         for (id, subnet, name) in unwanted {
@@ -410,24 +764,33 @@ mod tests {
         }
     }
 
+    fn pool(range: &str) -> World {
+        let mut world = World::default();
+        world.pool = wharf_model::AddressPool { range: range.parse().unwrap(), prefix: 24 };
+        world
+    }
+
     #[test]
     fn a_new_network_follows_the_newest_and_avoids_all() {
-        let pool = AddressPool { range: "10.192.0.0/22".parse().unwrap(), prefix: 24 };
+        let world = pool("10.192.0.0/22");
         let networks = [network(1, "10.192.0.0/24"), network(2, "10.192.2.0/24")];
-        assert_eq!(subnet(pool, None, networks.iter()), Ok("10.192.3.0/24".parse().unwrap()));
+        let next = |networks: &[NetworkRecord]| {
+            subnet(&world, None, Backend::Vxlan, networks.iter()).unwrap().to_string()
+        };
+        assert_eq!(next(&networks), "10.192.3.0/24");
         let around = [network(1, "10.192.0.0/24"), network(2, "10.192.3.0/24")];
-        assert_eq!(subnet(pool, None, around.iter()), Ok("10.192.1.0/24".parse().unwrap()));
+        assert_eq!(next(&around), "10.192.1.0/24");
     }
 
     #[test]
     fn a_taken_subnet_and_an_empty_pool_are_named() {
-        let pool = AddressPool { range: "10.192.0.0/24".parse().unwrap(), prefix: 24 };
+        let world = pool("10.192.0.0/24");
         let networks = [network(1, "10.192.0.0/24")];
         let wanted = Some("10.192.0.128/25".parse().unwrap());
-        let taken = subnet(pool, wanted, networks.iter()).unwrap_err();
+        let taken = subnet(&world, wanted, Backend::Vxlan, networks.iter()).unwrap_err();
         insta::assert_snapshot!(taken, @"the subnet 10.192.0.128/25 overlaps that of network net1 of app shop");
-        let none = subnet(pool, None, networks.iter()).unwrap_err();
-        insta::assert_snapshot!(none, @"every subnet of the pool 10.192.0.0/24 is in use");
+        let none = subnet(&world, None, Backend::Vxlan, networks.iter()).unwrap_err();
+        insta::assert_snapshot!(none, @"every subnet of the pool 10.192.0.0/24 is in use; hint: take down apps that are not needed, or enlarge it with `wharf network default --pool RANGE`");
     }
 
     #[test]

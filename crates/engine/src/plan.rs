@@ -12,12 +12,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wharf_model::{
-    AppKey, AppRecord, AppSpec, By, Generation, Image, Mode, NetworkMode, NetworkName, Previous, Protocol,
-    PublishMode, Release, ReleaseNumber, Rollout, RolloutState, ServiceKey, ServiceName, ServiceRecord,
-    ServiceRevision, ServiceSpec, Timestamp, UpdateOrder, VolumeName,
+    AppKey, AppRecord, AppSpec, Backend, By, Generation, Image, Mode, NetworkMode, NetworkName,
+    NetworkRecord, NetworkSpec, Previous, Protocol, PublishMode, Release, ReleaseNumber, Rollout,
+    RolloutState, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, Timestamp,
+    UpdateOrder, VolumeName,
 };
 
-use crate::{Change, World, spec, tasks};
+use crate::{
+    Change, NetworkRefusal, World,
+    network::{self, Moving},
+    spec, tasks,
+};
 
 /// What happens to a thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -158,6 +163,13 @@ pub enum PlanRefusal {
         /// The name looked for.
         name: String,
     },
+    /// A network, or its new place, cannot be had.
+    Network {
+        /// Its key in the file.
+        network: NetworkName,
+        /// Why not, with what to do about it.
+        because: String,
+    },
     /// What cannot change while the network is in use.
     NetworkFixed {
         /// The network.
@@ -224,10 +236,11 @@ impl fmt::Display for PlanRefusal {
                 "network {network} is external, and no app of this environment has a network `{name}`; \
                  hint: deploy the app that makes it first"
             ),
+            Self::Network { network, because } => write!(f, "network {network} cannot be made: {because}"),
             Self::NetworkFixed { network, what } => write!(
                 f,
                 "the {what} of network {network} cannot change while it is in use; \
-                 hint: `wharf down` the app first, or use a network of another name"
+                 hint: `wharf down` the app first, or use a network of another name or subnet"
             ),
             Self::VolumeFixed { volume } => write!(
                 f,
@@ -325,7 +338,7 @@ pub fn plan_down(world: &World, app: &AppKey, volumes: bool) -> Plan {
         let reasons = if tasks > 0 { vec![stops(tasks)] } else { Vec::new() };
         operations.push(remove(Thing::Service, record.key.name.to_string(), reasons));
     }
-    for network in world.networks_of(app) {
+    for network in world.networks_of(app).filter(|network| !network.retired) {
         operations.push(remove(Thing::Network, network.name.to_string(), Vec::new()));
     }
     for volume in world.volumes_of(app) {
@@ -351,6 +364,49 @@ pub fn plan_down(world: &World, app: &AppKey, volumes: bool) -> Plan {
     Plan { app: app.clone(), operations, warnings: Vec::new(), refusals, fingerprint }
 }
 
+/// What happens to the tasks of a network whose backend changes while they run.
+fn in_place_note(to: Backend, tasks: usize) -> String {
+    let tasks = if tasks == 1 { "its task keeps".to_owned() } else { format!("its {tasks} tasks keep") };
+    let later = match to {
+        Backend::Routed => "; until they are replaced each has a route of its own",
+        Backend::Vxlan | Backend::Wireguard | Backend::Macvlan | Backend::Host => "",
+    };
+    format!(
+        "in place: {tasks} running, with their addresses; packets between nodes are lost for a moment while the nodes change over{later}"
+    )
+}
+
+/// What another default of the cluster does to its networks.
+///
+/// # Errors
+/// Why it cannot be the default.
+pub fn plan_backend(world: &World, backend: Backend) -> Result<Vec<(AppKey, Operation)>, String> {
+    if !backend.is_general() {
+        return Err(format!(
+            "`{backend}` cannot be the default of a cluster: it is chosen for one network; hint: use vxlan, routed or wireguard"
+        ));
+    }
+    let ours = |network: &&std::sync::Arc<NetworkRecord>| network.spec.backend.is_none() && !network.retired;
+    let changing: Vec<_> =
+        world.networks().filter(ours).filter(|network| network.backend != backend).collect();
+    if backend == Backend::Routed
+        && let Some(refusal) = network::routes_beyond_limit(world, changing.iter().map(|network| &***network))
+    {
+        return Err(refusal.to_string());
+    }
+    let operation = |network: &NetworkRecord| {
+        let Moving { tasks, .. } = network::moving(world, network, &network.spec, backend);
+        Operation {
+            action: Action::Change,
+            thing: Thing::Network,
+            name: format!("{} of {}", network.name, network.app.name),
+            reasons: vec![format!("backend {} -> {backend}", network.backend)],
+            notes: if tasks > 0 { vec![in_place_note(backend, tasks)] } else { Vec::new() },
+        }
+    };
+    Ok(changing.into_iter().map(|network| (network.app.clone(), operation(network))).collect())
+}
+
 fn stops(tasks: usize) -> String {
     if tasks == 1 { "1 task stops".to_owned() } else { format!("{tasks} tasks stop") }
 }
@@ -361,6 +417,10 @@ struct Current<'a> {
     release: Option<&'a Release>,
     services: BTreeMap<&'a ServiceName, &'a ServiceRecord>,
     revisions: BTreeMap<&'a ServiceName, &'a ServiceRevision>,
+    /// Its networks that are not retired.
+    networks: BTreeMap<&'a NetworkName, &'a NetworkRecord>,
+    /// The cluster's default.
+    backend: Backend,
 }
 impl<'a> Current<'a> {
     fn of(world: &'a World, app: &AppKey) -> Self {
@@ -375,7 +435,21 @@ impl<'a> Current<'a> {
             release: record.and_then(|record| world.release(app, record.release)).map(|release| &**release),
             revisions: revisions.collect(),
             services,
+            networks: world
+                .networks_of(app)
+                .filter(|network| !network.retired)
+                .map(|network| (&network.name, &**network))
+                .collect(),
+            backend: world.backend,
         }
+    }
+
+    /// Whether another network takes the place of this one.
+    fn is_made_anew(&self, wanted: &AppSpec, name: &NetworkName) -> bool {
+        let wanted = wanted.networks.get(name).filter(|wanted| !wanted.external);
+        wanted.zip(self.networks.get(name)).is_some_and(|(wanted, record)| {
+            !network::moves(record, wanted, wanted.backend.unwrap_or(self.backend)).is_empty()
+        })
     }
 }
 
@@ -405,38 +479,90 @@ impl Plan {
                 }
                 continue;
             }
-            let stored = world.networks_of(&self.app).find(|network| network.name == *name);
+            let here = |network: &&std::sync::Arc<NetworkRecord>| network.name == *name && !network.retired;
+            let stored = world.networks_of(&self.app).find(here);
             let old = stored.map(|network| &network.spec);
             let old = old.or_else(|| current.release.and_then(|release| release.spec.networks.get(name)));
-            match old {
-                None => self.add(Action::Create, Thing::Network, name, Vec::new()),
-                Some(old) if old == spec => self.add(Action::Keep, Thing::Network, name, Vec::new()),
-                Some(old) => {
-                    let reasons = differences(old, spec);
-                    let subnet = stored.map(|network| network.subnet);
-                    let moved = spec.subnet.is_some_and(|new| subnet.is_some_and(|old| new.trunc() != old));
-                    let fixed = [
-                        (moved, "subnet"),
-                        (old.internal != spec.internal, "`internal` setting"),
-                        (old.name != spec.name, "name"),
-                        (old.driver_opts != spec.driver_opts, "`driver_opts`"),
-                        (old.external, "owner"),
-                    ];
-                    for (_, what) in fixed.into_iter().filter(|(changed, _)| *changed) {
-                        let refusal =
-                            PlanRefusal::NetworkFixed { network: name.clone(), what: what.to_owned() };
-                        self.refusals.push(refusal);
+            if let Some(because) = network::refusal(world, spec, stored.map(|network| &**network)) {
+                self.refuse_network(name, stored.map(|network| &**network), spec, &because);
+            }
+            match (old, stored) {
+                (None, _) => {
+                    self.add(Action::Create, Thing::Network, name, Vec::new());
+                    if let Some(backend) = spec.backend {
+                        self.note(|| format!("backend {backend}"));
                     }
-                    self.add(Action::Change, Thing::Network, name, reasons);
                 }
+                (Some(old), _) if old.name != spec.name || old.external => {
+                    let what = if old.external { "owner" } else { "name" };
+                    self.refusals
+                        .push(PlanRefusal::NetworkFixed { network: name.clone(), what: what.to_owned() });
+                    self.add(Action::Change, Thing::Network, name, differences(old, spec));
+                }
+                (Some(old), Some(record)) => self.network(world, old, record, spec),
+                (Some(old), None) if old == spec => self.add(Action::Keep, Thing::Network, name, Vec::new()),
+                (Some(old), None) => self.add(Action::Change, Thing::Network, name, differences(old, spec)),
             }
         }
         let gone =
             world.networks_of(&self.app).filter(|network| !wanted.networks.contains_key(&network.name));
-        let gone: Vec<_> = gone.map(|network| network.name.clone()).collect();
+        let gone: BTreeSet<_> = gone.map(|network| network.name.clone()).collect();
         for name in gone {
             self.add(Action::Remove, Thing::Network, name, vec!["no longer in the file".to_owned()]);
         }
+    }
+
+    /// A network that is there and stays in the file.
+    fn network(&mut self, world: &World, old: &NetworkSpec, record: &NetworkRecord, spec: &NetworkSpec) {
+        let Moving { anew, in_place, tasks } = network::moving(world, record, spec, world.backend);
+        let said =
+            ["backend", "parent", "subnet", "internal", "driver_opts", "gateway", "enable_ipv6", "subnet6"];
+        let other = differences(old, spec).into_iter();
+        let other = other.filter(|what| !said.iter().any(|key| what.split(' ').next() == Some(key)));
+        let name = &record.name;
+        if !anew.is_empty() {
+            self.add(Action::Replace, Thing::Network, name, anew.into_iter().chain(other).collect());
+            if tasks > 0 {
+                let whose = if tasks == 1 {
+                    "its task is replaced".into()
+                } else {
+                    format!("its {tasks} tasks are replaced one after another")
+                };
+                self.note(|| format!(
+                    "{whose}; until all have moved, those that have and those that have not do not reach each other over this \
+                     network, nor find each other's names"
+                ));
+            }
+            return;
+        }
+        let reasons: Vec<_> = match in_place {
+            Some((from, to)) => [format!("backend {from} -> {to}")].into_iter().chain(other).collect(),
+            None => differences(old, spec),
+        };
+        let action = if reasons.is_empty() { Action::Keep } else { Action::Change };
+        self.add(action, Thing::Network, name, reasons);
+        if let Some((_, to)) = in_place.filter(|_| tasks > 0) {
+            self.note(|| in_place_note(to, tasks));
+        }
+    }
+
+    fn refuse_network(
+        &mut self,
+        name: &NetworkName,
+        stored: Option<&NetworkRecord>,
+        spec: &NetworkSpec,
+        because: &NetworkRefusal,
+    ) {
+        // Two networks cannot have one subnet, also while one takes the place of the other.
+        let same = spec.subnet.zip(stored).is_some_and(|(wanted, stored)| wanted.trunc() == stored.subnet);
+        let what = stored.filter(|_| same).and_then(|stored| {
+            let backend = spec.backend.unwrap_or(stored.backend);
+            network::moves(stored, spec, backend).into_iter().next()
+        });
+        self.refusals.push(match what.as_deref().and_then(|what| what.split(' ').next()) {
+            Some(what) => PlanRefusal::NetworkFixed { network: name.clone(), what: what.to_owned() },
+            None => PlanRefusal::Network { network: name.clone(), because: because.to_string() },
+        });
     }
 
     fn volumes(&mut self, world: &World, current: &Current<'_>, wanted: &AppSpec) {
@@ -737,6 +863,8 @@ fn service_change(
     let hard = differences(&spec::container_part(&revision.spec), &spec::container_part(spec));
     let mut reasons: Vec<_> = image_reason.into_iter().chain(hard).collect();
     reasons.extend(changed_files(current, wanted, revision, spec));
+    let moved = spec::attachments(spec).into_iter().filter(|(name, _)| current.is_made_anew(wanted, name));
+    reasons.extend(moved.map(|(name, _)| format!("network {name} is made anew")));
     let replaced = !reasons.is_empty();
     if replaced || soft_part_differs(&revision.spec, spec) {
         reasons.extend(soft_differences(&revision.spec, spec));
@@ -858,7 +986,10 @@ fn entries(what: &str, old: Option<&Value>, new: Option<&Value>) -> Vec<String> 
 fn fingerprint(current: &Current<'_>, wanted: Option<(&AppSpec, &BTreeMap<ServiceName, Image>)>) -> String {
     let base = current.record.map(|record| (record.generation, record.release, record.removed));
     let services: Vec<_> = current.services.values().collect();
-    let bytes = serde_json::to_vec(&(base, services, wanted)).unwrap_or_default();
+    let networks: Vec<_> =
+        current.networks.values().map(|network| (network.id, network.subnet, network.backend)).collect();
+    let networks = (current.backend, networks);
+    let bytes = serde_json::to_vec(&(base, services, networks, wanted)).unwrap_or_default();
     hex::encode(&Sha256::digest(bytes)[..16])
 }
 
@@ -1369,13 +1500,76 @@ mod tests {
         insta::assert_snapshot!(missing, @"the app has no service nope");
     }
 
+    fn with_network(network: wharf_model::NetworkSpec) -> AppSpec {
+        let mut spec = shop();
+        spec.networks.insert("default".parse().unwrap(), network);
+        spec
+    }
+
     #[test]
-    fn a_subnet_in_use_cannot_change() {
+    fn a_network_that_moves_says_what_that_means_and_replaces_its_services() {
         let mut cluster = Cluster::of(1);
         cluster.up(&shop());
         cluster.settle();
-        let mut spec = shop();
-        spec.networks.values_mut().for_each(|network| network.subnet = Some("10.9.0.0/24".parse().unwrap()));
-        insta::assert_snapshot!(planned(&cluster, &spec).refusals[0], @"the subnet of network default cannot change while it is in use; hint: `wharf down` the app first, or use a network of another name");
+        let moved = with_network(wharf_model::NetworkSpec {
+            subnet: Some("10.9.0.0/24".parse().unwrap()),
+            ..Default::default()
+        });
+        insta::assert_snapshot!(planned(&cluster, &moved), @r"
+        ± network  default: subnet 10.192.0.0/20 -> 10.9.0.0/24 (its 2 tasks are replaced one after another; until all have moved, those that have and those that have not do not reach each other over this network, nor find each other's names)
+        ± service  db: network default is made anew (the old task stops before the new one starts: two tasks must not write to volume db_data at once)
+        ± service  web: network default is made anew
+        ");
+    }
+
+    #[test]
+    fn a_backend_that_changes_in_place_replaces_nothing() {
+        let mut cluster = Cluster::of(1);
+        cluster.up(&shop());
+        cluster.settle();
+        let to =
+            |backend| with_network(wharf_model::NetworkSpec { backend: Some(backend), ..Default::default() });
+        insta::assert_snapshot!(planned(&cluster, &to(Backend::Routed)), @"~ network  default: backend vxlan -> routed (in place: its 2 tasks keep running, with their addresses; packets between nodes are lost for a moment while the nodes change over; until they are replaced each has a route of its own)");
+        insta::assert_snapshot!(planned(&cluster, &to(Backend::Vxlan)), @"~ network  default: backend added");
+        insta::assert_snapshot!(planned(&cluster, &to(Backend::Macvlan)), @r"
+        ± network  default: backend vxlan -> macvlan (its 2 tasks are replaced one after another; until all have moved, those that have and those that have not do not reach each other over this network, nor find each other's names)
+        ± service  db: network default is made anew (the old task stops before the new one starts: two tasks must not write to volume db_data at once)
+        ± service  web: network default is made anew
+        refused: network default cannot be made: a macvlan network is on the nodes' own segment and needs its subnet; hint: add it under `ipam`
+        ");
+        let all = plan_backend(&cluster.world, Backend::Wireguard).unwrap();
+        insta::assert_snapshot!(all[0].1, @"~ network  default of shop: backend vxlan -> wireguard (in place: its 2 tasks keep running, with their addresses; packets between nodes are lost for a moment while the nodes change over)");
+        insta::assert_snapshot!(plan_backend(&cluster.world, Backend::Host).unwrap_err(), @"`host` cannot be the default of a cluster: it is chosen for one network; hint: use vxlan, routed or wireguard");
+    }
+
+    #[test]
+    fn what_overlaps_a_nodes_own_network_is_refused_before_anything_is_made() {
+        let mut cluster = Cluster::of(2);
+        let mut status = cluster.world.node(fixtures::node_id(2)).unwrap().status.clone().unwrap();
+        status.facts.as_mut().unwrap().subnets = vec![wharf_model::HostSubnet {
+            subnet: "172.16.0.0/12".parse().unwrap(),
+            interface: "tun0".into(),
+            router: Some("10.8.0.1".parse().unwrap()),
+        }];
+        cluster.world.set_node_status(fixtures::node_id(2), status);
+        let spec = with_network(wharf_model::NetworkSpec {
+            subnet: Some("172.20.0.0/24".parse().unwrap()),
+            ..Default::default()
+        });
+        insta::assert_snapshot!(planned(&cluster, &spec).refusals[0], @"network default cannot be made: the subnet 172.20.0.0/24 overlaps what node n2 reaches by itself (172.16.0.0/12 via 10.8.0.1 on tun0); hint: choose another subnet, or leave it out, and the cluster finds one that is free on all nodes");
+        // One network takes the place of another only if it has room of its own.
+        let macvlan = |parent: &str| {
+            with_network(wharf_model::NetworkSpec {
+                subnet: Some("10.0.0.0/24".parse().unwrap()),
+                ip_range: Some("10.0.0.128/26".parse().unwrap()),
+                gateway: Some("10.0.0.254".parse().unwrap()),
+                backend: Some(Backend::Macvlan),
+                parent: Some(parent.into()),
+                ..Default::default()
+            })
+        };
+        cluster.up(&macvlan("eth0"));
+        cluster.settle();
+        insta::assert_snapshot!(planned(&cluster, &macvlan("eth0.100")).refusals[0], @"the parent of network default cannot change while it is in use; hint: `wharf down` the app first, or use a network of another name or subnet");
     }
 }

@@ -276,6 +276,9 @@ impl Pass<'_> {
         if !service.fits(task) {
             return Some(if revision.restart { StopReason::Restarted } else { StopReason::Outdated });
         }
+        if self.is_left_behind(task) {
+            return Some(StopReason::Outdated);
+        }
         if is_unhealthy(task) && revision.spec.restart.condition != RestartCondition::None {
             return Some(StopReason::Unhealthy);
         }

@@ -5,8 +5,8 @@
 use std::fmt;
 
 use wharf_model::{
-    AppKey, DependencyCondition, NetworkName, NodeName, Phase, ServiceKey, ServiceName, Slot, StopReason,
-    TaskId, Timestamp, VolumeName,
+    AppKey, DependencyCondition, HostSubnet, NetworkName, NodeName, Phase, ServiceKey, ServiceName, Slot,
+    StopReason, TaskId, Timestamp, VolumeName,
 };
 
 use crate::place::{self, NoPlace};
@@ -238,10 +238,45 @@ pub enum NetworkRefusal {
         /// Its network.
         network: NetworkName,
     },
+    /// The wanted subnet overlaps what a node reaches by itself.
+    SubnetOnHost {
+        /// The wanted subnet.
+        subnet: ipnet::Ipv4Net,
+        /// The node.
+        node: String,
+        /// What it reaches.
+        host: HostSubnet,
+    },
+    /// A network on the nodes' own segment whose addresses nobody said.
+    NoSubnet,
+    /// The nodes' own network, as if it were one of the cluster's.
+    HostBackend,
     /// The pool is used up.
     PoolExhausted {
         /// The pool.
         pool: ipnet::Ipv4Net,
+        /// A node, and what it reaches by itself in the pool, if that is in the way.
+        host: Option<(String, HostSubnet)>,
+    },
+    /// Nodes have taken every part of a routed network.
+    BlocksTaken {
+        /// The network's subnet.
+        subnet: ipnet::Ipv4Net,
+        /// Length of the prefix of each part.
+        prefix: u8,
+        /// Nodes, and how many parts each has.
+        nodes: Vec<(String, usize)>,
+    },
+    /// Whoever makes the routes outside the nodes can make no more.
+    RouteLimit {
+        /// The most it can make.
+        limit: usize,
+        /// How many are needed already.
+        used: usize,
+        /// How many would be needed besides.
+        more: usize,
+        /// By how many networks.
+        networks: usize,
     },
     /// Every address of the network is taken.
     SubnetFull {
@@ -437,7 +472,43 @@ impl fmt::Display for NetworkRefusal {
             Self::SubnetTaken { subnet, by, network } => {
                 write!(f, "the subnet {subnet} overlaps that of network {network} of app {}", by.name)
             }
-            Self::PoolExhausted { pool } => write!(f, "every subnet of the pool {pool} is in use"),
+            Self::SubnetOnHost { subnet, node, host } => write!(
+                f,
+                "the subnet {subnet} overlaps what node {node} reaches by itself ({host}); \
+                 hint: choose another subnet, or leave it out, and the cluster finds one that is free on all nodes"
+            ),
+            Self::NoSubnet => {
+                f.write_str("a macvlan network is on the nodes' own segment and needs its subnet; hint: add it under `ipam`")
+            }
+            Self::PoolExhausted { pool, host: None } => write!(
+                f,
+                "every subnet of the pool {pool} is in use; \
+                 hint: take down apps that are not needed, or enlarge it with `wharf network default --pool RANGE`"
+            ),
+            Self::PoolExhausted { pool, host: Some((node, host)) } => write!(
+                f,
+                "no subnet of the pool {pool} is free: what networks leave overlaps what nodes reach by themselves, on {node} {host}; \
+                 hint: choose a pool that no node has a route to with `wharf network default --pool RANGE`"
+            ),
+            Self::BlocksTaken { subnet, prefix, nodes } => {
+                let nodes: Vec<_> = nodes.iter().map(|(node, blocks)| format!("{node} has {blocks}")).collect();
+                write!(
+                    f,
+                    "every /{prefix} of the routed subnet {subnet} belongs to a node ({}); \
+                     hint: give the network a larger subnet, or `backend: vxlan`, which shares addresses between nodes",
+                    nodes.join(", ")
+                )
+            }
+            Self::HostBackend => f.write_str(
+                "backend host is the nodes' own network, which has no addresses to give; hint: `network_mode: host` in the service",
+            ),
+            Self::RouteLimit { limit, used, more, networks } => write!(
+                f,
+                "{used} of {limit} routes are used by {}, and {more} more {} needed; hint: raise the limit with \
+                 `wharf network default --route-limit N` if the route table takes more, or use `backend: vxlan` for some networks",
+                if *networks == 1 { "1 network".to_owned() } else { format!("{networks} networks") },
+                if *more == 1 { "is" } else { "are" }
+            ),
             Self::SubnetFull { subnet } => write!(f, "every address of {subnet} is in use"),
             Self::AddressOutside { address, subnet } => {
                 write!(f, "the address {address} is not one that tasks may have in {subnet}")

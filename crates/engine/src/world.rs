@@ -11,10 +11,10 @@ use std::{
 
 use ipnet::Ipv4Net;
 use wharf_model::{
-    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Generation, NetworkDefaults, NetworkId, NetworkName, NetworkRecord, NodeId,
-    NodeRecord, NodeState, NodeStatus, Phase, Protocol, PublishMode, Release, ReleaseNumber, Revision,
-    ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Task, TaskId, TaskStatus, VolumeId, VolumeName,
-    VolumeRecord,
+    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Generation, NetworkDefaults, NetworkId,
+    NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus, Phase, Protocol, PublishMode,
+    Release, ReleaseNumber, Revision, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Task, TaskId,
+    TaskStatus, VolumeId, VolumeName, VolumeRecord,
 };
 
 use crate::Change;
@@ -248,9 +248,10 @@ impl World {
         environment: &wharf_model::EnvironmentName,
         name: &str,
     ) -> Option<&Arc<NetworkRecord>> {
-        self.networks
-            .values()
-            .find(|network| network.app.environment == *environment && outer_network_name(network) == name)
+        let found = |network: &&Arc<NetworkRecord>| {
+            !network.retired && network.app.environment == *environment && outer_network_name(network) == name
+        };
+        self.networks.values().find(found)
     }
     /// Every volume.
     pub fn volumes(&self) -> impl Iterator<Item = &Arc<VolumeRecord>> {
@@ -343,7 +344,10 @@ impl World {
             let facts = status.facts.as_ref();
             let labels = facts.and_then(|facts| facts.engine.as_ref()).map(|engine| engine.labels.clone());
             let capacity = facts.map(|facts| {
-                (facts.address, facts.platform.clone(), facts.cpus, facts.memory, facts.taken_ports.clone())
+                (
+                    (facts.address, facts.platform.clone(), facts.cpus, facts.memory),
+                    (facts.taken_ports.clone(), facts.subnets.clone()),
+                )
             });
             (status.state, capacity, labels)
         };
@@ -455,7 +459,17 @@ impl World {
     /// A network as it is stored now.
     pub fn insert_network(&mut self, network: NetworkRecord) {
         self.mark(&network.app);
-        self.networks_by_name.insert((network.app.clone(), network.name.clone()), network.id);
+        let name = (network.app.clone(), network.name.clone());
+        let known = self.networks.get(&network.id).map(|known| known.retired);
+        if !network.retired {
+            self.networks_by_name.insert(name, network.id);
+        } else if self.networks_by_name.get(&name) == Some(&network.id) {
+            self.networks_by_name.remove(&name);
+        }
+        if known.is_some_and(|retired| retired != network.retired) {
+            // Tasks of other apps that are on it move with it.
+            self.mark_all();
+        }
         if self.networks.insert(network.id, Arc::new(network)).is_none() {
             // Any app of the environment may have waited for it as an external one.
             self.mark_all();
@@ -464,7 +478,10 @@ impl World {
     /// A network is gone.
     pub fn remove_network(&mut self, id: NetworkId) {
         if let Some(network) = self.networks.remove(&id) {
-            self.networks_by_name.remove(&(network.app.clone(), network.name.clone()));
+            let name = (network.app.clone(), network.name.clone());
+            if self.networks_by_name.get(&name) == Some(&id) {
+                self.networks_by_name.remove(&name);
+            }
             self.mark(&network.app);
         }
     }
