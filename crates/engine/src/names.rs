@@ -12,8 +12,8 @@ use std::{
 };
 
 use wharf_model::{
-    AppKey, DnsTable, ExternalHost, NamedPort, NetworkAttachment, NetworkId, NetworkName, NodeId, Protocol,
-    Revision, ServiceKey, ServiceSpec, Slot, Task, VirtualService,
+    AppKey, DnsTable, ExternalHost, NamedPort, NetworkAttachment, NetworkId, NetworkMode, NetworkName, NodeId, Phase,
+    Protocol, Revision, ServiceKey, ServiceSpec, Slot, Task, VirtualService,
 };
 
 use crate::{World, spec, vip};
@@ -40,8 +40,8 @@ struct OfNetwork {
     /// Whose each name is that may lead to a virtual address.
     owners: BTreeMap<String, BTreeSet<ServiceKey>>,
     vips: BTreeMap<Ipv4Addr, VirtualService>,
-    /// Ready tasks of services with a virtual address.
-    behind: BTreeMap<ServiceKey, BTreeSet<Ipv4Addr>>,
+    /// Tasks that run, and whether each is ready.
+    running: BTreeMap<ServiceKey, BTreeMap<Ipv4Addr, bool>>,
 }
 
 impl Names {
@@ -55,13 +55,12 @@ impl Names {
             }
             let service = record.key.name.as_str();
             let ports = named_ports(&revision.spec);
-            for (network, attachment) in spec::attachments(&revision.spec) {
-                let Some(id) = network_of(world, app, network) else { continue };
+            for (id, attachment) in places(world, app, &revision.spec) {
                 let of_network = self.networks.entry(id).or_default();
-                for name in service_names(service, app, &revision.spec, attachment) {
+                for name in service_names(service, app, &revision.spec, &attachment) {
                     of_network.addresses.entry(name).or_default();
                 }
-                for name in common_names(service, app, attachment) {
+                for name in common_names(service, app, &attachment) {
                     of_network.owners.entry(name).or_default().insert(record.key.clone());
                 }
                 let service = service.to_ascii_lowercase();
@@ -93,7 +92,13 @@ impl Names {
         ready: bool,
     ) {
         let of_network = self.networks.entry(network.1).or_default();
-        of_network.hosts.insert(address, task.name().to_ascii_lowercase());
+        // An address of a node is not called like any of the tasks that are found there.
+        if spec.network_mode != NetworkMode::Host {
+            of_network.hosts.insert(address, task.name().to_ascii_lowercase());
+        }
+        if task.status.phase >= Phase::Running {
+            of_network.running.entry(task.service.clone()).or_default().insert(address, ready);
+        }
         if !ready {
             return;
         }
@@ -109,7 +114,6 @@ impl Names {
         }
         let services = of_network.services.entry(service.to_ascii_lowercase()).or_default();
         services.insert(address, task.node);
-        of_network.behind.entry(task.service.clone()).or_default().insert(address);
     }
 
     /// Adds the virtual addresses of wanted services. To be called when services and tasks were added.
@@ -117,13 +121,18 @@ impl Names {
         for network in world.networks().filter(|network| !network.vips.is_empty()) {
             let of_network = self.networks.entry(network.id).or_default();
             for (address, service) in vip::of(world, network) {
-                let (own, tasks) = (service.name.as_str().to_ascii_lowercase(), format!("tasks.{}", service.name));
+                let (own, tasks) =
+                    (service.name.as_str().to_ascii_lowercase(), format!("tasks.{}", service.name));
                 // A name that several have leads to the tasks of all.
                 let alone = |owners: &BTreeSet<ServiceKey>| owners.len() == 1 && owners.contains(service);
-                let names = of_network.owners.iter().filter(|(_, owners)| alone(owners)).map(|(name, _)| name);
+                let names =
+                    of_network.owners.iter().filter(|(_, owners)| alone(owners)).map(|(name, _)| name);
                 let names = names.filter(|name| !name.eq_ignore_ascii_case(&tasks)).cloned().collect();
-                let tasks = of_network.behind.get(service).cloned().unwrap_or_default();
-                of_network.vips.insert(address, VirtualService { name: own, names, tasks });
+                let running = of_network.running.get(service).into_iter().flatten();
+                let (tasks, leaving): (Vec<_>, Vec<_>) = running.partition(|(_, ready)| **ready);
+                let addresses = |tasks: Vec<(&Ipv4Addr, &bool)>| tasks.iter().map(|(at, _)| **at).collect();
+                let (tasks, leaving) = (addresses(tasks), addresses(leaving));
+                of_network.vips.insert(address, VirtualService { name: own, names, tasks, leaving });
             }
         }
     }
@@ -152,7 +161,8 @@ impl Names {
         let zones = Zones { world, node };
         for id in networks {
             let Some(of_network) = self.networks.get(&id) else { continue };
-            let OfNetwork { addresses, services, hosts, ports, externals, owners: _, vips, behind: _ } = of_network;
+            let OfNetwork { addresses, services, hosts, ports, externals, owners: _, vips, running: _ } =
+                of_network;
             let mut names = addresses.clone();
             for (service, tasks) in services {
                 // A service, or an alias, that is really called so is not hidden.
@@ -179,6 +189,31 @@ fn insert_some<K: Ord, V>(
     if !what.is_empty() {
         into.insert(id, what);
     }
+}
+
+/// Where a service has its names: on its networks, also those in whose place there are others and on which tasks still are. One that uses
+/// its node's own network is found on the networks of its app that lead out.
+fn places(world: &World, app: &AppKey, spec: &ServiceSpec) -> Vec<(NetworkId, NetworkAttachment)> {
+    if spec.network_mode == NetworkMode::Host {
+        let beside = beside_host(world, app);
+        return beside.map(|network| (network.id, NetworkAttachment::default())).collect();
+    }
+    let current = spec::attachments(spec).into_iter().filter_map(|(name, attachment)| {
+        let network = world.network_named(app, name)?;
+        let retired = world.networks_of(&network.app);
+        let retired = retired.filter(|other| other.retired && other.name == network.name);
+        let all = retired.chain([network]).map(|network| (network.id, attachment.clone()));
+        Some(all.collect::<Vec<_>>())
+    });
+    current.flatten().collect()
+}
+
+/// The networks on which a service that uses its node's own network is found: those of its app that lead out.
+pub(crate) fn beside_host<'w>(
+    world: &'w World,
+    app: &AppKey,
+) -> impl Iterator<Item = &'w std::sync::Arc<wharf_model::NetworkRecord>> + use<'w> {
+    world.networks_of(app).filter(|network| !network.spec.internal)
 }
 
 fn network_of(world: &World, app: &AppKey, name: &NetworkName) -> Option<NetworkId> {

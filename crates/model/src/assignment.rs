@@ -298,6 +298,9 @@ pub struct VirtualService {
     pub names: BTreeSet<String>,
     /// Where connections to it go: ready, not draining tasks.
     pub tasks: BTreeSet<Ipv4Addr>,
+    /// Tasks that get no new connections and keep those they have. What was connected to others is reset.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub leaving: BTreeSet<Ipv4Addr>,
 }
 
 /// A port of a service's tasks that can be asked for.
