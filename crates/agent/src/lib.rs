@@ -4,6 +4,8 @@
 //! and nothing that does not carry this cluster's labels is ever changed or removed.
 
 pub mod assignments;
+pub mod departed;
+mod diagnose;
 pub mod dns;
 pub mod facts;
 pub mod images;

@@ -1,7 +1,9 @@
 //! Ties the node together: assignments in, networks, volumes and task loops at work, reports out.
 //!
-//! - One pass works through the set that is held: task loops get their orders, then networks are made ready, then names
-//!   and routes are served, then what nobody wants any more is removed. A pass may be cut off anywhere and made again.
+//! - One pass serves the set that is held: task loops get their orders, the kernel its networks, names and routes are published. It asks
+//!   the engine nothing, so that no name is stale because an engine is slow. Another one follows it: it tends the engine's networks, and
+//!   removes what nobody wants any more. Both may be cut off anywhere and made again.
+//! - The address of a task that has ended here is answered no more as soon as this node knows; no server is waited for.
 //! - What a pass or a loop is told is never what happened, only that it should look.
 //! - Containers, networks and volumes are removed only if they carry this cluster's labels and a set that is held does
 //!   not want them. Without a set nothing is removed.
@@ -31,6 +33,7 @@ use wharf_process::{Clock, Tasks, blocking, errors};
 
 use crate::{
     assignments::{Assignments, Refused},
+    departed::Departed,
     facts::{Machine, listening_ports},
     images::Images,
     network::{KernelNetwork, Mend},
@@ -45,11 +48,13 @@ use crate::{
 
 /// Between passes that nobody asked for.
 const FULL_PASS: Duration = Duration::from_secs(60);
+/// The same, if names were not served yet.
+const UNSERVED: Duration = Duration::from_millis(500);
 /// Between looks at the engine and the machine.
 const LOOK: Duration = Duration::from_secs(15);
 /// Between attempts to follow an engine's events.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Events are asked for from a little before the last one: a clock has only so many digits.
 const OVERLAP: u64 = 1_000;
 /// The MTU of networks between nodes if the kernel's side does not say: VXLAN on Ethernet.
@@ -64,8 +69,9 @@ pub trait NetworkPlane: Send + Sync {
     -> BTreeMap<NetworkId, String>;
     /// The largest packet of networks between nodes, if that is known.
     async fn mtu(&self) -> Option<u32>;
-    /// Serves these names from now on; `sources` says which networks the tasks of this node are on.
-    fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>);
+    /// Serves these names from now on; `sources` says which networks the tasks of this node are on. Whether none of an older table is served
+    /// any more: if not, they will be, and this is asked again.
+    async fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool;
     /// Removes what is left of networks that are no longer prepared, except the bridges in `keep`.
     async fn clean_up(&self, keep: BTreeSet<String>);
     /// What is not as it should be, in words for people.
@@ -103,8 +109,8 @@ impl NetworkPlane for KernelNetwork {
             .inspect_err(|error| tracing::warn!(error = errors::chain(error), "MTU not known"))
             .ok()
     }
-    fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) {
-        Self::publish(self, table, sources);
+    async fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool {
+        Self::publish(self, table, sources).await
     }
     async fn clean_up(&self, keep: BTreeSet<String>) {
         if let Err(error) = self.remove_bridges(keep).await {
@@ -210,13 +216,20 @@ struct Inner {
     going: Mutex<BTreeSet<ContainerId>>,
     /// Reason for a pass.
     wake: Arc<Notify>,
+    /// What the engine is tended by.
+    served: watch::Sender<Option<Served>>,
     engine: Mutex<Result<RuntimeFacts>>,
     /// Whether the engine has been asked at all: before that there is nothing to report.
     asked: AtomicBool,
     /// What the last pass could not do.
     problems: Mutex<Vec<String>>,
     observed: Mutex<Revision>,
+    /// The names of the last pass were not served yet when it went on.
+    unserved: AtomicBool,
 }
+
+/// A set whose names, routes and kernel networks are served, and what the kernel could not do of it.
+type Served = (Arc<AssignmentSet>, Arc<BTreeMap<NetworkId, String>>);
 
 struct Handle {
     orders: watch::Sender<Orders>,
@@ -242,6 +255,7 @@ impl NodeAgent {
         let wake = Arc::new(Notify::new());
         let shared = Arc::new(Shared {
             wake: Arc::clone(&wake),
+            ended: Mutex::default(),
             runtime: Arc::clone(&runtime),
             reports: reports.clone(),
             clock: Arc::clone(&clock),
@@ -273,10 +287,12 @@ impl NodeAgent {
             loops: Mutex::default(),
             going: Mutex::default(),
             wake,
+            served: watch::Sender::new(None),
             engine: Mutex::new(Err(RuntimeError::unreachable("the engine has not been asked yet"))),
             asked: AtomicBool::new(false),
             problems: Mutex::default(),
             observed: Mutex::default(),
+            unserved: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -287,7 +303,8 @@ impl NodeAgent {
         tokio::join!(
             inner.follow_engine(&stop),
             inner.look_around(&stop),
-            Arc::clone(inner).work(tasks.clone(), stop.clone())
+            Arc::clone(inner).work(tasks.clone(), stop.clone()),
+            Arc::clone(inner).tend(tasks.clone(), stop.clone())
         );
     }
 
@@ -365,6 +382,26 @@ impl NodeAgent {
     /// What the engine says of a task's container.
     pub async fn inspect(&self, task: TaskId) -> Result<serde_json::Value> {
         self.inner.runtime.inspect_raw(&self.inner.container(task)?).await
+    }
+
+    /// The set that is held.
+    pub(crate) fn held_set(&self) -> Option<Arc<AssignmentSet>> {
+        self.inner.held()
+    }
+
+    /// The kernel's side of the networks.
+    pub(crate) fn plane(&self) -> &dyn NetworkPlane {
+        &*self.inner.plane
+    }
+
+    /// The address other nodes reach this one at.
+    pub(crate) fn address(&self) -> std::net::IpAddr {
+        self.inner.config.machine.address
+    }
+
+    /// The node's clock.
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp(self.inner.clock.now().0)
     }
 
     /// What the engine last said of itself, or why it does not answer.
@@ -520,26 +557,71 @@ impl Inner {
                 () = stop.cancelled() => return,
                 // Cancel-safe: a notification that is not taken is kept.
                 () = self.wake.notified() => {}
-                () = self.clock.sleep(FULL_PASS) => {}
+                () = self.clock.sleep(if self.unserved.load(Ordering::Acquire) { UNSERVED } else { FULL_PASS }) => {}
             }
         }
     }
 
-    /// Works through the set that is held.
+    /// Serves the set that is held.
     async fn pass(self: &Arc<Self>, tasks: &Tasks, stop: &CancellationToken) {
         let Some(set) = self.held() else { return };
         // Stops come first: they wait for nothing.
         self.give_orders(&set, tasks, stop);
         let unready = self.plane.prepare(&set.networks).await;
-        self.plane.publish(&set.dns, &sources(&set));
+        let departed = self.departed(&set);
+        let served = self.plane.publish(&departed.without(&set.dns), &sources(&set)).await;
         if let Some(entry) = &self.entry {
-            entry.publish(&set.routes);
+            entry.publish(&departed.without_routes(&set.routes));
         }
         // Servers wait for this before they let a task go that these names and routes no longer have.
-        *self.observed.lock() = set.revision;
+        if served {
+            *self.observed.lock() = set.revision;
+        }
+        self.unserved.store(!served, Ordering::Release);
         self.report().await;
-        let mut problems = self.prepare(&set, &unready).await;
-        problems.extend(self.clean_up(&set, tasks).await);
+        self.served.send_replace(Some((set, Arc::new(unready))));
+    }
+
+    /// The set's tasks that have ended here. What ended and is in no set any more is forgotten.
+    fn departed(&self, set: &AssignmentSet) -> Departed {
+        let mut ended = self.shared.ended.lock();
+        ended.retain(|task| set.tasks.contains_key(task));
+        Departed::of(set, &ended)
+    }
+
+    /// Tends the engine by what is served, until `stop`.
+    async fn tend(self: Arc<Self>, tasks: Tasks, stop: CancellationToken) {
+        let mut served = self.served.subscribe();
+        loop {
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Cancel-safe: a watch channel keeps its value. The sender is our own.
+                _ = served.changed() => {}
+            }
+            let Some((set, unready)) = served.borrow_and_update().clone() else { continue };
+            tokio::select! {
+                biased;
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Dropped with the agent only; the next one makes the pass again.
+                () = self.tend_once(&set, &unready, &tasks) => {}
+            }
+        }
+    }
+
+    async fn tend_once(
+        self: &Arc<Self>,
+        set: &AssignmentSet,
+        unready: &BTreeMap<NetworkId, String>,
+        tasks: &Tasks,
+    ) {
+        let mut problems = self.prepare(set, unready).await;
+        // What a newer set wants must not be removed by this one; its own turn comes next.
+        let is_latest = self.held().is_some_and(|held| (held.epoch, held.revision) == (set.epoch, set.revision));
+        if is_latest {
+            problems.extend(self.clean_up(set, tasks).await);
+        }
         *self.problems.lock() = problems;
         self.report().await;
     }

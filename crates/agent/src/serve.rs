@@ -8,6 +8,9 @@ use tokio::io::AsyncWriteExt as _;
 use wharf_api::{
     transport::{
         Frame, FrameReader, FrameSender,
+        diagnose::{
+            Heard, ListenRequest, Look, LookRequest, PathFacts, PathRequest, ProbeAnswer, ProbeRequest,
+        },
         frame::ExitCode,
         node::{Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Report, ResolveImage, TaskUsage},
     },
@@ -17,6 +20,7 @@ use wharf_model::{AssignmentSet, Bytes, Cpus, Image, NodeReport, PullPolicy, Tas
 
 use crate::{
     assignments::Refused,
+    diagnose,
     images::{self, ImageSource},
     node::NodeAgent,
     runtime::{ExecRequest, ExecSession, LogQuery, LogSource, RuntimeError},
@@ -147,6 +151,22 @@ impl Node for NodeAgent {
             // There is one as soon as the node has looked at itself once.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
+    }
+
+    async fn look(&self, request: LookRequest) -> Result<Look, Refusal> {
+        Ok(diagnose::look(self, request).await)
+    }
+
+    async fn probe(&self, request: ProbeRequest) -> Result<ProbeAnswer, Refusal> {
+        diagnose::probe(self, request).await
+    }
+
+    async fn listen(&self, request: ListenRequest) -> Result<BoxStream<'static, Heard>, Refusal> {
+        Ok(diagnose::listen(request).await)
+    }
+
+    async fn path(&self, request: PathRequest) -> Result<PathFacts, Refusal> {
+        diagnose::path(self, request).await
     }
 }
 

@@ -66,6 +66,28 @@ impl Netlink {
         Err(io::Error::other("the kernel's tables changed during every attempt to read them"))
     }
 
+    /// The kernel's one answer to a question that is no dump: which route it would take.
+    pub(crate) fn ask(&mut self, request: &RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+        let sequence = self.next_sequence();
+        let mut bytes = Vec::new();
+        append(&mut bytes, request.clone(), NLM_F_REQUEST, sequence);
+        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+        loop {
+            self.receive()?;
+            for part in Parts(&self.buffer) {
+                let (header, body) = part?;
+                if header.sequence_number != sequence {
+                    continue;
+                }
+                return match body.map(|message| message.payload) {
+                    Some(NetlinkPayload::InnerMessage(message)) => Ok(Some(message)),
+                    Some(NetlinkPayload::Error(error)) => Err(error.to_io()),
+                    Some(_) | None => Ok(None),
+                };
+            }
+        }
+    }
+
     /// None if the tables changed while they were read.
     fn dump_once(&mut self, request: &RouteNetlinkMessage) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
         let sequence = self.next_sequence();

@@ -14,7 +14,11 @@ use axum::{
 use futures::{Stream, StreamExt, stream::BoxStream};
 use wharf_api::{
     transport::{
-        Frame, FrameReader, FrameSender, json_lines, lines,
+        Frame, FrameReader, FrameSender,
+        diagnose::{
+            Heard, ListenRequest, Look, LookRequest, PathFacts, PathRequest, ProbeAnswer, ProbeRequest,
+        },
+        json_lines, lines,
         node::{
             ArchiveQuery, Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Report, ResolveImage,
             TaskUsage,
@@ -103,6 +107,26 @@ pub trait Node: Send + Sync + 'static {
     async fn inspect(&self, task: TaskId) -> Result<serde_json::Value, Refusal>;
     /// What it says of itself.
     async fn report(&self) -> NodeReport;
+    /// How its side of its networks is.
+    async fn look(&self, request: LookRequest) -> Result<Look, Refusal> {
+        drop(request);
+        Err(Refusal::new(Code::Unavailable, "this node cannot look at its networks"))
+    }
+    /// What becomes of these probes.
+    async fn probe(&self, request: ProbeRequest) -> Result<ProbeAnswer, Refusal> {
+        drop(request);
+        Err(Refusal::new(Code::Unavailable, "this node makes no probes"))
+    }
+    /// What is heard at these addresses; ends when the time is over.
+    async fn listen(&self, request: ListenRequest) -> Result<BoxStream<'static, Heard>, Refusal> {
+        drop(request);
+        Err(Refusal::new(Code::Unavailable, "this node does not listen"))
+    }
+    /// What the kernel has about a pair of addresses.
+    async fn path(&self, request: PathRequest) -> Result<PathFacts, Refusal> {
+        drop(request);
+        Err(Refusal::new(Code::Unavailable, "this node cannot look at its networks"))
+    }
 }
 
 /// A command that is about to run.
@@ -137,6 +161,10 @@ pub(super) fn routes(node: Arc<dyn Node>, shared: Arc<Shared>, tasks: Tasks) -> 
         .route("/v1/tasks/{id}/stats", get(stats))
         .route("/v1/tasks/{id}/inspect", get(inspect))
         .route("/v1/node", get(report))
+        .route("/v1/diagnose/look", post(look))
+        .route("/v1/diagnose/probe", post(probe))
+        .route("/v1/diagnose/listen", post(listen))
+        .route("/v1/diagnose/path", post(path))
         .fallback(unknown)
         .with_state(Served { node, shared, tasks })
 }
@@ -264,6 +292,36 @@ async fn inspect(
 
 async fn report(State(served): State<Served>) -> Json<NodeReport> {
     Json(served.node.report().await)
+}
+
+async fn look(
+    State(served): State<Served>,
+    Json(request): Json<LookRequest>,
+) -> Result<Json<Look>, Refusal> {
+    served.node.look(request).await.map(Json)
+}
+
+async fn probe(
+    State(served): State<Served>,
+    Json(request): Json<ProbeRequest>,
+) -> Result<Json<ProbeAnswer>, Refusal> {
+    served.node.probe(request).await.map(Json)
+}
+
+async fn listen(
+    State(served): State<Served>,
+    Json(request): Json<ListenRequest>,
+) -> Result<Response, Refusal> {
+    let heard = served.node.listen(request).await?;
+    let heard = heard.map(Ok::<_, std::convert::Infallible>);
+    Ok(lines_of(json_lines(heard, served.shared.timing.stream_keepalive)))
+}
+
+async fn path(
+    State(served): State<Served>,
+    Json(request): Json<PathRequest>,
+) -> Result<Json<PathFacts>, Refusal> {
+    served.node.path(request).await.map(Json)
 }
 
 fn lines_of(body: wharf_api::transport::Body) -> Response {

@@ -17,7 +17,8 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use wharf_model::{NetworkId, TaskId};
+use sha2::{Digest as _, Sha256};
+use wharf_model::{AssignmentSet, NetworkId, TaskId};
 
 /// A wish for a look at a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -35,8 +36,10 @@ pub struct LookRequest {
 pub struct Look {
     /// The node's clock, in milliseconds since the epoch.
     pub now: u64,
-    /// The networks of the set it holds.
-    pub networks: Vec<NetworkId>,
+    /// The networks of the set it holds, with what [`digest`] makes of each and of the names on it.
+    pub networks: BTreeMap<NetworkId, String>,
+    /// The revision of the set it holds.
+    pub held: u64,
     /// The revision of the set whose names and routes it serves.
     pub observed: u64,
     /// What was mended lately.
@@ -57,6 +60,14 @@ pub struct Look {
     pub port_users: Vec<String>,
     /// The interface that has the node's address, and its largest packet.
     pub uplink: Option<(String, u32)>,
+}
+
+/// Stands for a network as a set says it, with the names on it: who has the same has the same tables, as far as both are of one version.
+pub fn digest(set: &AssignmentSet, network: NetworkId) -> Option<String> {
+    let assignment = set.networks.get(&network)?;
+    let names = set.dns.networks.get(&network);
+    let text = serde_json::to_vec(&(assignment, names)).ok()?;
+    Some(hex::encode(&Sha256::digest(&text)[..8]))
 }
 
 /// Something that was not as the tables say, and is again.
