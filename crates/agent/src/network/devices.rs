@@ -13,12 +13,12 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use wharf_model::{NetworkAssignment, NetworkId};
+use wharf_model::{Backend, NetworkAssignment, NetworkId};
 
 use super::{
     kernel::{Observed, carry_out, observe, remove_bridges},
     netlink::Netlink,
-    plan::{Plan, Underlay, WantedNetwork, bridge_name, plan, unused_bridges},
+    plan::{Actual, Underlay, Underlays, WantedNetwork, bridge_name, plan, unused_bridges},
 };
 
 /// What VXLAN puts around a packet: two headers of Ethernet and VXLAN, and UDP over IPv4 or IPv6.
@@ -62,6 +62,8 @@ pub(super) struct Devices {
 struct Shared {
     node: IpAddr,
     vxlan_port: u16,
+    /// The address of this node's end of the WireGuard tunnels, once there is one.
+    tunnel: Mutex<Option<IpAddr>>,
     /// Held through a pass; only ever taken on a thread where blocking is allowed.
     state: Mutex<State>,
 }
@@ -81,7 +83,12 @@ impl Devices {
         let netlink = Some(Netlink::open().map_err(NetworkError::Open)?);
         let (wanted, ids, refused) = Default::default();
         let state = Mutex::new(State { netlink, wanted, ids, refused });
-        Ok(Self { shared: Arc::new(Shared { node, vxlan_port, state }) })
+        Ok(Self { shared: Arc::new(Shared { node, vxlan_port, tunnel: Mutex::default(), state }) })
+    }
+
+    /// Networks with the backend `wireguard` run over the interface with this address from the next pass on.
+    pub(super) fn set_tunnel(&self, address: Option<IpAddr>) {
+        *self.shared.tunnel.lock() = address;
     }
 
     /// Takes `networks` for what is wanted, and makes the kernel so.
@@ -108,8 +115,9 @@ impl Devices {
     pub(super) async fn mtu(&self) -> Result<u32, NetworkError> {
         let shared = Arc::clone(&self.shared);
         wharf_process::blocking(move || {
-            let observed = with(&mut shared.state.lock().netlink, observe).map_err(NetworkError::Netlink)?;
-            Ok(shared.underlay(&observed)?.mtu)
+            let observed = with(&mut shared.state.lock().netlink, |it| observe(it, &BTreeSet::new()))
+                .map_err(NetworkError::Netlink)?;
+            shared.mtu(Backend::Vxlan, &observed).ok_or(NetworkError::NoUplink(shared.node))
         })
         .await
     }
@@ -122,7 +130,7 @@ impl Devices {
             let mut state = shared.state.lock();
             let State { netlink, wanted, .. } = &mut *state;
             with(netlink, |netlink| {
-                let actual = observe(netlink)?.actual;
+                let actual = observe(netlink, &BTreeSet::new())?.actual;
                 let mut unused = unused_bridges(wanted, &actual);
                 unused.retain(|vni| !keep.contains(&bridge_name(*vni)));
                 let failed = remove_bridges(netlink, &unused, &actual)?;
@@ -161,6 +169,7 @@ impl Wanted {
                 let mut network = WantedNetwork::from(assignment);
                 // What lives here is found without us.
                 network.peers.retain(|_, (_, peer)| *peer != node);
+                network.parts.retain(|_, peer| *peer != node);
                 wanted.networks.insert(vni, network);
                 wanted.ids.insert(vni, *id);
             }
@@ -172,21 +181,25 @@ impl Wanted {
 impl Shared {
     fn pass(&self, state: &mut State) -> Result<Pass, NetworkError> {
         let State { netlink, wanted, ids, refused } = state;
-        let observed = with(netlink, observe).map_err(NetworkError::Netlink)?;
-        let plan = self.plan(wanted, &observed)?;
+        let nodes = wanted.values().flat_map(|network| network.parts.values().copied()).collect();
+        let observed = with(netlink, |netlink| observe(netlink, &nodes)).map_err(NetworkError::Netlink)?;
+        let (underlays, mut problems) = self.underlays(wanted, ids, &observed)?;
+        problems.extend(refused.clone());
+        problems.extend(unreachable(wanted, ids, &observed.actual));
+        let plan = plan(wanted, &underlays, &observed.actual);
         let mut faults = BTreeMap::new();
-        for (vni, operation) in
-            plan.iter().flat_map(|(vni, operations)| operations.iter().map(move |operation| (*vni, operation)))
+        for (vni, operation) in plan
+            .iter()
+            .flat_map(|(vni, operations)| operations.iter().map(move |operation| (*vni, operation)))
         {
             *faults.entry((vni, operation.fault())).or_default() += 1;
         }
         let changes = plan.values().map(Vec::len).sum();
-        let mut pass = Pass { changes, faults, problems: refused.clone() };
+        let mut pass = Pass { changes, faults, problems };
         if pass.changes == 0 {
             return Ok(pass);
         }
-        let underlay = self.underlay(&observed)?;
-        let failures = with(netlink, |netlink| carry_out(netlink, &plan, &underlay, &observed.actual))
+        let failures = with(netlink, |netlink| carry_out(netlink, &plan, &underlays, &observed.actual))
             .map_err(NetworkError::Netlink)?;
         for (vni, (tried, error)) in failures {
             match ids.get(&vni) {
@@ -197,18 +210,65 @@ impl Shared {
         Ok(pass)
     }
 
-    fn plan(&self, wanted: &BTreeMap<u32, WantedNetwork>, observed: &Observed) -> Result<Plan, NetworkError> {
-        if wanted.is_empty() && observed.actual.ports.is_empty() {
-            return Ok(Plan::new());
+    /// What each network runs over, and which have nothing to run over.
+    fn underlays(
+        &self,
+        wanted: &BTreeMap<u32, WantedNetwork>,
+        ids: &BTreeMap<u32, NetworkId>,
+        observed: &Observed,
+    ) -> Result<(Underlays, BTreeMap<NetworkId, String>), NetworkError> {
+        let (mut underlays, mut problems) = (Underlays::new(), BTreeMap::new());
+        for (vni, network) in wanted.iter().filter(|(_, network)| network.has_bridge()) {
+            let address = self.address(network.backend);
+            let uplink = address.and_then(|address| observed.uplink(address));
+            match (address, uplink, self.mtu(network.backend, observed)) {
+                (Some(node), Some(uplink), Some(mtu)) => {
+                    let (device, vxlan_port) = (uplink.device, self.vxlan_port);
+                    underlays.insert(*vni, Underlay { node, device, vxlan_port, mtu });
+                }
+                _ if network.backend == Backend::Wireguard => {
+                    let text = "the node's WireGuard interface is not there yet".to_owned();
+                    problems.extend(ids.get(vni).map(|id| (*id, text)));
+                }
+                _ => return Err(NetworkError::NoUplink(self.node)),
+            }
         }
-        Ok(plan(wanted, &self.underlay(observed)?, &observed.actual))
+        Ok((underlays, problems))
     }
 
-    fn underlay(&self, observed: &Observed) -> Result<Underlay, NetworkError> {
-        let mtu = observed.uplink_mtu(self.node).ok_or(NetworkError::NoUplink(self.node))?;
-        let overhead = if self.node.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
-        Ok(Underlay { node: self.node, vxlan_port: self.vxlan_port, mtu: mtu.saturating_sub(overhead) })
+    /// The address from which packets between nodes leave.
+    fn address(&self, backend: Backend) -> Option<IpAddr> {
+        match backend {
+            Backend::Wireguard => *self.tunnel.lock(),
+            Backend::Vxlan | Backend::Routed | Backend::Macvlan | Backend::Host => Some(self.node),
+        }
     }
+
+    /// The largest packet inside a network: that of the interface it runs over, less what goes around it.
+    fn mtu(&self, backend: Backend, observed: &Observed) -> Option<u32> {
+        let address = self.address(backend)?;
+        let uplink = observed.uplink(address)?;
+        let overhead = match backend {
+            Backend::Vxlan | Backend::Wireguard if address.is_ipv4() => OVERHEAD_V4,
+            Backend::Vxlan | Backend::Wireguard => OVERHEAD_V6,
+            Backend::Routed | Backend::Macvlan | Backend::Host => 0,
+        };
+        Some(uplink.mtu.saturating_sub(overhead))
+    }
+}
+
+/// Routed networks with a part on a node to which this one knows no way.
+fn unreachable(
+    wanted: &BTreeMap<u32, WantedNetwork>,
+    ids: &BTreeMap<u32, NetworkId>,
+    actual: &Actual,
+) -> BTreeMap<NetworkId, String> {
+    let lost = |(vni, network): (&u32, &WantedNetwork)| {
+        let (part, node) = network.parts.iter().find(|(_, node)| !actual.hops.contains_key(*node))?;
+        let text = format!("{part} is on the node {node}, and this node has no route to that address");
+        Some((*ids.get(vni)?, text))
+    };
+    wanted.iter().filter_map(lost).collect()
 }
 
 /// Uses the socket, and gives it up if it fails: what it would answer next belongs to what failed.

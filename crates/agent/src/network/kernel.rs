@@ -2,55 +2,162 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::Ipv4Net;
 use rtnetlink::{
     AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVxlan,
-    packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
+    packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
         link::{
-            AfSpecInet6, AfSpecUnspec, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan,
-            LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+            AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+            InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
         },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+        route::{
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+            RouteVia,
+        },
     },
 };
 
 use super::{
+    members,
     netlink::{Change, Netlink},
-    plan::{Actual, Bridge, Mac, Operation, Plan, Port, PortMake, Underlay, bridge_name, port_name, vni_of},
+    plan::{
+        Actual, Bridge, Hop, Mac, Operation, Plan, Port, PortMake, Route, Underlay, Underlays, bridge_name,
+        port_name, vni_of,
+    },
 };
 
 /// What is there, and what the networks could run over.
 #[derive(Debug, Default)]
 pub(super) struct Observed {
     pub(super) actual: Actual,
-    /// The largest packet of each interface that holds an address.
-    uplinks: BTreeMap<IpAddr, u32>,
+    /// Which interface holds an address, and its largest packet.
+    uplinks: BTreeMap<IpAddr, Uplink>,
+}
+
+/// An interface that holds an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Uplink {
+    pub(super) device: u32,
+    /// Its largest packet.
+    pub(super) mtu: u32,
 }
 
 impl Observed {
-    /// The largest packet of the interface that holds the node's address; none if no interface does.
-    pub(super) fn uplink_mtu(&self, node: IpAddr) -> Option<u32> {
+    /// The interface that holds the node's address; none if no interface does.
+    pub(super) fn uplink(&self, node: IpAddr) -> Option<Uplink> {
         self.uplinks.get(&node).copied()
     }
 }
 
+/// The number that marks routes as ours: nobody else is known to use it.
+pub(super) const ROUTE_PROTOCOL: u8 = 87;
+
 /// What failed of a plan, by network: what was tried, and why not.
 pub(super) type Failures = BTreeMap<u32, (String, io::Error)>;
 
-/// Reads everything. A few system calls per thousand entries.
-pub(super) fn observe(netlink: &mut Netlink) -> io::Result<Observed> {
+/// Reads everything, and where packets for `nodes` would go. A few system calls per thousand entries, and two per node.
+pub(super) fn observe(netlink: &mut Netlink, nodes: &BTreeSet<IpAddr>) -> io::Result<Observed> {
     let mut observed = Observed::default();
     let links = links(netlink)?;
     observed.actual = devices(&links);
     add_addresses(netlink, &links, &mut observed)?;
     add_entries(netlink, &mut observed.actual)?;
+    add_routes(netlink, &mut observed.actual)?;
+    for node in nodes {
+        if let Some(hop) = hop(netlink, *node)? {
+            observed.actual.hops.insert(*node, hop);
+        }
+    }
     Ok(observed)
+}
+
+fn add_routes(netlink: &mut Netlink, actual: &mut Actual) -> io::Result<()> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = AddressFamily::Inet;
+    request.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    for answer in netlink.dump(&RouteNetlinkMessage::GetRoute(request))? {
+        let RouteNetlinkMessage::NewRoute(message) = answer else { continue };
+        if let Some((to, route)) = our_route(&message) {
+            actual.routes.entry(to).or_default().insert(route);
+        }
+    }
+    Ok(())
+}
+
+/// A route that we made, from a message about one. The kernel may tell of others as well.
+fn our_route(message: &RouteMessage) -> Option<(Ipv4Net, Route)> {
+    let header = &message.header;
+    let ours = header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+        && header.table == RouteHeader::RT_TABLE_MAIN
+        && header.address_family == AddressFamily::Inet;
+    if !ours {
+        return None;
+    }
+    let (mut to, mut source) = (Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => to = *address,
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = *address,
+            _ => {}
+        }
+    }
+    let to = Ipv4Net::new(to, header.destination_prefix_length).ok()?;
+    // One without a next hop is wrong, and is replaced.
+    let hop = next_hop(message).unwrap_or(Hop { via: IpAddr::V4(Ipv4Addr::UNSPECIFIED), device: 0 });
+    Some((to, Route { hop, source }))
+}
+
+fn next_hop(message: &RouteMessage) -> Option<Hop> {
+    let via = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(address))
+        | RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    });
+    Some(Hop { via: via?, device: device(message)? })
+}
+
+fn device(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+/// Where packets for a node would go first; none if nowhere.
+fn hop(netlink: &mut Netlink, node: IpAddr) -> io::Result<Option<Hop>> {
+    let mut request = RouteMessage::default();
+    (request.header.address_family, request.header.destination_prefix_length) = match node {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    request.attributes.push(RouteAttribute::Destination(node.into()));
+    match netlink.ask(&RouteNetlinkMessage::GetRoute(request)) {
+        Ok(Some(RouteNetlinkMessage::NewRoute(answer))) if answer.header.kind == RouteType::Unicast => {
+            let direct = || Some(Hop { via: node, device: device(&answer)? });
+            Ok(next_hop(&answer).or_else(direct))
+        }
+        Ok(_) => Ok(None),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(
+                    nix::libc::ENETUNREACH | nix::libc::EHOSTUNREACH | nix::libc::EACCES | nix::libc::EINVAL
+                )
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn links(netlink: &mut Netlink) -> io::Result<Vec<LinkMessage>> {
@@ -68,16 +175,22 @@ fn devices(links: &[LinkMessage]) -> Actual {
     for link in links.iter().map(Link) {
         let Some(name) = link.name() else { continue };
         match (vni_of(name, "wh"), vni_of(name, "wv"), link.kind()) {
-            (Some(vni), _, Some(InfoKind::Bridge)) => drop(actual.bridges.insert(vni, link.bridge())),
+            (Some(vni), _, Some(InfoKind::Bridge)) => {
+                let mut bridge = link.bridge();
+                bridge.answers_for_others = link.proxies_arp() && proxy_delay(name) == Some(0);
+                actual.bridges.insert(vni, bridge);
+            }
             (_, Some(vni), Some(InfoKind::Vxlan)) => drop(actual.ports.insert(vni, link.port())),
             _ => {}
         }
     }
+    actual.forwarding =
+        links.iter().filter(|link| Link(link).passes_on()).map(|link| link.header.index).collect();
     let ours: BTreeSet<u32> = actual.ports.values().map(|port| port.index).collect();
     for link in links.iter().map(Link).filter(|link| !ours.contains(&link.0.header.index)) {
         let Some(master) = link.master() else { continue };
         for bridge in actual.bridges.values_mut().filter(|bridge| bridge.index == master) {
-            bridge.in_use = true;
+            bridge.members.insert(link.0.header.index, link.mtu());
         }
     }
     actual
@@ -98,7 +211,7 @@ fn add_addresses(netlink: &mut Netlink, links: &[LinkMessage], observed: &mut Ob
         });
         let Some(address) = local.or(other) else { continue };
         if let Some(mtu) = mtus.get(&message.header.index) {
-            observed.uplinks.insert(address, *mtu);
+            observed.uplinks.insert(address, Uplink { device: message.header.index, mtu: *mtu });
         }
         let of_every_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
         let mut bridges = observed.actual.bridges.values_mut();
@@ -235,8 +348,33 @@ impl<'a> Link<'a> {
             up: self.up(),
             addresses: BTreeSet::new(),
             without_ipv6: self.without_ipv6(),
-            in_use: false,
+            answers_for_others: false,
+            members: BTreeMap::new(),
         }
+    }
+
+    /// What IPv4 is set to do on it: proxy ARP, and passing packets on.
+    fn ipv4(&self) -> Option<(bool, bool)> {
+        let families = self.find(|attribute| match attribute {
+            LinkAttribute::AfSpecUnspec(families) => Some(families.as_slice()),
+            _ => None,
+        });
+        let settings = families.unwrap_or_default().iter().find_map(|family| match family {
+            AfSpecUnspec::Inet(settings) => Some(settings.as_slice()),
+            _ => None,
+        });
+        settings.unwrap_or_default().iter().find_map(|setting| match setting {
+            AfSpecInet::DevConf(settings) => Some((settings.proxy_arp != 0, settings.forwarding != 0)),
+            _ => None,
+        })
+    }
+
+    fn proxies_arp(&self) -> bool {
+        self.ipv4().is_some_and(|(proxies, _)| proxies)
+    }
+
+    fn passes_on(&self) -> bool {
+        self.ipv4().is_some_and(|(_, passes_on)| passes_on)
     }
 
     fn without_ipv6(&self) -> bool {
@@ -302,7 +440,7 @@ impl<'a> Link<'a> {
 pub(super) fn carry_out(
     netlink: &mut Netlink,
     plan: &Plan,
-    underlay: &Underlay,
+    underlays: &Underlays,
     actual: &Actual,
 ) -> io::Result<Failures> {
     let mut failures = Failures::new();
@@ -310,23 +448,43 @@ pub(super) fn carry_out(
         matches!(operation, Operation::AddBridge { .. } | Operation::AddPort | Operation::RemovePort)
     };
     let mut indexes = Indexes::of(actual);
-    run(netlink, plan, makes, |vni, operation| changes(vni, operation, underlay, &indexes), &mut failures)?;
+    run(netlink, plan, makes, |vni, operation| changes(vni, operation, underlays, &indexes), &mut failures)?;
     if plan.values().flatten().any(makes) {
         indexes = Indexes::of(&devices(&links(netlink)?));
     }
-    for vni in plan.iter().filter(|(_, all)| all.contains(&Operation::EnableIpv6)).map(|(vni, _)| *vni) {
-        if let Err(error) = enable_ipv6(vni) {
-            failures.entry(vni).or_insert_with(|| (describe(vni, &Operation::EnableIpv6), error));
+    for (vni, operation) in all(plan) {
+        let done = match operation {
+            Operation::EnableIpv6 => enable_ipv6(vni),
+            Operation::AnswerForOthers => answer_at_once(&bridge_name(vni)),
+            Operation::SetMember { index, mtu } => members::set_inside(*index, *mtu),
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            failures.entry(vni).or_insert_with(|| (describe(vni, operation), error));
         }
     }
     run(
         netlink,
         plan,
         |operation| !makes(operation),
-        |vni, operation| changes(vni, operation, underlay, &indexes),
+        |vni, operation| changes(vni, operation, underlays, &indexes),
         &mut failures,
     )?;
     Ok(failures)
+}
+
+fn all(plan: &Plan) -> impl Iterator<Item = (u32, &Operation)> {
+    plan.iter().flat_map(|(vni, operations)| operations.iter().map(move |operation| (*vni, operation)))
+}
+
+/// How long a bridge waits before it answers ARP for others, in hundredths of a second. The kernel's default is up to 0.8 s.
+fn proxy_delay(bridge: &str) -> Option<u32> {
+    fs::read_to_string(format!("/proc/sys/net/ipv4/neigh/{bridge}/proxy_delay")).ok()?.trim().parse().ok()
+}
+
+/// Others' ARP is answered without the wait that is meant for segments where somebody else may answer.
+fn answer_at_once(bridge: &str) -> io::Result<()> {
+    fs::write(format!("/proc/sys/net/ipv4/neigh/{bridge}/proxy_delay"), "0")
 }
 
 /// On a node that gives new links no IPv6, a bridge is given it. There is no netlink message for that.
@@ -352,8 +510,7 @@ fn run<'a>(
     changes: impl Fn(u32, &Operation) -> Vec<Change>,
     failures: &mut Failures,
 ) -> io::Result<()> {
-    let operations =
-        plan.iter().flat_map(|(vni, operations)| operations.iter().map(move |operation| (*vni, operation)));
+    let operations = all(plan);
     let mut origins: Vec<(u32, &'a Operation)> = Vec::new();
     let mut all = Vec::new();
     for (vni, operation) in operations.filter(|(_, operation)| selected(operation)) {
@@ -382,7 +539,10 @@ fn is_done(operation: &Operation, error: &io::Error) -> bool {
         | Operation::RemovePort
         | Operation::StopForwarding { .. }
         | Operation::StopSwitching { .. }
-        | Operation::StopResolving { .. } => gone,
+        | Operation::StopResolving { .. }
+        // A container that ended meanwhile.
+        | Operation::SetMember { .. }
+        | Operation::StopRoute { .. } => gone,
         Operation::AddBridge { .. }
         | Operation::SetBridge { .. }
         | Operation::EnableIpv6
@@ -391,7 +551,10 @@ fn is_done(operation: &Operation, error: &io::Error) -> bool {
         | Operation::SetPort { .. }
         | Operation::Forward { .. }
         | Operation::Switch { .. }
-        | Operation::Resolve { .. } => false,
+        | Operation::Resolve { .. }
+        | Operation::AnswerForOthers
+        | Operation::PassOn { .. }
+        | Operation::Route { .. } => false,
     }
 }
 
@@ -416,6 +579,15 @@ fn describe(vni: u32, operation: &Operation) -> String {
         }
         Operation::StopResolving { .. } => format!("cannot remove a neighbour of {port}"),
         Operation::Resolve { .. } => format!("cannot add a neighbour to {port}"),
+        Operation::SetMember { mtu, .. } => {
+            format!("cannot tell a container of {bridge} that packets have {mtu} bytes")
+        }
+        Operation::AnswerForOthers => format!("cannot switch on proxy ARP on {bridge}"),
+        Operation::PassOn { .. } => "cannot switch on IP forwarding of this node".to_owned(),
+        Operation::StopRoute { to, .. } => format!("cannot remove the route to {to}"),
+        Operation::Route { to, route } => {
+            format!("cannot make the route to {to} by way of {}", route.hop.via)
+        }
     }
 }
 
@@ -445,7 +617,7 @@ impl Indexes {
 const MAKE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 const ENSURE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
-fn changes(vni: u32, operation: &Operation, underlay: &Underlay, indexes: &Indexes) -> Vec<Change> {
+fn changes(vni: u32, operation: &Operation, underlays: &Underlays, indexes: &Indexes) -> Vec<Change> {
     let (bridge, port) = (indexes.bridge(vni), indexes.port(vni));
     match operation {
         Operation::AddBridge { mac, mtu } => {
@@ -465,7 +637,9 @@ fn changes(vni: u32, operation: &Operation, underlay: &Underlay, indexes: &Index
             vec![Change { message, flags: 0 }]
         }
         Operation::RemovePort => vec![remove_link(port)],
-        Operation::AddPort => vec![add_port(vni, underlay)],
+        Operation::AddPort => {
+            underlays.get(&vni).map(|underlay| add_port(vni, underlay)).into_iter().collect()
+        }
         Operation::SetPort { mtu } => vec![
             set_link(LinkUnspec::new_with_index(port).controller(bridge).mtu(*mtu)),
             bridge_does_not_learn(port),
@@ -481,7 +655,56 @@ fn changes(vni: u32, operation: &Operation, underlay: &Underlay, indexes: &Index
             entry.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
             vec![ensure(entry)]
         }
+        Operation::SetMember { index, mtu } => vec![set_link(LinkUnspec::new_with_index(*index).mtu(*mtu))],
+        Operation::AnswerForOthers => {
+            vec![set_ipv4(bridge, PROXY_ARP), set_ipv4(bridge, FORWARDING)]
+        }
+        Operation::PassOn { device } => vec![set_ipv4(*device, FORWARDING)],
+        Operation::StopRoute { to, route } => {
+            vec![Change { message: RouteNetlinkMessage::DelRoute(route_message(*to, route)), flags: 0 }]
+        }
+        Operation::Route { to, route } => {
+            vec![Change { message: RouteNetlinkMessage::NewRoute(route_message(*to, route)), flags: ENSURE }]
+        }
     }
+}
+
+/// Settings of IPv4 for one interface, by the numbers that netlink has for them.
+const FORWARDING: u16 = 1;
+const PROXY_ARP: u16 = 3;
+
+/// Switches a setting of IPv4 on for one interface. The kernel takes such settings one by one.
+fn set_ipv4(device: u32, setting: u16) -> Change {
+    let mut bytes = Vec::with_capacity(8);
+    bytes.extend(8_u16.to_ne_bytes());
+    bytes.extend(setting.to_ne_bytes());
+    bytes.extend(1_u32.to_ne_bytes());
+    let settings = AfSpecInet::Other(DefaultNla::new(1 | NLA_F_NESTED, bytes));
+    let mut link = LinkMessage::default();
+    link.header.index = device;
+    link.attributes = vec![LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![settings])])];
+    Change { message: RouteNetlinkMessage::SetLink(link), flags: 0 }
+}
+
+fn route_message(to: Ipv4Net, route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = to.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    let via = match route.hop.via {
+        IpAddr::V4(address) => RouteAttribute::Gateway(RouteAddress::Inet(address)),
+        IpAddr::V6(address) => RouteAttribute::Via(RouteVia::Inet6(address)),
+    };
+    message.attributes = vec![
+        RouteAttribute::Destination(RouteAddress::Inet(to.network())),
+        RouteAttribute::PrefSource(RouteAddress::Inet(route.source)),
+        via,
+        RouteAttribute::Oif(route.hop.device),
+    ];
+    message
 }
 
 fn add_port(vni: u32, underlay: &Underlay) -> Change {

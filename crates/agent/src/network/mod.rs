@@ -12,7 +12,10 @@
 mod devices;
 mod docker;
 mod kernel;
+mod members;
 pub(crate) mod netlink;
+#[cfg_attr(not(test), expect(dead_code, reason = "used from here on by what programs rules"))]
+mod nft;
 mod plan;
 
 #[cfg(test)]
@@ -126,6 +129,12 @@ impl KernelNetwork {
         let outcome = self.devices.prepare(networks).await;
         self.state.lock().wanted = listens(networks);
         self.finish(outcome).await
+    }
+
+    /// Says where networks with the backend `wireguard` run: over the interface with this address, from the next pass on. Until there is
+    /// one, each of them has a problem.
+    pub fn set_tunnel(&self, address: Option<IpAddr>) {
+        self.devices.set_tunnel(address);
     }
 
     /// Compares the kernel with what was last prepared, and mends it. What it mended is logged and counted.

@@ -201,7 +201,8 @@ mod tests {
         }
     }
 
-    const BODY: &str = "chain c { type filter hook forward priority -5; ip saddr 10.0.0.0/8 tcp dport 80 drop; }";
+    const BODY: &str =
+        "chain c { type filter hook forward priority -5; ip saddr 10.0.0.0/8 tcp dport 80 drop; }";
 
     #[test]
     fn a_table_is_written_once_and_again_when_somebody_changed_it() {
@@ -211,7 +212,9 @@ mod tests {
             let before = generation().unwrap();
             assert!(!kept.ensure(Place::Here, table, Some(BODY)).unwrap(), "it is right");
             assert_eq!(generation().unwrap(), before, "and was not touched");
-            for damage in ["flush ruleset", "flush chain inet wharf_test c", "add chain inet wharf_test other"] {
+            for damage in
+                ["flush ruleset", "flush chain inet wharf_test c", "add chain inet wharf_test other"]
+            {
                 apply(Place::Here, damage).unwrap();
                 assert_ne!(generation().unwrap(), before);
                 assert!(kept.ensure(Place::Here, table, Some(BODY)).unwrap(), "{damage}");

@@ -9,7 +9,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use wharf_model::{NetworkAssignment, Peer, ipv6_for, mac_for};
+use ipnet::Ipv4Net;
+use wharf_model::{Backend, NetworkAssignment, Peer, ipv6_for, mac_for};
 
 /// A hardware address.
 pub(super) type Mac = [u8; 6];
@@ -31,24 +32,56 @@ pub(super) fn vni_of(name: &str, prefix: &str) -> Option<u32> {
     (format!("{vni:x}") == digits && (1..1 << 24).contains(&vni)).then_some(vni)
 }
 
-/// What the networks run over on this node.
+/// What a network runs over on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Underlay {
-    /// The node's address.
+    /// The node's address there: of its uplink, or of its end of the tunnels.
     pub(super) node: IpAddr,
+    /// The interface that has the address.
+    pub(super) device: u32,
     /// UDP port of the encapsulated packets.
     pub(super) vxlan_port: u16,
     /// The largest packet inside a network.
     pub(super) mtu: u32,
 }
 
+/// What each network runs over, by VXLAN identifier. A network whose underlay is not there is left as it is.
+pub(super) type Underlays = BTreeMap<u32, Underlay>;
+
+/// Where packets for another node go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hop {
+    /// The node itself, or the router before it.
+    pub(super) via: IpAddr,
+    /// The interface towards it.
+    pub(super) device: u32,
+}
+
+/// A route to a part of a network that is another node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Route {
+    pub(super) hop: Hop,
+    /// What the node itself calls from, so that answers find it and that it counts as one of the network.
+    pub(super) source: Ipv4Addr,
+}
+
 /// A network as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct WantedNetwork {
+    /// How its packets travel.
+    pub(super) backend: Backend,
+    /// No way out of the cluster.
+    pub(super) internal: bool,
+    /// Whether Docker's rules must see what its containers send to each other: they may not.
+    pub(super) filtered: bool,
+    /// The largest packet its containers were told, where they shall not use the largest that is possible.
+    pub(super) container_mtu: Option<u32>,
     /// The bridge's address.
     pub(super) gateway: Ipv4Addr,
     /// Length of the network's prefix.
     pub(super) prefix: u8,
+    /// With [`Backend::Routed`]: which node has which part.
+    pub(super) parts: BTreeMap<Ipv4Net, IpAddr>,
     /// Addresses that live on other nodes, their hardware addresses, and the nodes.
     pub(super) peers: BTreeMap<Ipv4Addr, (Mac, IpAddr)>,
     /// The bridge's IPv6 address and the length of that prefix, if the network has one.
@@ -67,12 +100,64 @@ impl From<&NetworkAssignment> for WantedNetwork {
             let address = |peer: &Peer| peer.address6.unwrap_or_else(|| ipv6_for(subnet, peer.address));
             addresses6 = network.peers.iter().map(|peer| (peer.address, address(peer))).collect();
         }
-        let prefix = network.subnet.prefix_len();
-        Self { gateway: network.gateway, prefix, peers, gateway6, addresses6 }
+        let option = |name: &str| network.driver_opts.get(name).map(String::as_str);
+        Self {
+            backend: network.backend,
+            internal: network.internal,
+            filtered: option("com.docker.network.bridge.enable_icc").is_some_and(|value| value == "false"),
+            container_mtu: option("com.docker.network.driver.mtu").and_then(|mtu| mtu.parse().ok()),
+            gateway: network.gateway,
+            prefix: network.subnet.prefix_len(),
+            parts: parts(network),
+            peers,
+            gateway6,
+            addresses6,
+        }
     }
 }
 
+/// Which other node has which part of a routed network: whole ranges, and single addresses that are in no range of their node.
+fn parts(network: &NetworkAssignment) -> BTreeMap<Ipv4Net, IpAddr> {
+    if network.backend != Backend::Routed {
+        return BTreeMap::new();
+    }
+    let ranges = || network.remote_blocks.iter();
+    let in_range = |peer: &Peer| ranges().any(|it| it.node == peer.node && it.block.contains(&peer.address));
+    let single = network.peers.iter().filter(|peer| !in_range(peer));
+    let single = single.map(|peer| (Ipv4Net::from(peer.address), peer.node));
+    ranges().map(|it| (it.block.trunc(), it.node)).chain(single).collect()
+}
+
 impl WantedNetwork {
+    /// All of its addresses.
+    pub(super) fn subnet(&self) -> Ipv4Net {
+        Ipv4Net::new(self.gateway, self.prefix).map_or(self.gateway.into(), |net| net.trunc())
+    }
+
+    /// Whether it is a bridge on this node.
+    pub(super) const fn has_bridge(&self) -> bool {
+        match self.backend {
+            Backend::Vxlan | Backend::Routed | Backend::Wireguard => true,
+            Backend::Macvlan | Backend::Host => false,
+        }
+    }
+
+    /// Whether it has a VXLAN port.
+    const fn has_port(&self) -> bool {
+        match self.backend {
+            Backend::Vxlan | Backend::Wireguard => true,
+            Backend::Routed | Backend::Macvlan | Backend::Host => false,
+        }
+    }
+
+    /// The routes that lead to its other parts. A node that cannot be reached at all has none.
+    fn routes(&self, hops: &BTreeMap<IpAddr, Hop>) -> BTreeMap<Ipv4Net, Route> {
+        let route = |(part, node): (&Ipv4Net, &IpAddr)| {
+            Some((*part, Route { hop: *hops.get(node)?, source: self.gateway }))
+        };
+        self.parts.iter().filter_map(route).collect()
+    }
+
     /// What the bridge has.
     fn bridge_addresses(&self) -> BTreeSet<(IpAddr, u8)> {
         let gateway6 = self.gateway6.map(|(address, prefix)| (address.into(), prefix));
@@ -95,6 +180,12 @@ impl WantedNetwork {
 pub(super) struct Actual {
     pub(super) bridges: BTreeMap<u32, Bridge>,
     pub(super) ports: BTreeMap<u32, Port>,
+    /// Routes that we made.
+    pub(super) routes: BTreeMap<Ipv4Net, BTreeSet<Route>>,
+    /// Where packets for other nodes go first, of those that were asked about.
+    pub(super) hops: BTreeMap<IpAddr, Hop>,
+    /// Interfaces whose packets are passed on to others.
+    pub(super) forwarding: BTreeSet<u32>,
 }
 
 /// A bridge of ours.
@@ -108,8 +199,10 @@ pub(super) struct Bridge {
     pub(super) addresses: BTreeSet<(IpAddr, u8)>,
     /// Whether the kernel gives it no IPv6 address.
     pub(super) without_ipv6: bool,
-    /// Whether something other than our VXLAN port is plugged in: a container.
-    pub(super) in_use: bool,
+    /// Whether ARP is answered for what is reached through other interfaces, and at once.
+    pub(super) answers_for_others: bool,
+    /// What is plugged in other than our VXLAN port, containers, and the largest packet of each.
+    pub(super) members: BTreeMap<u32, u32>,
 }
 
 /// A VXLAN port of ours.
@@ -167,6 +260,11 @@ pub(super) enum Operation {
     Forward { mac: Mac, node: IpAddr },
     Switch { mac: Mac },
     Resolve { address: IpAddr, mac: Mac },
+    SetMember { index: u32, mtu: u32 },
+    AnswerForOthers,
+    PassOn { device: u32 },
+    StopRoute { to: Ipv4Net, route: Route },
+    Route { to: Ipv4Net, route: Route },
 }
 
 impl Operation {
@@ -187,6 +285,11 @@ impl Operation {
             Self::Forward { .. } => "forwarding entry missing",
             Self::Switch { .. } => "entry of the bridge missing",
             Self::Resolve { .. } => "neighbour entry missing",
+            Self::SetMember { .. } => "container's packet size wrong",
+            Self::AnswerForOthers => "proxy ARP off",
+            Self::PassOn { .. } => "IP forwarding off",
+            Self::StopRoute { .. } => "wrong route",
+            Self::Route { .. } => "route missing",
         }
     }
 }
@@ -196,21 +299,67 @@ pub(super) type Plan = BTreeMap<u32, Vec<Operation>>;
 
 /// The operations after which `actual` is as `wanted`. Bridges of networks that are no longer wanted stay: see
 /// [`unused_bridges`].
-pub(super) fn plan(wanted: &BTreeMap<u32, WantedNetwork>, underlay: &Underlay, actual: &Actual) -> Plan {
+pub(super) fn plan(wanted: &BTreeMap<u32, WantedNetwork>, underlays: &Underlays, actual: &Actual) -> Plan {
     let mut plan = Plan::new();
-    for vni in actual.ports.keys().filter(|vni| !wanted.contains_key(vni)) {
+    let has_port = |vni: &u32| wanted.get(vni).is_some_and(WantedNetwork::has_port);
+    for vni in actual.ports.keys().filter(|vni| !has_port(vni)) {
         plan.insert(*vni, vec![Operation::RemovePort]);
     }
-    for (vni, network) in wanted {
+    plan_stale_routes(wanted, actual, &mut plan);
+    for (vni, network) in wanted.iter().filter(|(_, network)| network.has_bridge()) {
+        let Some(underlay) = underlays.get(vni) else { continue };
         let mut operations = Vec::new();
         let bridge = actual.bridges.get(vni);
         plan_bridge(network, underlay, bridge, &mut operations);
-        plan_port(*vni, network, underlay, bridge, actual.ports.get(vni), &mut operations);
+        if network.has_port() {
+            plan_port(*vni, network, underlay, bridge, actual.ports.get(vni), &mut operations);
+        }
+        if network.backend == Backend::Routed {
+            plan_routes(network, underlay, bridge, actual, &mut operations);
+        }
         if !operations.is_empty() {
-            plan.insert(*vni, operations);
+            plan.entry(*vni).or_default().extend(operations);
         }
     }
     plan
+}
+
+/// Routes of ours that no network has: told with the network they are in, else with none (0).
+fn plan_stale_routes(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual, plan: &mut Plan) {
+    let routed = || wanted.iter().filter(|(_, network)| network.backend == Backend::Routed);
+    for (to, there) in &actual.routes {
+        let of = routed().find(|(_, network)| network.subnet().contains(to));
+        let right = of.and_then(|(_, network)| network.routes(&actual.hops).get(to).copied());
+        // A single wrong one is replaced in one step.
+        let replaced = right.is_some() && there.len() == 1;
+        let wrong = there.iter().filter(|route| Some(**route) != right && !replaced);
+        let wrong: Vec<_> = wrong.map(|route| Operation::StopRoute { to: *to, route: *route }).collect();
+        if !wrong.is_empty() {
+            plan.entry(of.map_or(0, |(vni, _)| *vni)).or_default().extend(wrong);
+        }
+    }
+}
+
+fn plan_routes(
+    network: &WantedNetwork,
+    underlay: &Underlay,
+    bridge: Option<&Bridge>,
+    actual: &Actual,
+    out: &mut Vec<Operation>,
+) {
+    if !bridge.is_some_and(|bridge| bridge.answers_for_others && actual.forwarding.contains(&bridge.index)) {
+        out.push(Operation::AnswerForOthers);
+    }
+    let routes = network.routes(&actual.hops);
+    let devices: BTreeSet<u32> =
+        routes.values().map(|route| route.hop.device).chain([underlay.device]).collect();
+    let closed = devices.difference(&actual.forwarding);
+    out.extend(closed.map(|device| Operation::PassOn { device: *device }));
+    for (to, route) in routes {
+        if !actual.routes.get(&to).is_some_and(|there| there.contains(&route)) {
+            out.push(Operation::Route { to, route });
+        }
+    }
 }
 
 fn plan_bridge(
@@ -240,6 +389,10 @@ fn plan_bridge(
     for (address, prefix) in wanted.difference(there).copied() {
         out.push(Operation::AddAddress { address, prefix });
     }
+    let mtu = network.container_mtu.map_or(mtu, |wanted| wanted.min(mtu));
+    let members = bridge.into_iter().flat_map(|bridge| &bridge.members);
+    let wrong = members.filter(|(_, there)| **there != mtu);
+    out.extend(wrong.map(|(index, _)| Operation::SetMember { index: *index, mtu }));
 }
 
 fn plan_port(
@@ -307,6 +460,7 @@ fn plan_entries(
 
 /// Bridges of networks that are not wanted, into which nothing is plugged any more.
 pub(super) fn unused_bridges(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual) -> Vec<u32> {
-    let unused = |(vni, bridge): &(&u32, &Bridge)| !wanted.contains_key(vni) && !bridge.in_use;
+    let wanted = |vni: &u32| wanted.get(vni).is_some_and(WantedNetwork::has_bridge);
+    let unused = |(vni, bridge): &(&u32, &Bridge)| !wanted(vni) && bridge.members.is_empty();
     actual.bridges.iter().filter(unused).map(|(vni, _)| *vni).collect()
 }

@@ -6,18 +6,24 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::Ipv4Net;
 use proptest::{collection, prelude::*};
-use wharf_model::{ipv6_for, mac_for};
+use wharf_model::{Backend, ipv6_for, mac_for};
 
 use super::docker::docker_network_options;
 
 use super::plan::{
-    Actual, Bridge, Mac, Operation, Plan, Port, PortMake, Underlay, WantedNetwork, bridge_name, plan,
-    port_name, unused_bridges, vni_of,
+    Actual, Bridge, Hop, Mac, Operation, Plan, Port, PortMake, Route, Underlay, Underlays, WantedNetwork,
+    bridge_name, plan, port_name, unused_bridges, vni_of,
 };
 
 const UNDERLAY: Underlay =
-    Underlay { node: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), vxlan_port: 4790, mtu: 1450 };
+    Underlay { node: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), device: 2, vxlan_port: 4790, mtu: 1450 };
+
+/// Every network of a test over the one underlay.
+fn underlays() -> Underlays {
+    (1..4).map(|vni| (vni, UNDERLAY)).collect()
+}
 
 fn node(last: u8) -> IpAddr {
     Ipv4Addr::new(192, 0, 2, last).into()
@@ -55,7 +61,8 @@ fn apply_one(actual: &mut Actual, vni: u32, operation: &Operation) {
                 addresses,
                 // As on a node that gives new links no IPv6.
                 without_ipv6: true,
-                in_use: false,
+                answers_for_others: false,
+                members: BTreeMap::new(),
             };
             assert!(actual.bridges.insert(vni, made).is_none(), "made where there was none");
         }
@@ -79,6 +86,30 @@ fn apply_one(actual: &mut Actual, vni: u32, operation: &Operation) {
         | Operation::AddAddress { .. }
         | Operation::RemoveAddress { .. } => {
             apply_to_bridge(actual.bridges.get_mut(&vni).expect("there is a bridge"), operation);
+        }
+        Operation::SetMember { index, mtu } => {
+            let bridge = actual.bridges.get_mut(&vni).expect("there is a bridge");
+            assert!(bridge.members.insert(*index, *mtu).is_some(), "it is plugged in");
+        }
+        Operation::AnswerForOthers => {
+            let bridge = actual.bridges.get_mut(&vni).expect("there is a bridge");
+            bridge.answers_for_others = true;
+            actual.forwarding.insert(bridge.index);
+        }
+        // Each network that needs it asks for it.
+        Operation::PassOn { device } => drop(actual.forwarding.insert(*device)),
+        Operation::StopRoute { to, route } => {
+            let there = actual.routes.get_mut(to).expect("there is a route");
+            assert!(there.remove(route));
+            if there.is_empty() {
+                actual.routes.remove(to);
+            }
+        }
+        Operation::Route { to, route } => {
+            let there = actual.routes.entry(*to).or_default();
+            // The kernel replaces the first of several.
+            there.pop_first();
+            there.insert(*route);
         }
         _ => {
             let bridge = actual.bridges[&vni].index;
@@ -133,9 +164,29 @@ fn apply_to_port(port: &mut Port, bridge: u32, operation: &Operation) {
 
 /// Whether the kernel has exactly what is wanted.
 fn is_exact(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual) -> Result<(), TestCaseError> {
-    prop_assert!(actual.ports.keys().eq(wanted.keys()), "ports {:?}", actual.ports.keys());
+    let with_port =
+        wanted.iter().filter(|(_, network)| network.backend == Backend::Vxlan).map(|(vni, _)| vni);
+    prop_assert!(actual.ports.keys().eq(with_port), "ports {:?}", actual.ports.keys());
+    let parts = || wanted.values().flat_map(|network| network.parts.iter().map(move |part| (network, part)));
+    let routes: BTreeMap<Ipv4Net, BTreeSet<Route>> = parts()
+        .filter_map(|(network, (to, node))| {
+            let route = Route { hop: *actual.hops.get(node)?, source: network.gateway };
+            Some((*to, BTreeSet::from([route])))
+        })
+        .collect();
+    prop_assert_eq!(&actual.routes, &routes);
     for (vni, network) in wanted {
-        let (bridge, port) = (&actual.bridges[vni], &actual.ports[vni]);
+        let bridge = &actual.bridges[vni];
+        prop_assert!(
+            bridge.members.values().all(|mtu| *mtu == network.container_mtu.unwrap_or(UNDERLAY.mtu))
+        );
+        if network.backend == Backend::Routed {
+            prop_assert!(bridge.answers_for_others);
+            let passes_on = |device: &u32| actual.forwarding.contains(device);
+            prop_assert!(passes_on(&bridge.index) && passes_on(&UNDERLAY.device));
+            continue;
+        }
+        let port = &actual.ports[vni];
         prop_assert_eq!(bridge.mac, mac_for(network.gateway));
         prop_assert!(bridge.up && bridge.mtu == UNDERLAY.mtu);
         let mut addresses = BTreeSet::from([(IpAddr::V4(network.gateway), network.prefix)]);
@@ -167,8 +218,11 @@ fn peer(last: u8, on: u8) -> (Mac, IpAddr) {
 
 prop_compose! {
     fn wanted_network()(
+        backend in prop::sample::select(vec![Backend::Vxlan, Backend::Routed]),
+        container_mtu in prop::option::of(Just(1400)),
         gateway in 1_u8..3,
         prefix in 20_u8..22,
+        parts in collection::btree_map(3_u8..7, 2_u8..5, 0..4),
         peers in collection::btree_map(3_u8..9, 2_u8..5, 0..6),
         dual: bool,
     ) -> WantedNetwork {
@@ -176,8 +230,53 @@ prop_compose! {
             peers.into_iter().map(|(last, on)| (address(last), peer(last, on))).collect();
         let gateway6 = dual.then(|| (address6(gateway), 64));
         let addresses6 = peers.keys().filter(|_| dual).map(|peer| (*peer, address6(peer.octets()[3])));
-        WantedNetwork { gateway: address(gateway), prefix, gateway6, addresses6: addresses6.collect(), peers }
+        let parts = parts.into_iter().filter(|_| backend == Backend::Routed);
+        WantedNetwork {
+            backend,
+            container_mtu,
+            prefix,
+            gateway6,
+            addresses6: addresses6.collect(),
+            peers,
+            parts: parts.map(|(last, on)| (part(0, last), node(on))).collect(),
+            ..network(gateway)
+        }
     }
+}
+
+/// A network without peers.
+fn network(gateway: u8) -> WantedNetwork {
+    WantedNetwork {
+        backend: Backend::Vxlan,
+        internal: false,
+        filtered: false,
+        container_mtu: None,
+        gateway: address(gateway),
+        prefix: 20,
+        parts: BTreeMap::new(),
+        peers: BTreeMap::new(),
+        gateway6: None,
+        addresses6: BTreeMap::new(),
+    }
+}
+
+/// A part of the subnet of the network with this number, which is its own: no two networks overlap.
+fn part(vni: u8, last: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 192 + vni, 0, last << 4), 28)
+}
+
+fn wanted() -> impl Strategy<Value = BTreeMap<u32, WantedNetwork>> {
+    collection::btree_map(1_u8..4, wanted_network(), 0..3).prop_map(|networks| {
+        let place = |(vni, mut network): (u8, WantedNetwork)| {
+            let [.., last] = network.gateway.octets();
+            network.gateway = Ipv4Addr::new(10, 192 + vni, 0, last);
+            let parts = std::mem::take(&mut network.parts);
+            network.parts =
+                parts.into_iter().map(|(to, on)| (part(vni, to.addr().octets()[3] >> 4), on)).collect();
+            (u32::from(vni), network)
+        };
+        networks.into_iter().map(place).collect()
+    })
 }
 
 prop_compose! {
@@ -185,7 +284,8 @@ prop_compose! {
         gateway in 1_u8..3,
         mtu in 1449_u32..1451,
         up: bool,
-        in_use: bool,
+        members in collection::btree_map(3000_u32..3004, 1400_u32..1451, 0..3),
+        answers_for_others: bool,
         addresses in collection::btree_set((1_u8..4, 20_u8..22, any::<bool>()), 0..3),
         without_ipv6: bool,
     ) -> Bridge {
@@ -194,7 +294,7 @@ prop_compose! {
             false => (IpAddr::V4(address(last)), prefix),
         });
         let (addresses, mac) = (addresses.collect(), mac_for(address(gateway)));
-        Bridge { index: 1000 + vni, mac, mtu, up, addresses, without_ipv6, in_use }
+        Bridge { index: 1000 + vni, mac, mtu, up, addresses, without_ipv6, answers_for_others, members }
     }
 }
 
@@ -247,31 +347,52 @@ fn actual() -> impl Strategy<Value = Actual> {
             for (_, port) in ports.iter_mut().filter(|(vni, _)| !bridges.contains_key(vni)) {
                 port.master = port.master.filter(|master| *master < 1000);
             }
-            Actual { bridges, ports }
+            Actual { bridges, ports, ..Actual::default() }
         })
     })
+}
+
+/// As [`actual`], with routes and ways to nodes.
+fn actual_with_routes() -> impl Strategy<Value = Actual> {
+    let hop = |(via, device): (u8, u32)| Hop { via: node(via), device };
+    let route = (2_u8..5, 2_u32..4, 1_u8..4, 1_u8..3).prop_map(move |(via, device, vni, last)| Route {
+        hop: hop((via, device)),
+        source: Ipv4Addr::new(10, 192 + vni, 0, last),
+    });
+    let to = (0_u8..4, 3_u8..8).prop_map(|(vni, last)| part(vni, last));
+    (
+        actual(),
+        collection::btree_map(to, collection::btree_set(route, 1..3), 0..5),
+        collection::btree_map((2_u8..5).prop_map(node), (2_u8..5, 2_u32..4).prop_map(hop), 0..4),
+        collection::btree_set(prop_oneof![2_u32..4, 1001_u32..1004], 0..4),
+    )
+        .prop_map(|(actual, routes, hops, forwarding)| Actual { routes, hops, forwarding, ..actual })
 }
 
 proptest! {
     #[test]
     fn whatever_is_there_one_plan_makes_it_exact_and_a_second_has_nothing_to_do(
-        wanted in collection::btree_map(1_u32..4, wanted_network(), 0..3),
-        mut actual in actual(),
+        wanted in wanted(),
+        mut actual in actual_with_routes(),
     ) {
-        let first = plan(&wanted, &UNDERLAY, &actual);
+        let first = plan(&wanted, &underlays(), &actual);
         apply(&mut actual, &first);
         is_exact(&wanted, &actual)?;
-        prop_assert_eq!(plan(&wanted, &UNDERLAY, &actual), Plan::new());
+        prop_assert_eq!(plan(&wanted, &underlays(), &actual), Plan::new());
     }
 
     #[test]
     fn what_is_right_is_not_touched(
-        before in wanted_network(),
+        before in wanted_network().prop_map(|network| WantedNetwork {
+            backend: Backend::Vxlan,
+            parts: BTreeMap::new(),
+            ..network
+        }),
         peers in collection::btree_map(3_u8..9, 2_u8..5, 0..6),
     ) {
         let mut actual = Actual::default();
         let wanted = BTreeMap::from([(1, before.clone())]);
-        apply(&mut actual, &plan(&wanted, &UNDERLAY, &Actual::default()));
+        apply(&mut actual, &plan(&wanted, &underlays(), &Actual::default()));
         let peers: BTreeMap<_, _> = peers.into_iter().map(|(last, on)| (address(last), peer(last, on))).collect();
         let kept: BTreeSet<Mac> = peers
             .iter()
@@ -281,7 +402,7 @@ proptest! {
         let kept6: BTreeSet<Ipv6Addr> =
             before.addresses6.iter().filter(|(at, _)| peers.contains_key(*at)).map(|(_, six)| *six).collect();
         let after = BTreeMap::from([(1, WantedNetwork { peers, ..before })]);
-        for operation in plan(&after, &UNDERLAY, &actual).values().flatten() {
+        for operation in plan(&after, &underlays(), &actual).values().flatten() {
             match operation {
                 Operation::Forward { mac, .. } | Operation::StopForwarding { mac, .. }
                 | Operation::Switch { mac } | Operation::StopSwitching { mac }
@@ -299,13 +420,13 @@ proptest! {
 
     #[test]
     fn only_bridges_that_nobody_wants_and_nobody_uses_are_removed(
-        wanted in collection::btree_map(1_u32..4, wanted_network(), 0..3),
+        wanted in wanted(),
         actual in actual(),
     ) {
         for vni in unused_bridges(&wanted, &actual) {
-            prop_assert!(!wanted.contains_key(&vni) && !actual.bridges[&vni].in_use);
+            prop_assert!(!wanted.contains_key(&vni) && actual.bridges[&vni].members.is_empty());
         }
-        let left = actual.bridges.iter().filter(|(vni, bridge)| !wanted.contains_key(vni) && !bridge.in_use);
+        let left = actual.bridges.iter().filter(|(vni, bridge)| !wanted.contains_key(vni) && bridge.members.is_empty());
         prop_assert_eq!(unused_bridges(&wanted, &actual).len(), left.count());
     }
 
@@ -326,16 +447,15 @@ fn names_of_others_are_not_ours() {
 
 #[test]
 fn an_address_that_moves_is_redirected_in_one_step() {
-    let network = |on| WantedNetwork {
-        gateway: address(1),
-        prefix: 20,
+    let moved = |on| WantedNetwork {
         peers: BTreeMap::from([(address(5), (mac_for(address(5)), node(on)))]),
         gateway6: Some((address6(1), 64)),
         addresses6: BTreeMap::from([(address(5), address6(5))]),
+        ..network(1)
     };
     let mut actual = Actual::default();
-    apply(&mut actual, &plan(&BTreeMap::from([(1, network(2))]), &UNDERLAY, &Actual::default()));
-    let plan = plan(&BTreeMap::from([(1, network(3))]), &UNDERLAY, &actual);
+    apply(&mut actual, &plan(&BTreeMap::from([(1, moved(2))]), &underlays(), &Actual::default()));
+    let plan = plan(&BTreeMap::from([(1, moved(3))]), &underlays(), &actual);
     let moved = Operation::Forward { mac: mac_for(address(5)), node: node(3) };
     assert_eq!(plan, Plan::from([(1, vec![moved])]));
 }
@@ -362,4 +482,48 @@ fn a_network_has_its_own_options_and_keeps_what_is_the_clusters() {
     for wrong in ["1451", "many", "0"] {
         assert!(options(&[(mtu, wrong)]).unwrap_err().contains("at most 1450 bytes"), "{wrong}");
     }
+}
+
+fn routed(parts: &[(u8, u8)]) -> BTreeMap<u32, WantedNetwork> {
+    let parts = parts.iter().map(|(last, on)| (part(0, *last), node(*on))).collect();
+    BTreeMap::from([(1, WantedNetwork { backend: Backend::Routed, parts, ..network(1) })])
+}
+
+#[test]
+fn a_part_that_moves_is_redirected_in_one_step_and_behind_a_router_the_router_is_told() {
+    let mut actual = Actual::default();
+    let direct = |on| Hop { via: node(on), device: 2 };
+    actual.hops = (2..4).map(|on| (node(on), direct(on))).collect();
+    let first = plan(&routed(&[(3, 2)]), &underlays(), &actual);
+    apply(&mut actual, &first);
+    let route = |hop| {
+        let route = Route { hop, source: address(1) };
+        Plan::from([(1, vec![Operation::Route { to: part(0, 3), route }])])
+    };
+    assert_eq!(plan(&routed(&[(3, 3)]), &underlays(), &actual), route(direct(3)));
+    let router = Hop { via: node(254), device: 7 };
+    actual.hops.insert(node(2), router);
+    actual.forwarding.insert(7);
+    assert_eq!(plan(&routed(&[(3, 2)]), &underlays(), &actual), route(router));
+}
+
+#[test]
+fn an_address_outside_of_its_nodes_parts_has_a_route_of_its_own() {
+    let mut assigned = wharf_model::NetworkAssignment::new(
+        wharf_model::NetworkId::from_parts(1, [5; 10]),
+        "shop_default",
+        5,
+        "10.192.0.0/20".parse().unwrap(),
+        address(1),
+    );
+    let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+    let peer =
+        |last, on| wharf_model::Peer { address: address(last), node: node(on), mac: None, address6: None };
+    assigned.peers = vec![peer(66, 2), peer(7, 2), peer(67, 3)];
+    assigned.remote_blocks = vec![wharf_model::RemoteBlock { block: net("10.192.0.64/26"), node: node(2) }];
+    assert_eq!(WantedNetwork::from(&assigned).parts, BTreeMap::new(), "it is no routed network");
+    assigned.backend = Backend::Routed;
+    let parts = [("10.192.0.7/32", 2), ("10.192.0.64/26", 2), ("10.192.0.67/32", 3)];
+    let parts = parts.map(|(part, on)| (net(part), node(on)));
+    assert_eq!(WantedNetwork::from(&assigned).parts, BTreeMap::from(parts));
 }
