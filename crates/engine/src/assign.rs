@@ -9,13 +9,20 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::Ipv4Net;
 use wharf_model::{
-    AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Mac, NetworkAssignment,
-    NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, Route, RouteTable, ServiceKey,
-    ServiceName, ServiceRevision, Target, Task, TaskAssignment, VolumeAssignment, VolumeId, VolumeRecord, tunnel_address,
+    AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Mac,
+    NetworkAssignment, NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, RemoteBlock, Route,
+    RouteTable, ServiceKey, ServiceName, ServiceRevision, Target, Task, TaskAssignment, VolumeAssignment,
+    VolumeId, VolumeRecord, tunnel_address,
 };
 
-use crate::{World, names::Names, network, spec, wireguard::Mesh};
+use crate::{
+    World,
+    names::{self, Names},
+    network, routes, spec,
+    wireguard::Mesh,
+};
 
 /// Makes assignment sets from one state of the world.
 #[derive(Debug)]
@@ -118,6 +125,14 @@ impl<'a> Assigner<'a> {
                 self.names.add_task(task, &revision.spec, (name, id), *address, ready);
             }
         }
+        if revision.spec.network_mode == NetworkMode::Host
+            && let Some(IpAddr::V4(address)) = self.node_address(task)
+        {
+            // It is found where its node is, by whoever gets out of the network.
+            for network in names::beside_host(self.world, &task.service.app) {
+                self.names.add_task(task, &revision.spec, (&network.name, network.id), address, ready);
+            }
+        }
     }
 
     fn add_routes(&mut self) {
@@ -134,8 +149,12 @@ impl<'a> Assigner<'a> {
                     let address = self.entry_address(task)?;
                     Some(Endpoint::new(task.id, SocketAddrV4::new(address, port.target)))
                 });
-                let mut endpoints: Vec<_> = endpoints.collect();
+                let mut endpoints: Vec<Endpoint> = endpoints.collect();
                 endpoints.sort_unstable();
+                // Also those that are still on a network in whose place there is another one.
+                let entries = endpoints.iter().filter_map(|endpoint| self.network_at(*endpoint.address.ip()));
+                let entries: Vec<_> = entries.collect();
+                self.entries.extend(entries);
                 self.routes.push(Route {
                     service: record.key.clone(),
                     port: published,
@@ -157,7 +176,8 @@ impl<'a> Assigner<'a> {
             let network = self.network_at(*endpoint.address.ip()).and_then(|id| self.world.network(id));
             let entry = network.and_then(|network| network.gateways.get(&node));
             let task = self.world.task(endpoint.task);
-            endpoint.keeps_client = task.zip(entry).is_some_and(|(task, at)| task.status.entries.contains(at));
+            endpoint.keeps_client =
+                task.zip(entry).is_some_and(|(task, at)| task.status.entries.contains(at));
         }
         routes
     }
@@ -173,6 +193,9 @@ impl<'a> Assigner<'a> {
         let entries = record.gateways.iter().filter(|(node, _)| possible && is_entry(node));
         entries.map(|(_, address)| *address).collect()
     }
+    fn node_address(&self, task: &Task) -> Option<IpAddr> {
+        Some(self.world.node(task.node?)?.facts()?.address)
+    }
     /// Where gateways reach a task: on its first network, on its node, or where the task is whose network it shares.
     fn entry_address(&self, task: &Task) -> Option<Ipv4Addr> {
         let revision = self.revision(task)?;
@@ -181,7 +204,7 @@ impl<'a> Assigner<'a> {
                 let (name, _) = spec::attachments(&revision.spec).into_iter().next()?;
                 task.addresses.get(name).copied()
             }
-            NetworkMode::Host => match self.world.node(task.node?)?.facts()?.address {
+            NetworkMode::Host => match self.node_address(task)? {
                 IpAddr::V4(address) => Some(address),
                 IpAddr::V6(_) => None,
             },
@@ -275,6 +298,7 @@ impl<'a> Assigner<'a> {
         });
         let mut peers: Vec<_> = peers.collect();
         peers.sort_unstable();
+        let (blocks, remote_blocks) = self.blocks(node, record, members);
         Some(NetworkAssignment {
             id: record.id,
             name: crate::world::outer_network_name(record),
@@ -289,11 +313,30 @@ impl<'a> Assigner<'a> {
             backend: record.backend,
             parent: record.spec.parent.clone(),
             router: record.spec.gateway.filter(|_| record.backend == Backend::Macvlan),
-            blocks: Vec::new(),
-            remote_blocks: Vec::new(),
+            blocks,
+            remote_blocks,
             subnet6: record.subnet6,
             entries: self.entries_of(record),
         })
+    }
+    /// The parts of a routed network that are the node's, and those that are others'.
+    fn blocks(
+        &self,
+        node: NodeId,
+        record: &NetworkRecord,
+        members: &BTreeMap<Ipv4Addr, NodeId>,
+    ) -> (Vec<Ipv4Net>, Vec<RemoteBlock>) {
+        if record.backend != Backend::Routed {
+            return (Vec::new(), Vec::new());
+        }
+        let mut parts = record.blocks.clone();
+        parts.extend(routes::parts_in_use(record, members.iter().map(|(address, at)| (*address, *at))));
+        let own = parts.iter().filter(|(_, at)| **at == node).map(|(block, _)| *block).collect();
+        let others = parts.iter().filter(|(_, at)| **at != node);
+        let remote = others.filter_map(|(block, at)| {
+            Some(RemoteBlock { block: *block, node: self.reachable(record.backend, *at)? })
+        });
+        (own, remote.collect())
     }
     /// Where a node's VXLAN port answers, unless the node is given up.
     fn reachable(&self, backend: Backend, id: NodeId) -> Option<IpAddr> {

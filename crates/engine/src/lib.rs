@@ -4,7 +4,10 @@
 //! with a [`Decision`]: what to commit, what is not as desired and why, and when to look again. Collections are ordered, and
 //! ids come from a generator, so the same input always gives the same answer.
 
+mod acknowledge;
 mod assign;
+#[cfg(test)]
+mod backends;
 mod builder;
 mod change;
 mod choose;
@@ -29,6 +32,7 @@ mod waiting;
 mod wireguard;
 mod world;
 
+pub use acknowledge::{Serving, Unacknowledged, Version, unacknowledged};
 pub use assign::Assigner;
 pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};

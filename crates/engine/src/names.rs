@@ -12,8 +12,8 @@ use std::{
 };
 
 use wharf_model::{
-    AppKey, DnsTable, ExternalHost, NamedPort, NetworkAttachment, NetworkId, NetworkMode, NetworkName, NodeId, Phase,
-    Protocol, Revision, ServiceKey, ServiceSpec, Slot, Task, VirtualService,
+    AppKey, DnsTable, ExternalHost, NamedPort, NetworkAttachment, NetworkId, NetworkMode, NetworkName,
+    NodeId, Phase, Protocol, Revision, ServiceKey, ServiceSpec, Slot, Task, VirtualService,
 };
 
 use crate::{World, spec, vip};
@@ -212,7 +212,7 @@ fn places(world: &World, app: &AppKey, spec: &ServiceSpec) -> Vec<(NetworkId, Ne
 pub(crate) fn beside_host<'w>(
     world: &'w World,
     app: &AppKey,
-) -> impl Iterator<Item = &'w std::sync::Arc<wharf_model::NetworkRecord>> + use<'w> {
+) -> impl Iterator<Item = &'w std::sync::Arc<wharf_model::NetworkRecord>> {
     world.networks_of(app).filter(|network| !network.spec.internal)
 }
 
