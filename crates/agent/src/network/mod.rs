@@ -17,6 +17,7 @@ pub(crate) mod netlink;
 #[cfg_attr(not(test), expect(dead_code, reason = "used from here on by what programs rules"))]
 mod nft;
 mod plan;
+pub mod wireguard;
 
 #[cfg(test)]
 mod tests;
@@ -32,14 +33,14 @@ use std::{
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use wharf_model::{DnsTable, NetworkAssignment, NetworkId, Revision};
-use wharf_process::{Tasks, errors};
+use wharf_process::{Tasks, detached::Program, errors};
 
 use self::devices::Devices;
 pub use self::{
     devices::{NetworkError, Pass},
     docker::{DockerNetwork, NETWORK_LABEL, VNI_LABEL, docker_network_options},
 };
-use crate::dns::{self, Listen, Responder, Sources, Upstreams};
+use crate::dns::{self, DnsCounters, DnsProcess, Listen, Responder, Sources, Upstreams};
 
 /// UDP port of the VXLAN packets: neither the standard's 4789, which Docker Swarm uses, nor 8472, which flannel does.
 pub const VXLAN_PORT: u16 = 4790;
@@ -56,6 +57,8 @@ pub struct NetworkOptions {
     pub vxlan_port: u16,
     /// Where containers' questions for other names go.
     pub upstreams: Upstreams,
+    /// The process that answers DNS; if none, this one does, as long as it lives.
+    pub dns: Option<Program>,
 }
 
 impl NetworkOptions {
@@ -63,14 +66,22 @@ impl NetworkOptions {
     #[must_use]
     pub fn new(node: IpAddr) -> Self {
         let upstreams = Upstreams::File(PathBuf::from("/etc/resolv.conf"));
-        Self { node, vxlan_port: VXLAN_PORT, upstreams }
+        Self { node, vxlan_port: VXLAN_PORT, upstreams, dns: None }
     }
 }
 
-/// The networks of this node's kernel, with the responder that answers on them.
+/// Who answers DNS.
+enum Names {
+    /// This process.
+    Here(Responder),
+    /// One of its own.
+    Apart(DnsProcess),
+}
+
+/// The networks of this node's kernel, with the names that are served on them.
 pub struct KernelNetwork {
     devices: Devices,
-    responder: Responder,
+    names: Names,
     state: Mutex<State>,
     mended: AtomicU64,
     /// The latest, the oldest first.
@@ -110,7 +121,10 @@ impl KernelNetwork {
     pub fn open(options: NetworkOptions, tasks: &Tasks) -> Result<Self, NetworkError> {
         Ok(Self {
             devices: Devices::open(options.node, options.vxlan_port)?,
-            responder: Responder::new(options.upstreams, tasks),
+            names: match options.dns {
+                None => Names::Here(Responder::new(options.upstreams, tasks)),
+                Some(program) => Names::Apart(DnsProcess::start(program, options.upstreams, tasks)),
+            },
             state: Mutex::default(),
             mended: AtomicU64::new(0),
             mends: Mutex::default(),
@@ -189,15 +203,25 @@ impl KernelNetwork {
         self.devices.mtu().await
     }
 
-    /// Serves these names from now on. `sources` says which networks the tasks of this node are on.
-    pub fn publish(&self, table: &DnsTable, sources: &Sources) {
-        self.responder.publish(table, sources);
+    /// Serves these names from now on. `sources` says which networks the tasks of this node are on. Whether no others are served any
+    /// more; if not, [`KernelNetwork::version`] says when.
+    pub async fn publish(&self, table: &DnsTable, sources: &Sources) -> bool {
+        match &self.names {
+            Names::Here(responder) => {
+                responder.publish(table, sources);
+                true
+            }
+            Names::Apart(process) => process.publish(table, sources).await,
+        }
     }
 
-    /// The version of the names that are served.
+    /// The version of the names that are served: no answer of an older one is sent any more.
     #[must_use]
     pub fn version(&self) -> Option<Revision> {
-        self.responder.version()
+        match &self.names {
+            Names::Here(responder) => responder.version(),
+            Names::Apart(process) => process.version(),
+        }
     }
 
     /// What is not as it should be, in words for people.
@@ -207,7 +231,10 @@ impl KernelNetwork {
         let mut problems: Vec<String> =
             state.failure.iter().chain(state.problems.values()).cloned().collect();
         drop(state);
-        problems.extend(self.responder.problems());
+        problems.extend(match &self.names {
+            Names::Here(responder) => responder.problems(),
+            Names::Apart(process) => process.problems(),
+        });
         problems
     }
 
@@ -231,10 +258,12 @@ impl KernelNetwork {
         mends.drain(..surplus);
     }
 
-    /// The responder, for its counters.
-    #[must_use]
-    pub fn responder(&self) -> &Responder {
-        &self.responder
+    /// What was asked so far.
+    pub async fn questions(&self) -> DnsCounters {
+        match &self.names {
+            Names::Here(responder) => responder.counters(),
+            Names::Apart(process) => process.counters().await,
+        }
     }
 
     async fn finish(&self, outcome: Result<Pass, NetworkError>) -> Result<Pass, NetworkError> {
@@ -247,7 +276,10 @@ impl KernelNetwork {
             state.wanted.clone()
         };
         // Also after a failure: the addresses may be there all the same.
-        self.responder.listen(&wanted).await;
+        match &self.names {
+            Names::Here(responder) => responder.listen(&wanted).await,
+            Names::Apart(process) => process.listen(&wanted),
+        }
         outcome
     }
 }
