@@ -147,7 +147,9 @@ impl NetworkPlane for BridgesOnly {
     async fn mtu(&self) -> Option<u32> {
         Some(1450)
     }
-    fn publish(&self, _: &DnsTable, _: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) {}
+    async fn publish(&self, _: &DnsTable, _: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool {
+        true
+    }
     async fn clean_up(&self, _: BTreeSet<String>) {}
     fn problems(&self) -> Vec<String> {
         Vec::new()

@@ -30,7 +30,7 @@ use nix::{
 use rustix::{
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags, recvmsg, sendmsg,
+        SendFlags, recv, recvmsg, sendmsg,
     },
     thread::{CapabilitySet, CapabilitySets, set_capabilities},
 };
@@ -355,6 +355,20 @@ impl LinkReader {
     /// As there.
     pub async fn read(&mut self) -> io::Result<Vec<u8>> {
         read_frame(&mut self.0).await
+    }
+
+    /// Waits until the other side is gone, or says something unasked; says which. Cancel-safe.
+    pub async fn closed(&self) -> io::Error {
+        let stream: &UnixStream = self.0.as_ref();
+        let peek = || {
+            let mut byte = [0];
+            Ok(recv(stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0)
+        };
+        match stream.async_io(Interest::READABLE, peek).await {
+            Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+            Ok(_) => io::Error::other("it said something unasked"),
+            Err(error) => error,
+        }
     }
 }
 

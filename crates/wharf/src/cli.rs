@@ -129,6 +129,12 @@ impl Cli {
 }
 
 impl Command {
+    /// Whether this is a process that runs beside an agent all the time: one thread is enough for it, and all threads have the privileges
+    /// that it keeps.
+    pub(crate) fn is_companion(&self) -> bool {
+        matches!(self, Self::Dns(_))
+    }
+
     /// The flags that say which files, of commands that read any.
     fn files(&mut self) -> Option<&mut Files> {
         match self {
@@ -154,6 +160,7 @@ impl Command {
             | Self::Context(_)
             | Self::Server(_)
             | Self::Agent(_)
+            | Self::Dns(_)
             | Self::Doctor(_)
             | Self::Version(_)
             | Self::Completion { .. } => None,
@@ -208,6 +215,9 @@ pub(crate) enum Command {
     Server(commands::server::Server),
     /// Run or set up this machine's agent
     Agent(commands::agent::Agent),
+    /// Answer DNS for this machine's containers; the agent starts this
+    #[command(hide = true)]
+    Dns(commands::dns::Dns),
     /// Find out what is wrong, and what to do about it
     Doctor(commands::doctor::Doctor),
     /// Show the versions of client and server

@@ -65,14 +65,18 @@ impl GoneReader {
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    let runtime =
-        match tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                report(&anyhow::Error::new(error).context("cannot start"));
-                return ExitCode::from(1);
-            }
-        };
+    let mut builder = if cli.command.is_companion() {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let runtime = match builder.worker_threads(workers()).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            report(&anyhow::Error::new(error).context("cannot start"));
+            return ExitCode::from(1);
+        }
+    };
     let outcome = runtime.block_on(commands::run(cli));
     // What still reads standard input on a thread of its own must not keep the process.
     runtime.shutdown_background();

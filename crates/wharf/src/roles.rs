@@ -26,6 +26,8 @@ use wharf_process::{
     shutdown::Signals,
 };
 
+use crate::commands;
+
 /// How long what is under way gets when the process is asked to stop.
 const GRACE: Duration = Duration::from_secs(10);
 const SETTINGS: &str = "agent.json";
@@ -131,7 +133,11 @@ pub(crate) async fn run_agent(
         cluster: membership.trust.ca_hash()?[..16].to_owned(),
         volumes: config.volumes(),
     });
-    let network = Arc::new(KernelNetwork::open(NetworkOptions::new(settings.address), &tasks)?);
+    let mut networks = NetworkOptions::new(settings.address);
+    // The folder of a process that answers DNS longer than this one lives.
+    std::fs::create_dir_all(run_dir).with_context(|| format!("cannot make {}", run_dir.display()))?;
+    networks.dns = Some(commands::dns::program(run_dir));
+    let network = Arc::new(KernelNetwork::open(networks, &tasks)?);
     let gateway = Gateway::new(GatewayOptions::default(), &tasks);
     let entry: Arc<dyn Entry> = Arc::new(GatewayEntry(gateway.clone()));
     let plane = Arc::clone(&network);

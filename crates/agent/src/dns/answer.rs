@@ -163,6 +163,10 @@ fn find<'a>(question: &Question<'_>, asker: Asker, known: &'a Known) -> Found<'a
     if question.class != INTERNET || NO_RECORDS.contains(&question.kind) {
         return Found::Refused(code::REFUSED);
     }
+    if known.zone.version.is_none() {
+        // What is ours is not known yet, so that nothing can be said of any name.
+        return Found::Refused(code::SERVER_FAILURE);
+    }
     let name = question.name.as_bytes();
     if let Some(entry) = known.zone.find(asker.address, asker.network, name) {
         return follow(entry, question, asker, known);

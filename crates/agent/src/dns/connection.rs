@@ -24,6 +24,8 @@ use super::{
 
 /// How long a connection may say nothing, and an answer may take to be taken.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long a connection may say nothing once another process answers.
+const LEAVING: Duration = Duration::from_millis(250);
 /// Questions of one connection that wait for upstream resolvers.
 const WAITING: usize = 32;
 
@@ -80,6 +82,13 @@ impl Connection {
     }
 
     async fn read(&mut self) -> io::Result<Vec<u8>> {
+        let leaves = self.sender.server.shared.retired.clone();
+        tokio::select! {
+            biased;
+            // Both arms are cancel-safe: they only wait.
+            readable = self.reader.readable() => readable?,
+            () = leaves.cancelled() => timeout(LEAVING, self.reader.readable()).await??,
+        }
         let mut message = vec![0; usize::from(self.reader.read_u16().await?)];
         self.reader.read_exact(&mut message).await?;
         Ok(message)

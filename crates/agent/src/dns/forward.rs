@@ -24,6 +24,7 @@ use futures::{
     stream::FuturesUnordered,
 };
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
@@ -57,7 +58,8 @@ const QUESTIONS: usize = 512;
 const DNS_PORT: u16 = 53;
 
 /// Where upstream resolvers are found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Upstreams {
     /// The `nameserver` lines of this file, read again when they are older than five seconds.
     File(PathBuf),
@@ -70,7 +72,7 @@ pub(super) type Outcome = Result<Arc<Reply>, u16>;
 type Flight = BoxFuture<'static, Outcome>;
 
 pub(super) struct Forwarder {
-    upstreams: Upstreams,
+    upstreams: Mutex<Upstreams>,
     read: Mutex<Option<(Instant, Vec<SocketAddr>)>>,
     /// Resolvers that did not answer, and until when they are asked last.
     avoided: Mutex<HashMap<SocketAddr, Instant>>,
@@ -95,7 +97,7 @@ impl Drop for Landing {
 impl Forwarder {
     pub(super) fn new(upstreams: Upstreams) -> Self {
         Self {
-            upstreams,
+            upstreams: Mutex::new(upstreams),
             read: Mutex::default(),
             avoided: Mutex::default(),
             cache: Mutex::default(),
@@ -103,6 +105,12 @@ impl Forwarder {
             permits: Semaphore::new(QUESTIONS),
             asked: AtomicU64::new(0),
         }
+    }
+
+    /// Asks these from now on.
+    pub(super) fn use_upstreams(&self, upstreams: Upstreams) {
+        *self.upstreams.lock() = upstreams;
+        *self.read.lock() = None;
     }
 
     /// How many questions went upstream since the start.
@@ -218,9 +226,9 @@ impl Forwarder {
     }
 
     fn configured(&self) -> Vec<SocketAddr> {
-        let path = match &self.upstreams {
+        let path = match &*self.upstreams.lock() {
             Upstreams::Fixed(resolvers) => return resolvers.clone(),
-            Upstreams::File(path) => path,
+            Upstreams::File(path) => path.clone(),
         };
         let mut read = self.read.lock();
         if let Some((at, resolvers)) = &*read

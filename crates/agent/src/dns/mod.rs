@@ -1,14 +1,17 @@
 //! Answers the DNS questions of the node's containers from the table that the server sent.
 //!
-//! - Knows nothing of the rest of the agent: networks to listen on, tables to serve and upstream resolvers are handed in, so
-//!   that it can become a process of its own.
+//! - It is a process of its own (`process`), which an agent's restart, upgrade or end leaves alone; the agent starts it and speaks to it
+//!   (`remote`). [`Responder`] is what is inside: networks to listen on, tables to serve and upstream resolvers are handed in.
 //! - **The guarantee about versions**: once [`Responder::publish`] has returned, [`Responder::version`] is that table's, and no
-//!   answer that an older table led to is handed to the kernel any more, on any network, by UDP or TCP. What is decided is sent before the
+//!   answer that an older table led to is handed to the kernel any more, on any network, by UDP or TCP. The same holds for
+//!   [`DnsProcess::publish`] and [`DnsProcess::version`]: the process says that it serves a table once it does, no other process answers
+//!   any more, and the table is where one that takes its place finds it. What is decided is sent before the
 //!   table can change; an answer that waited, for an upstream resolver or for a slow reader, is decided again when it is
 //!   sent, and a connection that took part of an older one is closed. Upstream answers that are remembered are no exception: names of
 //!   the table are looked for first. What a client keeps itself, it may keep for a second.
 //! - It answers the network's own containers only: a question from outside of the network it came in on is not answered, so that no
 //!   node is an open resolver.
+//! - Before the first table nothing is denied: every question is answered with a failure, after which clients ask again.
 //!
 //! What is answered is decided in `answer`, without input or output; `wire` reads and writes messages, `batch` receives and sends many
 //! at once, `connection` serves TCP, `forward` asks others.
@@ -18,6 +21,10 @@ mod batch;
 mod cache;
 mod connection;
 mod forward;
+mod held;
+mod process;
+mod protocol;
+mod remote;
 mod reply;
 mod wire;
 mod zone;
@@ -29,7 +36,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -40,6 +47,7 @@ use std::{
 use arc_swap::ArcSwap;
 use ipnet::Ipv4Net;
 use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::Interest,
     net::{TcpListener, UdpSocket},
@@ -57,7 +65,13 @@ use self::{
     wire::{Request, code},
     zone::Zone,
 };
-pub use self::{forward::Upstreams, zone::Sources};
+pub use self::{
+    forward::Upstreams,
+    process::{ProcessOptions, serve},
+    protocol::Settings,
+    remote::{DnsProcess, program},
+    zone::Sources,
+};
 
 /// The port of DNS.
 pub const PORT: u16 = 53;
@@ -72,7 +86,7 @@ const ATTEMPTS: usize = 3;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A network to answer on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listen {
     /// Where containers ask: the gateway's address, [`PORT`].
     pub address: SocketAddr,
@@ -80,8 +94,16 @@ pub struct Listen {
     pub subnet: Ipv4Net,
 }
 
+impl Listen {
+    /// All addresses to listen on.
+    fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        [self.address].into_iter()
+    }
+}
+
 /// Questions and what became of them, since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DnsCounters {
     /// All of them.
     pub questions: u64,
@@ -111,6 +133,10 @@ struct Shared {
     waiting: Arc<Semaphore>,
     listeners: Mutex<BTreeMap<NetworkId, Listening>>,
     problems: Mutex<BTreeMap<NetworkId, String>>,
+    /// Sockets of the process before us, until they are listened on.
+    adopted: Mutex<BTreeMap<SocketAddr, Sockets>>,
+    /// Another process answers: nothing is received any more.
+    retired: CancellationToken,
     questions: AtomicU64,
     forwarded: AtomicU64,
     refused: AtomicU64,
@@ -119,8 +145,18 @@ struct Shared {
 
 struct Listening {
     listen: Listen,
+    at: Vec<(SocketAddr, Sockets)>,
+    /// Ends receiving: what was received is answered all the same.
+    receive: CancellationToken,
     /// Ends the listener's tasks.
     _stop: DropGuard,
+}
+
+/// Where questions to one address come in.
+#[derive(Debug, Clone)]
+struct Sockets {
+    udp: Arc<UdpSocket>,
+    tcp: Arc<TcpListener>,
 }
 
 impl Responder {
@@ -134,6 +170,8 @@ impl Responder {
             waiting: Arc::new(Semaphore::new(WAITING)),
             listeners: Mutex::default(),
             problems: Mutex::default(),
+            adopted: Mutex::default(),
+            retired: CancellationToken::new(),
             questions: AtomicU64::new(0),
             forwarded: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -165,10 +203,12 @@ impl Responder {
     }
 
     async fn bind(&self, network: NetworkId, listen: Listen) -> io::Result<Listening> {
-        let udp = UdpSocket::bind(listen.address).await?;
-        // Sets SO_REUSEADDR: connections of the last process do not keep the port.
-        let tcp = TcpListener::bind(listen.address).await?;
+        let mut at = Vec::new();
+        for address in listen.addresses() {
+            at.push((address, self.sockets_at(address).await?));
+        }
         let stop = self.tasks.token();
+        let receive = stop.child_token();
         let server = Arc::new(Server {
             shared: Arc::clone(&self.shared),
             network,
@@ -176,16 +216,69 @@ impl Responder {
             tasks: self.tasks.clone(),
             stop: stop.clone(),
         });
-        let name = listen.address;
-        self.tasks.spawn(
-            format!("dns udp {name}"),
-            stop.child_token().run_until_cancelled_owned(Arc::clone(&server).serve_udp(udp)),
-        );
-        self.tasks.spawn(
-            format!("dns tcp {name}"),
-            stop.child_token().run_until_cancelled_owned(server.serve_tcp(tcp)),
-        );
-        Ok(Listening { listen, _stop: stop.drop_guard() })
+        for (address, Sockets { udp, tcp }) in at.clone() {
+            let udp_served = Arc::clone(&server).serve_udp(udp);
+            let tcp_served = Arc::clone(&server).serve_tcp(tcp);
+            let (until, or_until) = (receive.clone(), receive.clone());
+            self.tasks.spawn(format!("dns udp {address}"), until.run_until_cancelled_owned(udp_served));
+            self.tasks.spawn(format!("dns tcp {address}"), or_until.run_until_cancelled_owned(tcp_served));
+        }
+        Ok(Listening { listen, at, receive, _stop: stop.drop_guard() })
+    }
+
+    async fn sockets_at(&self, address: SocketAddr) -> io::Result<Sockets> {
+        if let Some(adopted) = self.shared.adopted.lock().remove(&address) {
+            return Ok(adopted);
+        }
+        let udp = UdpSocket::bind(address).await?;
+        // Sets SO_REUSEADDR: connections of the last process do not keep the port.
+        let tcp = TcpListener::bind(address).await?;
+        Ok(Sockets { udp: Arc::new(udp), tcp: Arc::new(tcp) })
+    }
+
+    /// Asks these for names that are not ours from now on.
+    pub fn use_upstreams(&self, upstreams: Upstreams) {
+        self.shared.forwarder.use_upstreams(upstreams);
+    }
+
+    /// Listens on these sockets of another process, UDP and TCP of each address, once that is wanted.
+    fn adopt(&self, addresses: Vec<SocketAddr>, files: Vec<OwnedFd>) {
+        let mut files = files.into_iter();
+        let mut sockets = || -> Option<io::Result<Sockets>> {
+            let (udp, tcp) = (files.next()?, files.next()?);
+            Some(UdpSocket::from_std(udp.into()).and_then(|udp| {
+                let tcp = TcpListener::from_std(tcp.into())?;
+                Ok(Sockets { udp: Arc::new(udp), tcp: Arc::new(tcp) })
+            }))
+        };
+        for address in addresses {
+            match sockets() {
+                Some(Ok(sockets)) => drop(self.shared.adopted.lock().insert(address, sockets)),
+                Some(Err(error)) => tracing::warn!(%error, %address, "socket not taken over"),
+                None => return,
+            }
+        }
+    }
+
+    /// Lets go of what was adopted and is not wanted.
+    fn forget_adopted(&self) {
+        self.shared.adopted.lock().clear();
+    }
+
+    /// What is listened on: the addresses, and of each its UDP socket and its TCP listener.
+    fn sockets(&self) -> io::Result<(Vec<SocketAddr>, Vec<OwnedFd>)> {
+        let (mut addresses, mut files) = (Vec::new(), Vec::new());
+        for (address, Sockets { udp, tcp }) in self.shared.listeners.lock().values().flat_map(|of| &of.at) {
+            addresses.push(*address);
+            files.extend([udp.as_fd().try_clone_to_owned()?, tcp.as_fd().try_clone_to_owned()?]);
+        }
+        Ok((addresses, files))
+    }
+
+    /// Receives nothing any more, because another process does, on the same sockets; what was received is answered.
+    fn retire(&self) {
+        self.shared.listeners.lock().values().for_each(|listening| listening.receive.cancel());
+        self.shared.retired.cancel();
     }
 
     /// Serves these names from now on, and none of any other table: see the module's guarantee. `sources` says which networks the tasks
@@ -194,6 +287,16 @@ impl Responder {
         let mut zone = Zone::new(table, sources, rand::random());
         // Waits for what is being sent.
         std::mem::swap(&mut self.shared.known.write().zone, &mut zone);
+    }
+
+    /// As [`Responder::publish`], with what it needs made before; answers what was served until now, to be dropped where that holds up nobody.
+    fn serve_zone(&self, zone: Zone) -> Zone {
+        std::mem::replace(&mut self.shared.known.write().zone, zone)
+    }
+
+    /// Says that what is served is of this version as well.
+    fn renumber(&self, version: Revision) {
+        self.shared.known.write().zone.version = Some(version);
     }
 
     /// The version of the table that every answer comes from; none before the first.
@@ -240,8 +343,7 @@ struct Waiting {
 }
 
 impl Server {
-    async fn serve_udp(self: Arc<Self>, socket: UdpSocket) {
-        let socket = Arc::new(socket);
+    async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let mut waiting = Vec::new();
         loop {
             let ready = socket.readable().await;
@@ -328,7 +430,7 @@ impl Server {
         self.shared.forwarder.resolve(&forward.ask, self.shared.own.load_full()).await
     }
 
-    async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
+    async fn serve_tcp(self: Arc<Self>, listener: Arc<TcpListener>) {
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };

@@ -17,7 +17,6 @@ pub(crate) mod netlink;
 #[cfg_attr(not(test), expect(dead_code, reason = "used from here on by what programs rules"))]
 mod nft;
 mod plan;
-pub mod wireguard;
 
 #[cfg(test)]
 mod tests;
@@ -81,6 +80,7 @@ enum Names {
 /// The networks of this node's kernel, with the names that are served on them.
 pub struct KernelNetwork {
     devices: Devices,
+    tunnels: Option<Arc<Tunnels>>,
     names: Names,
     state: Mutex<State>,
     mended: AtomicU64,
@@ -121,6 +121,7 @@ impl KernelNetwork {
     pub fn open(options: NetworkOptions, tasks: &Tasks) -> Result<Self, NetworkError> {
         Ok(Self {
             devices: Devices::open(options.node, options.vxlan_port)?,
+            tunnels: None,
             names: match options.dns {
                 None => Names::Here(Responder::new(options.upstreams, tasks)),
                 Some(program) => Names::Apart(DnsProcess::start(program, options.upstreams, tasks)),
@@ -143,6 +144,30 @@ impl KernelNetwork {
         let outcome = self.devices.prepare(networks).await;
         self.state.lock().wanted = listens(networks);
         self.finish(outcome).await
+    }
+
+    /// The same with tunnels for networks of the backend `wireguard`.
+    #[must_use]
+    pub fn with_tunnels(mut self, tunnels: Arc<Tunnels>) -> Self {
+        self.tunnels = Some(tunnels);
+        self
+    }
+
+    /// Makes the node's tunnels as assigned, all of them and no others. To be called before [`KernelNetwork::prepare`]; what fails is among
+    /// [`KernelNetwork::problems`].
+    pub async fn prepare_tunnels(&self, assignment: Option<&WireguardAssignment>) {
+        if let Some(tunnels) = &self.tunnels
+            && let Err(error) = tunnels.prepare(assignment).await
+        {
+            tracing::warn!(error = errors::chain(&error), "tunnels not made");
+        }
+        self.set_tunnel(assignment.map(|assignment| assignment.address.into()));
+    }
+
+    /// The node's tunnels, if it can have any.
+    #[must_use]
+    pub fn tunnels(&self) -> Option<&Arc<Tunnels>> {
+        self.tunnels.as_ref()
     }
 
     /// Says where networks with the backend `wireguard` run: over the interface with this address, from the next pass on. Until there is
@@ -195,12 +220,12 @@ impl KernelNetwork {
         self.devices.remove_bridges(keep).await
     }
 
-    /// The largest packet of the networks' devices: that of the interface with the node's address, less what VXLAN adds.
+    /// The largest packet of networks with this backend: that of the interface that they run over, less what goes around it.
     ///
     /// # Errors
     /// If the node's address is on no interface, or the kernel cannot be asked.
-    pub async fn mtu(&self) -> Result<u32, NetworkError> {
-        self.devices.mtu().await
+    pub async fn mtu(&self, backend: Backend) -> Result<u32, NetworkError> {
+        self.devices.mtu(backend).await
     }
 
     /// Serves these names from now on. `sources` says which networks the tasks of this node are on. Whether no others are served any
@@ -231,6 +256,7 @@ impl KernelNetwork {
         let mut problems: Vec<String> =
             state.failure.iter().chain(state.problems.values()).cloned().collect();
         drop(state);
+        problems.extend(self.tunnels.iter().flat_map(|tunnels| tunnels.problems()));
         problems.extend(match &self.names {
             Names::Here(responder) => responder.problems(),
             Names::Apart(process) => process.problems(),

@@ -6,6 +6,7 @@ pub(crate) mod build;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod context;
+pub(crate) mod dns;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod events;
@@ -66,6 +67,7 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
         Command::Context(args) => context::run(args, global, &out),
         Command::Server(args) => server::run(args, global, &out).await,
         Command::Agent(args) => agent::run(args, global, &out).await,
+        Command::Dns(args) => dns::run(args).await,
         Command::Doctor(args) => doctor::run(args, global, &out).await,
         Command::Version(args) => version::run(args, global, &out).await,
         Command::Completion { shell } => completion::run(shell, &out),
