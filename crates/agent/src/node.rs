@@ -26,8 +26,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
-    AssignmentSet, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, PullPolicy, Revision,
-    RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId,
+    AssignmentSet, Backend, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, PullPolicy,
+    RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId, WireguardAssignment, WireguardFacts,
 };
 use wharf_process::{Clock, Tasks, blocking, errors};
 
@@ -67,8 +67,15 @@ pub trait NetworkPlane: Send + Sync {
     /// Called before containers on them start.
     async fn prepare(&self, networks: &BTreeMap<NetworkId, NetworkAssignment>)
     -> BTreeMap<NetworkId, String>;
-    /// The largest packet of networks between nodes, if that is known.
-    async fn mtu(&self) -> Option<u32>;
+    /// Makes the node's tunnels as assigned, all of them and no others; what could not be done is among the problems. Called before
+    /// networks are prepared.
+    async fn prepare_tunnels(&self, _assignment: Option<&WireguardAssignment>) {}
+    /// What the node says of its end of tunnels, if it can have any.
+    fn tunnels(&self) -> Option<WireguardFacts> {
+        None
+    }
+    /// The largest packet of networks with this backend, if that is known.
+    async fn mtu(&self, backend: Backend) -> Option<u32>;
     /// Serves these names from now on; `sources` says which networks the tasks of this node are on. Whether none of an older table is served
     /// any more: if not, they will be, and this is asked again.
     async fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool;
@@ -103,8 +110,14 @@ impl NetworkPlane for KernelNetwork {
             }
         }
     }
-    async fn mtu(&self) -> Option<u32> {
-        Self::mtu(self)
+    async fn prepare_tunnels(&self, assignment: Option<&WireguardAssignment>) {
+        Self::prepare_tunnels(self, assignment).await;
+    }
+    fn tunnels(&self) -> Option<WireguardFacts> {
+        Self::tunnels(self).map(|tunnels| tunnels.facts())
+    }
+    async fn mtu(&self, backend: Backend) -> Option<u32> {
+        Self::mtu(self, backend)
             .await
             .inspect_err(|error| tracing::warn!(error = errors::chain(error), "MTU not known"))
             .ok()
@@ -223,7 +236,8 @@ struct Inner {
     asked: AtomicBool,
     /// What the last pass could not do.
     problems: Mutex<Vec<String>>,
-    observed: Mutex<Revision>,
+    /// Epoch and revision of the set whose names and routes are served.
+    observed: Mutex<Order>,
     /// The names of the last pass were not served yet when it went on.
     unserved: AtomicBool,
 }
@@ -525,7 +539,9 @@ impl Inner {
         problems.extend(self.entry.iter().flat_map(|entry| entry.problems()));
         problems.dedup();
         let observed = *self.observed.lock();
-        self.reports.node(observed, self.config.machine.facts(&engine, taken), problems);
+        let mut facts = self.config.machine.facts(&engine, taken);
+        facts.wireguard = self.plane.tunnels();
+        self.reports.node(observed, facts, problems);
     }
 
     /// The ports on which Wharf itself or its tasks listen.
@@ -567,6 +583,7 @@ impl Inner {
         let Some(set) = self.held() else { return };
         // Stops come first: they wait for nothing.
         self.give_orders(&set, tasks, stop);
+        self.plane.prepare_tunnels(set.wireguard.as_ref()).await;
         let unready = self.plane.prepare(&set.networks).await;
         let departed = self.departed(&set);
         let served = self.plane.publish(&departed.without(&set.dns), &sources(&set)).await;
@@ -575,7 +592,7 @@ impl Inner {
         }
         // Servers wait for this before they let a task go that these names and routes no longer have.
         if served {
-            *self.observed.lock() = set.revision;
+            *self.observed.lock() = (set.epoch, set.revision);
         }
         self.unserved.store(!served, Ordering::Release);
         self.report().await;
@@ -688,7 +705,6 @@ impl Inner {
         // Networks that the engine has, if it answers; those of the last pass that are unchanged are not asked about.
         let present: BTreeSet<_> =
             self.runtime.list_networks().await.unwrap_or_default().into_iter().collect();
-        let mtu = self.plane.mtu().await.unwrap_or(USUAL_MTU);
         let before = Arc::clone(&self.prepared.borrow());
         let mut networks = BTreeMap::new();
         let mut problems = Vec::new();
@@ -701,7 +717,10 @@ impl Inner {
                     .filter(|(known, _)| present.contains(id) && is_same(known, network))
                 {
                     Some((_, Ok(local))) => Ok(local.clone()),
-                    Some((_, Err(_))) | None => self.runtime.ensure_network(network, mtu).await,
+                    Some((_, Err(_))) | None => {
+                        let mtu = self.plane.mtu(network.backend).await.unwrap_or(USUAL_MTU);
+                        self.runtime.ensure_network(network, mtu).await
+                    }
                 },
             };
             if let Err(error) = &local {

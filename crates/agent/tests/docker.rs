@@ -35,7 +35,7 @@ use wharf_agent::{
     },
 };
 use wharf_model::{
-    AssignmentSet, Attachment, DnsTable, EndpointSpec, FileAssignment, FileMount, Health, Hook, Millis,
+    AssignmentSet, Attachment, Backend, DnsTable, EndpointSpec, FileAssignment, FileMount, Health, Hook, Millis,
     MountSource, MountSpec, Namespace, NetworkAssignment, NetworkId, NetworkMode, NodeId, Phase, Probe,
     ProbeKind, Progress, PullPolicy, Revision, RouteTable, Target, TaskAssignment, TaskId, TaskStatus,
     VolumeAssignment, VolumeId, VolumeName, VolumeSpec, VolumesFrom,
@@ -144,7 +144,7 @@ impl NetworkPlane for BridgesOnly {
     async fn prepare(&self, _: &BTreeMap<NetworkId, NetworkAssignment>) -> BTreeMap<NetworkId, String> {
         BTreeMap::new()
     }
-    async fn mtu(&self) -> Option<u32> {
+    async fn mtu(&self, _: Backend) -> Option<u32> {
         Some(1450)
     }
     async fn publish(&self, _: &DnsTable, _: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool {

@@ -174,11 +174,45 @@ pub struct Node {
     pub cgroup_version: Option<u8>,
     /// Tasks on it that are not over.
     pub tasks: usize,
+    /// The revision of the names and routes that it says it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serves: Option<u64>,
+    /// Why it may still answer by names or routes older than the newest; asked of another server than the leader, it is always absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serves_older: Option<String>,
     /// When it joined.
     pub joined_at: u64,
     /// What is not as it should be on the node itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+    /// Its end of WireGuard tunnels, if it has a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<NodeTunnels>,
+}
+
+/// A node's end of WireGuard tunnels.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct NodeTunnels {
+    /// Its address in them.
+    pub address: String,
+    /// Its public key.
+    pub key: String,
+    /// The public key that it will have once all others accept it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_key: Option<String>,
+    /// The rotation that its key was made for.
+    pub rotation: u32,
+    /// The rotation that was last asked for.
+    pub wanted_rotation: u32,
+    /// What carries its tunnels, and why: the kernel, or a process. Absent as long as it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<String>,
+    /// Where others are told to call it, if not at its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The address its agent connects from, if that is not its own: it is behind address translation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_from: Option<String>,
 }
 
 /// A change of a node; what is absent stays.
@@ -193,6 +227,8 @@ pub struct NodeChange {
     pub remove_labels: Vec<String>,
     /// Whether published ports listen on it.
     pub gateway: Option<bool>,
+    /// Whether it is to make a new key of its WireGuard tunnels.
+    pub rotate_key: bool,
     /// Only if its generation is still this one.
     pub if_generation: Option<u64>,
 }

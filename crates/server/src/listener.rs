@@ -162,6 +162,7 @@ impl Door {
                         Prompt::new(stream, self.timing.handshake),
                         node,
                         peer,
+                        Some(from.ip()),
                     ))
                     .await;
             }

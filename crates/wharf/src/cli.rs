@@ -132,7 +132,7 @@ impl Command {
     /// Whether this is a process that runs beside an agent all the time: one thread is enough for it, and all threads have the privileges
     /// that it keeps.
     pub(crate) fn is_companion(&self) -> bool {
-        matches!(self, Self::Dns(_))
+        matches!(self, Self::Dns(_) | Self::WireguardDevice(_))
     }
 
     /// The flags that say which files, of commands that read any.
@@ -155,12 +155,14 @@ impl Command {
             | Self::App(_)
             | Self::Secret(_)
             | Self::Configs(_)
+            | Self::Network(_)
             | Self::Node(_)
             | Self::Token(_)
             | Self::Context(_)
             | Self::Server(_)
             | Self::Agent(_)
             | Self::Dns(_)
+            | Self::WireguardDevice(_)
             | Self::Doctor(_)
             | Self::Version(_)
             | Self::Completion { .. } => None,
@@ -205,6 +207,8 @@ pub(crate) enum Command {
     Secret(commands::files::Secret),
     /// Keep configs that apps mount as `external: true`
     Configs(commands::files::Configs),
+    /// Look at the networks of apps
+    Network(commands::network::Network),
     /// Look at machines and change them
     Node(commands::node::Node),
     /// Make and end join tokens
@@ -218,6 +222,9 @@ pub(crate) enum Command {
     /// Answer DNS for this machine's containers; the agent starts this
     #[command(hide = true)]
     Dns(commands::dns::Dns),
+    /// Carry this machine's WireGuard tunnels; the agent starts this
+    #[command(hide = true)]
+    WireguardDevice(commands::wireguard_device::WireguardDevice),
     /// Find out what is wrong, and what to do about it
     Doctor(commands::doctor::Doctor),
     /// Show the versions of client and server

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -12,7 +12,10 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use wharf_agent::{
     facts::Machine,
-    network::{KernelNetwork, NetworkOptions},
+    network::{
+        KernelNetwork, NetworkOptions,
+        wireguard::{TunnelOptions, Tunnels},
+    },
     node::{Entry, NodeAgent, NodeConfig},
     runtime::{DockerOptions, DockerRuntime},
     session::{self, Home},
@@ -40,6 +43,9 @@ pub(crate) struct AgentSettings {
     pub(crate) address: IpAddr,
     /// The engine's socket.
     pub(crate) docker_socket: PathBuf,
+    /// Where other nodes reach the WireGuard port, if not at the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tunnel_endpoint: Option<SocketAddr>,
     /// What the machine is said to have, if not what the kernel says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<Bytes>,
@@ -137,7 +143,16 @@ pub(crate) async fn run_agent(
     // The folder of a process that answers DNS longer than this one lives.
     std::fs::create_dir_all(run_dir).with_context(|| format!("cannot make {}", run_dir.display()))?;
     networks.dns = Some(commands::dns::program(run_dir));
-    let network = Arc::new(KernelNetwork::open(networks, &tasks)?);
+    let mut tunnels = TunnelOptions::new(
+        settings.address,
+        state_dir.to_owned(),
+        run_dir.to_owned(),
+        commands::wireguard_device::arguments(),
+    );
+    tunnels.endpoint = settings.tunnel_endpoint;
+    config.own_ports.insert(tunnels.port);
+    let tunnels = Arc::new(Tunnels::open(tunnels, Arc::clone(&process.clock), &tasks)?);
+    let network = Arc::new(KernelNetwork::open(networks, &tasks)?.with_tunnels(Arc::clone(&tunnels)));
     let gateway = Gateway::new(GatewayOptions::default(), &tasks);
     let entry: Arc<dyn Entry> = Arc::new(GatewayEntry(gateway.clone()));
     let plane = Arc::clone(&network);
@@ -148,6 +163,8 @@ pub(crate) async fn run_agent(
     {
         let (network, stop) = (Arc::clone(&network), stop.clone());
         tasks.spawn("networks", async move { network.run(stop).await });
+        let stop = tasks.token();
+        tasks.spawn("tunnels", async move { tunnels.run(stop).await });
         let (gateway, stop) = (gateway.clone(), tasks.token());
         tasks.spawn("gateway", async move { gateway.run(stop).await });
         let (node, stop, group) = (node.clone(), tasks.token(), tasks.clone());

@@ -19,6 +19,7 @@ use super::{
     kernel::{Observed, carry_out, observe, remove_bridges},
     netlink::Netlink,
     plan::{Actual, Underlay, Underlays, WantedNetwork, bridge_name, plan, unused_bridges},
+    wireguard::TUNNEL_VXLAN_PORT,
 };
 
 /// What VXLAN puts around a packet: two headers of Ethernet and VXLAN, and UDP over IPv4 or IPv6.
@@ -112,12 +113,12 @@ impl Devices {
     }
 
     /// The largest packet inside a network.
-    pub(super) async fn mtu(&self) -> Result<u32, NetworkError> {
+    pub(super) async fn mtu(&self, backend: Backend) -> Result<u32, NetworkError> {
         let shared = Arc::clone(&self.shared);
         wharf_process::blocking(move || {
             let observed = with(&mut shared.state.lock().netlink, |it| observe(it, &BTreeSet::new()))
                 .map_err(NetworkError::Netlink)?;
-            shared.mtu(Backend::Vxlan, &observed).ok_or(NetworkError::NoUplink(shared.node))
+            shared.mtu(backend, &observed).ok_or(NetworkError::NoUplink(shared.node))
         })
         .await
     }
@@ -223,7 +224,11 @@ impl Shared {
             let uplink = address.and_then(|address| observed.uplink(address));
             match (address, uplink, self.mtu(network.backend, observed)) {
                 (Some(node), Some(uplink), Some(mtu)) => {
-                    let (device, vxlan_port) = (uplink.device, self.vxlan_port);
+                    let vxlan_port = match network.backend {
+                        Backend::Wireguard => TUNNEL_VXLAN_PORT,
+                        Backend::Vxlan | Backend::Routed | Backend::Macvlan | Backend::Host => self.vxlan_port,
+                    };
+                    let device = uplink.device;
                     underlays.insert(*vni, Underlay { node, device, vxlan_port, mtu });
                 }
                 _ if network.backend == Backend::Wireguard => {

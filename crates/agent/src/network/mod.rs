@@ -14,9 +14,9 @@ mod docker;
 mod kernel;
 mod members;
 pub(crate) mod netlink;
-#[cfg_attr(not(test), expect(dead_code, reason = "used from here on by what programs rules"))]
 mod nft;
 mod plan;
+pub mod wireguard;
 
 #[cfg(test)]
 mod tests;
@@ -25,16 +25,19 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
-use wharf_model::{DnsTable, NetworkAssignment, NetworkId, Revision};
+use wharf_model::{Backend, DnsTable, NetworkAssignment, NetworkId, Revision, WireguardAssignment};
 use wharf_process::{Tasks, detached::Program, errors};
 
-use self::devices::Devices;
+use self::{devices::Devices, wireguard::Tunnels};
 pub use self::{
     devices::{NetworkError, Pass},
     docker::{DockerNetwork, NETWORK_LABEL, VNI_LABEL, docker_network_options},

@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wharf_api::transport::{node::Report, wire::Servers};
-use wharf_engine::{Assigner, Change};
+use wharf_engine::{Assigner, Change, Version};
 use wharf_model::{AssignmentSet, NodeId, VolumeRecord};
 use wharf_process::{errors::chain, tasks::Tasks};
 
@@ -87,7 +87,10 @@ async fn follow(context: &Context, session: &NodeSession) {
         match session.reports().await {
             Ok(mut lines) => loop {
                 match lines.next().await {
-                    Ok(Some(report)) => take(context, session.node(), report),
+                    Ok(Some(report)) => {
+                        session.heard(context.clock.monotonic());
+                        take(context, session, report);
+                    }
                     Ok(None) => break,
                     Err(error) => {
                         tracing::debug!(node = %session.node(), error = %chain(&error), "reports broke off");
@@ -101,10 +104,16 @@ async fn follow(context: &Context, session: &NodeSession) {
     }
 }
 
-fn take(context: &Context, node: NodeId, report: Report) {
+fn take(context: &Context, session: &NodeSession, report: Report) {
+    let node = session.node();
     match report {
-        Report::Node(said) => {
-            let live = LiveNode { facts: Some(said.facts), problems: said.problems, observed: said.observed };
+        Report::Node(mut said) => {
+            said.facts.seen_from = session.from();
+            let live = LiveNode {
+                facts: Some(said.facts),
+                problems: said.problems,
+                serves: (said.epoch, said.observed),
+            };
             context.state.report_node(node, live);
         }
         Report::Task(said) => context.state.report_task(node, said.task, said.status),
@@ -188,6 +197,7 @@ pub async fn assign(
         if context.lead.borrow_and_update().is_none() {
             // What another leader sends meanwhile is not known here.
             senders.clear();
+            context.state.forget_told();
         } else {
             let all = sessions.all();
             let connected: BTreeSet<_> =
@@ -198,11 +208,13 @@ pub async fn assign(
                 let assigner = Assigner::new(&inner.world);
                 all.into_iter().map(|session| (assigner.for_node(session.node()), session)).collect()
             };
+            let mut told = BTreeMap::new();
             for (set, session) in sets {
-                let sender =
-                    senders.entry(session.node()).or_insert_with(|| Sender::start(&context, session, &tasks));
-                sender.offer(set);
+                let (node, right_at) = (session.node(), set.revision);
+                let sender = senders.entry(node).or_insert_with(|| Sender::start(&context, session, &tasks));
+                told.insert(node, (sender.offer(set), right_at));
             }
+            context.state.told(told);
         }
         tokio::select! {
             // Cancel-safe, all of them: flags and counters.
@@ -252,8 +264,8 @@ impl Sender {
         Self { session: number, older, latest }
     }
 
-    /// Sends this set, unless it says the same as the one before.
-    fn offer(&self, set: AssignmentSet) {
+    /// Sends this set, unless it says the same as the one before. Answers which one the node is to serve.
+    fn offer(&self, set: AssignmentSet) -> Version {
         self.latest.send_if_modified(|latest| {
             let sent = latest.as_ref().is_some_and(|before| says_the_same(before, &set));
             if sent && !self.older.swap(false, Ordering::Relaxed) {
@@ -262,6 +274,7 @@ impl Sender {
             *latest = Some(Arc::new(set));
             true
         });
+        self.latest.borrow().as_ref().map(|set| (set.epoch, set.revision)).unwrap_or_default()
     }
 }
 

@@ -108,6 +108,10 @@ fn changed(shared: &Shared, name: &str, change: &v1::NodeChange, user: &By) -> A
         record.roles.gateway = gateway;
         said.push(if gateway { "is a gateway" } else { "is no gateway any more" }.to_owned());
     }
+    if change.rotate_key {
+        record.key_rotation += 1;
+        said.push("is to make a new WireGuard key".to_owned());
+    }
     let key = Key::Node(record.id);
     let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record));
     let subject =

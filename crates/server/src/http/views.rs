@@ -4,7 +4,7 @@ use wharf_api::v1;
 use wharf_engine::{Node, World};
 use wharf_model::{
     AppKey, AppRecord, Bytes, Cpus, Event, Image, Mode, PortSpec, PublishMode, Release, Rollout, ServiceKey,
-    ServiceRecord, Slot, Task,
+    ServiceRecord, Slot, Task, NodeFacts, NodeRecord, tunnel_address,
 };
 
 use crate::state::{Inner, State};
@@ -19,6 +19,7 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
     let mut roles = record.roles;
     // Whether a server runs on a machine is the server's to say: it announces where it answers.
     roles.server |= facts.is_some_and(|facts| inner.serves_at(facts.address));
+    let behind = state.behind(record.id);
     v1::Node {
         id: record.id.to_string(),
         name: record.name.to_string(),
@@ -41,9 +42,26 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
         kernel: facts.map(|facts| facts.kernel.clone()),
         cgroup_version: facts.map(|facts| facts.cgroup_version),
         tasks: load.tasks as usize,
+        serves: live.as_ref().map(|live| live.serves.1.0),
+        serves_older: behind.map(|behind| behind.to_string()),
         joined_at: record.joined_at.0,
+        wireguard: facts.and_then(|facts| tunnels(record, facts)),
         problems: live.map(|live| live.problems).unwrap_or_default(),
     }
+}
+
+fn tunnels(record: &NodeRecord, facts: &NodeFacts) -> Option<v1::NodeTunnels> {
+    let own = facts.wireguard.as_ref()?;
+    Some(v1::NodeTunnels {
+        address: tunnel_address(record.id).to_string(),
+        key: own.key.to_string(),
+        next_key: own.next.map(|key| key.to_string()),
+        rotation: own.rotation,
+        wanted_rotation: record.key_rotation,
+        carrier: own.carrier.clone(),
+        endpoint: own.endpoint.map(|endpoint| endpoint.to_string()),
+        seen_from: facts.seen_from.filter(|seen| *seen != facts.address).map(|seen| seen.to_string()),
+    })
 }
 
 /// How far a change has come.

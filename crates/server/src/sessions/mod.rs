@@ -8,7 +8,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::Arc,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -52,6 +56,8 @@ pub struct Sessions {
 struct Inner {
     last: u64,
     by_node: BTreeMap<NodeId, NodeSession>,
+    /// When something was last heard of each node that was ever connected, in milliseconds of the monotonic clock.
+    heard: BTreeMap<NodeId, Arc<AtomicU64>>,
 }
 impl fmt::Debug for Sessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,6 +93,12 @@ impl Sessions {
         self.inner.lock().by_node.values().cloned().collect()
     }
 
+    /// When a node last gave a sign of life here, by the clock's monotonic side; none if it was never connected.
+    pub fn last_heard(&self, node: NodeId) -> Option<Duration> {
+        let heard = self.inner.lock().heard.get(&node).map(|heard| heard.load(Ordering::Relaxed));
+        heard.map(Duration::from_millis)
+    }
+
     /// Changes whenever a node connects, reconnects or disconnects.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -100,8 +112,8 @@ impl Sessions {
         }
     }
 
-    /// Makes a session of an accepted connection and runs it to its end.
-    pub async fn run<I>(&self, io: I, node: NodeId, peer: Peer)
+    /// Makes a session of an accepted connection and runs it to its end. `from` is where the node seems to be.
+    pub async fn run<I>(&self, io: I, node: NodeId, peer: Peer, from: Option<IpAddr>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -112,7 +124,7 @@ impl Sessions {
                 return;
             }
         };
-        let session = self.insert(node, &peer, remote);
+        let session = self.insert(node, &peer, from, remote);
         tracing::info!(%node, session = session.number, "node connected");
         let (number, cut) = (session.number, session.cut.clone());
         drop(session);
@@ -126,18 +138,22 @@ impl Sessions {
         tracing::info!(%node, session = number, end, replaced, "node disconnected");
     }
 
-    fn insert(&self, node: NodeId, peer: &Peer, remote: Remote) -> NodeSession {
+    fn insert(&self, node: NodeId, peer: &Peer, from: Option<IpAddr>, remote: Remote) -> NodeSession {
         let mut inner = self.inner.lock();
         inner.last += 1;
+        let heard = Arc::clone(inner.heard.entry(node).or_default());
         let session = NodeSession {
             node,
             number: inner.last,
             serial: peer.serial.as_str().into(),
             connected_at: now(&*self.clock),
+            from: from.map(|from| from.to_canonical()),
             remote,
+            heard,
             replaced: CancellationToken::new(),
             cut: CancellationToken::new(),
         };
+        session.heard(self.clock.monotonic());
         let older = inner.by_node.insert(node, session.clone());
         drop(inner);
         if let Some(older) = older {
@@ -179,7 +195,9 @@ pub struct NodeSession {
     number: u64,
     serial: Arc<str>,
     connected_at: Timestamp,
+    from: Option<IpAddr>,
     remote: Remote,
+    heard: Arc<AtomicU64>,
     replaced: CancellationToken,
     cut: CancellationToken,
 }
@@ -209,6 +227,15 @@ impl NodeSession {
     /// Since when.
     pub const fn connected_at(&self) -> Timestamp {
         self.connected_at
+    }
+    /// The address it connected from, as this server sees it.
+    pub const fn from(&self) -> Option<IpAddr> {
+        self.from
+    }
+    /// The node gave a sign of life at this moment of the monotonic clock.
+    pub fn heard(&self, at: Duration) {
+        let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+        self.heard.fetch_max(at, Ordering::Relaxed);
     }
     /// Returns when the session has ended or a newer one has replaced it: time to ask [`Sessions::get`] again. Cancel-safe.
     pub async fn ended(&self) {

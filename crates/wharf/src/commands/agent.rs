@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -101,6 +101,9 @@ pub(crate) struct Place {
     /// Docker Engine's socket [default: that of DOCKER_HOST, or /var/run/docker.sock]
     #[arg(long, value_name = "PATH")]
     docker_socket: Option<PathBuf>,
+    /// Where other nodes reach this one's WireGuard port (UDP 7421), if not at its address: what a router forwards to it
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    tunnel_endpoint: Option<SocketAddr>,
     /// What to count as this machine's memory, in bytes, if not all it has
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
@@ -151,6 +154,9 @@ impl Place {
                 Some(before) if !chosen => before.docker_socket.clone(),
                 _ => self.socket()?,
             },
+            tunnel_endpoint: self
+                .tunnel_endpoint
+                .or(before.as_ref().and_then(|before| before.tunnel_endpoint)),
             memory: self.memory.map(Bytes).or(before.as_ref().and_then(|before| before.memory)),
         };
         if before.as_ref() != Some(&settings) {
@@ -166,6 +172,7 @@ impl Place {
             run_dir: PathBuf::from(RUN_DIR),
             address: None,
             docker_socket: None,
+            tunnel_endpoint: None,
             memory: None,
             logs,
         }
@@ -178,6 +185,7 @@ pub(crate) async fn run(args: Agent, _global: &Global, out: &Output) -> Result<E
             let settings = AgentSettings {
                 address: place.address.unwrap_or_else(|| address_towards(servers.first())),
                 docker_socket: place.socket()?,
+                tunnel_endpoint: place.tunnel_endpoint,
                 memory: place.memory.map(Bytes),
             };
             let name = join_as(&place.state_dir, servers, token, name, place.address, force, out).await?;

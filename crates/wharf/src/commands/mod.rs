@@ -15,6 +15,7 @@ pub(crate) mod files;
 pub(crate) mod inspect;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
+pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod progress;
 pub(crate) mod ps;
@@ -23,6 +24,7 @@ pub(crate) mod token;
 pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod version;
+pub(crate) mod wireguard_device;
 
 use std::path::PathBuf;
 
@@ -62,12 +64,14 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
         Command::App(args) => app::run(args, global, &out).await,
         Command::Secret(args) => files::secret(args, global, &out).await,
         Command::Configs(args) => files::configs(args, global, &out).await,
+        Command::Network(args) => network::run(args, global, &out).await,
         Command::Node(args) => node::run(args, global, &out).await,
         Command::Token(args) => token::run(args, global, &out).await,
         Command::Context(args) => context::run(args, global, &out),
         Command::Server(args) => server::run(args, global, &out).await,
         Command::Agent(args) => agent::run(args, global, &out).await,
         Command::Dns(args) => dns::run(args).await,
+        Command::WireguardDevice(args) => wireguard_device::run(args).await,
         Command::Doctor(args) => doctor::run(args, global, &out).await,
         Command::Version(args) => version::run(args, global, &out).await,
         Command::Completion { shell } => completion::run(shell, &out),

@@ -83,6 +83,24 @@ enum Verb {
         #[arg(long)]
         no_gateway: bool,
     },
+    /// Give machines new keys of their WireGuard tunnels, without interrupting them
+    #[command(
+        after_help = "Each machine makes its key itself, and uses it once all others accept it; one machine after the other.\nKeys are also replaced when they are 30 days old.\n\nExamples:\n  wharf node rotate-key worker-2\n  wharf node rotate-key --all"
+    )]
+    RotateKey {
+        /// Name or id
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        node: Vec<String>,
+        /// Every machine
+        #[arg(long)]
+        all: bool,
+        /// Return at once instead of waiting until the keys are in force
+        #[arg(long)]
+        detach: bool,
+        /// How long to wait, in seconds
+        #[arg(long, default_value_t = 120, value_name = "SECONDS", conflicts_with = "detach")]
+        timeout: u64,
+    },
     /// Remove a machine from the cluster for good: its certificate is revoked
     #[command(
         after_help = "Examples:\n  wharf node rm worker-2\n  wharf node rm -y --force worker-2     although it has tasks, or will never come back"
@@ -110,6 +128,9 @@ pub(crate) async fn run(args: Node, global: &Global, out: &Output) -> Result<Exi
         Verb::Label { node, labels, gateway, no_gateway } => {
             let gateway = (gateway || no_gateway).then_some(gateway);
             label(&client, &node, &labels, gateway, out).await
+        }
+        Verb::RotateKey { node, all, detach, timeout } => {
+            rotate(&client, node, all, (!detach).then_some(timeout), out).await
         }
         Verb::Rm { node, force, yes } => rm(&client, &node, force, yes, out).await,
     }
@@ -157,6 +178,11 @@ async fn ls(client: &Client, out: &Output) -> Result<Exit> {
     }
     for node in nodes.iter().filter(|node| !node.reason.is_empty() && node.state != "ready") {
         out.say(&format!("{}: {}", node.name, node.reason));
+    }
+    for node in nodes.iter().filter(|node| node.state == "ready") {
+        if let Some(older) = &node.serves_older {
+            out.say(&format!("{}: {older}", node.name));
+        }
     }
     Ok(Exit::Done)
 }
@@ -254,6 +280,65 @@ async fn label(
     let labels: Vec<_> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let labels = if labels.is_empty() { "no labels".to_owned() } else { labels.join(", ") };
     show(&node, &format!("{} ({}) has {labels}", node.name, node.roles.join(", ")), out)?;
+    Ok(Exit::Done)
+}
+
+async fn rotate(
+    client: &Client,
+    mut names: Vec<String>,
+    all: bool,
+    timeout: Option<u64>,
+    out: &Output,
+) -> Result<Exit> {
+    if all {
+        let nodes: Vec<v1::Node> = client.get("/v1/nodes").await?;
+        // One that is away could not, and the others would wait for it.
+        names = nodes
+            .into_iter()
+            .filter(|node| node.state == "ready" && node.wireguard.is_some())
+            .map(|node| node.name)
+            .collect();
+    }
+    let mut nodes = Vec::new();
+    for name in names {
+        let before = get(client, &name).await?;
+        if before.wireguard.is_none() {
+            bail!(hint(
+                format!("{} has no WireGuard key", before.name),
+                "its agent is older than this command, or has not reported yet"
+            ));
+        }
+        let wish = v1::NodeChange { rotate_key: true, ..v1::NodeChange::default() };
+        nodes.push(change(client, &before.id, &wish).await?);
+    }
+    let Some(timeout) = timeout else {
+        nodes.iter().try_for_each(|node| show(node, &format!("{} makes a new key", node.name), out))?;
+        return Ok(Exit::Done);
+    };
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(timeout);
+    for node in nodes {
+        let mut node = node;
+        while !node.wireguard.as_ref().is_some_and(|own| own.rotation >= own.wanted_rotation) {
+            let next = node.wireguard.as_ref().and_then(|own| own.next_key.clone());
+            if node.wireguard.as_ref().is_some_and(|own| own.carrier.is_none()) {
+                // Without tunnels there is nobody to be interrupted, and nobody to agree.
+                out.say(&format!("{} has no tunnels yet: it makes a new key before its first one", node.name));
+                break;
+            }
+            if tokio::time::Instant::now() >= deadline {
+                out.must_say(&match next {
+                    Some(next) => format!("{}: not all others accept its next key {next} yet", node.name),
+                    None => format!("{} has not made a new key yet ({})", node.name, node.state),
+                });
+                out.must_say("hint: `wharf node ls` shows whether a machine is away, which the others wait for until it counts as down");
+                return Ok(Exit::NotYet);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            node = get(client, &node.id).await?;
+        }
+        let key = node.wireguard.as_ref().map(|own| own.key.clone()).unwrap_or_default();
+        show(&node, &format!("{} has the key {key}", node.name), out)?;
+    }
     Ok(Exit::Done)
 }
 

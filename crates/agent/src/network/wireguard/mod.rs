@@ -402,7 +402,7 @@ impl Tunnels {
             Ok(None) | Err(_) => {
                 let mut arguments = self.options.process.clone();
                 arguments.extend([DEVICE.into(), socket.clone().into()]);
-                Program { arguments, socket: socket.clone() }.reach().await?.0
+                Program::own(arguments, socket.clone()).reach().await?.0
             }
         };
         // Nothing ever comes on this one, until the process ends.
