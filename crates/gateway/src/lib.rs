@@ -5,10 +5,13 @@
 //! - A connection that is established is never cut by a new table: endpoints that are gone get no new ones, routes that are gone no longer listen,
 //!   and what was begun goes on until one of its two ends ends it.
 //! - Until the first byte was sent to an endpoint, its failure is not the client's: another one is tried.
+//! - An endpoint sees a connection come from the client's own address where the table says that its answers come back here; if that does
+//!   not work, from the gateway's.
 //! - A port that cannot be had is a problem in words, tried again every two seconds, and keeps no other from being served.
 //!
 //! It needs nothing of an agent, so that it can be a process of its own and outlive the agent's upgrades.
 
+mod client;
 mod listen;
 mod route;
 mod tcp;
@@ -213,10 +216,13 @@ impl Gateway {
         self.shared.seen.lock().version
     }
 
-    /// Ports that are not served, and why.
+    /// Ports that are not served, and why; and those whose clients' addresses are not kept though they should be.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        self.shared.seen.lock().problems.values().cloned().collect()
+        let seen = self.shared.seen.lock();
+        let unkept =
+            seen.routes.iter().filter_map(|(key, route)| Some(format!("port {key}: {}", route.problem()?)));
+        seen.problems.values().cloned().chain(unkept).collect()
     }
 
     /// What went through each route since it was first in the table.

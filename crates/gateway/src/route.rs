@@ -5,6 +5,8 @@
 //! - One that did not take a connection is asked last for five seconds: only one connection at a time finds out that it is dead.
 
 use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -16,8 +18,12 @@ use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 use wharf_model::Endpoint;
 
+use crate::client;
+
 /// How long an endpoint that failed is asked last.
 const SUSPECT: Duration = Duration::from_secs(5);
+/// How long an endpoint that could not be reached from a client's address is reached from the gateway's.
+const FALLBACK: Duration = Duration::from_secs(30);
 
 /// What went through a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,6 +40,10 @@ pub struct RouteCounters {
     pub failures: u64,
     /// Endpoints that did not take a connection which another then may have.
     pub retries: u64,
+    /// Of the connections, those that the endpoint saw come from the client's own address.
+    pub kept: u64,
+    /// Those that it should have seen so, and did not because that did not work.
+    pub fallbacks: u64,
 }
 
 /// A route while it is in the table.
@@ -47,6 +57,10 @@ pub(crate) struct RouteState {
     pub(crate) sent: AtomicU64,
     pub(crate) failures: AtomicU64,
     pub(crate) retries: AtomicU64,
+    pub(crate) kept: AtomicU64,
+    pub(crate) fallbacks: AtomicU64,
+    /// When a connection could last not be made from the client's address, and why.
+    fallback: Mutex<Option<(Instant, String)>>,
 }
 
 /// An endpoint while it is in the table.
@@ -56,12 +70,24 @@ pub(crate) struct Backend {
     retired: AtomicBool,
     /// When it last did not take a connection.
     failed: Mutex<Option<Instant>>,
+    /// Whether the table says that it can be reached from clients' addresses.
+    keeps_client: AtomicBool,
+    /// When that last did not work.
+    unreachable: Mutex<Option<Instant>>,
 }
 
 impl Backend {
     fn new(endpoint: Endpoint) -> Self {
-        let (active, retired, failed) = Default::default();
-        Self { endpoint, active, retired, failed }
+        let (active, retired, failed, unreachable) = Default::default();
+        let keeps_client = AtomicBool::new(endpoint.keeps_client);
+        Self { endpoint, active, retired, failed, keeps_client, unreachable }
+    }
+
+    /// The address from which to connect to it for a client; none if that is the gateway's own.
+    pub(crate) fn source(&self, client: SocketAddr) -> Option<Ipv4Addr> {
+        let from = client::source(client, self.endpoint.address)?;
+        let works = || self.unreachable.lock().is_none_or(|at| at.elapsed() >= FALLBACK);
+        (self.keeps_client.load(Ordering::Relaxed) && works()).then_some(from)
     }
 
     /// Notes that it did not take a connection.
@@ -105,13 +131,16 @@ impl RouteState {
     /// Replaces the endpoints. Those that stay keep their counts.
     pub(crate) fn set_endpoints(&self, wanted: &[Endpoint]) {
         let before = Arc::clone(&self.endpoints.borrow());
-        let kept = |endpoint: &Endpoint| before.iter().find(|backend| backend.endpoint == *endpoint);
+        let kept = |endpoint: &Endpoint| before.iter().find(|backend| backend.endpoint.is_same(endpoint));
         let backend = |endpoint: &Endpoint| {
-            kept(endpoint).map_or_else(|| Arc::new(Backend::new(*endpoint)), Arc::clone)
+            let backend = kept(endpoint).map_or_else(|| Arc::new(Backend::new(*endpoint)), Arc::clone);
+            backend.keeps_client.store(endpoint.keeps_client, Ordering::Relaxed);
+            backend
         };
         self.endpoints.send_replace(wanted.iter().map(backend).collect());
         // After the new ones are there: who finds its endpoint retired finds the next one.
-        for gone in before.iter().filter(|backend| !wanted.contains(&backend.endpoint)) {
+        let stays = |backend: &Backend| wanted.iter().any(|endpoint| endpoint.is_same(&backend.endpoint));
+        for gone in before.iter().filter(|backend| !stays(backend)) {
             gone.retired.store(true, Ordering::Release);
         }
     }
@@ -133,6 +162,24 @@ impl RouteState {
         Some(Claim { backend: Arc::clone(backend) })
     }
 
+    /// Notes that an endpoint could not be reached from a client's address. It is reached from the gateway's for a while.
+    pub(crate) fn fell_back(&self, backend: &Backend, error: &io::Error) {
+        self.fallbacks.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
+        *backend.unreachable.lock() = Some(now);
+        let text = format!(
+            "{} is not reached from clients' addresses ({error}): it sees the gateway's",
+            backend.endpoint.address
+        );
+        *self.fallback.lock() = Some((now, text));
+    }
+
+    /// What is not as it should be about clients' addresses.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let fallback = self.fallback.lock();
+        fallback.as_ref().filter(|(at, _)| at.elapsed() < FALLBACK * 2).map(|(_, text)| text.clone())
+    }
+
     /// Counts a connection that reached an endpoint.
     pub(crate) fn opened(self: &Arc<Self>) -> Open {
         self.connections.fetch_add(1, Ordering::Relaxed);
@@ -148,6 +195,8 @@ impl RouteState {
             sent: self.sent.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             retries: self.retries.load(Ordering::Relaxed),
+            kept: self.kept.load(Ordering::Relaxed),
+            fallbacks: self.fallbacks.load(Ordering::Relaxed),
         }
     }
 }

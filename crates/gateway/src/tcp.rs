@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use wharf_process::Tasks;
 
 use crate::{
-    GatewayOptions,
-    route::{Claim, RouteState},
+    GatewayOptions, client,
+    route::{Backend, Claim, RouteState},
 };
 
 /// After an error of accepting that may be lasting: no more files may be opened.
@@ -52,10 +53,10 @@ pub(crate) async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((client, _)) => {
+            Ok((client, from)) => {
                 let route = Arc::clone(&route);
                 tasks.spawn("gateway connection", async move {
-                    if let Err(error) = connection(client, &route, &options).await {
+                    if let Err(error) = connection(client, from, &route, &options).await {
                         tracing::debug!(%error, "connection ended");
                     }
                 });
@@ -70,11 +71,12 @@ pub(crate) async fn serve(
 
 async fn connection(
     mut client: TcpStream,
+    from: SocketAddr,
     route: &Arc<RouteState>,
     options: &GatewayOptions,
 ) -> io::Result<()> {
     prepare(&client)?;
-    let Some((mut server, _claim)) = connect(route, options).await else {
+    let Some((mut server, _claim)) = connect(from, route, options).await else {
         route.failures.fetch_add(1, Ordering::Relaxed);
         // Not an orderly end: the client must not take it for an empty answer.
         return reset(&client);
@@ -101,7 +103,11 @@ fn reset(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// An endpoint that took the connection; none if none did in the time a client is kept waiting.
-async fn connect(route: &RouteState, options: &GatewayOptions) -> Option<(TcpStream, Claim)> {
+async fn connect(
+    client: SocketAddr,
+    route: &RouteState,
+    options: &GatewayOptions,
+) -> Option<(TcpStream, Claim)> {
     let until = Instant::now() + options.hold;
     let mut changes = route.changes();
     let mut tried = Vec::new();
@@ -109,11 +115,10 @@ async fn connect(route: &RouteState, options: &GatewayOptions) -> Option<(TcpStr
         changes.mark_unchanged();
         while let Some(claim) = route.claim(&tried) {
             let endpoint = claim.backend.endpoint;
-            let attempt = timeout(options.connect_timeout, TcpStream::connect(endpoint.address));
-            match timeout_at(until, attempt).await {
+            match timeout_at(until, reach(client, &claim.backend, route, options)).await {
                 // Left the table while it took the connection: nothing was sent yet, and nothing shall be.
-                Ok(Ok(Ok(_))) if claim.backend.is_retired() => {}
-                Ok(Ok(Ok(stream))) if prepare(&stream).is_ok() => return Some((stream, claim)),
+                Ok(Ok(_)) if claim.backend.is_retired() => {}
+                Ok(Ok(stream)) if prepare(&stream).is_ok() => return Some((stream, claim)),
                 Ok(Ok(_) | Err(_)) => {
                     claim.backend.failed();
                     route.retries.fetch_add(1, Ordering::Relaxed);
@@ -132,6 +137,39 @@ async fn connect(route: &RouteState, options: &GatewayOptions) -> Option<(TcpStr
         }
         tried.clear();
     }
+}
+
+/// A connection to an endpoint: from the client's address if that is possible, else from the gateway's.
+async fn reach(
+    client: SocketAddr,
+    backend: &Backend,
+    route: &RouteState,
+    options: &GatewayOptions,
+) -> io::Result<TcpStream> {
+    let address = backend.endpoint.address;
+    let in_time = || io::Error::from(io::ErrorKind::TimedOut);
+    if let Some(from) = backend.source(client) {
+        match timeout(options.connect_timeout, client::tcp(from, address))
+            .await
+            .map_err(|_| in_time())
+            .flatten()
+        {
+            Ok(stream) => {
+                route.kept.fetch_add(1, Ordering::Relaxed);
+                return Ok(stream);
+            }
+            // That was its answer, and came back.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(error),
+            Err(error) => {
+                // One that is gone is not reached from here either: then it is not about the client's address.
+                let plain = timeout(options.connect_timeout, TcpStream::connect(address)).await;
+                let plain = plain.map_err(|_| in_time()).flatten()?;
+                route.fell_back(backend, &error);
+                return Ok(plain);
+            }
+        }
+    }
+    timeout(options.connect_timeout, TcpStream::connect(address)).await.map_err(|_| in_time()).flatten()
 }
 
 /// Copies both ways until both are done. An end that is done with sending may go on receiving for as long as it likes.

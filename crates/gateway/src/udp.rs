@@ -23,8 +23,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use wharf_process::Tasks;
 
 use crate::{
-    GatewayOptions,
-    route::{Claim, RouteState},
+    GatewayOptions, client,
+    route::{Backend, Claim, RouteState},
 };
 
 const PAUSE: Duration = Duration::from_millis(50);
@@ -116,8 +116,7 @@ impl Clients {
     /// Gives a client an endpoint, in place of the one it may have had.
     async fn admit(&self, client: SocketAddr, tasks: &Tasks) -> io::Result<Arc<UdpSocket>> {
         let claim = self.route.claim(&[]).ok_or_else(|| io::Error::other("no endpoint is ready"))?;
-        let upstream = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
-        upstream.connect(claim.backend.endpoint.address).await?;
+        let upstream = self.reach(client, &claim.backend).await?;
         let (upstream, stop) = (Arc::new(upstream), self.stop.child_token());
         let last = Arc::new(AtomicU64::new(self.now()));
         let back = Back {
@@ -152,6 +151,23 @@ impl Clients {
             }
         });
         Ok(upstream)
+    }
+
+    /// A socket to an endpoint: from the client's address if that is possible, else from the gateway's.
+    async fn reach(&self, client: SocketAddr, backend: &Backend) -> io::Result<UdpSocket> {
+        let address = backend.endpoint.address;
+        if let Some(from) = backend.source(client) {
+            match client::udp(from, address).await {
+                Ok(socket) => {
+                    self.route.kept.fetch_add(1, Ordering::Relaxed);
+                    return Ok(socket);
+                }
+                Err(error) => self.route.fell_back(backend, &error),
+            }
+        }
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+        socket.connect(address).await?;
+        Ok(socket)
     }
 
     fn now(&self) -> u64 {

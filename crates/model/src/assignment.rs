@@ -340,6 +340,10 @@ pub struct Route {
     pub endpoints: Vec<Endpoint>,
 }
 
+/// What a gateway marks the packets of connections with that it makes from its clients' addresses. The node's rules know by it which
+/// answers are for the gateway.
+pub const ENTRY_MARK: u32 = 0x5748_0001;
+
 /// One ready task behind a published port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Endpoint {
@@ -357,6 +361,10 @@ impl Endpoint {
     pub const fn new(task: TaskId, address: SocketAddrV4) -> Self {
         Self { task, address, keeps_client: false }
     }
+    /// Whether both are the same task at the same place.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.task, self.address) == (other.task, other.address)
+    }
 }
 
 /// What an agent says of its node. Of two, the one with the higher sequence is the newer.
@@ -364,8 +372,10 @@ impl Endpoint {
 pub struct NodeReport {
     /// Counts this agent process's reports.
     pub sequence: u64,
-    /// The revision of the set whose names and routes it serves. Once it is reported, no answer and no connection that an older one
-    /// led to begins on the node.
+    /// The epoch of the set whose names and routes it serves.
+    #[serde(default)]
+    pub epoch: u64,
+    /// That set's revision. Once epoch and revision are reported, no answer and no connection that an older set led to begins on the node.
     pub observed: Revision,
     /// The node.
     pub facts: NodeFacts,

@@ -22,7 +22,7 @@ pub use app::{
     ServiceKey, ServiceRecord, ServiceRevision, VolumeRecord,
 };
 pub use assignment::{
-    AssignmentSet, Attachment, DnsTable, Endpoint, FileAssignment, NamedPort, NetworkAssignment, NodeReport,
+    AssignmentSet, Attachment, DnsTable, ENTRY_MARK, Endpoint, FileAssignment, NamedPort, NetworkAssignment, NodeReport,
     Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment, TaskReport, VirtualService,
     VolumeAssignment,
 };
