@@ -2,6 +2,9 @@
 //!
 //! Needs root and `ip`. Without root the tests say so and pass, unless `WHARF_REQUIRE_ENGINE` is `1`.
 
+#[path = "network/routed.rs"]
+mod routed;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -190,11 +193,14 @@ struct Node {
 
 impl Node {
     fn new(wire: &Wire, number: u8) -> Self {
+        Self::on(wire, number, Ipv4Addr::new(192, 0, 2, number))
+    }
+
+    fn on(wire: &Wire, number: u8, address: Ipv4Addr) -> Self {
         let namespace = Namespace::new(&format!("node{number}"));
         let (name, switch) = (&namespace.name, &wire.switch.name);
         ip(&format!("link add eth0 netns {name} type veth peer name port{number} netns {switch}"));
         wire.switch.ip(&format!("link set port{number} master br0 up"));
-        let address = Ipv4Addr::new(192, 0, 2, number);
         namespace.ip(&format!("addr add {address}/24 dev eth0"));
         namespace.ip("link set eth0 up");
         let (jobs, mut queue) = tokio::sync::mpsc::channel::<Job>(1);

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use wharf_model::{Backend, NetworkAssignment, NetworkId};
 
 use super::{
+    firewall::{Firewall, rules},
     kernel::{Observed, carry_out, observe, remove_bridges},
     netlink::Netlink,
     plan::{Actual, Underlay, Underlays, WantedNetwork, bridge_name, plan, unused_bridges},
@@ -50,6 +51,8 @@ pub struct Pass {
     pub changes: usize,
     /// How often each thing was not as it should be, by VXLAN identifier.
     pub faults: BTreeMap<(u32, &'static str), usize>,
+    /// What is not as it should be on the node itself.
+    pub notes: Vec<String>,
     /// What could not be done, by network.
     pub problems: BTreeMap<NetworkId, String>,
 }
@@ -76,6 +79,7 @@ struct State {
     ids: BTreeMap<u32, NetworkId>,
     /// Networks whose assignment makes no sense.
     refused: BTreeMap<NetworkId, String>,
+    firewall: Firewall,
 }
 
 impl Devices {
@@ -83,7 +87,7 @@ impl Devices {
     pub(super) fn open(node: IpAddr, vxlan_port: u16) -> Result<Self, NetworkError> {
         let netlink = Some(Netlink::open().map_err(NetworkError::Open)?);
         let (wanted, ids, refused) = Default::default();
-        let state = Mutex::new(State { netlink, wanted, ids, refused });
+        let state = Mutex::new(State { netlink, wanted, ids, refused, firewall: Firewall::default() });
         Ok(Self { shared: Arc::new(Shared { node, vxlan_port, tunnel: Mutex::default(), state }) })
     }
 
@@ -181,7 +185,7 @@ impl Wanted {
 
 impl Shared {
     fn pass(&self, state: &mut State) -> Result<Pass, NetworkError> {
-        let State { netlink, wanted, ids, refused } = state;
+        let State { netlink, wanted, ids, refused, firewall } = state;
         let nodes = wanted.values().flat_map(|network| network.parts.values().copied()).collect();
         let observed = with(netlink, |netlink| observe(netlink, &nodes)).map_err(NetworkError::Netlink)?;
         let (underlays, mut problems) = self.underlays(wanted, ids, &observed)?;
@@ -196,18 +200,23 @@ impl Shared {
             *faults.entry((vni, operation.fault())).or_default() += 1;
         }
         let changes = plan.values().map(Vec::len).sum();
-        let mut pass = Pass { changes, faults, problems };
-        if pass.changes == 0 {
-            return Ok(pass);
-        }
-        let failures = with(netlink, |netlink| carry_out(netlink, &plan, &underlays, &observed.actual))
-            .map_err(NetworkError::Netlink)?;
-        for (vni, (tried, error)) in failures {
-            match ids.get(&vni) {
-                Some(id) => drop(pass.problems.insert(*id, format!("{tried}: {error}"))),
-                None => tracing::warn!(vni, %error, "{tried}"),
+        let mut pass = Pass { changes, faults, problems, notes: Vec::new() };
+        if pass.changes > 0 {
+            let failures = with(netlink, |netlink| carry_out(netlink, &plan, &underlays, &observed.actual))
+                .map_err(NetworkError::Netlink)?;
+            for (vni, (tried, error)) in failures {
+                match ids.get(&vni) {
+                    Some(id) => drop(pass.problems.insert(*id, format!("{tried}: {error}"))),
+                    None => tracing::warn!(vni, %error, "{tried}"),
+                }
             }
         }
+        let outcome = firewall.ensure(rules(wanted));
+        if outcome.changes > 0 {
+            pass.changes += outcome.changes;
+            pass.faults.insert((0, "firewall rules of routed networks not as written"), outcome.changes);
+        }
+        pass.notes = outcome.problems;
         Ok(pass)
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use wharf_model::{NetworkAssignment, ipv6_for};
+use wharf_model::{Backend, NetworkAssignment, ipv6_for};
 
 use super::plan::bridge_name;
 
@@ -41,11 +41,18 @@ pub struct DockerNetwork {
 /// Docker's name for the largest packet of a network.
 const MTU: &str = "com.docker.network.driver.mtu";
 
-/// How the Docker network of an assigned network is made; `mtu` is that of its devices.
+/// The first version of the API of an engine (28) that drops what is routed to containers, unless it is told not to.
+const PROTECTS: (usize, usize) = (1, 48);
+
+/// How the Docker network of an assigned network is made; `mtu` is that of its devices, `api` the engine's version of the API.
 ///
 /// # Errors
 /// If the network asks for larger packets than its nodes can exchange.
-pub fn docker_network_options(network: &NetworkAssignment, mtu: u32) -> Result<DockerNetwork, String> {
+pub fn docker_network_options(
+    network: &NetworkAssignment,
+    mtu: u32,
+    api: (usize, usize),
+) -> Result<DockerNetwork, String> {
     let labels = [(NETWORK_LABEL, network.id.to_string()), (VNI_LABEL, network.vni.to_string())];
     let mut options = network.driver_opts.clone();
     if let Some(wanted) = options.get(MTU)
@@ -56,7 +63,15 @@ pub fn docker_network_options(network: &NetworkAssignment, mtu: u32) -> Result<D
         ));
     }
     options.entry(MTU.to_owned()).or_insert_with(|| mtu.to_string());
-    options.insert("com.docker.network.bridge.name".to_owned(), bridge_name(network.vni));
+    let bridge = |option: &str| format!("com.docker.network.bridge.{option}");
+    options.insert(bridge("name"), bridge_name(network.vni));
+    if network.backend == Backend::Routed {
+        // Docker would hide every address from other nodes. Ours hides them from the world only.
+        options.insert(bridge("enable_ip_masquerade"), "false".to_owned());
+        if api >= PROTECTS {
+            options.insert(bridge("gateway_mode_ipv4"), "nat-unprotected".to_owned());
+        }
+    }
     Ok(DockerNetwork {
         name: network.name.clone(),
         driver: "bridge",

@@ -11,11 +11,13 @@
 
 mod devices;
 mod docker;
+mod firewall;
 mod kernel;
 mod members;
 pub(crate) mod netlink;
 mod nft;
 mod plan;
+pub mod router;
 pub mod wireguard;
 
 #[cfg(test)]
@@ -112,6 +114,8 @@ struct State {
     wanted: BTreeMap<NetworkId, Listen>,
     /// What the last pass could not do.
     problems: BTreeMap<NetworkId, String>,
+    /// What it found not to be as it should be on the node itself.
+    notes: Vec<String>,
     /// Why the last pass failed altogether.
     failure: Option<String>,
 }
@@ -257,7 +261,7 @@ impl KernelNetwork {
     pub fn problems(&self) -> Vec<String> {
         let state = self.state.lock();
         let mut problems: Vec<String> =
-            state.failure.iter().chain(state.problems.values()).cloned().collect();
+            state.failure.iter().chain(state.problems.values()).chain(&state.notes).cloned().collect();
         drop(state);
         problems.extend(self.tunnels.iter().flat_map(|tunnels| tunnels.problems()));
         problems.extend(match &self.names {
@@ -299,7 +303,10 @@ impl KernelNetwork {
         let wanted = {
             let mut state = self.state.lock();
             match &outcome {
-                Ok(pass) => (state.problems, state.failure) = (pass.problems.clone(), None),
+                Ok(pass) => {
+                    (state.problems, state.failure) = (pass.problems.clone(), None);
+                    state.notes.clone_from(&pass.notes);
+                }
                 Err(error) => state.failure = Some(errors::chain(error)),
             }
             state.wanted.clone()

@@ -33,10 +33,10 @@ pub(crate) enum NftError {
     #[error("the program `nft` is missing: install the package `nftables` on this node")]
     Missing,
     /// The program says no.
-    #[error("nft: {0}")]
+    #[error("the firewall says: {0}")]
     Refused(String),
     /// The program could not be run.
-    #[error("cannot run `nft`")]
+    #[error("cannot run a firewall program")]
     Run(#[source] io::Error),
     /// The namespace is gone or may not be entered.
     #[error("cannot enter the network namespace {0}")]
@@ -124,8 +124,13 @@ fn inside<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, Nf
 const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
 
 fn run_here(arguments: &[&str], input: &str) -> Result<String, NftError> {
+    run_program(&PROGRAMS, arguments, input)
+}
+
+/// Runs a program, the first of these names that is there, and answers what it wrote.
+pub(super) fn run_program(programs: &[&str], arguments: &[&str], input: &str) -> Result<String, NftError> {
     let mut found = Err(NftError::Missing);
-    for program in PROGRAMS {
+    for program in programs {
         let command = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())

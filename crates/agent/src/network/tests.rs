@@ -473,8 +473,9 @@ fn a_network_has_its_own_options_and_keeps_what_is_the_clusters() {
         )
     };
     let (mtu, icc) = ("com.docker.network.driver.mtu", "com.docker.network.bridge.enable_icc");
-    let options =
-        |given: &[(&str, &str)]| docker_network_options(&network(given), 1450).map(|made| made.options);
+    let options = |given: &[(&str, &str)]| {
+        docker_network_options(&network(given), 1450, (1, 41)).map(|made| made.options)
+    };
     let made = options(&[(icc, "false"), ("com.docker.network.bridge.name", "mine")]).unwrap();
     assert_eq!((made[icc].as_str(), made[mtu].as_str()), ("false", "1450"));
     assert_eq!(made["com.docker.network.bridge.name"], bridge_name(5));
@@ -526,4 +527,26 @@ fn an_address_outside_of_its_nodes_parts_has_a_route_of_its_own() {
     let parts = [("10.192.0.7/32", 2), ("10.192.0.64/26", 2), ("10.192.0.67/32", 3)];
     let parts = parts.map(|(part, on)| (net(part), node(on)));
     assert_eq!(WantedNetwork::from(&assigned).parts, BTreeMap::from(parts));
+}
+
+#[test]
+fn docker_is_told_not_to_hide_the_addresses_of_routed_networks_nor_to_keep_others_from_them() {
+    let network = |backend| wharf_model::NetworkAssignment {
+        backend,
+        ..wharf_model::NetworkAssignment::new(
+            wharf_model::NetworkId::from_parts(1, [5; 10]),
+            "shop_default",
+            5,
+            "10.1.0.0/24".parse().unwrap(),
+            address(1),
+        )
+    };
+    let options = |backend, api| docker_network_options(&network(backend), 1500, api).unwrap().options;
+    let (hide, keep) =
+        ("com.docker.network.bridge.enable_ip_masquerade", "com.docker.network.bridge.gateway_mode_ipv4");
+    let of = |made: &BTreeMap<String, String>| [hide, keep].map(|option| made.get(option).cloned());
+    assert_eq!(of(&options(Backend::Routed, (1, 41))), [Some("false".to_owned()), None]);
+    let both = [Some("false".to_owned()), Some("nat-unprotected".to_owned())];
+    assert_eq!(of(&options(Backend::Routed, (1, 48))), both);
+    assert_eq!(of(&options(Backend::Vxlan, (1, 48))), [None, None]);
 }

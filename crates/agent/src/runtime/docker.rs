@@ -714,7 +714,9 @@ impl Runtime for DockerRuntime {
 
     async fn ensure_network(&self, network: &NetworkAssignment, mtu: u32) -> Result<LocalNetwork> {
         let docker = self.docker().await?;
-        let wanted = docker_network_options(network, mtu).map_err(|problem| {
+        let version = docker.client_version();
+        let api = (version.major_version, version.minor_version);
+        let wanted = docker_network_options(network, mtu, api).map_err(|problem| {
             RuntimeError::fatal(problem)
                 .with_hint("change it in the network's `driver_opts`, or leave it out")
         })?;
