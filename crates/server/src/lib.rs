@@ -4,6 +4,7 @@
 //! conditionally ([`controllers`]); agents are called over the connections they opened ([`sessions`]).
 
 pub mod controllers;
+mod diagnose;
 pub mod http;
 mod ids;
 pub mod join;

@@ -295,6 +295,7 @@ async fn other(place: Place, probe: Probe, patience: Duration) -> Outcome {
             blocking(move || largest(&place, from.and_then(v4), to, up_to, patience)).await
         }
         ProbeKind::Tcp(to) => connect(place, from, to, patience).await,
+        ProbeKind::Udp(to) => ask_by_udp(place, from, to, patience).await,
         ProbeKind::Datagram { to, text } => send(place, from, to, text).await,
         ProbeKind::Dns { server, tcp: false, names } => {
             names::by_udp(from, server, &names, patience).await.map(Outcome::Names)
@@ -353,6 +354,28 @@ async fn connect(
     let started = Instant::now();
     Ok(match timeout(patience, socket.connect(to)).await {
         Ok(Ok(_stream)) => Outcome::Answered(micros(started.elapsed())),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Outcome::Refused(micros(started.elapsed()))
+        }
+        Ok(Err(error)) => return Err(error),
+        Err(_late) => Outcome::Silent,
+    })
+}
+
+async fn ask_by_udp(
+    place: Place,
+    from: Option<IpAddr>,
+    to: SocketAddr,
+    patience: Duration,
+) -> io::Result<Outcome> {
+    let socket = blocking(move || place.run(|| socket(Type::DGRAM, from, to))).await?;
+    let socket = UdpSocket::from_std(socket.into())?;
+    socket.connect(to).await?;
+    let started = Instant::now();
+    socket.send(&[]).await?;
+    let mut buffer = [0_u8; 64];
+    Ok(match timeout(patience, socket.recv(&mut buffer)).await {
+        Ok(Ok(_)) => Outcome::Answered(micros(started.elapsed())),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             Outcome::Refused(micros(started.elapsed()))
         }

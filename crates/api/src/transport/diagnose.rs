@@ -122,6 +122,8 @@ pub enum ProbeKind {
     },
     /// A connection by TCP; one that is refused shows that somebody is there.
     Tcp(SocketAddr),
+    /// An empty datagram; whether anybody answers or refuses.
+    Udp(SocketAddr),
     /// A datagram with this text; nobody answers.
     Datagram {
         /// To where.

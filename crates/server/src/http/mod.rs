@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod extract;
 pub mod failure;
 pub mod files;
+pub mod networks;
 pub mod nodes;
 pub mod openapi;
 pub mod streams;
@@ -125,6 +126,10 @@ api! {
     post "/v1/tokens" cluster::create_token,
     delete "/v1/tokens/{token}" cluster::remove_token,
     get "/v1/doctor" cluster::doctor,
+    post "/v1/doctor/network" networks::doctor,
+    get "/v1/networks" networks::list,
+    get "/v1/networks/{network}" networks::get,
+    post "/v1/trace" networks::trace,
     get "/v1/nodes" nodes::list,
     get "/v1/nodes/{node}" nodes::get,
     patch "/v1/nodes/{node}" nodes::change,

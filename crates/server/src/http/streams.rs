@@ -48,7 +48,7 @@ const ASKED_AT_ONCE: usize = 16;
 struct Stopping;
 
 /// An answer of one line for each value. When the server stops, it breaks off: nobody shall take that for the end.
-fn lines<T: serde::Serialize + Send + 'static>(
+pub(super) fn lines<T: serde::Serialize + Send + 'static>(
     shared: &Shared,
     values: impl stream::Stream<Item = T> + Send + 'static,
 ) -> Response {
