@@ -5,13 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     sync::Arc,
 };
 
 use ipnet::Ipv4Net;
 use wharf_model::{
-    AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Mac,
+    AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Ipv6Addresses, Mac,
     NetworkAssignment, NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, RemoteBlock, Route,
     RouteTable, ServiceKey, ServiceName, ServiceRevision, Target, Task, TaskAssignment, VolumeAssignment,
     VolumeId, VolumeRecord, tunnel_address,
@@ -34,6 +34,8 @@ pub struct Assigner<'a> {
     members: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, NodeId>>,
     /// Hardware addresses that services chose themselves.
     macs: BTreeMap<Ipv4Addr, Mac>,
+    /// Who has which IPv6 address, of networks that have any.
+    ipv6: BTreeMap<NetworkId, Ipv6Addresses>,
     names: Names,
     routes: Vec<Route>,
     /// Networks that gateways need to reach the tasks behind published ports.
@@ -45,11 +47,15 @@ impl<'a> Assigner<'a> {
     /// Works out what the nodes have in common.
     pub fn new(world: &'a World) -> Self {
         let by_subnet = world.networks().map(|network| (network.subnet.network(), network.id)).collect();
+        let ipv6 = world
+            .networks()
+            .filter_map(|network| network.subnet6.map(|subnet| (network.id, Ipv6Addresses::new(subnet))));
         let mut assigner = Self {
             world,
             by_subnet,
             members: BTreeMap::new(),
             macs: BTreeMap::new(),
+            ipv6: ipv6.collect(),
             names: Names::default(),
             routes: Vec::new(),
             entries: BTreeSet::new(),
@@ -73,13 +79,15 @@ impl<'a> Assigner<'a> {
             tasks.iter().filter_map(|task| Some((task.id, self.task(task)?))).collect();
         let networks = self.networks(node, &tasks);
         let gateway = self.world.node(node).is_some_and(|node| node.record.roles.gateway);
+        let mut dns = self.names.table(self.world.revision, self.world, node, networks.keys().copied());
+        dns.ipv6 = networks.keys().filter_map(|id| Some((*id, self.ipv6.get(id)?.clone()))).collect();
         AssignmentSet {
             epoch: self.world.epoch,
             revision: self.world.revision,
             node,
             volumes: self.volumes(&tasks),
             removed_volumes: self.removed_volumes(node, &tasks),
-            dns: self.names.table(self.world.revision, self.world, node, networks.keys().copied()),
+            dns,
             routes: RouteTable {
                 version: self.world.revision,
                 routes: if gateway { self.routes_at(node) } else { Vec::new() },
@@ -113,6 +121,12 @@ impl<'a> Assigner<'a> {
             let mac = attachment.and_then(|attachment| attachment.endpoint.mac_address);
             self.macs.extend(mac.map(|mac| (*address, mac)));
             if let (Some(id), Some(node)) = (self.network_at(*address), task.node) {
+                let asked = attachment.and_then(|attachment| attachment.ipv6_address);
+                if let (Some(own), Some(ipv6)) = (asked, self.ipv6.get_mut(&id))
+                    && ipv6.of(*address) != own
+                {
+                    ipv6.asked.insert(*address, own);
+                }
                 self.members.entry(id).or_default().insert(*address, node);
             }
         }
@@ -229,7 +243,8 @@ impl<'a> Assigner<'a> {
         let attachments = spec::attachments(&revision.spec).into_iter().filter_map(|(name, attachment)| {
             let address = *task.addresses.get(name)?;
             let endpoint = attachment.endpoint.clone();
-            Some(Attachment { network: self.network_at(address)?, address, address6: None, endpoint })
+            let network = self.network_at(address)?;
+            Some(Attachment { network, address, address6: self.asked6(network, address), endpoint })
         });
         let companions = revision.spec.companions().into_keys();
         let companions = companions.filter_map(|name| Some((name.clone(), self.companion(task, name)?.id)));
@@ -294,7 +309,8 @@ impl<'a> Assigner<'a> {
         let elsewhere = tasks.chain(gateways).filter(|(_, other)| *other != node);
         let peers = elsewhere.filter_map(|(address, node)| {
             let mac = self.macs.get(&address).copied();
-            Some(Peer { address, node: self.reachable(record.backend, node)?, mac, address6: None })
+            let address6 = self.asked6(record.id, address);
+            Some(Peer { address, node: self.reachable(record.backend, node)?, mac, address6 })
         });
         let mut peers: Vec<_> = peers.collect();
         peers.sort_unstable();
@@ -338,6 +354,12 @@ impl<'a> Assigner<'a> {
         });
         (own, remote.collect())
     }
+
+    /// The IPv6 address of who has `address`, if it is one that was asked for.
+    fn asked6(&self, network: NetworkId, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.ipv6.get(&network)?.asked.get(&address).copied()
+    }
+
     /// Where a node's VXLAN port answers, unless the node is given up.
     fn reachable(&self, backend: Backend, id: NodeId) -> Option<IpAddr> {
         let node = self.world.node(id)?;

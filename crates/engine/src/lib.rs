@@ -13,6 +13,7 @@ mod change;
 mod choose;
 #[cfg(test)]
 mod fixtures;
+mod ipv6;
 mod names;
 mod network;
 mod nodes;
@@ -37,6 +38,7 @@ pub use assign::Assigner;
 pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
+pub use ipv6::Ipv6Refusal;
 pub use names::named_ports;
 pub use network::host_conflicts;
 pub use nodes::{Leases, Link, decide as decide_node};

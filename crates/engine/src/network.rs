@@ -13,7 +13,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -22,7 +22,9 @@ use wharf_model::{
     Task, TaskId, VolumeRecord,
 };
 
-use crate::{About, Change, NetworkRefusal, Node, Reason, World, pass::Pass, routes, spec};
+use crate::{
+    About, Change, Ipv6Refusal, NetworkRefusal, Node, Reason, World, ipv6, pass::Pass, routes, spec,
+};
 
 /// How many addresses at the bottom of a subnet nobody gets: its own, and one for what must have a fixed place.
 const RESERVED: u32 = 2;
@@ -117,6 +119,8 @@ pub(crate) struct AddressBook {
     used: BTreeSet<Ipv4Addr>,
     /// Those that the network's specification keeps for something else.
     reserved: BTreeSet<Ipv4Addr>,
+    /// The IPv6 addresses that unfinished tasks asked for.
+    asked6: BTreeSet<Ipv6Addr>,
     /// The newest task that has or had one, and which.
     latest: Option<(TaskId, Ipv4Addr)>,
 }
@@ -237,6 +241,9 @@ pub(crate) fn refusal(
     if backend == Backend::Host {
         return Some(NetworkRefusal::HostBackend);
     }
+    if let Err(refusal) = ipv6::check(wanted, backend) {
+        return Some(refusal);
+    }
     if let Some(record) = instead_of
         && moves(record, wanted, backend).is_empty()
     {
@@ -250,7 +257,9 @@ pub(crate) fn refusal(
     if before.into_iter().any(|other| moves(other, wanted, backend).is_empty()) {
         return None;
     }
-    subnet(world, wanted.subnet, backend, world.networks().map(|network| &**network)).err()
+    let networks = || world.networks().map(|network| &**network);
+    let refusal = subnet(world, wanted.subnet, backend, networks()).err();
+    refusal.or_else(|| ipv6::subnet(world, wanted, vni(networks()), networks()).err())
 }
 
 /// Whether networks that become routed ones need more routes outside the nodes than can be made: each of their tasks needs one until
@@ -305,6 +314,7 @@ impl Pass<'_> {
 
     fn ensure_network(&mut self, name: &NetworkName, wanted: &NetworkSpec) -> Result<(), NetworkRefusal> {
         let backend = wanted.backend.unwrap_or(self.world.backend);
+        ipv6::check(wanted, backend)?;
         let current = self.network_named(name).cloned();
         match current {
             Some(network) if network.app != self.app.key => Ok(()),
@@ -361,6 +371,7 @@ impl Pass<'_> {
     ) -> Result<(), NetworkRefusal> {
         let subnet = subnet(self.world, wanted.subnet, backend, self.known_networks())?;
         let vni = vni(self.known_networks());
+        let subnet6 = ipv6::subnet(self.world, wanted, vni, self.known_networks())?;
         let network = NetworkRecord {
             id: self.id(),
             app: self.app.key.clone(),
@@ -371,7 +382,7 @@ impl Pass<'_> {
             gateways: BTreeMap::new(),
             backend,
             blocks: BTreeMap::new(),
-            subnet6: wanted.subnet6,
+            subnet6,
             vips: BTreeMap::new(),
             retired: false,
         };
@@ -458,6 +469,7 @@ impl Pass<'_> {
             let mut book = AddressBook {
                 used: network.gateways.values().chain(network.vips.keys()).copied().collect(),
                 reserved: kept.copied().collect(),
+                asked6: BTreeSet::new(),
                 latest: None,
             };
             if network.backend == Backend::Macvlan {
@@ -471,6 +483,7 @@ impl Pass<'_> {
                 book.latest = book.latest.max(Some((task.id, address)));
                 if !self.is_over(task) {
                     book.used.insert(address);
+                    book.asked6.extend(ipv6::asked(self.world, task, address));
                 }
             }
             self.books.insert(network.id, book);
@@ -500,15 +513,19 @@ impl Pass<'_> {
                 return Err(refused(self.no_room(&network)));
             }
             let address = self.free_address(name, attachment.ipv4_address, node).map_err(refused)?;
+            if let Some(asked) = attachment.ipv6_address {
+                self.may_have_ipv6(&network, address, asked).map_err(refused)?;
+            }
             addresses.insert(name.clone(), address);
-            given.push((network, address));
+            given.push((network, address, attachment.ipv6_address));
         }
-        for (network, address) in given {
+        for (network, address, asked) in given {
             if let Some(network) = self.networks.get(&network.id).filter(|n| n.backend == Backend::Routed) {
                 self.parts.insert((network.id, routes::part_of(network, address, node)));
             }
             let book = self.book(&network);
             book.used.insert(address);
+            book.asked6.extend(asked);
             book.latest = Some((task, address));
         }
         Ok(addresses)
@@ -548,6 +565,25 @@ impl Pass<'_> {
         };
         self.room_for_route(&network, address, node)?;
         Ok(address)
+    }
+
+    /// Whether whoever gets `own` may have the IPv6 address it asks for.
+    fn may_have_ipv6(
+        &mut self,
+        network: &NetworkRecord,
+        own: Ipv4Addr,
+        address: Ipv6Addr,
+    ) -> Result<(), NetworkRefusal> {
+        ipv6::may_have(network, own, address)?;
+        if !self.book(network).asked6.contains(&address) {
+            return Ok(());
+        }
+        let holds = |at: Ipv4Addr, task: &Task| {
+            !self.is_over(task) && ipv6::asked(self.world, task, at) == Some(address)
+        };
+        let mut holders = self.world.addresses_in(network.subnet).filter(|(at, task)| holds(*at, task));
+        let by = holders.next().map_or_else(|| self.holder(network, own), |(at, _)| self.holder(network, at));
+        Err(Ipv6Refusal::AddressTaken { address, by }.into())
     }
 
     /// The next free address of the node's parts of a routed network, of which it takes another one if they are full.
@@ -812,7 +848,7 @@ mod tests {
             let network = NetworkRecord { spec, ..network(1, "10.0.0.0/28") };
             let at = |n: u8| Ipv4Addr::new(10, 0, 0, n);
             let set = |numbers: BTreeSet<u8>| numbers.into_iter().map(at).collect();
-            let book = AddressBook { used: set(used), reserved: set(reserved), latest: None };
+            let book = AddressBook { used: set(used), reserved: set(reserved), ..AddressBook::default() };
             let in_range = |address: &Ipv4Addr| network.spec.ip_range.is_none_or(|range| range.contains(address));
             let mut possible = (2..15).map(at).filter(in_range);
             match next_free(dynamic(&network), cursor.map(at), &book) {

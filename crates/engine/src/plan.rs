@@ -1208,7 +1208,9 @@ fn scale(current: &Current<'_>, numbers: &BTreeMap<ServiceName, u32>) -> Result<
             let mode = Mode::Replicated { replicas: *replicas };
             let revision = current.revisions.get(name);
             let fixed = revision.is_some_and(|revision| {
-                revision.spec.networks.values().any(|attachment| attachment.ipv4_address.is_some())
+                revision.spec.networks.values().any(|attachment| {
+                    attachment.ipv4_address.is_some() || attachment.ipv6_address.is_some()
+                })
             });
             if record.mode == Mode::Global {
                 return Err(PlanRefusal::Global { service: name.clone() });

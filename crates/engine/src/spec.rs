@@ -1,6 +1,9 @@
 //! What decisions ask of specifications.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use wharf_model::{
     Dependency, DependencyCondition, FileSpec, MountSource, NetworkAttachment, NetworkMode, NetworkName,
@@ -96,7 +99,7 @@ pub enum StopFirst {
     /// Two tasks cannot have this port of a node.
     HostPort(u16),
     /// Two tasks cannot have this address.
-    Address(std::net::Ipv4Addr),
+    Address(IpAddr),
     /// Two tasks cannot have this hardware address.
     Mac(wharf_model::Mac),
     /// It uses its node's own network, where two tasks would want the same ports.
@@ -142,6 +145,8 @@ pub(crate) fn stop_first(
     let mac = connected.iter().find_map(|(_, attachment)| attachment.endpoint.mac_address);
     let host = |port: &&PortSpec| port.mode == PublishMode::Host && port.published.is_some();
     let port = spec.ports.iter().find(host).and_then(|port| port.published).filter(|_| same_node);
+    let address6 = connected.iter().find_map(|(_, attachment)| attachment.ipv6_address);
+    let address = address.map(IpAddr::from).or(address6.map(IpAddr::from));
     let address = address.map(StopFirst::Address).or(mac.map(StopFirst::Mac));
     let impossible = address.or(port.map(StopFirst::HostPort));
     let unwise = || {

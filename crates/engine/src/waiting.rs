@@ -9,7 +9,10 @@ use wharf_model::{
     StopReason, TaskId, Timestamp, VolumeName,
 };
 
-use crate::place::{self, NoPlace};
+use crate::{
+    Ipv6Refusal,
+    place::{self, NoPlace},
+};
 
 /// One thing that is not as desired, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -297,6 +300,8 @@ pub enum NetworkRefusal {
         /// Whose it is.
         by: String,
     },
+    /// It is about IPv6.
+    Ipv6(Ipv6Refusal),
 }
 impl Waiting {
     /// Whether it waits for room on nodes: something that ends in another app can change that.
@@ -514,6 +519,7 @@ impl fmt::Display for NetworkRefusal {
                 write!(f, "the address {address} is not one that tasks may have in {subnet}")
             }
             Self::AddressTaken { address, by } => write!(f, "the address {address} belongs to {by}"),
+            Self::Ipv6(refusal) => refusal.fmt(f),
         }
     }
 }

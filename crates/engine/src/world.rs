@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use wharf_model::{
     AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Generation, NetworkDefaults, NetworkId,
     NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus, Phase, Protocol, PublishMode,
@@ -109,6 +109,8 @@ pub struct World {
     pub revision: Revision,
     /// Where networks are taken from.
     pub pool: AddressPool,
+    /// Where networks' IPv6 subnets are taken from (RFC 4193).
+    pub unique_local: Option<Ipv6Net>,
     /// How networks travel whose files do not say.
     pub(crate) backend: Backend,
     /// The most routes that whoever makes them outside the nodes can make, where somebody does.

@@ -3,6 +3,7 @@
 //! One function names the key of each record, and one reads any key back; nothing else in the server knows how keys are spelt.
 //! Every value carries a schema number ([`wharf_store::records`]); [`SCHEMA`] is the one written today.
 
+use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use wharf_model::{
     AddressPool, AppKey, AppRecord, EnvironmentName, Event, EventId, FileName, Generation,
@@ -25,6 +26,9 @@ pub struct ClusterRecord {
     pub epoch: u64,
     /// Where networks get their addresses.
     pub pool: AddressPool,
+    /// Where networks get their IPv6 addresses: unique local ones (RFC 4193), drawn once for the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique_local: Option<Ipv6Net>,
     /// What holds for networks whose files say nothing else.
     #[serde(default)]
     pub network: NetworkDefaults,

@@ -17,6 +17,7 @@ use axum::{
     routing::post,
 };
 use futures::{FutureExt, future::BoxFuture};
+use ipnet::Ipv6Net;
 use rand::Rng as _;
 use rustls::time_provider::DefaultTimeProvider;
 use serde::{Deserialize, Serialize};
@@ -199,6 +200,7 @@ pub async fn init(options: InitOptions, clock: &Arc<dyn Clock>) -> Result<Initia
         name: options.name,
         epoch: 1,
         pool: options.pool,
+        unique_local: Some(unique_local()),
         network: options.network,
         created_at: now,
     };
@@ -312,6 +314,14 @@ pub async fn join_cluster(options: JoinServerOptions, clock: &Arc<dyn Clock>) ->
         store: admitted.store,
     })?;
     Ok(admitted.cluster)
+}
+
+/// A range of unique local addresses (RFC 4193): its 40 bits are random, so that two clusters that are connected one day do not clash.
+fn unique_local() -> Ipv6Net {
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    rand::rng().fill_bytes(&mut octets[1..6]);
+    Ipv6Net::new_assert(octets.into(), 48)
 }
 
 async fn open(

@@ -435,6 +435,7 @@ impl State {
             Record::Cluster(cluster) => {
                 inner.world.epoch = cluster.epoch;
                 inner.world.pool = cluster.pool;
+                inner.world.unique_local = cluster.unique_local;
                 inner.world.set_network_defaults(&cluster.network);
                 inner.cluster = Some(cluster);
             }
