@@ -2,8 +2,11 @@
 //! tasks each, on this machine, in turns.
 //!
 //! `./x bench dns`. Needs Debian's `knot`, `unbound` and `dnsperf`; what is not installed is left out, and said. Each server is a process
-//! with one worker. Measured is what the kernel counts for all threads of the server, system calls included, divided by the
+//! with one worker, pinned to one processor; the load comes from the others. Measured is what the kernel counts for all threads of the server, system calls included, divided by the
 //! questions that `dnsperf` had answered: at full load, and at a fixed rate that leaves each of them idle most of the time.
+//!
+//! Then the process as an agent has it: how long until changes of names are acknowledged, what it needs while nobody asks, and how soon it
+//! answers again after it was killed.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 #![expect(unsafe_code, reason = "an allocator is counted, which is an unsafe trait")]
@@ -15,7 +18,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write as _},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     thread,
@@ -23,7 +26,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use wharf_agent::dns::{Listen, Responder, Sources, Upstreams};
+use wharf_agent::dns::{self, DnsProcess, Listen, ProcessOptions, Responder, Sources, Upstreams};
 use wharf_model::{DnsTable, NetworkId, Revision};
 use wharf_process::{Shutdown, Tasks};
 
@@ -63,11 +66,16 @@ unsafe impl GlobalAlloc for Counting {
 
 fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some("serve") {
-        return serve(arguments.next().ok_or("an address is missing")?.parse()?);
+    match (arguments.next().as_deref(), arguments.next()) {
+        (Some("serve"), Some(address)) => return serve(address.parse()?),
+        (Some("process"), Some(folder)) => return process(folder.into()),
+        _ => {}
     }
+    let mut goals = Vec::new();
+    changes(&mut goals)?;
     if !is_installed("dnsperf") {
         println!("skipped: dnsperf is not installed (Debian: dnsperf)");
+        goals.iter().for_each(|goal| println!("{goal}"));
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
@@ -82,7 +90,6 @@ fn main() -> Result<(), Error> {
         }
     }
     println!("{SERVICES} services of {TASKS} tasks; medians of {ROUNDS} rounds (lowest, highest)");
-    let mut goals = Vec::new();
     for (what, rate) in [("full load", None), ("5,000/s", Some(RATE))] {
         let mut costs: Vec<Vec<f64>> = vec![Vec::new(); servers.len()];
         for _ in 0..ROUNDS {
@@ -93,9 +100,10 @@ fn main() -> Result<(), Error> {
         for (server, costs) in servers.iter().zip(&costs) {
             let (median, lowest, highest) = spread(costs);
             println!(
-                "{what:9}  {:8} {median:6.2} µs per question ({lowest:.2}, {highest:.2}), {:.1} MiB",
+                "{what:9}  {:8} {median:6.2} µs per question ({lowest:.2}, {highest:.2}), PSS {:.1} MiB, RSS {:.1} MiB",
                 server.name,
-                server.memory()?
+                server.memory("Pss:")?,
+                server.memory("Rss:")?
             );
         }
         for (peer, most) in GOALS {
@@ -160,17 +168,163 @@ fn serve(at: SocketAddr) -> Result<(), Error> {
     });
     let networks = BTreeMap::from([(id, names.collect())]);
     let table = DnsTable { version: Revision(1), networks, ..DnsTable::default() };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    // One thread, as the process has it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = Tasks::new(&Shutdown::new());
     let responder = Responder::new(Upstreams::Fixed(Vec::new()), &tasks);
     responder.publish(&table, &Sources::new());
     let listen = Listen { address: at, subnet: "127.0.0.0/8".parse::<Ipv4Net>()? };
-    runtime.block_on(responder.listen(&BTreeMap::from([(id, listen)])));
-    for line in std::io::stdin().lines() {
-        line?;
-        println!("{}", ALLOCATIONS.load(Ordering::Relaxed));
-    }
+    runtime.block_on(async {
+        responder.listen(&BTreeMap::from([(id, listen)])).await;
+        let told = tokio::task::spawn_blocking(|| -> std::io::Result<()> {
+            for line in std::io::stdin().lines() {
+                line?;
+                println!("{}", ALLOCATIONS.load(Ordering::Relaxed));
+            }
+            Ok(())
+        });
+        told.await?
+    })?;
     Ok(())
+}
+
+/// The DNS process with its files in `folder`.
+fn process(folder: PathBuf) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(dns::serve(ProcessOptions { folder }, &Shutdown::new()))?;
+    Ok(())
+}
+
+/// A cluster's names: services of [`TASKS`] tasks with all the names that they have, in one network. `change` moves one task.
+fn cluster(change: u32) -> DnsTable {
+    let id = NetworkId::from_parts(1, [1; 10]);
+    let mut table = DnsTable { version: Revision(change.into()), ..DnsTable::default() };
+    let (names, hosts) = (table.networks.entry(id).or_default(), table.hosts.entry(id).or_default());
+    for service in 0..SERVICES {
+        for task in 0..TASKS {
+            let moved = service < change && task == 0;
+            let address = if moved { Ipv4Addr::from(0x0ad0_0000 + service) } else { address(service, task) };
+            let own = format!("shop-service{service}-{}", task + 1);
+            hosts.insert(address, own.clone());
+            let of_service = ["", "tasks.", "nearest."].map(|before| format!("{before}service{service}"));
+            for name in of_service.into_iter().chain([format!("service{service}.shop"), own]) {
+                names.entry(name).or_default().push(address);
+            }
+        }
+    }
+    table
+}
+
+/// What changes of names cost with a process of its own, for each of three nodes, which all share this machine.
+fn changes(goals: &mut Vec<String>) -> Result<(), Error> {
+    const NODES: usize = 3;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let tasks = Tasks::new(&Shutdown::new());
+    let folders: Vec<_> = (0..NODES).map(|_| tempfile::tempdir()).collect::<Result<_, _>>()?;
+    let id = NetworkId::from_parts(1, [1; 10]);
+    let mut nodes = Vec::new();
+    for folder in &folders {
+        let arguments = vec!["process".into(), folder.path().into()];
+        let _in_runtime = runtime.enter();
+        let process =
+            DnsProcess::start(dns::program(folder.path(), arguments), Upstreams::Fixed(vec![]), &tasks);
+        let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        process.listen(&BTreeMap::from([(id, Listen { address: at, subnet: "127.0.0.0/8".parse()? })]));
+        nodes.push((process, at));
+    }
+    let publish = |change: u32| {
+        let table = cluster(change);
+        runtime.block_on(futures::future::join_all(
+            nodes
+                .iter()
+                .map(|(process, _)| async { while !process.publish(&table, &Sources::new()).await {} }),
+        ));
+    };
+    publish(0);
+    let since = Instant::now();
+    (1..=SERVICES).for_each(publish);
+    let one_by_one = since.elapsed();
+    let making = Instant::now();
+    (1..=SERVICES).for_each(|change| drop(std::hint::black_box(cluster(change))));
+    let making = making.elapsed();
+    // As an agent meets them that is told of each change before the last one was acknowledged.
+    publish(0);
+    let tables: Vec<_> = (1..=SERVICES).map(cluster).collect();
+    let since = Instant::now();
+    runtime.block_on(futures::future::join_all(nodes.iter().map(|(process, _)| async {
+        let each = tables.iter().map(|table| process.publish(table, &Sources::new()));
+        futures::future::join_all(each).await;
+        while process.version() != Some(Revision(SERVICES.into())) {
+            tokio::task::yield_now().await;
+        }
+    })));
+    let together = since.elapsed();
+    println!(
+        "{SERVICES} changes of {SERVICES} services on {NODES} nodes, each a whole table: {:.2} s, each acknowledged by all before the next \
+         ({:.2} ms each; making the tables took {:.2} s of it); {:.2} s if they come at once",
+        one_by_one.as_secs_f64(),
+        one_by_one.as_secs_f64() * 1e3 / f64::from(SERVICES),
+        making.as_secs_f64(),
+        together.as_secs_f64()
+    );
+    let verdict = if together.as_secs_f64() <= 1.0 { "met" } else { "short" };
+    goals.push(format!("goal dns_1000_changes_visible_s {:.2} 1 {verdict}", together.as_secs_f64()));
+    let of = *children()?.first().ok_or("no process was started")?;
+    let before = wake_ups(of)?;
+    let seconds = 10;
+    thread::sleep(Duration::from_secs(seconds));
+    println!(
+        "while nobody asks: {:.1} wake-ups a second, PSS {:.1} MiB, RSS {:.1} MiB with {SERVICES} services",
+        (wake_ups(of)? - before) as f64 / seconds as f64,
+        memory(of, "Pss:")?,
+        memory(of, "Rss:")?
+    );
+    for pid in children()? {
+        let _ = Command::new("kill").arg(pid.to_string()).status();
+    }
+    drop(nodes);
+    runtime.shutdown_background();
+    Ok(())
+}
+
+/// The processes that this one started and that run.
+fn children() -> Result<Vec<u32>, Error> {
+    let own = std::process::id().to_string();
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after = stat.rsplit(") ").next().unwrap_or_default();
+        if after.split(' ').nth(1) == Some(&own) && !after.starts_with('Z') {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
+}
+
+/// How often the threads of a process have been woken.
+fn wake_ups(pid: u32) -> Result<u64, Error> {
+    let mut all = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let of = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        all += of.ok_or("no count")?.trim().parse::<u64>()?;
+    }
+    Ok(all)
+}
+
+/// Where the servers run, and where the load comes from.
+const SERVER: &str = "0";
+const LOAD: &str = "1";
+
+/// The same command on one processor, if this machine has two.
+fn pinned(command: Command, processor: &str) -> Result<Command, Error> {
+    if thread::available_parallelism()?.get() < 2 {
+        return Ok(command);
+    }
+    let mut pinned = Command::new("taskset");
+    pinned.args(["-c", processor]).arg(command.get_program()).args(command.get_args());
+    Ok(pinned)
 }
 
 /// A server under test. Ends with this.
@@ -194,18 +348,21 @@ impl Server {
         let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
         let folder = folder.join(name);
         fs::create_dir_all(&folder)?;
-        let mut command = match name {
+        let command = match name {
             "knot" if is_installed("knotd") => knot(at, &folder)?,
             "unbound" if is_installed("unbound") => unbound(at, &folder)?,
             "wharf" => {
                 let mut command = Command::new(std::env::current_exe()?);
-                command.args(["serve", &at.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+                command.args(["serve", &at.to_string()]);
                 command
             }
             _ => return Ok(None),
         };
         let log = fs::File::create(folder.join("log"))?;
-        if name != "wharf" {
+        let mut command = pinned(command, SERVER)?;
+        if name == "wharf" {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        } else {
             command.stdin(Stdio::null()).stdout(log.try_clone()?);
         }
         let mut child = command.stderr(log).spawn()?;
@@ -235,7 +392,7 @@ impl Server {
         command.args(["-s", "127.0.0.1", "-p", &self.at.port().to_string(), "-l", SECONDS, "-c", "4"]);
         command.args(["-q", "100", "-T", "1"]).arg("-d").arg(questions);
         command.args(rate.iter().flat_map(|rate| ["-Q", rate]));
-        let output = command.output()?;
+        let output = pinned(command, LOAD)?.output()?;
         let said = String::from_utf8(output.stdout)?;
         let number = |of: &str| -> Option<f64> {
             let rest = said.lines().find_map(|line| line.trim().strip_prefix(of))?;
@@ -255,12 +412,8 @@ impl Server {
         Ok(Duration::from_nanos(all))
     }
 
-    /// Its share of memory in MiB.
-    fn memory(&self) -> Result<f64, Error> {
-        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).ok_or("no Pss")?;
-        let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kibibytes / 1024.0)
+    fn memory(&self, what: &str) -> Result<f64, Error> {
+        memory(self.child.id(), what)
     }
 
     /// Allocations per question.
@@ -277,6 +430,14 @@ impl Server {
         stdout.read_line(&mut line)?;
         Ok(line.trim().parse()?)
     }
+}
+
+/// Memory of a process in MiB, as the kernel calls it.
+fn memory(pid: u32, what: &str) -> Result<f64, Error> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(what)).ok_or("not in smaps_rollup")?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes / 1024.0)
 }
 
 fn is_installed(program: &str) -> bool {

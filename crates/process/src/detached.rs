@@ -3,8 +3,8 @@
 //!
 //! - Whoever starts such a process, or finds it running, speaks to it over a [`Link`]: frames with a length in front, after both have
 //!   said who they are. Of two links the later one counts; that is the process's to keep.
-//! - It is the same program: [`Program::reach`] runs exactly the executable that calls it, even if the file was replaced meanwhile, and
-//!   leaves a running one alone only if that is the same build. Another one is replaced: the new process finds the old one at the socket
+//! - It is the same program ([`Program::own`]): exactly the executable that runs, even if the file was replaced meanwhile.
+//!   [`Program::reach`] leaves a running one alone only if that is the same build. Another one is replaced: the new process finds the old one at the socket
 //!   and takes over what it has, open files included, before it listens there itself.
 //! - One that runs, but says nothing, is ended ([`evict`]).
 
@@ -71,40 +71,51 @@ impl Greeting {
     /// # Errors
     /// If the running executable cannot be looked at.
     pub fn own() -> io::Result<Self> {
-        // Follows the link to the file that runs, also when its name is another file's by now.
-        let file = fs::metadata(RUNNING)?;
-        let build = format!("{}:{}:{}:{}", file.dev(), file.ino(), file.size(), file.mtime_nsec());
-        Ok(Self { build, pid: std::process::id() })
+        Ok(Self { build: build_of(Path::new(RUNNING))?, pid: std::process::id() })
     }
 }
 
-/// The executable of the calling process.
+/// The executable of the calling process, also when its name is another file's by now.
 const RUNNING: &str = "/proc/self/exe";
+
+/// What tells an executable from others.
+fn build_of(executable: &Path) -> io::Result<String> {
+    let file = fs::metadata(executable)?;
+    Ok(format!("{}:{}:{}:{}", file.dev(), file.ino(), file.size(), file.mtime_nsec()))
+}
 
 /// A process that is to run on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// What to give the running executable.
+    /// Usually the [running one](Program::own).
+    pub executable: PathBuf,
+    /// What to give it.
     pub arguments: Vec<OsString>,
     /// Where it listens once it serves.
     pub socket: PathBuf,
 }
 
 impl Program {
+    /// The running executable as another process.
+    #[must_use]
+    pub fn own(arguments: Vec<OsString>, socket: PathBuf) -> Self {
+        Self { executable: RUNNING.into(), arguments, socket }
+    }
+
     /// The running process of this build, which is started, in place of another build's, if it does not run. The second answer says whether
     /// it was.
     ///
     /// # Errors
     /// If it cannot be started, or does not answer. It may be tried again.
     pub async fn reach(&self) -> io::Result<(Link, bool)> {
-        let own = Greeting::own()?;
+        let build = build_of(&self.executable)?;
         // One that does not greet is replaced as well: the new process evicts it.
         if let Ok(Some(link)) = Link::connect(&self.socket).await
-            && link.peer.build == own.build
+            && link.peer.build == build
         {
             return Ok((link, false));
         }
-        let mut child = tokio::process::Command::new(RUNNING)
+        let mut child = tokio::process::Command::new(&self.executable)
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -83,11 +83,14 @@ impl Connection {
 
     async fn read(&mut self) -> io::Result<Vec<u8>> {
         let leaves = self.sender.server.shared.retired.clone();
+        let mut first = [0];
         tokio::select! {
             biased;
-            // Both arms are cancel-safe: they only wait.
-            readable = self.reader.readable() => readable?,
-            () = leaves.cancelled() => timeout(LEAVING, self.reader.readable()).await??,
+            // Both arms are cancel-safe: what they see is still to be read.
+            peeked = self.reader.peek(&mut first) => drop(peeked?),
+            () = leaves.cancelled() => {
+                timeout(LEAVING, self.reader.peek(&mut [0])).await??;
+            }
         }
         let mut message = vec![0; usize::from(self.reader.read_u16().await?)];
         self.reader.read_exact(&mut message).await?;

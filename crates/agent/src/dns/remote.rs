@@ -45,7 +45,7 @@ const STEADY: Duration = Duration::from_secs(10);
 #[must_use]
 pub fn program(folder: &Path, arguments: Vec<std::ffi::OsString>) -> Program {
     let options = ProcessOptions { folder: folder.to_owned() };
-    Program { arguments, socket: options.socket() }
+    Program::own(arguments, options.socket())
 }
 
 /// The DNS process of a node. Clones are the same one.
