@@ -41,6 +41,10 @@ impl Departed {
             for addresses in table.networks.get_mut(network).into_iter().flat_map(BTreeMap::values_mut) {
                 addresses.retain(|address| !gone.contains(address));
             }
+            for service in table.vips.get_mut(network).into_iter().flat_map(BTreeMap::values_mut) {
+                service.tasks.retain(|address| !gone.contains(address));
+                service.leaving.retain(|address| !gone.contains(address));
+            }
             if let Some(hosts) = table.hosts.get_mut(network) {
                 hosts.retain(|address, _| !gone.contains(address));
             }
@@ -82,7 +86,7 @@ mod tests {
         let names = [("web", vec![GONE, THERE]), ("web.1", vec![GONE])];
         dns.networks.insert(network, names.map(|(name, to)| (name.to_owned(), to)).into());
         dns.hosts.insert(network, [(GONE, "shop-web-1".to_owned()), (THERE, "shop-web-2".to_owned())].into());
-        let endpoint = |task, address| Endpoint { task, address: SocketAddrV4::new(address, 80) };
+        let endpoint = |task, address| Endpoint::new(task, SocketAddrV4::new(address, 80));
         let other = TaskId::from_parts(1, [9; 10]);
         let route = Route {
             service: task.service.clone(),
@@ -101,6 +105,7 @@ mod tests {
             removed_volumes: Vec::new(),
             dns,
             routes: RouteTable { version: Revision(7), routes: vec![route] },
+            wireguard: None,
         };
         (set, id, network)
     }
@@ -112,7 +117,7 @@ mod tests {
         let table = departed.without(&set.dns);
         assert_eq!(table.version, Revision(7));
         assert_eq!(table.networks[&network]["web"], [THERE]);
-        assert_eq!(table.networks[&network]["web.1"], [], "the name exists and leads nowhere");
+        assert!(table.networks[&network]["web.1"].is_empty(), "the name exists and leads nowhere");
         assert_eq!(table.hosts[&network].keys().collect::<Vec<_>>(), [&THERE]);
         let routes = departed.without_routes(&set.routes);
         assert_eq!(routes.routes[0].endpoints.len(), 1);

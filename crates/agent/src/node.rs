@@ -9,6 +9,7 @@
 //!   not want them. Without a set nothing is removed.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     io,
     net::Ipv4Addr,
@@ -26,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
-    AssignmentSet, Backend, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, PullPolicy,
+    AssignmentSet, Backend, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, Phase, PullPolicy,
     RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId, WireguardAssignment, WireguardFacts,
 };
 use wharf_process::{Clock, Tasks, blocking, errors};
@@ -36,14 +37,17 @@ use crate::{
     departed::Departed,
     facts::{Machine, listening_ports},
     images::Images,
-    network::{KernelNetwork, Mend},
+    network::{
+        KernelNetwork, Mend,
+        sandbox::{Sandbox, sandboxes},
+    },
     registry::RegistryLogins,
     reports::{Report, Reports},
     runtime::{
         Container, ContainerId, ExecRequest, ExecSession, LogQuery, LogStream, Result, Runtime, RuntimeError,
         RuntimeFacts, Stats, container_name, spec::DEFAULT_GRACE,
     },
-    tasks::{Order, Orders, Prepared, Shared, TaskLoop, files::FileFolders},
+    tasks::{Order, Orders, Plane, Prepared, Shared, TaskLoop, files::FileFolders},
 };
 
 /// Between passes that nobody asked for.
@@ -79,6 +83,24 @@ pub trait NetworkPlane: Send + Sync {
     /// Serves these names from now on; `sources` says which networks the tasks of this node are on. Whether none of an older table is served
     /// any more: if not, they will be, and this is asked again.
     async fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool;
+    /// Programs virtual addresses and ways back to gateways into the containers that run, as these say. Whether none is left in which
+    /// connections may begin that should not.
+    async fn program(&self, _wanted: BTreeMap<TaskId, Sandbox>) -> bool {
+        true
+    }
+    /// A task's container runs as this process: what belongs there is programmed. Answers the gateways to which it can send answers back.
+    async fn started(&self, _task: TaskId, _pid: i64) -> BTreeSet<Ipv4Addr> {
+        BTreeSet::new()
+    }
+    /// A task's container does not run any more.
+    async fn ended(&self, _task: TaskId) {}
+    /// Whether a gateway runs here that connects from its clients' addresses.
+    ///
+    /// # Errors
+    /// Why the node cannot bring it the answers, in words for people.
+    async fn serve_entry(&self, _wanted: bool) -> std::result::Result<(), String> {
+        Err("this node programs no ways back to its gateway".to_owned())
+    }
     /// Removes what is left of networks that are no longer prepared, except the bridges in `keep`.
     async fn clean_up(&self, keep: BTreeSet<String>);
     /// What is not as it should be, in words for people.
@@ -124,6 +146,18 @@ impl NetworkPlane for KernelNetwork {
     }
     async fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool {
         Self::publish(self, table, sources).await
+    }
+    async fn program(&self, wanted: BTreeMap<TaskId, Sandbox>) -> bool {
+        Self::program(self, wanted).await
+    }
+    async fn started(&self, task: TaskId, pid: i64) -> BTreeSet<Ipv4Addr> {
+        Self::started(self, task, pid).await
+    }
+    async fn ended(&self, task: TaskId) {
+        Self::ended(self, task).await;
+    }
+    async fn serve_entry(&self, wanted: bool) -> std::result::Result<(), String> {
+        Self::serve_entry(self, wanted).await
     }
     async fn clean_up(&self, keep: BTreeSet<String>) {
         if let Err(error) = self.remove_bridges(keep).await {
@@ -240,6 +274,10 @@ struct Inner {
     observed: Mutex<Order>,
     /// The names of the last pass were not served yet when it went on.
     unserved: AtomicBool,
+    /// Containers that ran before this agent are known to the plane.
+    adopted: AtomicBool,
+    /// Why tasks do not see the addresses of clients of published ports.
+    unkept: Mutex<Option<String>>,
 }
 
 /// A set whose names, routes and kernel networks are served, and what the kernel could not do of it.
@@ -285,6 +323,7 @@ impl NodeAgent {
             starts: Semaphore::new(config.starts.max(1)),
             prepared: watching,
             pulling: Mutex::default(),
+            plane: Plane(Arc::clone(&plane)),
             seed: config.seed,
         });
         let inner = Inner {
@@ -306,6 +345,8 @@ impl NodeAgent {
             asked: AtomicBool::new(false),
             problems: Mutex::default(),
             observed: Mutex::default(),
+            adopted: AtomicBool::new(false),
+            unkept: Mutex::default(),
             unserved: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -537,6 +578,7 @@ impl Inner {
         let mut problems = self.problems.lock().clone();
         problems.extend(self.plane.problems());
         problems.extend(self.entry.iter().flat_map(|entry| entry.problems()));
+        problems.extend(self.unkept.lock().clone());
         problems.dedup();
         let observed = *self.observed.lock();
         let mut facts = self.config.machine.facts(&engine, taken);
@@ -586,9 +628,18 @@ impl Inner {
         self.plane.prepare_tunnels(set.wireguard.as_ref()).await;
         let unready = self.plane.prepare(&set.networks).await;
         let departed = self.departed(&set);
-        let served = self.plane.publish(&departed.without(&set.dns), &sources(&set)).await;
+        let (names, sources) = (departed.without(&set.dns), sources(&set));
+        let sandboxes = sandboxes(&set, &names);
+        self.adopt_sandboxes(&set, &sandboxes).await;
+        let entries = sandboxes.iter().map(|(task, sandbox)| (*task, sandbox.entries.clone()));
+        let wanted_entries: BTreeMap<_, _> = entries.collect();
+        let (programmed, served) =
+            tokio::join!(self.plane.program(sandboxes), self.plane.publish(&names, &sources));
+        let served = programmed && served;
+        self.nudge_reachable(&wanted_entries);
         if let Some(entry) = &self.entry {
-            entry.publish(&departed.without_routes(&set.routes));
+            let routes = self.reachable_from_clients(departed.without_routes(&set.routes)).await;
+            entry.publish(&routes);
         }
         // Servers wait for this before they let a task go that these names and routes no longer have.
         if served {
@@ -597,6 +648,50 @@ impl Inner {
         self.unserved.store(!served, Ordering::Release);
         self.report().await;
         self.served.send_replace(Some((set, Arc::new(unready))));
+    }
+
+    /// Containers that ran before this agent did may have been told of virtual addresses by the one before: they count from the first
+    /// pass on, not from when their tasks' loops come to them.
+    async fn adopt_sandboxes(&self, set: &AssignmentSet, sandboxes: &BTreeMap<TaskId, Sandbox>) {
+        if self.adopted.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // Only says what is wanted: nothing is known to run yet.
+        self.plane.program(sandboxes.clone()).await;
+        let with_something = sandboxes.iter().filter(|(_, sandbox)| !sandbox.is_empty());
+        for task in with_something.filter_map(|(id, _)| set.tasks.get(id)) {
+            let name = ContainerId(container_name(task));
+            if let Ok(Some(container)) = self.runtime.inspect(&name).await
+                && container.state.is_running()
+            {
+                self.plane.started(task.id, container.pid).await;
+            }
+        }
+    }
+
+    /// Loops say which gateways their tasks can answer: those of which that has changed look again.
+    fn nudge_reachable(&self, entries: &BTreeMap<TaskId, BTreeSet<Ipv4Addr>>) {
+        for (task, entries) in entries {
+            let said = self.reports.of(*task);
+            if said.is_some_and(|status| status.phase == Phase::Running && status.entries != *entries) {
+                self.nudge(Some(*task));
+            }
+        }
+    }
+
+    /// The routes, with endpoints that are to see their clients' addresses only where the node can bring the answers back.
+    async fn reachable_from_clients<'r>(&self, mut routes: Cow<'r, RouteTable>) -> Cow<'r, RouteTable> {
+        let keeps = |routes: &RouteTable| {
+            routes.routes.iter().flat_map(|route| &route.endpoints).any(|endpoint| endpoint.keeps_client)
+        };
+        let wanted = keeps(&routes);
+        let problem = self.plane.serve_entry(wanted).await.err().filter(|_| wanted);
+        if problem.is_some() {
+            let endpoints = routes.to_mut().routes.iter_mut().flat_map(|route| &mut route.endpoints);
+            endpoints.for_each(|endpoint| endpoint.keeps_client = false);
+        }
+        *self.unkept.lock() = problem;
+        routes
     }
 
     /// The set's tasks that have ended here. What ended and is in no set any more is forgotten.

@@ -639,3 +639,6 @@ fn ten_thousand_peers_are_programmed_in_batches() {
     assert_eq!(timed("all gone", &network), 30_000);
     assert_eq!(one.entries("wv64"), (0, 0));
 }
+
+#[path = "network/sandbox.rs"]
+mod sandbox;

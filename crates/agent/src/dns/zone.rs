@@ -6,7 +6,7 @@
 //! - Keys are names as `wire` has them. Names that DNS cannot carry are left out.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry as Slot},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry as Slot},
     hash::{BuildHasherDefault, Hasher},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
@@ -32,12 +32,16 @@ pub(super) struct Zone {
     /// Where in `networks` each one is.
     places: Map<NetworkId, usize>,
     sources: Map<Ipv4Addr, Box<[usize]>>,
+    /// Askers for whom virtual addresses lead somewhere.
+    programmed: BTreeSet<Ipv4Addr>,
 }
 
 /// The names of one network.
 #[derive(Debug, Default)]
 struct Names {
     entries: Map<Box<[u8]>, Entry>,
+    /// What names lead to for those for whom virtual addresses lead somewhere; in `entries` these lead to the tasks.
+    virtuals: Map<Box<[u8]>, Entry>,
     /// What addresses are called.
     hosts: Map<Ipv4Addr, Box<[u8]>>,
     /// Its IPv6 addresses, if it has any.
@@ -98,8 +102,9 @@ impl Entry {
 impl Zone {
     /// The names of `table`. `seed` says which addresses are first at first: not the same ones on every node.
     pub(super) fn new(table: &DnsTable, sources: &Sources, seed: u32) -> Self {
-        let DnsTable { version, networks, externals, hosts, ports, ipv6, vips: _, programmed: _ } = table;
-        let mut zone = Self { version: Some(*version), ..Self::default() };
+        let DnsTable { version, networks, externals, hosts, ports, ipv6, vips, programmed } = table;
+        let mut zone =
+            Self { version: Some(*version), programmed: programmed.clone(), ..Self::default() };
         for (id, ipv6) in ipv6 {
             zone.network(*id).ipv6 = Some(Arc::new(ipv6.clone()));
         }
@@ -129,6 +134,16 @@ impl Zone {
             let named = names.iter().filter_map(|(address, name)| Some((*address, wire::name(name)?)));
             zone.network(*id).hosts = named.collect();
         }
+        for (id, vips) in vips {
+            let into = zone.network(*id);
+            for (address, service) in vips {
+                into.hosts.extend(wire::name(&service.name).map(|name| (*address, name)));
+                // It has no IPv6 address.
+                let entry = || Entry::Tasks(Addresses { all: [*address].into(), turn: seed.into(), ipv6: None });
+                let names = service.names.iter().filter_map(|name| wire::name(name));
+                into.virtuals.extend(names.map(|name| (name, entry())));
+            }
+        }
         for (address, networks) in sources {
             let places = networks.iter().filter_map(|id| zone.places.get(id).copied()).collect();
             zone.sources.insert(*address, places);
@@ -147,7 +162,8 @@ impl Zone {
     /// What a name leads to for a task at `asker` that asked on `network`; none if it knows no such name.
     pub(super) fn find(&self, asker: Ipv4Addr, network: NetworkId, name: &[u8]) -> Option<&Entry> {
         let mut empty = None;
-        for entry in self.visible(asker, network).filter_map(|names| names.entries.get(name)) {
+        let programmed = self.programmed.contains(&asker);
+        for entry in self.visible(asker, network).filter_map(|names| names.get(name, programmed)) {
             if !entry.is_empty() {
                 return Some(entry);
             }
@@ -189,6 +205,12 @@ impl Zone {
 }
 
 impl Names {
+    /// What a name leads to, also as a virtual address if the asker is `programmed` for those.
+    fn get(&self, name: &[u8], programmed: bool) -> Option<&Entry> {
+        let entry = self.virtuals.get(name).filter(|_| programmed);
+        entry.or_else(|| self.entries.get(name))
+    }
+
     fn add(&mut self, name: &str, entry: Entry) {
         if let Some(name) = wire::name(name) {
             match self.entries.entry(name) {

@@ -18,6 +18,7 @@ pub(crate) mod netlink;
 mod nft;
 mod plan;
 pub mod router;
+pub mod sandbox;
 pub mod wireguard;
 
 #[cfg(test)]
@@ -25,21 +26,25 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
-use wharf_model::{Backend, DnsTable, NetworkAssignment, NetworkId, Revision, WireguardAssignment};
+use wharf_model::{Backend, DnsTable, NetworkAssignment, NetworkId, Revision, TaskId, WireguardAssignment};
 use wharf_process::{Tasks, detached::Program, errors};
 
-use self::{devices::Devices, wireguard::Tunnels};
+use self::{
+    devices::Devices,
+    sandbox::{EntryRules, Sandbox, Sandboxes},
+    wireguard::Tunnels,
+};
 pub use self::{
     devices::{NetworkError, Pass},
     docker::{DockerNetwork, NETWORK_LABEL, VNI_LABEL, docker_network_options},
@@ -87,6 +92,11 @@ pub struct KernelNetwork {
     devices: Devices,
     tunnels: Option<Arc<Tunnels>>,
     names: Names,
+    sandboxes: Sandboxes,
+    entry: Arc<Mutex<EntryRules>>,
+    serves_entry: AtomicBool,
+    /// The names that were published last, if what they lead to depends on which containers are programmed.
+    latest: tokio::sync::Mutex<Option<(DnsTable, Sources)>>,
     state: Mutex<State>,
     mended: AtomicU64,
     /// The latest, the oldest first.
@@ -133,6 +143,10 @@ impl KernelNetwork {
                 None => Names::Here(Responder::new(options.upstreams, tasks)),
                 Some(program) => Names::Apart(DnsProcess::start(program, options.upstreams, tasks)),
             },
+            sandboxes: Sandboxes::default(),
+            entry: Arc::default(),
+            serves_entry: AtomicBool::new(false),
+            latest: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             mended: AtomicU64::new(0),
             mends: Mutex::default(),
@@ -196,6 +210,16 @@ impl KernelNetwork {
             tracing::warn!(changes = pass.changes, problems = ?pass.problems, "networks mended");
             self.remember(pass);
         }
+        if self.serves_entry.load(Ordering::Acquire)
+            && let Err(problem) = self.serve_entry(true).await
+        {
+            tracing::warn!(problem, "published ports not mended");
+        }
+        let sandboxes = self.sandboxes.repair().await;
+        if sandboxes.changed > 0 {
+            tracing::info!(changed = sandboxes.changed, "containers' networks mended");
+            self.publish_again().await;
+        }
         self.finish(outcome).await
     }
 
@@ -238,6 +262,25 @@ impl KernelNetwork {
     /// Serves these names from now on. `sources` says which networks the tasks of this node are on. Whether no others are served any
     /// more; if not, [`KernelNetwork::version`] says when.
     pub async fn publish(&self, table: &DnsTable, sources: &Sources) -> bool {
+        let mut latest = self.latest.lock().await;
+        // Without virtual addresses it is all the same in which containers they would lead somewhere.
+        *latest = (!table.vips.is_empty()).then(|| (table.clone(), sources.clone()));
+        self.serve(table, sources).await
+    }
+
+    /// Serves what was published last with the containers that are programmed by now.
+    async fn publish_again(&self) {
+        // Held meanwhile, so that nothing older is served last.
+        let latest = self.latest.lock().await;
+        if let Some((table, sources)) = &*latest {
+            self.serve(table, sources).await;
+        }
+    }
+
+    async fn serve(&self, table: &DnsTable, sources: &Sources) -> bool {
+        let programmed = (!table.vips.is_empty())
+            .then(|| DnsTable { programmed: self.sandboxes.programmed(), ..table.clone() });
+        let table = programmed.as_ref().unwrap_or(table);
         match &self.names {
             Names::Here(responder) => {
                 responder.publish(table, sources);
@@ -245,6 +288,48 @@ impl KernelNetwork {
             }
             Names::Apart(process) => process.publish(table, sources).await,
         }
+    }
+
+    /// Programs the containers' namespaces as these say, all that run and differ. Whether none is left in which connections may begin
+    /// that should not.
+    pub async fn program(&self, wanted: BTreeMap<TaskId, Sandbox>) -> bool {
+        let pass = self.sandboxes.set(wanted).await;
+        if pass.changed > 0 {
+            self.publish_again().await;
+        }
+        pass.behind.is_empty()
+    }
+
+    /// A task's container runs as this process: its namespace is programmed, and only then is it told of virtual addresses. Answers the
+    /// gateways to which it can send answers back.
+    pub async fn started(&self, task: TaskId, pid: i64) -> BTreeSet<Ipv4Addr> {
+        let (entries, changed) = self.sandboxes.started(task, pid).await;
+        if changed {
+            self.publish_again().await;
+        }
+        entries
+    }
+
+    /// A task's container does not run any more: another one at its address would know nothing of virtual addresses.
+    pub async fn ended(&self, task: TaskId) {
+        if self.sandboxes.ended(task) {
+            self.publish_again().await;
+        }
+    }
+
+    /// Whether a gateway runs here that connects from its clients' addresses, so that the node brings it the answers. Says in words why
+    /// it cannot.
+    pub async fn serve_entry(&self, wanted: bool) -> Result<(), String> {
+        self.serves_entry.store(wanted, Ordering::Release);
+        let entry = Arc::clone(&self.entry);
+        let outcome = wharf_process::blocking(move || entry.lock().ensure(wanted)).await;
+        outcome.map(drop)
+    }
+
+    /// The namespaces of the containers, for their counters.
+    #[must_use]
+    pub const fn sandboxes(&self) -> &Sandboxes {
+        &self.sandboxes
     }
 
     /// The version of the names that are served: no answer of an older one is sent any more.
@@ -263,6 +348,7 @@ impl KernelNetwork {
         let mut problems: Vec<String> =
             state.failure.iter().chain(state.problems.values()).chain(&state.notes).cloned().collect();
         drop(state);
+        problems.extend(self.sandboxes.problems());
         problems.extend(self.tunnels.iter().flat_map(|tunnels| tunnels.problems()));
         problems.extend(match &self.names {
             Names::Here(responder) => responder.problems(),

@@ -11,7 +11,7 @@ mod hooks;
 pub mod step;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -39,6 +39,7 @@ use self::{
 use crate::{
     assignments::write_whole,
     images::Images,
+    node::NetworkPlane,
     probe::{self, Verdict},
     registry::RegistryLogins,
     reports::Reports,
@@ -63,6 +64,15 @@ const LOOK: Duration = Duration::from_secs(60);
 const KNOCK: Duration = Duration::from_millis(250);
 /// Between reports of a pull's progress.
 const PROGRESS: Duration = Duration::from_millis(300);
+
+/// The kernel's side of the networks, as task loops know it.
+#[derive(Clone)]
+pub struct Plane(pub Arc<dyn NetworkPlane>);
+impl std::fmt::Debug for Plane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plane").finish_non_exhaustive()
+    }
+}
 
 /// What every task loop of a node shares.
 #[derive(Debug)]
@@ -89,8 +99,12 @@ pub struct Shared {
     pub prepared: watch::Receiver<Arc<Prepared>>,
     /// Who pulls which image; the others wait and find it there.
     pub pulling: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// What is told of containers that start and end.
+    pub plane: Plane,
     /// Asks the node to look at networks and volumes again.
     pub wake: Arc<Notify>,
+    /// Tasks whose processes are known to have ended: their addresses are nobody's.
+    pub ended: Mutex<BTreeSet<TaskId>>,
     /// Seeds the pauses.
     pub seed: u64,
 }
@@ -186,6 +200,9 @@ impl TaskLoop {
     #[tracing::instrument(skip_all, fields(task = %self.id))]
     pub async fn run(mut self) {
         self.status = self.recall().await;
+        if self.status.phase.is_over() {
+            self.has_ended();
+        }
         match self.status.phase {
             Phase::Pending => {
                 // A container may be found; until it is looked at, no more than this is known.
@@ -222,6 +239,9 @@ impl TaskLoop {
     async fn turn(&mut self, orders: &Orders) -> Result<Turn, Stumble> {
         let name = ContainerId(container_name(&orders.task));
         let container = self.shared.runtime.inspect(&name).await?;
+        if !container.as_ref().is_some_and(|found| found.state.is_running()) {
+            self.shared.plane.0.ended(self.id).await;
+        }
         if orders.forget {
             return self.forget(orders, container).await;
         }
@@ -235,10 +255,12 @@ impl TaskLoop {
             (Step::Stop, Some(container)) => self.stop(&orders.task, &container).await,
             (Step::Remove, Some(container)) => self.remove(&container).await,
             (Step::Missing, _) => {
+                self.has_ended();
                 self.fail("its container was removed by somebody else", None).await;
                 Ok(Turn::Again)
             }
             (Step::Stopped, _) => {
+                self.has_ended();
                 self.status.ended_at.get_or_insert(now(&*self.shared.clock));
                 let remark = self.pre_stopped.take().unwrap_or_default();
                 self.enter(Phase::Stopped, remark).await;
@@ -431,6 +453,8 @@ impl TaskLoop {
     /// Takes note of a running container and makes the check that is due.
     async fn watch(&mut self, task: &TaskAssignment, container: &Container) -> Result<Turn, Stumble> {
         let ContainerState::Running { started_at } = container.state else { return Ok(Turn::Again) };
+        // Before anybody else is told that it runs. Nothing happens if that is done.
+        self.status.entries = self.shared.plane.0.started(self.id, container.pid).await;
         if self.status.phase != Phase::Running {
             self.status.container = Some(container.id.0.clone());
             self.status.image_id = Some(container.image_id.clone());
@@ -532,11 +556,19 @@ impl TaskLoop {
         }
     }
 
+    /// Its process is gone: nobody is sent there any more, before anything else is found out about it.
+    fn has_ended(&self) {
+        if self.shared.ended.lock().insert(self.id) {
+            self.shared.wake.notify_one();
+        }
+    }
+
     /// Says how a process ended that nobody had asked to.
     async fn conclude(&mut self, container: &Container) -> Result<Turn, Stumble> {
         let ContainerState::Exited { started_at, ended_at, exit, error } = &container.state else {
             return Ok(Turn::Again);
         };
+        self.has_ended();
         self.status.container = Some(container.id.0.clone());
         self.status.image_id = Some(container.image_id.clone());
         self.status.started_at = self.status.started_at.or(*started_at);
