@@ -31,13 +31,14 @@ pub fn file() -> Value {
     schema.finish("A Compose file for Wharf", &root)
 }
 
-/// The schema of what stands behind `x-wharf`: in a service (`#/$defs/x-wharf`), and at the top level of a file
-/// (`#/$defs/x-wharf-of-a-file`).
+/// The schema of what stands behind `x-wharf`: in a service (`#/$defs/x-wharf`), at the top level of a file
+/// (`#/$defs/x-wharf-of-a-file`), and in a network (`#/$defs/x-wharf-of-a-network`).
 pub fn wharf() -> Value {
     let mut schema = Definitions::default();
     let service = schema.object(&shapes::WHARF);
     let app = schema.object(&shapes::WHARF_APP);
-    schema.finish("Wharf's own keys in a Compose file", &json!({ "anyOf": [service, app] }))
+    let network = schema.object(&shapes::WHARF_NETWORK);
+    schema.finish("Wharf's own keys in a Compose file", &json!({ "anyOf": [service, app, network] }))
 }
 
 /// Objects by their name in the schema, each once.

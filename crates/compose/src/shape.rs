@@ -338,7 +338,7 @@ fn fields(report: &mut Report, node: &mut Node, object: &Object, key: &Key<'_>) 
             let message = format!("`x-wharf` has no meaning in {}", object.what);
             report
                 .error(Complaint::UnknownKey, entry.key, &key.field(name), message)
-                .hint("it belongs into a service, or to the top level of a file");
+                .hint("it belongs into a service, into a network, or to the top level of a file");
         } else if name.starts_with("x-") {
             // Extensions mean nothing to the loader, and are kept for those who print them.
             return true;

@@ -448,6 +448,7 @@ pub(crate) static NETWORK: Object = Object {
         ("enable_ipv6", Bool),
         ("attachable", Bool),
         ("labels", PAIRS),
+        ("x-wharf", Map(&WHARF_NETWORK)),
     ],
     required: &[],
 };

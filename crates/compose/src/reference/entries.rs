@@ -143,7 +143,7 @@ pub(super) static SECTIONS: &[Section] = &[
             refused("jobs").refuses(&[r#"{"once": {"image": "i:1"}}"#]),
     refused("models").refuses(&[r#"{"m": {"model": "a/b"}}"#]),
             honoured("networks", "a bridge network of the engine, for those that services use")
-                .many("one network over all nodes: bridges joined by VXLAN, one subnet, each task with an address of its own"),
+                .many("one network over all nodes: bridges joined by VXLAN or another [backend](../howto/networks.md), one subnet, each task with an address of its own"),
             honoured("volumes", "a volume of the engine whose folder the agent keeps")
                 .many("on the node where the task first ran; its tasks stay with it"),
             honoured("secrets", "sealed in the store; a file in memory for the services that name it")
@@ -547,10 +547,11 @@ pub(super) static SECTIONS: &[Section] = &[
         title: "Networks",
         attributes: &[
             honoured("networks.*.name", "what the network is called"),
-            partly("networks.*.driver", "`bridge` and `overlay` are the same: a network of the cluster", &[r#""macvlan""#, r#""host""#])
+            partly("networks.*.driver", "`bridge` and `overlay` are the same: a network of the cluster; `macvlan` is on the nodes' own segment (`driver_opts: {parent: eth0}`), `host` is `network_mode: host` of its services; [all backends](../howto/networks.md)", &[r#""ipvlan""#])
                 .takes(&[r#""bridge""#, r#""overlay""#]),
-            partly("networks.*.driver_opts", "the engine's `Options`", &[r#"{"encrypted": "true"}"#, r#"{"com.docker.network.bridge.name": "x"}"#])
-                .takes(&[r#"{"com.docker.network.driver.mtu": "1400"}"#]),
+            partly("networks.*.driver_opts", "the engine's `Options`", &[r#"{"com.docker.network.bridge.name": "x"}"#])
+                .takes(&[r#"{"com.docker.network.driver.mtu": "1400"}"#, r#"{"encrypted": ""}"#])
+                .many("the engine's `Options`; `encrypted` is the backend `wireguard`"),
             honoured("networks.*.attachable", "containers made by hand may join"),
             honoured("networks.*.internal", "no way out").many("no way out of the cluster"),
             honoured("networks.*.external", "the network of another app of the same environment, by its name"),

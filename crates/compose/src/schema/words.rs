@@ -353,6 +353,20 @@ static SECTIONS: &[Section] = &[
         ],
     ),
     section(
+        "x-wharf of a network",
+        &shapes::WHARF_NETWORK,
+        &[
+            (
+                "backend",
+                "how its packets travel between nodes; the cluster's default if absent ([which one](../howto/networks.md))",
+            ),
+            (
+                "parent",
+                "with `macvlan`: the nodes' interface whose segment containers join, `eth0`, or `eth0.100` for VLAN 100 on it",
+            ),
+        ],
+    ),
+    section(
         "x-wharf of a file: hooks",
         &shapes::HOOKS,
         &[

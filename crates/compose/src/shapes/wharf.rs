@@ -33,6 +33,14 @@ pub(crate) static WHARF_APP: Object = Object {
     required: &[],
 };
 
+/// `x-wharf` of a network.
+pub(crate) static WHARF_NETWORK: Object = Object {
+    what: "`x-wharf` of a network",
+    keys: &[("backend", BACKEND), ("parent", Text)],
+    required: &[],
+};
+
+const BACKEND: Shape = Word(&["vxlan", "routed", "wireguard", "macvlan", "host"]);
 const PRIORITY: Shape = Word(&["system", "high", "normal", "low"]);
 
 pub(crate) static PROBE: Object = Object {

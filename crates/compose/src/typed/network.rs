@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use wharf_model::{
-    Mac, Mode, NetworkAttachment, NetworkMode, NetworkName, NetworkSpec, PortSpec, Protocol, PublishMode,
-    ServiceName, ServiceSpec,
+    Backend, Mac, Mode, NetworkAttachment, NetworkMode, NetworkName, NetworkSpec, PortSpec, Protocol,
+    PublishMode, ServiceName, ServiceSpec,
 };
 
 use super::{Typing, values};
@@ -36,6 +36,9 @@ impl Typing<'_, '_> {
                 .hint("keep one of them");
             self.report().relate(networks.key, "`networks` is here");
             return;
+        }
+        if let Some(entry) = networks {
+            self.host_network(entry, &key.field("networks"), spec);
         }
         if let Some(entry) = service.entry("ports") {
             let key = key.field("ports");
@@ -70,6 +73,43 @@ impl Typing<'_, '_> {
         if let Some(entry) = service.entry("mac_address") {
             self.first_mac_address(entry, &key.field("mac_address"), spec);
         }
+    }
+
+    /// The nodes' own network, which a file may declare like one of the cluster's.
+    fn is_host_network(&self, name: &str) -> bool {
+        let networks = self.root.get("networks").and_then(Node::as_mapping);
+        let Some(network) = networks.and_then(|networks| networks.get(name)).and_then(Node::as_mapping)
+        else {
+            return false;
+        };
+        let says = |key: &str, word: &str| network.get(key).and_then(Node::as_str) == Some(word);
+        let wharf = network.get("x-wharf").and_then(Node::as_mapping);
+        let backend = wharf.and_then(|wharf| wharf.get("backend")).and_then(Node::as_str);
+        let external = network.entry("external").and_then(values::flag) == Some(true);
+        let called = network.get("name").and_then(Node::as_str).unwrap_or(name);
+        says("driver", "host") || backend == Some("host") || external && called == "host"
+    }
+
+    /// A service on the nodes' own network is on no other.
+    fn host_network(&mut self, entry: &Entry, key: &Key<'_>, spec: &mut ServiceSpec) {
+        let names = || values::entries(entry);
+        let Some((host, place)) = names().find(|(name, _)| self.is_host_network(name)) else { return };
+        if let Some((other, _)) = names().find(|(name, _)| *name != host) {
+            let message = format!(
+                "a service on the nodes' own network `{host}` cannot be on `{other}` as well: it has no network of its own"
+            );
+            self.report().error(Complaint::Conflict, place.key, &key.field(host), message).hint(
+                "keep one of them; from the nodes' own network published ports of other services are reached",
+            );
+        }
+        for (field, value) in values::entries(place) {
+            let message = "on the nodes' own network a service has no addresses and names to choose";
+            let key = key.field(host);
+            self.report()
+                .unsupported(value.key, &key.field(field), message)
+                .hint("remove it: the service is found by its name where its node is");
+        }
+        spec.network_mode = NetworkMode::Host;
     }
 
     /// The engine's own bridge is no network of the cluster: gateways do not reach it.
@@ -384,6 +424,9 @@ impl Typing<'_, '_> {
         let group = Key::Root.field("networks");
         for name in std::mem::take(&mut self.networks).into_keys() {
             let Ok(network) = name.parse::<NetworkName>() else { continue };
+            if self.is_host_network(&name) {
+                continue;
+            }
             let declared = self.root.get("networks").and_then(Node::as_mapping);
             let spec = match declared.and_then(|networks| networks.entry(&name)) {
                 Some(entry) => self.network_spec(entry, &group.field(&name)),
@@ -396,6 +439,7 @@ impl Typing<'_, '_> {
 
     fn network_spec(&mut self, entry: &Entry, key: &Key<'_>) -> NetworkSpec {
         let mut spec = NetworkSpec::default();
+        self.backend(entry, key, &mut spec);
         for (field, value) in values::entries(entry) {
             let key = key.field(field);
             match field {
@@ -404,8 +448,9 @@ impl Typing<'_, '_> {
                 "internal" => spec.internal = values::flag(value).unwrap_or_default(),
                 "attachable" => spec.attachable = values::flag(value).unwrap_or_default(),
                 "labels" => spec.labels = values::text_map(value),
-                "driver_opts" => spec.driver_opts = self.network_options(value, &key),
-                "driver" => self.network_driver(value, &key),
+                "driver_opts" => spec.driver_opts = self.network_options(value, &key, &mut spec.backend),
+                // With the backend, before.
+                "driver" | "x-wharf" => {}
                 "ipam" => self.addresses(value, &key, &mut spec),
                 "enable_ipv6" if values::flag(value) == Some(true) => {
                     self.report()
@@ -421,39 +466,181 @@ impl Typing<'_, '_> {
                 _ => self.unforeseen(value, &key),
             }
         }
-        let described = ["driver", "driver_opts", "ipam", "internal", "attachable", "labels"];
+        let described = ["driver", "driver_opts", "ipam", "internal", "attachable", "labels", "x-wharf"];
         contradictions::described_elsewhere(self.report(), entry, key, &described);
-        if spec.external && matches!(spec.name.as_deref(), Some("host" | "none" | "bridge")) {
+        self.check_macvlan(entry, key, &spec);
+        if spec.external && matches!(spec.name.as_deref(), Some("none" | "bridge")) {
             let name = spec.name.as_deref().unwrap_or_default();
             let message = format!("the engine's network `{name}` is no network of the cluster");
             self.report()
                 .unsupported(entry.key, key, message)
-                .hint("write `network_mode: host` or `network_mode: none` in the service");
+                .hint("write `network_mode: bridge` or `network_mode: none` in the service");
         }
         spec
     }
 
-    fn network_driver(&mut self, entry: &Entry, key: &Key<'_>) {
+    /// How the network's packets travel: what `driver` means to a cluster, and what `x-wharf` says.
+    fn backend(&mut self, entry: &Entry, key: &Key<'_>, spec: &mut NetworkSpec) {
+        let Some(network) = entry.node.as_mapping() else { return };
+        let driver =
+            network.entry("driver").map(|driver| (driver, self.network_driver(driver, &key.field("driver"))));
+        spec.backend = driver.as_ref().and_then(|(_, backend)| *backend);
+        let wharf = network.entry("x-wharf");
+        let own = key.field("x-wharf");
+        for (field, value) in wharf.into_iter().flat_map(values::entries) {
+            let key = own.field(field);
+            let text = value.node.as_str().unwrap_or_default();
+            match field {
+                "backend" => {
+                    let Ok(backend) = text.parse::<Backend>() else { continue };
+                    let named = driver
+                        .as_ref()
+                        .filter(|(driver, _)| driver.node.as_str().is_some_and(|d| !d.is_empty()));
+                    if let Some((driver, meant)) = named
+                        && meant.map_or(!backend.is_general(), |meant| meant != backend)
+                    {
+                        let said = driver.node.as_str().unwrap_or_default();
+                        let message = format!("`driver: {said}` and `backend: {backend}` exclude each other");
+                        self.report()
+                            .error(Complaint::Conflict, value.place(), &key, message)
+                            .hint("keep one of them");
+                        self.report().relate(driver.key, "`driver` is here");
+                    }
+                    // Of two that exclude each other the one that everything else may be about.
+                    if spec.backend != Some(Backend::Macvlan) {
+                        spec.backend = Some(backend);
+                    }
+                }
+                "parent" => spec.parent = self.parent(value, &key),
+                _ => self.unforeseen(value, &key),
+            }
+        }
+        let options = network.entry("driver_opts").into_iter().flat_map(values::entries);
+        if let Some((_, option)) = options.into_iter().find(|(name, _)| *name == "parent")
+            && spec.backend == Some(Backend::Macvlan)
+        {
+            let options = key.field("driver_opts");
+            let parent = self.parent(option, &options.field("parent"));
+            if spec.parent.as_ref().is_some_and(|other| Some(other) != parent.as_ref()) {
+                let message = "the network's parent is given twice, and differently";
+                self.report()
+                    .error(Complaint::Conflict, option.place(), &options.field("parent"), message)
+                    .hint("keep one of them");
+            }
+            spec.parent = parent;
+        }
+    }
+
+    /// What a driver of the engine means to a cluster; nothing for the cluster's default.
+    fn network_driver(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Backend> {
         let driver = entry.node.as_str().unwrap_or_default();
         let hint = match driver {
             // What a cluster has is both: a bridge on each node, joined over nodes.
-            "" | "default" | "bridge" | "overlay" => return,
-            "host" | "none" => "write `network_mode: host` or `network_mode: none` in the service",
-            _ => "leave it out: networks of the cluster reach every node",
+            "" | "default" | "bridge" | "overlay" => return None,
+            "macvlan" => return Some(Backend::Macvlan),
+            "none" => "write `network_mode: none` in the service",
+            "ipvlan" => {
+                "use `macvlan`, whose containers are on the nodes' segment with hardware addresses of their own"
+            }
+            _ => {
+                "leave it out: networks of the cluster reach every node; `macvlan` is on the nodes' own segment"
+            }
         };
         let message = format!("the network driver `{driver}` is not supported");
         self.report().unsupported(entry.place(), key, message).hint(hint);
+        None
+    }
+
+    /// The interface of the nodes that a macvlan network is on: `eth0`, or `eth0.100`.
+    fn parent(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {
+        let name = self.interface_name(entry, key)?;
+        let vlan = name.rsplit_once('.').map(|(_, vlan)| vlan);
+        if vlan.is_some_and(|vlan| !vlan.parse().is_ok_and(|number: u16| (1..=4094).contains(&number))) {
+            let message = format!("`{name}` names no VLAN: they are numbered 1 to 4094");
+            self.report()
+                .error(Complaint::InvalidValue, entry.place(), key, message)
+                .hint("write for example `eth0.100`");
+            return None;
+        }
+        Some(name)
+    }
+
+    /// A network on the nodes' own segment needs to know which, and what of it is the cluster's.
+    fn check_macvlan(&mut self, entry: &Entry, key: &Key<'_>, spec: &NetworkSpec) {
+        let is_macvlan = spec.backend == Some(Backend::Macvlan);
+        if !is_macvlan {
+            if spec.parent.is_some() {
+                let message = "only a `macvlan` network has a parent interface";
+                self.report()
+                    .error(Complaint::Conflict, entry.key, key, message)
+                    .hint("add `backend: macvlan`, or remove `parent`");
+            }
+            return;
+        }
+        if spec.external {
+            return;
+        }
+        let missing = |typing: &mut Self, message: &str, hint: &str| {
+            typing.report().error(Complaint::MissingKey, entry.key, key, message).hint(hint);
+        };
+        let fields = |field: &str| entry.node.as_mapping().and_then(|network| network.entry(field));
+        let given = ["x-wharf", "driver_opts"].into_iter().filter_map(fields);
+        let given = given.filter_map(|entry| entry.node.as_mapping()).any(|fields| fields.contains("parent"));
+        if !given {
+            let message = "a `macvlan` network needs the interface of the nodes that it is on";
+            missing(self, message, "add `driver_opts: {parent: eth0}`, or `eth0.100` for a VLAN on it");
+        }
+        if spec.subnet.is_none() {
+            let message = "a `macvlan` network is on the nodes' own segment: its addresses must be given";
+            let hint = "add `ipam: {config: [{subnet: 192.168.1.0/24, gateway: 192.168.1.1, ip_range: 192.168.1.128/26}]}`";
+            missing(self, message, hint);
+        } else if spec.ip_range.is_none() {
+            let message = "without `ip_range` any address of the segment may be given to a task, also one that a machine there has";
+            self.report()
+                .warn(Complaint::Note, entry.key, key, message)
+                .hint("add an `ip_range` that nobody else gives out addresses of");
+        }
+        if spec.internal {
+            let message = "a `macvlan` network is no inner one: containers are on the nodes' own segment";
+            self.report()
+                .unsupported(entry.key, key, message)
+                .hint("remove `internal`; without `gateway` containers reach the segment only");
+        }
     }
 
     /// Options of the engine's bridge are the engine's; what they would take from the cluster is refused.
-    fn network_options(&mut self, entry: &Entry, key: &Key<'_>) -> BTreeMap<String, String> {
+    fn network_options(
+        &mut self,
+        entry: &Entry,
+        key: &Key<'_>,
+        backend: &mut Option<Backend>,
+    ) -> BTreeMap<String, String> {
         let mut options = BTreeMap::new();
         for (name, value) in values::entries(entry) {
             let key = key.field(name);
+            let text = value.node.scalar_text().unwrap_or_default();
             let refused = match name {
+                // Swarm's word for it, whose value means nothing there either.
+                "encrypted" if matches!(*backend, None | Some(Backend::Wireguard)) => {
+                    if text != "false" {
+                        let message = "the network's packets are encrypted by WireGuard between the nodes";
+                        self.report()
+                            .warn(Complaint::Note, value.key, &key, message)
+                            .hint("`x-wharf: {backend: wireguard}` says the same");
+                        *backend = Some(Backend::Wireguard);
+                    }
+                    continue;
+                }
                 "encrypted" => Some((
-                    "packets between nodes are not encrypted by an option",
-                    "let the nodes reach each other over a private network",
+                    "networks of this backend are not encrypted",
+                    "remove it, or choose `x-wharf: {backend: wireguard}`",
+                )),
+                // With the backend, before.
+                "parent" if *backend == Some(Backend::Macvlan) => continue,
+                "macvlan_mode" if *backend == Some(Backend::Macvlan) && text == "bridge" => continue,
+                "macvlan_mode" if *backend == Some(Backend::Macvlan) => Some((
+                    "containers of a cluster's network reach each other on a node as well",
+                    "remove it: it is `bridge`",
                 )),
                 "com.docker.network.bridge.name" => {
                     Some(("the bridges of the cluster's networks are named by the cluster", "remove it"))
@@ -568,7 +755,8 @@ impl Typing<'_, '_> {
             spec.aux_addresses.clear();
             return;
         };
-        if subnet.prefix_len() > 26 {
+        let on_segment = spec.backend == Some(Backend::Macvlan);
+        if subnet.prefix_len() > 26 && !on_segment {
             let message = format!("the subnet {subnet} is too small: each node takes a part of it");
             self.report().warn(Complaint::Note, span, key, message).hint("use /24 or larger");
         }
@@ -597,10 +785,12 @@ impl Typing<'_, '_> {
                     .error(Complaint::Conflict, place("gateway"), &key.field("gateway"), message)
                     .hint("give one of them another address");
             }
-            let message = format!(
-                "each node has a gateway of its own on the network: {gateway} is that of the first one"
-            );
-            self.report().warn(Complaint::Note, place("gateway"), &key.field("gateway"), message);
+            if !on_segment {
+                let message = format!(
+                    "each node has a gateway of its own on the network: {gateway} is that of the first one"
+                );
+                self.report().warn(Complaint::Note, place("gateway"), &key.field("gateway"), message);
+            }
         }
     }
 }

@@ -146,6 +146,7 @@ impl Step {
         let on = |attachment: &NetworkAttachment| NetworkAttachment {
             aliases: Vec::new(),
             ipv4_address: None,
+            ipv6_address: None,
             endpoint: EndpointSpec { mac_address: None, ..attachment.endpoint.clone() },
             priority: attachment.priority,
         };

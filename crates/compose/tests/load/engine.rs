@@ -368,12 +368,12 @@ fn addresses_that_cannot_be_are_refused() {
     7 | ame: much-too-long-for-one, link_local_ips: ['fe80::1', x], ipv6_address: '::1'}
       |                                                             ^^^^^^^^^^^^
       = help: remove it; a fixed address is given with `ipv4_address`
-    error: packets between nodes are not encrypted by an option
+    warning: the network's packets are encrypted by WireGuard between the nodes
       --> /app/compose.yaml:11:19 (networks.a.driver_opts.encrypted)
        |
     11 |     driver_opts: {encrypted: '', com.docker.network.bridge.name: x, mtu: 1}
        |                   ^^^^^^^^^
-       = help: let the nodes reach each other over a private network
+       = help: `x-wharf: {backend: wireguard}` says the same
     error: the bridges of the cluster's networks are named by the cluster
       --> /app/compose.yaml:11:34 (networks.a.driver_opts.com.docker.network.bridge.name)
        |

@@ -9,6 +9,7 @@ mod honoured;
 mod merging;
 mod messages;
 mod mistakes;
+mod networks;
 mod normal;
 mod robust;
 mod variables;

@@ -535,15 +535,15 @@ fn a_probe_is_checked() {
       = help: write for example `10s`
     ");
     let folder = Folder::with(
-        "networks: {n: {x-wharf: {}}}\nservices: {web: {image: i, x-wharf: {probe: {retries: 0}}}}\n",
+        "volumes: {n: {x-wharf: {}}}\nservices: {web: {image: i, x-wharf: {probe: {retries: 0}}}}\n",
     );
     insta::assert_snapshot!(folder.complaints(), @r"
-    error: `x-wharf` has no meaning in a network
-     --> /app/compose.yaml:1:16 (networks.n.x-wharf)
+    error: `x-wharf` has no meaning in a volume
+     --> /app/compose.yaml:1:15 (volumes.n.x-wharf)
       |
-    1 | networks: {n: {x-wharf: {}}}
-      |                ^^^^^^^
-      = help: it belongs into a service, or to the top level of a file
+    1 | volumes: {n: {x-wharf: {}}}
+      |               ^^^^^^^
+      = help: it belongs into a service, into a network, or to the top level of a file
     error: a probe needs `http`, `tcp`, `grpc` or `exec`
      --> /app/compose.yaml:2:38 (services.web.x-wharf.probe)
       |
