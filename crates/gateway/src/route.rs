@@ -259,6 +259,21 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_that_can_answer_clients_now_is_the_same_one() {
+        let route = route(1);
+        let first = route.claim(&[]).unwrap();
+        let client = "192.0.2.7:1000".parse().unwrap();
+        assert_eq!(first.backend.source(client), None);
+        route.set_endpoints(&[Endpoint { keeps_client: true, ..endpoint(0) }]);
+        assert!(!first.backend.is_retired(), "its connections go on");
+        assert_eq!(first.backend.source(client), Some([192, 0, 2, 7].into()));
+        route.fell_back(&first.backend, &io::ErrorKind::TimedOut.into());
+        assert_eq!(first.backend.source(client), None, "for a while");
+        assert!(route.problem().unwrap().contains("10.192.0.0:80 is not reached from clients' addresses"));
+        assert_eq!(route.counters().fallbacks, 1);
+    }
+
+    #[test]
     fn an_endpoint_was_tried_once_and_not_again() {
         let route = route(2);
         let first = route.claim(&[]).unwrap().backend.endpoint;

@@ -215,6 +215,7 @@ fn a_virtual_address_spreads_keeps_resets_and_refuses() {
         assert_eq!(block_on(sandboxes.repair()).changed, 1, "{damage}");
         assert!(works(), "{damage}");
     }
+    assert_eq!(block_on(sandboxes.repair()).changed, 0, "it is right, and looked at");
     nft(client, "add table ip mine");
     assert_eq!(block_on(sandboxes.repair()).changed, 0, "others' rules are others'");
     assert!(nft(client, "list tables").contains("ip mine"));

@@ -49,6 +49,9 @@ pub struct NetworkDetail {
     pub members: Vec<NetworkMember>,
     /// The names that are answered on it, and where they lead.
     pub names: BTreeMap<String, Vec<String>>,
+    /// The virtual addresses of services (`endpoint_mode: vip`), and whose each is: `app/service`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub virtual_addresses: BTreeMap<String, String>,
 }
 
 /// A node's part of a network.

@@ -131,6 +131,11 @@ pub(super) async fn get(
             .iter()
             .map(|(name, all)| (name.clone(), all.iter().map(ToString::to_string).collect()))
             .collect(),
+        virtual_addresses: record
+            .vips
+            .iter()
+            .map(|(address, of)| (address.to_string(), format!("{}/{}", of.app.name, of.name)))
+            .collect(),
     }))
 }
 

@@ -125,6 +125,14 @@ async fn inspect(cluster: &Cluster, name: &str, out: &Output) -> Result<Exit> {
     for line in table(&["TASK", "ADDRESS", "NODE", "STATE", "NAMES"], &members) {
         out.data(&line)?;
     }
+    if !found.virtual_addresses.is_empty() {
+        out.data("")?;
+        let services = found.virtual_addresses.iter();
+        let services: Vec<_> = services.map(|(at, service)| vec![service.clone(), at.clone()]).collect();
+        for line in table(&["SERVICE", "VIRTUAL ADDRESS"], &services) {
+            out.data(&line)?;
+        }
+    }
     Ok(Exit::Done)
 }
 
