@@ -38,7 +38,7 @@ use crate::{
     facts::{Machine, listening_ports},
     images::Images,
     network::{
-        KernelNetwork, Mend,
+        KernelNetwork, Mend, host_subnets,
         sandbox::{Sandbox, sandboxes},
     },
     registry::RegistryLogins,
@@ -583,6 +583,10 @@ impl Inner {
         let observed = *self.observed.lock();
         let mut facts = self.config.machine.facts(&engine, taken);
         facts.wireguard = self.plane.tunnels();
+        match blocking(host_subnets).await {
+            Ok(subnets) => facts.subnets = subnets,
+            Err(error) => problems.push(format!("cannot read the machine's routes: {error}")),
+        }
         self.reports.node(observed, facts, problems);
     }
 

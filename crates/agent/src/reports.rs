@@ -41,14 +41,16 @@ impl Reports {
     }
 
     /// Notes how the node is; nothing happens if that is known.
-    pub fn node(&self, observed: Revision, facts: NodeFacts, problems: Vec<String>) {
+    pub fn node(&self, (epoch, observed): (u64, Revision), facts: NodeFacts, problems: Vec<String>) {
         let mut state = self.state.lock();
         let known = state.node.as_ref().is_some_and(|known| {
-            known.observed == observed && known.facts == facts && known.problems == problems
+            (known.epoch, known.observed) == (epoch, observed)
+                && known.facts == facts
+                && known.problems == problems
         });
         if !known {
             let sequence = self.next(&mut state);
-            state.node = Some(NodeReport { sequence, observed, facts, problems });
+            state.node = Some(NodeReport { sequence, epoch, observed, facts, problems });
             self.latest.send_replace(sequence);
         }
     }

@@ -1,6 +1,6 @@
 //! Decides whether a node can be counted on.
 //!
-//! A node is unreachable from the moment its agent is disconnected, and down once that has lasted for the node lease. A node that
+//! A node is unreachable from the moment its agent is disconnected, and down a node lease after its last sign of life. A node that
 //! has never been connected stays joining. Nothing else makes a node down: a slow report or a dead engine does not.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::{Change, Decision};
 /// How long silence is borne.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leases {
-    /// From disconnection to down.
+    /// From the last sign of life to down.
     pub node: Duration,
 }
 impl Default for Leases {
@@ -26,8 +26,8 @@ impl Default for Leases {
 pub struct Link {
     /// Whether its agent is connected to any server.
     pub connected: bool,
-    /// Since when that is so, as far as this leader knows; a new leader begins with its own first moment, so that nodes
-    /// have a whole lease to find it.
+    /// Since when that is so, as far as this leader knows: without a connection, since the agent was last heard of. A new leader begins with
+    /// its own first moment, so that nodes have a whole lease to find it.
     pub since: Timestamp,
 }
 

@@ -16,7 +16,7 @@ use futures::{FutureExt, StreamExt};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wharf_engine::World;
+use wharf_engine::{Serving, Unacknowledged, Version, World};
 use wharf_model::{
     Event, EventId, Health, NodeFacts, NodeId, Revision as ModelRevision, ServerId, Task, TaskId, TaskStatus,
     TokenId, VolumeId,
@@ -137,6 +137,8 @@ struct Live {
     /// Tasks of which something was said since it was last asked.
     fresh: HashSet<TaskId>,
     nodes: HashMap<NodeId, LiveNode>,
+    /// While this server leads: the set that each connected node is to serve, and the newest revision at which it was still right.
+    told: BTreeMap<NodeId, (Version, ModelRevision)>,
     /// Volumes whose data is gone from a node, until their records say so.
     removed_volumes: BTreeSet<(VolumeId, NodeId)>,
     /// Tasks that were reported and not known when this was last tidied.
@@ -175,8 +177,8 @@ pub struct LiveNode {
     pub facts: Option<NodeFacts>,
     /// What is not as it should be on the node.
     pub problems: Vec<String>,
-    /// The revision of the assignments it works on.
-    pub observed: ModelRevision,
+    /// Epoch and revision of the set whose names and routes it serves.
+    pub serves: Version,
 }
 
 impl State {
@@ -584,6 +586,36 @@ impl State {
         self.live.lock().nodes.insert(id, node);
         self.links.send_modify(|count| *count += 1);
         self.visible.send_modify(|count| *count += 1);
+    }
+    /// This server, which leads, has told connected nodes these sets, which are right at these revisions.
+    pub fn told(&self, told: BTreeMap<NodeId, (Version, ModelRevision)>) {
+        let before = std::mem::replace(&mut self.live.lock().told, told);
+        drop(before);
+    }
+    /// This server does not lead: what nodes are told is not known here.
+    pub fn forget_told(&self) {
+        self.live.lock().told.clear();
+    }
+    /// What each node was told by this server, which must be the leader, and what it says it serves: for
+    /// [`wharf_engine::unacknowledged`].
+    pub fn serving(&self) -> BTreeMap<NodeId, Serving> {
+        let live = self.live.lock();
+        let nodes: BTreeSet<_> = live.told.keys().chain(live.nodes.keys()).copied().collect();
+        nodes.into_iter().map(|node| (node, Self::serving_of(&live, node))).collect()
+    }
+    /// Why a node that this server has told something may still answer by older names or routes.
+    pub fn behind(&self, node: NodeId) -> Option<Unacknowledged> {
+        let serving = Self::serving_of(&self.live.lock(), node);
+        let (epoch, _) = serving.told?;
+        serving.unacknowledged(epoch, serving.right_at)
+    }
+    fn serving_of(live: &Live, node: NodeId) -> Serving {
+        let told = live.told.get(&node);
+        Serving {
+            told: told.map(|(version, _)| *version),
+            right_at: told.map(|(_, right_at)| *right_at).unwrap_or_default(),
+            serves: live.nodes.get(&node).map(|live| live.serves),
+        }
     }
     /// A node's agent has deleted the data of a volume.
     pub fn report_volume_removed(&self, volume: VolumeId, node: NodeId) {

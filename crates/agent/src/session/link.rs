@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use wharf_api::transport::{
-    DialError, InvalidIdentity, ServerAddress,
+    DialError, InvalidIdentity, ServerAddress, Timing,
     client::{Dialer, Fault, Stream},
     reverse,
     tls::{Anchor, Protocol},
@@ -25,7 +25,12 @@ use wharf_process::{Backoff, Task, Tasks, errors::chain};
 use super::{Membership, Node, Shared, router, tls_time};
 
 const FIRST_DELAY: Duration = Duration::from_millis(200);
-const LONGEST_DELAY: Duration = Duration::from_secs(5);
+/// Short, since until a server is back nobody here hears what has ended elsewhere.
+const LONGEST_DELAY: Duration = Duration::from_secs(1);
+/// For a TCP connection: the kernel asks a silent server again after one second and after three, and a new attempt asks at once.
+const CONNECT: Duration = Duration::from_millis(1500);
+/// A connection that lasted so long was a good one.
+const LASTED: Duration = Duration::from_secs(5);
 /// How long an old connection is kept beside a new one that the server has not used yet.
 const UNUSED: Duration = Duration::from_secs(10);
 /// How long requests may go on when the agent stops.
@@ -91,7 +96,7 @@ impl Link {
                     let began = Instant::now();
                     tracing::debug!(server = %self.server.id, address = %new.address, "connected");
                     let end = self.watch(&mut new, &mut old, &mut memberships).await;
-                    if began.elapsed() > LONGEST_DELAY {
+                    if began.elapsed() > LASTED {
                         backoff.reset();
                     }
                     match end {
@@ -145,8 +150,8 @@ impl Link {
     async fn connect(&self, membership: &Membership) -> Result<Connection, LinkError> {
         let anchor = Anchor::Authority(membership.trust.clone());
         let time = tls_time(&self.shared.clock);
-        let dialer =
-            Dialer::new(&anchor, Some(&membership.identity), Protocol::Node, self.shared.timing, time)?;
+        let timing = Timing { connect: CONNECT.min(self.shared.timing.connect), ..self.shared.timing };
+        let dialer = Dialer::new(&anchor, Some(&membership.identity), Protocol::Node, timing, time)?;
         let expires = membership.identity.peer()?.expires;
         let mut first = None;
         for address in self.server.addresses.iter().filter_map(|text| text.parse::<ServerAddress>().ok()) {

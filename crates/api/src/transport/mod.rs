@@ -85,8 +85,10 @@ impl Default for Timing {
         Self {
             connect: Duration::from_secs(5),
             handshake: Duration::from_secs(5),
-            keepalive_interval: Duration::from_secs(5),
-            keepalive_timeout: Duration::from_secs(5),
+            // What a silent peer costs: a node that was cut off asks again within these and a second, and nothing stale is answered
+            // for longer. A machine that stands still for so long is as good as away.
+            keepalive_interval: Duration::from_secs(2),
+            keepalive_timeout: Duration::from_secs(4),
             stream_keepalive: Duration::from_secs(15),
             answer: Duration::from_secs(30),
         }

@@ -18,8 +18,8 @@ pub struct Nodes {
     sessions: Arc<Sessions>,
     leases: Leases,
     clock: Arc<dyn Clock>,
-    /// Whether each node is connected, and since when, as far as this process has seen. Not by the wall clock: when that is set,
-    /// nobody has been away for any longer.
+    /// Whether each node is connected, and since when, as far as this process has seen; one that is not, since it was last heard of. Not by
+    /// the wall clock: when that is set, nobody has been away for any longer.
     links: BTreeMap<NodeId, (bool, Duration)>,
     facts: BTreeMap<NodeId, NodeFacts>,
     connected: std::collections::BTreeSet<NodeId>,
@@ -69,7 +69,10 @@ impl Controller for Nodes {
             let connected = self.connected.contains(&id);
             let seen = self.links.entry(id).or_insert((connected, moment));
             if seen.0 != connected {
-                *seen = (connected, moment);
+                // A lease is counted from the last sign of life, not from when its absence was noticed. What this server heard before it led
+                // counts for nothing.
+                let heard = self.sessions.last_heard(id).filter(|_| !connected);
+                *seen = (connected, heard.unwrap_or(moment).clamp(seen.1, moment));
             }
             let lasted = u64::try_from((moment - seen.1).as_millis()).unwrap_or(u64::MAX);
             let link = Link { connected, since: Timestamp(now.0.saturating_sub(lasted)) };

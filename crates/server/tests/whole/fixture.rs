@@ -417,8 +417,8 @@ impl Fake {
             wireguard: None,
             seen_from: None,
         };
-        let observed = self.set.lock().unwrap().as_ref().map_or(Revision(0), |set| set.revision);
-        let node = NodeReport { sequence: 1, observed, facts, problems: vec![] };
+        let (epoch, observed) = self.set.lock().unwrap().as_ref().map_or((0, Revision(0)), |set| (set.epoch, set.revision));
+        let node = NodeReport { sequence: 1, epoch, observed, facts, problems: vec![] };
         let statuses = self.statuses.lock().unwrap().clone();
         let tasks =
             statuses.into_iter().map(|(task, status)| Report::Task(Box::new(TaskReport { task, status })));

@@ -406,7 +406,8 @@ impl FakeNode {
             wireguard: None,
             seen_from: None,
         };
-        NodeReport { sequence: 1, observed: self.have.lock().unwrap().revision, facts, problems: vec![] }
+        let have = *self.have.lock().unwrap();
+        NodeReport { sequence: 1, epoch: have.epoch, observed: have.revision, facts, problems: vec![] }
     }
 }
 fn check(task: TaskId) -> Result<(), Refusal> {
