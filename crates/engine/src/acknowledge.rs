@@ -49,7 +49,11 @@ impl std::fmt::Display for Unacknowledged {
                 write!(f, "it has not said that it serves the names and routes of revision {}", told.1)
             }
             Self::Behind { serves: Some(serves), told } => {
-                write!(f, "it serves the names and routes of revision {}, and was told those of {}", serves.1, told.1)
+                write!(
+                    f,
+                    "it serves the names and routes of revision {}, and was told those of {}",
+                    serves.1, told.1
+                )
             }
             Self::Away => f.write_str("it is not connected, and is waited for until its lease ends"),
         }
