@@ -2,6 +2,8 @@
 //!
 //! Needs root and `ip`. Without root the tests say so and pass, unless `WHARF_REQUIRE_ENGINE` is `1`.
 
+#[path = "network/mending.rs"]
+mod mending;
 #[path = "network/routed.rs"]
 mod routed;
 

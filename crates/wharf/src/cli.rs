@@ -225,6 +225,9 @@ pub(crate) enum Command {
     /// Carry this machine's WireGuard tunnels; the agent starts this
     #[command(hide = true)]
     WireguardDevice(commands::wireguard_device::WireguardDevice),
+    /// Make the routes of routed networks outside the nodes; a server starts this
+    #[command(hide = true)]
+    RouteProvider(commands::route_provider::RouteProvider),
     /// Find out what is wrong, and what to do about it
     Doctor(commands::doctor::Doctor),
     /// Show the versions of client and server

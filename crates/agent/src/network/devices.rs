@@ -16,10 +16,11 @@ use parking_lot::Mutex;
 use wharf_model::{Backend, NetworkAssignment, NetworkId};
 
 use super::{
-    firewall::{Firewall, rules},
-    kernel::{Observed, carry_out, observe, remove_bridges},
+    firewall::{Firewall, Outcome, rules},
+    kernel::{Observed, Seen, carry_out, observe, observe_uplinks, remove_bridges},
     netlink::Netlink,
-    plan::{Actual, Underlay, Underlays, WantedNetwork, bridge_name, plan, unused_bridges},
+    plan::{Actual, Mac, Underlay, Underlays, WantedNetwork, bridge_name, plan, unused_bridges},
+    watch::Concern,
     wireguard::TUNNEL_VXLAN_PORT,
 };
 
@@ -68,6 +69,8 @@ struct Shared {
     vxlan_port: u16,
     /// The address of this node's end of the WireGuard tunnels, once there is one.
     tunnel: Mutex<Option<IpAddr>>,
+    /// What changes of others would be a reason for a pass.
+    concern: Mutex<Arc<Concern>>,
     /// Held through a pass; only ever taken on a thread where blocking is allowed.
     state: Mutex<State>,
 }
@@ -75,7 +78,9 @@ struct Shared {
 struct State {
     /// Absent after it failed, until the next pass.
     netlink: Option<Netlink>,
-    wanted: BTreeMap<u32, WantedNetwork>,
+    wanted: Arc<BTreeMap<u32, WantedNetwork>>,
+    /// Which node has each hardware address that is elsewhere, by network.
+    elsewhere: Arc<BTreeMap<u32, BTreeMap<Mac, IpAddr>>>,
     ids: BTreeMap<u32, NetworkId>,
     /// Networks whose assignment makes no sense.
     refused: BTreeMap<NetworkId, String>,
@@ -86,9 +91,11 @@ impl Devices {
     /// Looks after the devices of the calling thread's network namespace. Changes nothing yet.
     pub(super) fn open(node: IpAddr, vxlan_port: u16) -> Result<Self, NetworkError> {
         let netlink = Some(Netlink::open().map_err(NetworkError::Open)?);
-        let (wanted, ids, refused) = Default::default();
-        let state = Mutex::new(State { netlink, wanted, ids, refused, firewall: Firewall::default() });
-        Ok(Self { shared: Arc::new(Shared { node, vxlan_port, tunnel: Mutex::default(), state }) })
+        let (wanted, elsewhere, ids, refused) = Default::default();
+        let firewall = Firewall::default();
+        let state = Mutex::new(State { netlink, wanted, elsewhere, ids, refused, firewall });
+        let (tunnel, concern) = Default::default();
+        Ok(Self { shared: Arc::new(Shared { node, vxlan_port, tunnel, concern, state }) })
     }
 
     /// Networks with the backend `wireguard` run over the interface with this address from the next pass on.
@@ -104,7 +111,8 @@ impl Devices {
         let (shared, wanted) = (Arc::clone(&self.shared), Wanted::of(networks, self.shared.node));
         wharf_process::blocking(move || {
             let mut state = shared.state.lock();
-            (state.wanted, state.ids, state.refused) = (wanted.networks, wanted.ids, wanted.refused);
+            state.elsewhere = Arc::new(elsewhere(&wanted.networks));
+            (state.wanted, state.ids, state.refused) = (wanted.networks.into(), wanted.ids, wanted.refused);
             shared.pass(&mut state)
         })
         .await
@@ -116,12 +124,28 @@ impl Devices {
         wharf_process::blocking(move || shared.pass(&mut shared.state.lock())).await
     }
 
-    /// The largest packet inside a network.
+    /// Looks at the rules of the firewall only: the tables tell of their changes.
+    pub(super) async fn look_at_rules(&self) -> Outcome {
+        let shared = Arc::clone(&self.shared);
+        wharf_process::blocking(move || {
+            let mut state = shared.state.lock();
+            let State { wanted, firewall, .. } = &mut *state;
+            firewall.ensure(rules(wanted))
+        })
+        .await
+    }
+
+    /// What changes of others are a reason for a pass.
+    pub(super) fn concern(&self) -> Arc<Concern> {
+        Arc::clone(&self.shared.concern.lock())
+    }
+
+    /// The largest packet inside a network of this kind.
     pub(super) async fn mtu(&self, backend: Backend) -> Result<u32, NetworkError> {
         let shared = Arc::clone(&self.shared);
         wharf_process::blocking(move || {
-            let observed = with(&mut shared.state.lock().netlink, |it| observe(it, &BTreeSet::new()))
-                .map_err(NetworkError::Netlink)?;
+            let observed =
+                with(&mut shared.state.lock().netlink, observe_uplinks).map_err(NetworkError::Netlink)?;
             shared.mtu(backend, &observed).ok_or(NetworkError::NoUplink(shared.node))
         })
         .await
@@ -135,7 +159,7 @@ impl Devices {
             let mut state = shared.state.lock();
             let State { netlink, wanted, .. } = &mut *state;
             with(netlink, |netlink| {
-                let actual = observe(netlink, &BTreeSet::new())?.actual;
+                let actual = observe_uplinks(netlink)?.actual;
                 let mut unused = unused_bridges(wanted, &actual);
                 unused.retain(|vni| !keep.contains(&bridge_name(*vni)));
                 let failed = remove_bridges(netlink, &unused, &actual)?;
@@ -185,13 +209,14 @@ impl Wanted {
 
 impl Shared {
     fn pass(&self, state: &mut State) -> Result<Pass, NetworkError> {
-        let State { netlink, wanted, ids, refused, firewall } = state;
+        let State { netlink, wanted, elsewhere, ids, refused, firewall } = state;
         let nodes = wanted.values().flat_map(|network| network.parts.values().copied()).collect();
         let observed = with(netlink, |netlink| observe(netlink, &nodes)).map_err(NetworkError::Netlink)?;
         let (underlays, mut problems) = self.underlays(wanted, ids, &observed)?;
         problems.extend(refused.clone());
         problems.extend(unreachable(wanted, ids, &observed.actual));
         let plan = plan(wanted, &underlays, &observed.actual);
+        *self.concern.lock() = Arc::new(concern(wanted, elsewhere, &underlays, &observed));
         let mut faults = BTreeMap::new();
         for (vni, operation) in plan
             .iter()
@@ -268,6 +293,38 @@ impl Shared {
             Backend::Routed | Backend::Macvlan | Backend::Host => 0,
         };
         Some(uplink.mtu.saturating_sub(overhead))
+    }
+}
+
+fn elsewhere(wanted: &BTreeMap<u32, WantedNetwork>) -> BTreeMap<u32, BTreeMap<Mac, IpAddr>> {
+    let of = |network: &WantedNetwork| network.peers.values().copied().collect();
+    wanted.iter().map(|(vni, network)| (*vni, of(network))).collect()
+}
+
+fn concern(
+    wanted: &Arc<BTreeMap<u32, WantedNetwork>>,
+    elsewhere: &Arc<BTreeMap<u32, BTreeMap<Mac, IpAddr>>>,
+    underlays: &Underlays,
+    observed: &Observed,
+) -> Concern {
+    let actual = &observed.actual;
+    let ports = actual.ports.iter().map(|(vni, port)| (port.index, *vni)).collect::<BTreeMap<_, _>>();
+    let bridges = actual.bridges.iter().map(|(vni, bridge)| (bridge.index, *vni)).collect::<BTreeMap<_, _>>();
+    let ways = underlays.values().map(|underlay| underlay.device);
+    let ways: BTreeSet<u32> = ways.chain(actual.hops.values().map(|hop| hop.device)).collect();
+    let is_member = |seen: &Seen| seen.master.is_some_and(|master| bridges.contains_key(&master));
+    let concerns = |(index, seen): &(&u32, &Seen)| {
+        ports.contains_key(*index) || bridges.contains_key(*index) || ways.contains(*index) || is_member(seen)
+    };
+    let links = observed.links.iter().filter(concerns).map(|(index, seen)| (*index, seen.clone())).collect();
+    Concern {
+        wanted: Arc::clone(wanted),
+        elsewhere: Arc::clone(elsewhere),
+        hops: actual.hops.clone(),
+        links,
+        addresses: underlays.values().map(|underlay| underlay.node).collect(),
+        ports,
+        bridges,
     }
 }
 

@@ -14,8 +14,8 @@ use rtnetlink::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
         link::{
-            AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-            InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+            AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+            InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
         },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{
@@ -40,6 +40,8 @@ pub(super) struct Observed {
     pub(super) actual: Actual,
     /// Which interface holds an address, and its largest packet.
     uplinks: BTreeMap<IpAddr, Uplink>,
+    /// How each link looks.
+    pub(super) links: BTreeMap<u32, Seen>,
 }
 
 /// An interface that holds an address.
@@ -57,6 +59,33 @@ impl Observed {
     }
 }
 
+/// How a link looks, as far as we care.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) name: Option<String>,
+    pub(super) mtu: u32,
+    pub(super) master: Option<u32>,
+    up: bool,
+    mac: Mac,
+    ipv4: Option<(bool, bool)>,
+    filtered: Option<bool>,
+}
+
+impl Seen {
+    pub(super) fn of(link: &LinkMessage) -> Self {
+        let link = Link(link);
+        Self {
+            name: link.name().map(str::to_owned),
+            mtu: link.mtu(),
+            master: link.master(),
+            up: link.up(),
+            mac: link.mac(),
+            ipv4: link.ipv4(),
+            filtered: link.filtered(),
+        }
+    }
+}
+
 /// The number that marks routes as ours: nobody else is known to use it.
 pub(super) const ROUTE_PROTOCOL: u8 = 87;
 
@@ -67,6 +96,7 @@ pub(super) type Failures = BTreeMap<u32, (String, io::Error)>;
 pub(super) fn observe(netlink: &mut Netlink, nodes: &BTreeSet<IpAddr>) -> io::Result<Observed> {
     let mut observed = Observed::default();
     let links = links(netlink)?;
+    observed.links = links.iter().map(|link| (link.header.index, Seen::of(link))).collect();
     observed.actual = devices(&links);
     add_addresses(netlink, &links, &mut observed)?;
     add_entries(netlink, &mut observed.actual)?;
@@ -76,6 +106,15 @@ pub(super) fn observe(netlink: &mut Netlink, nodes: &BTreeSet<IpAddr>) -> io::Re
             observed.actual.hops.insert(*node, hop);
         }
     }
+    Ok(observed)
+}
+
+/// As [`observe`], but for what the networks run over only.
+pub(super) fn observe_uplinks(netlink: &mut Netlink) -> io::Result<Observed> {
+    let mut observed = Observed::default();
+    let links = links(netlink)?;
+    observed.actual = devices(&links);
+    add_addresses(netlink, &links, &mut observed)?;
     Ok(observed)
 }
 
@@ -93,7 +132,7 @@ fn add_routes(netlink: &mut Netlink, actual: &mut Actual) -> io::Result<()> {
 }
 
 /// A route that we made, from a message about one. The kernel may tell of others as well.
-fn our_route(message: &RouteMessage) -> Option<(Ipv4Net, Route)> {
+pub(super) fn our_route(message: &RouteMessage) -> Option<(Ipv4Net, Route)> {
     let header = &message.header;
     let ours = header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
         && header.table == RouteHeader::RT_TABLE_MAIN
@@ -200,16 +239,7 @@ fn add_addresses(netlink: &mut Netlink, links: &[LinkMessage], observed: &mut Ob
     let mtus: BTreeMap<u32, u32> = links.iter().map(|link| (link.header.index, Link(link).mtu())).collect();
     for answer in netlink.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
         let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
-        // On a point-to-point link only `Local` is this machine's own.
-        let local = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) => Some(*address),
-            _ => None,
-        });
-        let other = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        });
-        let Some(address) = local.or(other) else { continue };
+        let Some(address) = address_of(&message) else { continue };
         if let Some(mtu) = mtus.get(&message.header.index) {
             observed.uplinks.insert(address, Uplink { device: message.header.index, mtu: *mtu });
         }
@@ -222,6 +252,20 @@ fn add_addresses(netlink: &mut Netlink, links: &[LinkMessage], observed: &mut Ob
         }
     }
     Ok(())
+}
+
+/// The machine's own address in a message about one.
+pub(super) fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+    // On a point-to-point link only `Local` is this machine's own.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let other = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    local.or(other)
 }
 
 fn add_entries(netlink: &mut Netlink, actual: &mut Actual) -> io::Result<()> {
@@ -243,30 +287,47 @@ fn add_entries(netlink: &mut Netlink, actual: &mut Actual) -> io::Result<()> {
     Ok(())
 }
 
-fn add_entry(port: &mut Port, entry: &NeighbourMessage) {
-    let mac = entry.attributes.iter().find_map(|attribute| match attribute {
+/// An entry that directs packets.
+pub(super) enum Entry {
+    /// Which node answers for a hardware address.
+    Forwarding(Mac, IpAddr),
+    /// A hardware address that the bridge sends to our port.
+    Switching(Mac),
+    /// Whose hardware address an address is, for good; what is only known for a while counts as not known.
+    Neighbour(IpAddr, Option<Mac>),
+}
+
+/// What a message about an entry says, if it is of a kind that we make.
+pub(super) fn entry(message: &NeighbourMessage) -> Option<Entry> {
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(mac) => Mac::try_from(mac.as_slice()).ok(),
         _ => None,
     });
-    let destination = entry.attributes.iter().find_map(|attribute| match attribute {
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(address) => ip(address),
         _ => None,
     });
-    let own = entry.header.flags.contains(NeighbourFlags::Own);
-    match (entry.header.family, mac, destination) {
-        (AddressFamily::Bridge, Some(mac), Some(node)) if own => {
-            port.forwarding.entry(mac).or_default().insert(node);
-        }
+    let (family, state) = (message.header.family, message.header.state);
+    let own = message.header.flags.contains(NeighbourFlags::Own);
+    match (family, mac, destination) {
+        (AddressFamily::Bridge, Some(mac), Some(node)) if own => Some(Entry::Forwarding(mac, node)),
         // The port's own address is permanent; what was learned is neither.
-        (AddressFamily::Bridge, Some(mac), _) if !own && entry.header.state == NeighbourState::Noarp => {
-            port.switching.insert(mac);
+        (AddressFamily::Bridge, Some(mac), _) if !own && state == NeighbourState::Noarp => {
+            Some(Entry::Switching(mac))
         }
-        (AddressFamily::Inet | AddressFamily::Inet6, Some(mac), Some(address))
-            if entry.header.state == NeighbourState::Permanent =>
-        {
-            port.neighbours.insert(address, mac);
+        (AddressFamily::Inet | AddressFamily::Inet6, mac, Some(address)) => {
+            Some(Entry::Neighbour(address, mac.filter(|_| state == NeighbourState::Permanent)))
         }
-        _ => {}
+        _ => None,
+    }
+}
+
+fn add_entry(port: &mut Port, message: &NeighbourMessage) {
+    match entry(message) {
+        Some(Entry::Forwarding(mac, node)) => drop(port.forwarding.entry(mac).or_default().insert(node)),
+        Some(Entry::Switching(mac)) => drop(port.switching.insert(mac)),
+        Some(Entry::Neighbour(address, Some(mac))) => drop(port.neighbours.insert(address, mac)),
+        Some(Entry::Neighbour(_, None)) | None => {}
     }
 }
 
@@ -365,6 +426,18 @@ impl<'a> Link<'a> {
         });
         settings.unwrap_or_default().iter().find_map(|setting| match setting {
             AfSpecInet::DevConf(settings) => Some((settings.proxy_arp != 0, settings.forwarding != 0)),
+            _ => None,
+        })
+    }
+
+    /// Of a bridge: whether iptables sees what its ports send to each other, whatever holds for all bridges.
+    fn filtered(&self) -> Option<bool> {
+        let data = self.info().iter().find_map(|info| match info {
+            LinkInfo::Data(InfoData::Bridge(data)) => Some(data.as_slice()),
+            _ => None,
+        })?;
+        data.iter().find_map(|info| match info {
+            InfoBridge::NfCallIpTables(on) => Some(*on),
             _ => None,
         })
     }
@@ -749,7 +822,7 @@ fn on_bridge(index: u32, address: IpAddr, prefix: u8) -> AddressMessage {
 
 /// Which node answers for a hardware address; kept by the VXLAN device.
 fn forwarding(port: u32, mac: Mac, node: IpAddr) -> NeighbourMessage {
-    let mut entry = entry(port, AddressFamily::Bridge, NeighbourState::Permanent);
+    let mut entry = new_entry(port, AddressFamily::Bridge, NeighbourState::Permanent);
     entry.header.flags = NeighbourFlags::Own;
     entry.attributes = vec![
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
@@ -760,7 +833,7 @@ fn forwarding(port: u32, mac: Mac, node: IpAddr) -> NeighbourMessage {
 
 /// Which port of the bridge a hardware address is behind; kept by the bridge.
 fn switching(port: u32, mac: Mac) -> NeighbourMessage {
-    let mut entry = entry(port, AddressFamily::Bridge, NeighbourState::Noarp);
+    let mut entry = new_entry(port, AddressFamily::Bridge, NeighbourState::Noarp);
     entry.header.flags = NeighbourFlags::Controller;
     entry.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
     entry
@@ -769,12 +842,12 @@ fn switching(port: u32, mac: Mac) -> NeighbourMessage {
 /// An answer to ARP or neighbour discovery; kept with the VXLAN device.
 fn neighbour(port: u32, address: IpAddr) -> NeighbourMessage {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let mut entry = entry(port, family, NeighbourState::Permanent);
+    let mut entry = new_entry(port, family, NeighbourState::Permanent);
     entry.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::from(address))];
     entry
 }
 
-fn entry(port: u32, family: AddressFamily, state: NeighbourState) -> NeighbourMessage {
+fn new_entry(port: u32, family: AddressFamily, state: NeighbourState) -> NeighbourMessage {
     let mut entry = NeighbourMessage::default();
     entry.header.family = family;
     entry.header.ifindex = port;

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
-    os::unix::fs::MetadataExt,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::PathBuf,
     thread,
 };
@@ -18,6 +18,7 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{LinkAttribute, LinkMessage},
+        nsid::{NsidAttribute, NsidMessage},
     },
 };
 
@@ -29,7 +30,12 @@ pub(super) fn set_inside(outside: u32, mtu: u32) -> io::Result<()> {
     if namespace.is_none() {
         return set_if_it_is(inside, outside, mtu).map(drop);
     }
+    let mut netlink = Netlink::open()?;
     for file in namespaces() {
+        // Which link is whose other end is told by numbers that are only good here.
+        if number(&mut netlink, &file) != namespace {
+            continue;
+        }
         let entered = thread::scope(|scope| {
             let work = move || {
                 setns(file, CloneFlags::CLONE_NEWNET)?;
@@ -69,6 +75,21 @@ fn set_if_it_is(inside: u32, outside: u32, mtu: u32) -> io::Result<bool> {
     let message = RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(inside).mtu(mtu).build());
     let failed = netlink.apply([Change { message, flags: 0 }])?;
     failed.into_iter().next().map_or(Ok(true), |(_, error)| Err(error))
+}
+
+/// The number that the calling thread's namespace has for another one.
+fn number(netlink: &mut Netlink, file: &File) -> Option<i32> {
+    let mut question = NsidMessage::default();
+    question.attributes = vec![NsidAttribute::Fd(u32::try_from(file.as_raw_fd()).ok()?)];
+    match netlink.ask(&RouteNetlinkMessage::GetNsId(question)) {
+        Ok(Some(RouteNetlinkMessage::NewNsId(answer))) => {
+            answer.attributes.into_iter().find_map(|attribute| match attribute {
+                NsidAttribute::Id(number) => Some(number),
+                _ => None,
+            })
+        }
+        _ => None,
+    }
 }
 
 fn link(netlink: &mut Netlink, index: u32) -> io::Result<Option<LinkMessage>> {

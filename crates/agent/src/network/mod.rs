@@ -19,6 +19,7 @@ mod nft;
 mod plan;
 pub mod router;
 pub mod sandbox;
+mod watch;
 pub mod wireguard;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ use wharf_process::{Tasks, detached::Program, errors};
 use self::{
     devices::Devices,
     sandbox::{EntryRules, Sandbox, Sandboxes},
+    watch::{Change, Watch},
     wireguard::Tunnels,
 };
 pub use self::{
@@ -54,8 +56,14 @@ use crate::dns::{self, DnsCounters, DnsProcess, Listen, Responder, Sources, Upst
 /// UDP port of the VXLAN packets: neither the standard's 4789, which Docker Swarm uses, nor 8472, which flannel does.
 pub const VXLAN_PORT: u16 = 4790;
 
-/// How often the kernel is compared with the tables.
+/// How often the kernel is compared with the tables if nothing is heard of it, or cannot be.
 const REPAIR: Duration = Duration::from_secs(5);
+/// Between two comparisons at least, whatever is heard, and as many times what one takes: somebody who undoes all that we do must not
+/// have all of the machine.
+const PAUSE: Duration = Duration::from_millis(50);
+const SHARE: u32 = 4;
+/// Docker changes rules with every container: they are looked at once for many changes.
+const PAUSE_OF_RULES: Duration = Duration::from_secs(1);
 
 /// How a node takes part in networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +107,8 @@ pub struct KernelNetwork {
     latest: tokio::sync::Mutex<Option<(DnsTable, Sources)>>,
     state: Mutex<State>,
     mended: AtomicU64,
+    /// Until somebody listens.
+    watch: Mutex<Option<Watch>>,
     /// The latest, the oldest first.
     mends: Mutex<VecDeque<Mend>>,
 }
@@ -149,6 +159,9 @@ impl KernelNetwork {
             latest: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             mended: AtomicU64::new(0),
+            watch: Mutex::new(
+                Watch::open().inspect_err(|error| tracing::warn!(%error, "kernel not listened to")).ok(),
+            ),
             mends: Mutex::default(),
         })
     }
@@ -223,14 +236,53 @@ impl KernelNetwork {
         self.finish(outcome).await
     }
 
-    /// Repairs every five seconds until `stop`. What is in the kernel stays there.
+    /// Repairs when the kernel tells that others changed what is ours, and every five seconds, until `stop`. What is in the kernel stays
+    /// there.
     pub async fn run(&self, stop: CancellationToken) {
+        let watch = self.watch.lock().take();
+        let mut listening = watch.and_then(|watch| {
+            watch.listen().inspect_err(|error| tracing::warn!(%error, "kernel not listened to")).ok()
+        });
+        let mut next_look = None;
         loop {
+            let change = async {
+                match &mut listening {
+                    Some(listening) => {
+                        listening.next(|event| self.devices.concern().is_touched_by(event)).await
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            let look = async {
+                match next_look {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                // Cancel-safe: nothing is under way.
+                // Cancel-safe, all of them: nothing is under way but waiting.
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(REPAIR) => {}
+                () = look => {
+                    next_look = None;
+                    self.look_at_rules().await;
+                    continue;
+                }
+                change = change => match change {
+                    Ok(Change::Tables) => {}
+                    Ok(Change::Rules) if !self.devices.concern().has_routes() => continue,
+                    Ok(Change::Rules) => {
+                        next_look.get_or_insert_with(|| tokio::time::Instant::now() + PAUSE_OF_RULES);
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "kernel no longer listened to");
+                        listening = None;
+                        continue;
+                    }
+                },
             }
+            let begun = tokio::time::Instant::now();
             // Not told again until it changes.
             let before = self.state.lock().failure.clone();
             if let Err(error) = self.repair().await {
@@ -239,7 +291,21 @@ impl KernelNetwork {
                     tracing::warn!(error, "networks not compared with the kernel");
                 }
             }
+            let pause = PAUSE.max(begun.elapsed() * SHARE);
+            // Dropped on the stop only.
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return;
+            }
         }
+    }
+
+    async fn look_at_rules(&self) {
+        let outcome = self.devices.look_at_rules().await;
+        if outcome.changes > 0 {
+            self.mended.fetch_add(outcome.changes as u64, Ordering::Relaxed);
+            tracing::warn!(changes = outcome.changes, "firewall rules mended");
+        }
+        self.state.lock().notes = outcome.problems;
     }
 
     /// Removes the bridges of networks that are no longer prepared, except those in `keep` and those with a container plugged in. To

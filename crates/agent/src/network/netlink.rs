@@ -5,7 +5,11 @@
 //!   entries cost some hundred system calls.
 //! - After an error of the socket itself nothing is known of what was applied: the caller opens another and reads again.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    time::Duration,
+};
 
 use nix::sys::{
     socket::{setsockopt, sockopt},
@@ -16,7 +20,10 @@ use rtnetlink::{
         NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     },
     packet_route::RouteNetlinkMessage,
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+    sys::{
+        Socket, SocketAddr,
+        protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+    },
 };
 
 /// Changes sent at once: few enough that a failure of each still fits the receive buffer.
@@ -192,6 +199,86 @@ impl Netlink {
     }
 }
 
+/// Something that the kernel tells of its own accord.
+pub(super) enum Event {
+    /// What is now, or is gone.
+    Message(Box<RouteNetlinkMessage>),
+    /// A setting of IPv4 of this device.
+    Setting(u32),
+    /// There was more than could be kept.
+    Lost,
+}
+
+/// What the kernel tells of changes, without being asked.
+pub(super) struct Events {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+/// Groups of `NETLINK_ROUTE`: links, neighbours, addresses, routes and settings of IPv4, and addresses of IPv6.
+const TABLES: [u32; 6] = [1, 3, 5, 7, 24, 9];
+/// The group of `NETLINK_NETFILTER` that tells of rules.
+const RULES: u32 = 7;
+/// A setting of IPv4 or IPv6 changed: a message that the library does not know.
+const NEW_SETTING: u16 = 80;
+
+impl Events {
+    /// Of links, neighbours, addresses and routes of the calling thread's network namespace.
+    pub(super) fn of_tables() -> io::Result<Self> {
+        Self::of(NETLINK_ROUTE, &TABLES)
+    }
+
+    /// Of nftables' rules of the calling thread's network namespace. What they say is not told, only that there was something.
+    pub(super) fn of_rules() -> io::Result<Self> {
+        Self::of(NETLINK_NETFILTER, &[RULES])
+    }
+
+    fn of(protocol: isize, groups: &[u32]) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.set_non_blocking(true)?;
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+        groups.iter().try_for_each(|group| socket.add_membership(*group))?;
+        Ok(Self { socket, buffer: Vec::with_capacity(1 << 16) })
+    }
+
+    /// Everything that is there, without waiting.
+    pub(super) fn read(&mut self, mut what: impl FnMut(Event)) -> io::Result<()> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => Parts::new(&self.buffer).flatten().filter_map(event).for_each(&mut what),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => what(Event::Lost),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn event((head, body): Part) -> Option<Event> {
+    if head.kind == NEW_SETTING {
+        return head.device.map(Event::Setting);
+    }
+    match body?.payload {
+        NetlinkPayload::InnerMessage(message) => Some(Event::Message(Box::new(message))),
+        _ => None,
+    }
+}
+
 /// Writes a message behind those that are there; each is a multiple of four bytes long.
 fn append(bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequence: u32) {
     let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
@@ -206,10 +293,19 @@ fn append(bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequenc
 /// The messages of one datagram: each one's header, and its content if this program understands it.
 struct Parts<'a>(&'a [u8]);
 
+impl<'a> Parts<'a> {
+    const fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+}
+
 /// What we ask of a message's header.
 struct Head {
     flags: u16,
     sequence_number: u32,
+    kind: u16,
+    /// Of a message about a setting: which device's.
+    device: Option<u32>,
 }
 
 type Part = (Head, Option<NetlinkMessage<RouteNetlinkMessage>>);
@@ -225,8 +321,11 @@ impl Iterator for Parts<'_> {
             self.0 = &[];
             return Some(Err(io::Error::new(io::ErrorKind::InvalidData, "a truncated netlink message")));
         };
-        let length = head.length() as usize;
-        let header = Head { flags: head.flags(), sequence_number: head.sequence_number() };
+        let (length, kind) = (head.length() as usize, head.message_type());
+        // A header of 16 bytes, the family in 4, and the first attribute: the device.
+        let device = self.0.get(24..28).filter(|_| kind == NEW_SETTING && length >= 28);
+        let device = device.and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+        let header = Head { flags: head.flags(), sequence_number: head.sequence_number(), kind, device };
         let body = NetlinkMessage::deserialize(&self.0[..length]).ok();
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(Ok((header, body)))

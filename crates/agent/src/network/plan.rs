@@ -151,7 +151,7 @@ impl WantedNetwork {
     }
 
     /// The routes that lead to its other parts. A node that cannot be reached at all has none.
-    fn routes(&self, hops: &BTreeMap<IpAddr, Hop>) -> BTreeMap<Ipv4Net, Route> {
+    pub(super) fn routes(&self, hops: &BTreeMap<IpAddr, Hop>) -> BTreeMap<Ipv4Net, Route> {
         let route = |(part, node): (&Ipv4Net, &IpAddr)| {
             Some((*part, Route { hop: *hops.get(node)?, source: self.gateway }))
         };
@@ -159,9 +159,17 @@ impl WantedNetwork {
     }
 
     /// What the bridge has.
-    fn bridge_addresses(&self) -> BTreeSet<(IpAddr, u8)> {
+    pub(super) fn bridge_addresses(&self) -> BTreeSet<(IpAddr, u8)> {
         let gateway6 = self.gateway6.map(|(address, prefix)| (address.into(), prefix));
         [(self.gateway.into(), self.prefix)].into_iter().chain(gateway6).collect()
+    }
+
+    /// Whose hardware address this is, if it lives on another node.
+    pub(super) fn neighbour(&self, address: IpAddr) -> Option<Mac> {
+        match address {
+            IpAddr::V4(address) => self.peers.get(&address).map(|(mac, _)| *mac),
+            IpAddr::V6(_) => self.neighbours().get(&address).copied(),
+        }
     }
 
     /// Whose hardware address each address is that lives on another node.

@@ -8,7 +8,7 @@ use wharf_model::{Backend, RemoteBlock, RouteSync, WantedRoute};
 use super::*;
 
 impl Namespace {
-    fn command(&self, program: &str, arguments: &str) -> Output {
+    pub(crate) fn command(&self, program: &str, arguments: &str) -> Output {
         let words = arguments.split_whitespace();
         Command::new("nsenter")
             .arg(format!("--net=/run/netns/{}", self.name))
@@ -19,7 +19,7 @@ impl Namespace {
     }
 
     /// Runs a program inside, which must succeed.
-    fn does(&self, program: &str, arguments: &str) -> String {
+    pub(crate) fn does(&self, program: &str, arguments: &str) -> String {
         let output = self.command(program, arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program} {arguments}: {errors}");
@@ -74,7 +74,7 @@ impl Namespace {
 }
 
 /// Address `last` of the routed network `vni`; node n's part is the n-th of 64 addresses.
-fn on(vni: u8, last: u8) -> Ipv4Addr {
+pub(crate) fn on(vni: u8, last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, vni, 0, last)
 }
 
@@ -113,10 +113,10 @@ fn wh(vni: u8) -> String {
 }
 
 /// Two nodes on one segment, networks 100 and 101 on both, Docker's rules, and containers.
-struct Routed {
-    one: Node,
-    two: Node,
-    web: Container,
+pub(crate) struct Routed {
+    pub(crate) one: Node,
+    pub(crate) two: Node,
+    pub(crate) web: Container,
     db: Container,
     /// Of network 101, on the first node.
     stranger: Container,
@@ -128,7 +128,7 @@ fn prepare(node: &Node, networks: &[NetworkAssignment]) {
     assert_eq!((pass.problems, pass.notes), (BTreeMap::new(), Vec::new()));
 }
 
-fn routed_pair() -> Routed {
+pub(crate) fn routed_pair() -> Routed {
     let wire = Wire::new();
     let (one, two) = (Node::new(&wire, 1), Node::new(&wire, 2));
     for node in [&one, &two] {

@@ -19,6 +19,7 @@ pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod progress;
 pub(crate) mod ps;
+pub(crate) mod route_provider;
 pub(crate) mod server;
 pub(crate) mod token;
 pub(crate) mod top;
@@ -71,6 +72,7 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
         Command::Server(args) => server::run(args, global, &out).await,
         Command::Agent(args) => agent::run(args, global, &out).await,
         Command::Dns(args) => dns::run(args).await,
+        Command::RouteProvider(args) => route_provider::run(args).await,
         Command::WireguardDevice(args) => wireguard_device::run(args).await,
         Command::Doctor(args) => doctor::run(args, global, &out).await,
         Command::Version(args) => version::run(args, global, &out).await,
