@@ -137,8 +137,10 @@ fn look_at_machine(address: IpAddr) -> io::Result<Machine> {
     let mut port_users: Vec<String> = foreign.collect();
     let tables =
         ["/proc/net/udp", "/proc/net/udp6"].map(|table| std::fs::read_to_string(table).unwrap_or_default());
-    port_users.extend(tables.iter().flat_map(|table| programs_at(table, VXLAN_PORT)));
-    port_users.dedup();
+    let sockets: Vec<u64> = tables.iter().flat_map(|table| sockets_at(table, VXLAN_PORT)).collect();
+    if !sockets.is_empty() {
+        port_users.extend(holders(&sockets));
+    }
     let uplink = links.with_address(address).map(|link| (link.device.name.clone(), link.device.mtu));
     Ok(Machine {
         sysctls: SYSCTLS.iter().filter_map(|name| read(name)).collect(),
@@ -155,16 +157,31 @@ fn is_ours(device: &str) -> bool {
         || device.starts_with("wharf")
 }
 
-/// Programs that have a socket at this port, by the table of UDP sockets; the kernel's own have no inode.
-fn programs_at(table: &str, port: u16) -> Vec<String> {
-    let program = |line: &str| {
+/// The sockets at this port, by the table of UDP sockets; the kernel's own are among them.
+fn sockets_at(table: &str, port: u16) -> Vec<u64> {
+    let socket = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let local = fields.get(1)?.rsplit(':').next()?;
-        let inode = *fields.get(9)?;
-        (u16::from_str_radix(local, 16).ok()? == port && inode != "0")
-            .then(|| format!("a program (socket {inode}; `ss -lunp sport = :{port}` names it)"))
+        let inode = fields.get(9)?.parse().ok()?;
+        (u16::from_str_radix(local, 16).ok()? == port).then_some(inode)
     };
-    table.lines().skip(1).filter_map(program).collect()
+    table.lines().skip(1).filter_map(socket).collect()
+}
+
+/// The programs that hold one of these sockets. The kernel's own are held by none.
+fn holders(sockets: &[u64]) -> Vec<String> {
+    let links: Vec<PathBuf> = sockets.iter().map(|inode| format!("socket:[{inode}]").into()).collect();
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        // A process that ended meanwhile holds nothing; those of others cannot be read without root.
+        let files = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        let mut held = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        if !links.is_empty() && held.any(|link| links.contains(&link)) {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push(format!("{} (process {})", name.trim(), process.file_name().to_string_lossy()));
+        }
+    }
+    found
 }
 
 /// Where sockets are made.
@@ -298,10 +315,10 @@ async fn other(place: Place, probe: Probe, patience: Duration) -> Outcome {
         ProbeKind::Udp(to) => ask_by_udp(place, from, to, patience).await,
         ProbeKind::Datagram { to, text } => send(place, from, to, text).await,
         ProbeKind::Dns { server, tcp: false, names } => {
-            names::by_udp(from, server, &names, patience).await.map(Outcome::Names)
+            names::by_udp(&place, from, server, &names, patience).await.map(Outcome::Names)
         }
         ProbeKind::Dns { server, tcp: true, names } => {
-            names::by_tcp(from, server, &names, patience).await.map(Outcome::Names)
+            names::by_tcp(&place, from, server, &names, patience).await.map(Outcome::Names)
         }
     };
     outcome.unwrap_or_else(|error| failed(&error))
@@ -349,7 +366,7 @@ async fn connect(
     to: SocketAddr,
     patience: Duration,
 ) -> io::Result<Outcome> {
-    let socket = blocking(move || place.run(|| socket(Type::STREAM, from, to))).await?;
+    let socket = socket_in(&place, Type::STREAM, from, to).await?;
     let socket = TcpSocket::from_std_stream(socket.into());
     let started = Instant::now();
     Ok(match timeout(patience, socket.connect(to)).await {
@@ -368,7 +385,7 @@ async fn ask_by_udp(
     to: SocketAddr,
     patience: Duration,
 ) -> io::Result<Outcome> {
-    let socket = blocking(move || place.run(|| socket(Type::DGRAM, from, to))).await?;
+    let socket = socket_in(&place, Type::DGRAM, from, to).await?;
     let socket = UdpSocket::from_std(socket.into())?;
     socket.connect(to).await?;
     let started = Instant::now();
@@ -394,6 +411,12 @@ async fn send(place: Place, from: Option<IpAddr>, to: SocketAddr, text: String) 
         Ok(Outcome::Sent)
     })
     .await
+}
+
+/// A socket in a place; it stays there, whoever uses it.
+async fn socket_in(place: &Place, kind: Type, from: Option<IpAddr>, to: SocketAddr) -> io::Result<Socket> {
+    let place = place.clone();
+    blocking(move || place.run(|| socket(kind, from, to))).await
 }
 
 fn socket(kind: Type, from: Option<IpAddr>, to: SocketAddr) -> io::Result<Socket> {
@@ -501,14 +524,14 @@ mod tests {
     }
 
     #[test]
-    fn a_program_at_a_port_is_found_and_the_kernels_own_socket_is_not() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
-             1: 00000000:12B6 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 0 2 0 0\n\
-             2: 00000000:12B6 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0 0\n\
-             3: 00000000:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4712 2 0 0\n";
-        let found = programs_at(table, 4790);
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].contains("4711"), "{found:?}");
+    fn a_program_at_a_port_is_found_by_its_socket() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let sockets = sockets_at(&std::fs::read_to_string("/proc/net/udp").unwrap(), port);
+        let own = format!("(process {})", std::process::id());
+        let found = holders(&sockets);
+        assert!(found.len() == 1 && found[0].ends_with(&own), "{found:?}");
+        assert!(holders(&[u64::MAX]).is_empty(), "the kernel's own sockets are held by no program");
     }
 
     #[tokio::test]

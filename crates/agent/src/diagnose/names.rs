@@ -8,12 +8,15 @@ use std::{
     time::Duration,
 };
 
+use socket2::Type;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, UdpSocket},
     time::{Instant, timeout},
 };
 use wharf_api::transport::diagnose::NameAnswer;
+
+use super::{Place, socket_in};
 
 /// Questions under way at once.
 const WINDOW: usize = 128;
@@ -30,12 +33,13 @@ struct Message {
 
 /// Asks for all of them by UDP; what is truncated is asked again by TCP.
 pub(super) async fn by_udp(
+    place: &Place,
     from: Option<IpAddr>,
     server: SocketAddr,
     names: &[String],
     patience: Duration,
 ) -> io::Result<Vec<NameAnswer>> {
-    let socket = UdpSocket::bind(SocketAddr::new(from.unwrap_or(unspecified(server)), 0)).await?;
+    let socket = UdpSocket::from_std(socket_in(place, Type::DGRAM, from, server).await?.into())?;
     socket.connect(server).await?;
     let mut answers = vec![NameAnswer::Silent; names.len()];
     let mut truncated = Vec::new();
@@ -44,7 +48,7 @@ pub(super) async fn by_udp(
     }
     if !truncated.is_empty() {
         let again: Vec<String> = truncated.iter().map(|position| names[*position].clone()).collect();
-        let whole = by_tcp(from, server, &again, patience).await?;
+        let whole = by_tcp(place, from, server, &again, patience).await?;
         for (position, answer) in truncated.into_iter().zip(whole) {
             answers[position] = answer;
         }
@@ -113,15 +117,14 @@ async fn ask_window(
 
 /// Asks for all of them over one connection, one after the other.
 pub(super) async fn by_tcp(
+    place: &Place,
     from: Option<IpAddr>,
     server: SocketAddr,
     names: &[String],
     patience: Duration,
 ) -> io::Result<Vec<NameAnswer>> {
-    let socket = if server.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if let Some(from) = from {
-        socket.bind(SocketAddr::new(from, 0))?;
-    }
+    let socket = socket_in(place, Type::STREAM, from, server).await?;
+    let socket = TcpSocket::from_std_stream(socket.into());
     let late = || io::Error::new(io::ErrorKind::TimedOut, "no answer");
     let mut stream = timeout(patience, socket.connect(server)).await.map_err(|_| late())??;
     let mut answers = Vec::with_capacity(names.len());
@@ -158,13 +161,6 @@ pub(super) async fn by_tcp(
     // After a connection broke, what is left was not asked.
     answers.resize(names.len(), NameAnswer::Silent);
     Ok(answers)
-}
-
-fn unspecified(like: SocketAddr) -> IpAddr {
-    match like {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-    }
 }
 
 /// A question for the IPv4 addresses of a name; none if that is no name.

@@ -180,21 +180,44 @@ fn plan_names(
     depth: Depth,
     out: &mut Vec<(Purpose, Probe)>,
 ) {
-    let Some(gateway) = tables.gateway(node, network) else { return };
+    let (Some(gateway), Some(asker)) = (tables.gateway(node, network), asker(tables, node, network)) else {
+        return;
+    };
     let server = SocketAddr::new(gateway.into(), 53);
     for chunk in names.chunks(NAMES) {
         for tcp in [false, true].into_iter().filter(|tcp| !tcp || depth == Depth::Whole) {
             let what = ProbeKind::Dns { server, tcp, names: chunk.to_vec() };
             let purpose = Purpose::Names { network, tcp, names: chunk.to_vec() };
-            out.push((purpose, probe(Some(gateway.into()), what)));
+            out.push((purpose, Probe { inside: Some(asker.task), from: Some(asker.address.into()), what }));
         }
     }
 }
 
-/// What the server says a node's responder has to answer on a network.
+/// The task in whose name a node's responder is asked: one of the fewest networks, since it is answered for all it is on. Where there is
+/// none nobody asks.
+fn asker(tables: &Tables, node: NodeId, network: NetworkId) -> Option<&Member> {
+    let running = |member: &&Member| member.node == node && member.phase == Phase::Running;
+    let members = tables.networks.get(&network)?.members.iter().filter(running);
+    members.min_by_key(|member| (networks_of(tables, member).len(), member.task))
+}
+
+fn networks_of(tables: &Tables, member: &Member) -> Vec<NetworkId> {
+    let task = tables.sets.get(&member.node).and_then(|set| set.tasks.get(&member.task));
+    task.map(|task| task.attachments.iter().map(|attachment| attachment.network).collect())
+        .unwrap_or_default()
+}
+
+/// What the server says a node's responder has to answer on a network. Names that the asker has on another network as well are left
+/// out: it may be answered with either.
 fn truth(tables: &Tables, node: NodeId, network: NetworkId) -> BTreeMap<String, Vec<Ipv4Addr>> {
-    let names = tables.sets.get(&node).and_then(|set| set.dns.networks.get(&network));
-    let mut names = names.cloned().unwrap_or_default();
+    let Some(dns) = tables.sets.get(&node).map(|set| &set.dns) else { return BTreeMap::new() };
+    let mut names = dns.networks.get(&network).cloned().unwrap_or_default();
+    let others = asker(tables, node, network).map(|member| networks_of(tables, member)).unwrap_or_default();
+    for other in others.iter().filter(|other| **other != network) {
+        let ambiguous = dns.networks.get(other).map(BTreeMap::keys).into_iter().flatten();
+        let outside = dns.externals.get(other).map(BTreeMap::keys).into_iter().flatten();
+        ambiguous.chain(outside).for_each(|name| drop(names.remove(name)));
+    }
     names.values_mut().for_each(|addresses| addresses.sort_unstable());
     names
 }
@@ -259,6 +282,7 @@ fn wrong_names(tables: &Tables, evidence: &Evidence) -> Vec<WrongName> {
         let Some(right) = truth.get(name) else { continue };
         let said = match answer {
             NameAnswer::Addresses(said) if said == right => continue,
+            NameAnswer::Addresses(said) if is_virtual(tables, (node, network), name, said) => continue,
             NameAnswer::Addresses(said) => list(said),
             NameAnswer::Code(code) => code.clone(),
             NameAnswer::Silent => "nothing".to_owned(),
@@ -267,6 +291,13 @@ fn wrong_names(tables: &Tables, evidence: &Evidence) -> Vec<WrongName> {
         wrong.push(WrongName { node, network, name: name.to_owned(), tcp, said, right: right.clone() });
     }
     wrong
+}
+
+/// Whether an answer is a service's virtual address, which tasks get that can use it.
+fn is_virtual(tables: &Tables, (node, network): (NodeId, NetworkId), name: &str, said: &[Ipv4Addr]) -> bool {
+    let vips = tables.sets.get(&node).and_then(|set| set.dns.vips.get(&network));
+    let service = said.first().and_then(|address| vips?.get(address));
+    said.len() == 1 && service.is_some_and(|service| service.names.contains(name))
 }
 
 /// The names to ask again: what was wrong may only have been late.
@@ -772,6 +803,10 @@ fn judge_size(findings: &mut Findings<'_>, (from, to): (NodeId, NodeId), shared:
     let (tables, evidence) = (findings.tables, findings.evidence);
     let names = (findings.name(from), findings.name(to));
     let device = |node| evidence.looks.get(&node).and_then(|look| look.uplink.clone());
+    // Told already, of all of them at once.
+    if device(from).map(|(_, mtu)| mtu) != device(to).map(|(_, mtu)| mtu) {
+        return;
+    }
     if let Some(Outcome::Largest { of, bytes }) = evidence.came(from, &Purpose::UnderlaySize { to })
         && bytes < of
         && *bytes > 0
