@@ -163,6 +163,17 @@ fn remedy(todo: &v1::NetworkTodo) -> String {
     }
 }
 
+/// Whether it says of a node what was said already.
+fn is_told(told: &[v1::Finding], new: &v1::Finding) -> bool {
+    told.iter().any(|told| {
+        let node = told.subject.strip_prefix("node ").filter(|_| told.level != "ok");
+        node.is_some_and(|node| {
+            new.message.starts_with(&format!("{node} cannot be looked at"))
+                || new.message == format!("{node}: {}", told.message)
+        })
+    })
+}
+
 /// The same as findings, beside those of the rest of the cluster.
 fn findings(report: &v1::NetworkReport) -> Vec<v1::Finding> {
     let finding = |level: &str, subject: String, message: String, hint| v1::Finding {
@@ -228,10 +239,20 @@ async fn everything(global: &Global, out: &Output) -> Result<Exit> {
     }
     findings.extend(cluster.client.get::<Vec<v1::Finding>>("/v1/doctor").await?);
     let wish = v1::NetworkDoctorRequest { fast: true, ..v1::NetworkDoctorRequest::default() };
-    let mut of_networks = self::findings(&examine(&cluster, &wish, out).await?);
-    // What the nodes say of themselves is told already.
-    of_networks.retain(|new| !findings.iter().any(|told| new.message.contains(&told.message)));
-    findings.extend(of_networks);
+    match examine(&cluster, &wish, out).await {
+        Ok(report) => {
+            let mut of_networks = self::findings(&report);
+            of_networks.retain(|new| !is_told(&findings, new));
+            findings.extend(of_networks);
+        }
+        // The rest is worth telling all the same.
+        Err(error) => findings.push(v1::Finding {
+            level: "problem".into(),
+            subject: "network".into(),
+            message: format!("the networks cannot be examined: {error:#}"),
+            hint: Some("is the server older than this client? `wharf version` shows both".into()),
+        }),
+    }
     match out.format {
         Format::Json => out.json(&findings)?,
         Format::Table => {
