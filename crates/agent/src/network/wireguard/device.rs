@@ -14,8 +14,12 @@ use std::{
 };
 
 use gotatun::{
-    device::{self, DefaultDeviceTransports, Device, Peer},
+    device::{self, Device, Peer},
     tun::tun_async_device::TunDevice,
+    udp::{
+        UdpTransportFactory, UdpTransportFactoryParams,
+        socket::{UdpSocket, UdpSocketFactory},
+    },
     x25519,
 };
 use tokio::time::Instant;
@@ -35,7 +39,28 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// How long the process before may take to let go of the device.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
-type Tunnels = Device<DefaultDeviceTransports>;
+type Tunnels = Device<(KeptSocket, TunDevice, TunDevice)>;
+
+/// The socket of the tunnels. A device that changes its key asks for a new one; it gets the same, since no other can have the port before
+/// the last packet is through with the old one, and packets that arrive meanwhile wait in it.
+struct KeptSocket {
+    factory: UdpSocketFactory,
+    kept: Option<(u16, UdpSocket)>,
+}
+
+impl UdpTransportFactory for KeptSocket {
+    type Send = UdpSocket;
+    type Recv = UdpSocket;
+
+    async fn bind(&mut self, wanted: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, UdpSocket)> {
+        if let Some((_, socket)) = self.kept.as_ref().filter(|(port, _)| *port == wanted.port) {
+            return Ok((socket.clone(), socket.clone()));
+        }
+        let (socket, _) = self.factory.bind(wanted).await?;
+        self.kept = Some((wanted.port, socket.clone()));
+        Ok((socket.clone(), socket))
+    }
+}
 
 /// Carries tunnels on the TUN device `name` until that is removed, as it is told at `socket`.
 ///
@@ -46,7 +71,8 @@ pub async fn run_device(name: &str, socket: &Path, tasks: &Tasks) -> io::Result<
     detached::evict(socket).await?;
     let tun = open(name).await?;
     let transport = TunDevice::from_tun_device(tun).map_err(io::Error::other)?;
-    let builder = device::build().with_default_udp().udp_recv_buffer_size(RECEIVE_BUFFER);
+    let factory = UdpSocketFactory { recv_buffer_size: Some(RECEIVE_BUFFER), send_buffer_size: None };
+    let builder = device::build().with_udp(KeptSocket { factory, kept: None });
     let tunnels = builder.with_ip(transport).build().await.map_err(io::Error::other)?;
     let tunnels = Arc::new(tunnels);
     let door = Door::open(socket)?;

@@ -144,6 +144,8 @@ struct Work {
     guard: nft::Kept,
     guarded: bool,
     told: BTreeMap<PublicKey, SocketAddr>,
+    /// When rules and interface were last looked at.
+    looked: Option<Instant>,
 }
 
 /// What is known of the tunnels.
@@ -223,6 +225,7 @@ impl Tunnels {
             }
             state.wanted = assignment.cloned();
         }
+        self.work.lock().await.looked = None;
         let outcome = self.pass().await;
         self.wake.notify_one();
         outcome
@@ -305,14 +308,30 @@ impl Tunnels {
 
     async fn keep(&self, work: &mut Work, assignment: &WireguardAssignment) -> Result<(), TunnelError> {
         let switched = self.keep_keys(assignment)?;
-        self.guard(work).await;
+        // What others may have done to the node is looked for less often than what a device has heard.
+        let whole = work.carrier.is_none() || work.looked.is_none_or(|at| at.elapsed() >= REPAIR);
+        if whole {
+            self.guard(work).await;
+        }
         // Put back only after a whole exchange: half of one would be answered to the next question.
-        let (mut carrier, fresh) = match work.carrier.take() {
+        let (mut carrier, mut fresh) = match work.carrier.take() {
             Some(carrier) => (carrier, false),
             None => (self.open_carrier(work).await?, true),
         };
-        let is_up = self.keep_interface(work, assignment).await?;
-        let actual = carrier.ask(Request::Get, now(&*self.clock)).await.map_err(TunnelError::Device)?;
+        let mut is_up = whole && self.keep_interface(work, assignment).await?;
+        let actual = match carrier.ask(Request::Get, now(&*self.clock)).await {
+            Ok(actual) => actual,
+            Err(error) if fresh => return Err(TunnelError::Device(error)),
+            // It has died: the next one begins at once.
+            Err(error) => {
+                tracing::warn!(error = errors::chain(&error), "the process that carries tunnels is gone");
+                carrier = self.open_carrier(work).await?;
+                is_up |= self.keep_interface(work, assignment).await?;
+                fresh = true;
+                let ask = carrier.ask(Request::Get, now(&*self.clock));
+                ask.await.map_err(TunnelError::Device)?
+            }
+        };
         let key = self.state.lock().keys.current.private.clone();
         let change = plan::plan(assignment, &key, self.options.port, &actual, &mut work.told);
         let begun = begun(&change, &actual);
@@ -324,6 +343,9 @@ impl Tunnels {
             carrier.ask(Request::Get, now(&*self.clock)).await.map_err(TunnelError::Device)?
         };
         work.carrier = Some(carrier);
+        if whole {
+            work.looked = Some(Instant::now());
+        }
         self.state.lock().actual = actual;
         if switched || fresh || is_up {
             call(assignment.peers.values().map(|peer| peer.address));

@@ -227,8 +227,8 @@ fn problem(peer: &WireguardPeer, there: &ActualPeer, port: u16, age: Duration) -
     let name = &peer.name;
     Some(match (peer.endpoint, there.received) {
         (Some(endpoint), _) => format!(
-            "tunnel to {name}: no WireGuard handshake {since}, called at {endpoint}: let UDP port {} in on {name} and the \
-             answers to UDP port {port} out of it, also in firewalls and cloud security groups on the way",
+            "tunnel to {name}: no WireGuard handshake {since}, called at {endpoint}: let UDP port {} in on both nodes, also in \
+             firewalls and cloud security groups on the way",
             endpoint.port()
         ),
         (None, 0) => format!(
