@@ -4,8 +4,10 @@
 //! they do not know. Specifications of apps are in the vocabulary of the Compose Specification ([`wharf_model::AppSpec`]).
 //! Times are milliseconds since the epoch.
 
+mod defaults;
 mod network;
 
+pub use defaults::*;
 pub use network::*;
 
 use std::collections::BTreeMap;

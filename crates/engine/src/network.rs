@@ -18,7 +18,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use wharf_model::{
-    AppKey, Backend, HostSubnet, NetworkId, NetworkName, NetworkRecord, NetworkSpec, NodeId, ServiceSpec,
+    AddressPool, AppKey, Backend, HostSubnet, NetworkId, NetworkName, NetworkRecord, NetworkSpec, NodeId, ServiceSpec,
     Task, TaskId, VolumeRecord,
 };
 
@@ -52,7 +52,6 @@ pub(crate) fn subnet<'n>(
     backend: Backend,
     networks: impl Iterator<Item = &'n NetworkRecord>,
 ) -> Result<Ipv4Net, NetworkRefusal> {
-    let pool = world.pool;
     let networks: Vec<_> = networks.collect();
     if let Some(subnet) = wanted.map(|subnet| subnet.trunc()) {
         if let Some(other) = networks.iter().find(|network| overlap(network.subnet, subnet)) {
@@ -67,6 +66,16 @@ pub(crate) fn subnet<'n>(
     if backend == Backend::Macvlan {
         return Err(NetworkRefusal::NoSubnet);
     }
+    subnet_of(world, world.pool, networks.into_iter())
+}
+
+/// The next free subnet of a pool.
+pub(crate) fn subnet_of<'n>(
+    world: &World,
+    pool: AddressPool,
+    networks: impl Iterator<Item = &'n NetworkRecord>,
+) -> Result<Ipv4Net, NetworkRefusal> {
+    let networks: Vec<_> = networks.collect();
     let exhausted = |host| NetworkRefusal::PoolExhausted { pool: pool.range, host };
     let prefix = pool.prefix.max(pool.range.prefix_len());
     let all = pool.range.subnets(prefix).map_err(|_| exhausted(None))?;

@@ -407,6 +407,16 @@ pub fn plan_backend(world: &World, backend: Backend) -> Result<Vec<(AppKey, Oper
     Ok(changing.into_iter().map(|network| (network.app.clone(), operation(network))).collect())
 }
 
+/// Whether new networks can have their subnets from this pool.
+///
+/// # Errors
+/// If no subnet of it is free on all nodes.
+pub fn plan_pool(world: &World, pool: wharf_model::AddressPool) -> Result<(), String> {
+    let networks = world.networks().map(|network| &**network);
+    let free = network::subnet_of(world, pool, networks);
+    free.map(drop).map_err(|refusal| refusal.to_string())
+}
+
 fn stops(tasks: usize) -> String {
     if tasks == 1 { "1 task stops".to_owned() } else { format!("{tasks} tasks stop") }
 }

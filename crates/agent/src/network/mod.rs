@@ -12,6 +12,7 @@
 mod devices;
 mod docker;
 mod firewall;
+mod hosts;
 mod kernel;
 mod members;
 pub(crate) mod netlink;
@@ -50,6 +51,7 @@ use self::{
 pub use self::{
     devices::{NetworkError, Pass},
     docker::{DockerNetwork, NETWORK_LABEL, VNI_LABEL, docker_network_options},
+    hosts::host_subnets,
 };
 use crate::dns::{self, DnsCounters, DnsProcess, Listen, Responder, Sources, Upstreams};
 

@@ -174,6 +174,16 @@ pub(super) async fn doctor(
             Some("a new leader is found within seconds; if not, look at the servers' logs".into()),
         ),
     });
+    if let Some(standing) = shared.state.route_standing() {
+        let made = format!("{} of {} routes outside the nodes are made", standing.programmed, standing.wanted);
+        findings.push(match standing.error {
+            None => finding("ok", "routes", made, None),
+            Some(error) => {
+                let hint = "tasks of routed networks do not reach each other over what is missing; `wharf network default` shows the program";
+                finding("problem", "routes", format!("{made}: {error}"), Some(hint.into()))
+            }
+        });
+    }
     if inner.world.nodes().next().is_none() {
         let hint = "run the line that `wharf token create` prints on each machine".to_owned();
         findings.push(finding("warning", "nodes", "no node has joined".into(), Some(hint)));
@@ -192,7 +202,8 @@ pub(super) async fn doctor(
         match node.state() {
             NodeState::Ready => {
                 let live = shared.state.live_node(node.record.id);
-                let problems = live.as_ref().map(|live| live.problems.clone()).unwrap_or_default();
+                let mut problems = live.as_ref().map(|live| live.problems.clone()).unwrap_or_default();
+                problems.extend(wharf_engine::host_conflicts(&inner.world, node.record.id));
                 let behind = !problems.is_empty();
                 for problem in problems {
                     findings.push(finding("problem", &subject, problem, None));

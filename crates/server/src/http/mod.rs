@@ -8,6 +8,7 @@ pub mod apps;
 pub mod builds;
 mod catalogue;
 pub mod cluster;
+pub mod defaults;
 pub mod extract;
 pub mod failure;
 pub mod files;
@@ -127,6 +128,8 @@ api! {
     delete "/v1/tokens/{token}" cluster::remove_token,
     get "/v1/doctor" cluster::doctor,
     post "/v1/doctor/network" networks::doctor,
+    get "/v1/network-defaults" defaults::get,
+    put "/v1/network-defaults" defaults::change,
     get "/v1/networks" networks::list,
     get "/v1/networks/{network}" networks::get,
     post "/v1/trace" networks::trace,

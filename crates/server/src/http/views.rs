@@ -46,7 +46,12 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
         serves_older: behind.map(|behind| behind.to_string()),
         joined_at: record.joined_at.0,
         wireguard: facts.and_then(|facts| tunnels(record, facts)),
-        problems: live.map(|live| live.problems).unwrap_or_default(),
+        problems: live
+            .map(|live| live.problems)
+            .unwrap_or_default()
+            .into_iter()
+            .chain(wharf_engine::host_conflicts(&inner.world, node.record.id))
+            .collect(),
     }
 }
 

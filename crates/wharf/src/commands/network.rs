@@ -38,6 +38,29 @@ enum Verb {
         /// Name, `APP/NETWORK` or id
         network: String,
     },
+    /// Show or change what holds for networks whose files say nothing else
+    #[command(
+        after_help = "Without options it shows what holds. A change is shown first, with every network that changes, and asked about.\nBackends: vxlan works everywhere; routed costs least, where nodes share a segment or somebody makes routes between them;\nwireguard encrypts, and crosses NAT. A running network changes in place: its tasks keep running, with their addresses.\n\nExamples:\n  wharf network default\n  wharf network default routed\n  wharf network default routed --route-command '/usr/local/bin/routes --table main' --route-limit 50\n  wharf network default --pool 172.24.0.0/14     for networks that are made from now on"
+    )]
+    Default {
+        /// How packets travel between nodes: vxlan, routed or wireguard
+        backend: Option<String>,
+        /// Where new networks get their subnets from; overlap with nothing your machines use
+        #[arg(long, value_name = "CIDR")]
+        pool: Option<String>,
+        /// The program that makes routes outside the nodes for routed networks; empty for none
+        #[arg(long, value_name = "COMMAND")]
+        route_command: Option<String>,
+        /// The most routes that it can make [default: 50]
+        #[arg(long, value_name = "N")]
+        route_limit: Option<u32>,
+        /// Only show what it would do
+        #[arg(long)]
+        plan: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Explain the path of a packet, step by step, and send some
     #[command(
         after_help = "Both ends are looked at from outside: nothing is needed in the containers.\nExits with 1 if a step is broken or a packet is lost.\n\nExamples:\n  wharf network trace shop-web-1 shop-db-1\n  wharf network trace web db --port 3306     any task of each service\n  wharf network trace n1 n2                  between the bridges of two machines\n  wharf network trace web 10.192.0.7"
@@ -64,11 +87,72 @@ pub(crate) async fn run(args: Network, global: &Global, out: &Output) -> Result<
     match args.verb {
         Verb::Ls { all } => ls(&cluster, all, out).await,
         Verb::Inspect { network } => inspect(&cluster, &network, out).await,
+        Verb::Default { backend, pool, route_command, route_limit, plan, yes } => {
+            let change = v1::NetworkDefaultsChange {
+                backend,
+                pool,
+                route_command: route_command
+                    .map(|command| command.split_whitespace().map(str::to_owned).collect()),
+                route_limit,
+                dry_run: true,
+                fingerprint: None,
+            };
+            defaults(&cluster, change, plan, yes, out).await
+        }
         Verb::Trace { from, to, port, udp, network } => {
             let environment = Some(cluster.environment.to_string());
             trace(&cluster, &v1::TraceRequest { from, to, environment, network, port, udp }, out).await
         }
     }
+}
+
+async fn defaults(
+    cluster: &Cluster,
+    change: v1::NetworkDefaultsChange,
+    only_plan: bool,
+    yes: bool,
+    out: &Output,
+) -> Result<Exit> {
+    const PATH: &str = "/v1/network-defaults";
+    if change == (v1::NetworkDefaultsChange { dry_run: true, ..Default::default() }) {
+        let found: v1::NetworkDefaults = cluster.client.get(PATH).await?;
+        return show_defaults(&found, out);
+    }
+    let plan: v1::NetworkDefaultsPlan = cluster.client.call(Method::PUT, PATH, &change).await?;
+    if plan.changes.is_empty() {
+        out.say("it is so already");
+        return Ok(Exit::Done);
+    }
+    for line in &plan.changes {
+        out.say(line);
+    }
+    if only_plan {
+        return Ok(Exit::Done);
+    }
+    if !super::up::agreed(yes, "Change this?")? {
+        out.say("nothing was changed");
+        return Ok(Exit::Failed);
+    }
+    let change = v1::NetworkDefaultsChange { dry_run: false, fingerprint: Some(plan.fingerprint), ..change };
+    let done: v1::NetworkDefaultsPlan = cluster.client.call(Method::PUT, PATH, &change).await?;
+    show_defaults(&done.defaults, out)
+}
+
+fn show_defaults(found: &v1::NetworkDefaults, out: &Output) -> Result<Exit> {
+    if out.format == Format::Json {
+        out.json(found)?;
+        return Ok(Exit::Done);
+    }
+    out.data(&format!("backend      {}", found.backend))?;
+    out.data(&format!("pool         {}", found.pool))?;
+    if let Some(command) = &found.route_command {
+        let limit = found.route_limit.unwrap_or_default();
+        out.data(&format!("routes       made by `{} sync`, at most {limit}", command.join(" ")))?;
+        let programmed = found.routes_programmed.unwrap_or_default();
+        let error = found.routes_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        out.data(&format!("             {programmed} of {} there{error}", found.routes_wanted.unwrap_or_default()))?;
+    }
+    Ok(Exit::Done)
 }
 
 async fn ls(cluster: &Cluster, all: bool, out: &Output) -> Result<Exit> {

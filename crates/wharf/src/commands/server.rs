@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use wharf_agent::session::Home;
 use wharf_api::transport::{DEFAULT_PORT, ServerAddress};
-use wharf_model::AddressPool;
+use wharf_model::{AddressPool, Backend, NetworkDefaults};
 use wharf_process::{Clock, SystemClock};
 use wharf_server::{
     InitOptions, JoinServerOptions, RunOptions, Server as ControlPlane, ServerError, init, join_cluster,
@@ -69,6 +69,9 @@ enum Verb {
         /// Where networks of apps get their addresses; overlap with nothing your machines use
         #[arg(long, default_value_t = AddressPool::default().range.to_string(), value_name = "CIDR")]
         pool: String,
+        /// How packets of networks travel between nodes: vxlan, routed or wireguard; `wharf network default` changes it later
+        #[arg(long, default_value_t = Backend::Vxlan, value_name = "BACKEND")]
+        network_backend: Backend,
         /// Where the server keeps its state
         #[arg(long, default_value = STATE_DIR, value_name = "FOLDER")]
         state_dir: PathBuf,
@@ -140,9 +143,41 @@ enum Verb {
     },
 }
 
+/// A pool that this machine reaches by itself would have no subnet for any network; one of which it reaches a part has, and they avoid
+/// that part.
+fn check_overlap(pool: &AddressPool, out: &Output) -> Result<()> {
+    let (first, last) = (std::net::IpAddr::from(pool.range.network()), std::net::IpAddr::from(pool.range.broadcast()));
+    // Whoever may not ask the kernel is told by the cluster.
+    for found in wharf_agent::network::host_subnets().unwrap_or_default() {
+        let net = found.subnet;
+        if net.contains(&first) && net.contains(&last) {
+            bail!(hint(
+                format!("this machine reaches all of the pool {} by itself: {found}", pool.range),
+                "choose a range that none of your machines has a route to: `--pool 172.24.0.0/14`"
+            ));
+        }
+        let inside = |address| matches!(address, std::net::IpAddr::V4(address) if pool.range.contains(&address));
+        if inside(net.network()) || net.contains(&first) || net.contains(&last) {
+            out.say(&format!("networks keep off {found}, which is in the pool {} too", pool.range));
+        }
+    }
+    Ok(())
+}
+
 pub(crate) async fn run(args: Server, _global: &Global, out: &Output) -> Result<Exit> {
     match args.verb {
-        Verb::Init { name, advertise, listen, etcd, etcd_prefix, pool, state_dir, no_agent, no_start } => {
+        Verb::Init {
+            name,
+            advertise,
+            listen,
+            etcd,
+            etcd_prefix,
+            pool,
+            network_backend,
+            state_dir,
+            no_agent,
+            no_start,
+        } => {
             let store = if etcd.is_empty() {
                 StoreChoice::Embedded
             } else {
@@ -158,9 +193,17 @@ pub(crate) async fn run(args: Server, _global: &Global, out: &Output) -> Result<
                     "choose a larger range"
                 ));
             }
+            if !network_backend.is_general() {
+                bail!(hint(
+                    format!("`{network_backend}` cannot be the default of a cluster"),
+                    "it is chosen for one network, in its Compose file; a default is vxlan, routed or wireguard"
+                ));
+            }
+            check_overlap(&pool, out)?;
             let advertise = advertised(advertise, listen);
-            set_up(InitOptions { state_dir: state_dir.clone(), name, listen, advertise, store, pool, network: Default::default() }, out)
-                .await?;
+            let network = NetworkDefaults { backend: network_backend, routes: None };
+            let state = state_dir.clone();
+            set_up(InitOptions { state_dir: state, name, listen, advertise, store, pool, network }, out).await?;
             start(&state_dir, !no_agent, no_start, out)
         }
         Verb::Join { servers, token, advertise, listen, state_dir, no_agent, no_start } => {
