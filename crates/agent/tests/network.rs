@@ -32,8 +32,11 @@ use wharf_agent::{
     dns::{Sources, Upstreams},
     network::{KernelNetwork, NetworkError, NetworkOptions, Pass},
 };
-use wharf_model::{DnsTable, NetworkAssignment, NetworkId, Peer, Revision, mac_for};
+use wharf_model::{DnsTable, NetworkAssignment, NetworkId, Peer, Revision, ipv6_for, mac_for};
 use wharf_process::{Shutdown, Tasks};
+
+#[path = "network/ipv6.rs"]
+mod ipv6;
 
 const SOON: Duration = Duration::from_secs(20);
 const PORT: u16 = 7000;
@@ -113,7 +116,8 @@ impl Namespace {
     }
 
     /// What the listener at `address` says to somebody in here.
-    fn call(&self, address: Ipv4Addr, port: u16) -> io::Result<String> {
+    fn call(&self, address: impl Into<IpAddr>, port: u16) -> io::Result<String> {
+        let address = address.into();
         let call = move || {
             let patience = Duration::from_millis(1500);
             let mut stream = TcpStream::connect_timeout(&(address, port).into(), patience)?;
@@ -140,7 +144,8 @@ struct Listener {
 }
 
 impl Listener {
-    fn new(namespace: &Namespace, address: Ipv4Addr, name: &str) -> Self {
+    fn new(namespace: &Namespace, address: impl Into<IpAddr>, name: &str) -> Self {
+        let address = address.into();
         let (stop, name) = (Arc::new(AtomicBool::new(false)), name.to_owned());
         let (ready, is_ready) = mpsc::channel();
         let stopped = Arc::clone(&stop);
@@ -198,15 +203,18 @@ impl Node {
         Self::on(wire, number, Ipv4Addr::new(192, 0, 2, number))
     }
 
-    fn on(wire: &Wire, number: u8, address: Ipv4Addr) -> Self {
+    fn on(wire: &Wire, number: u8, address: impl Into<IpAddr>) -> Self {
+        let address = address.into();
         let namespace = Namespace::new(&format!("node{number}"));
         let (name, switch) = (&namespace.name, &wire.switch.name);
         ip(&format!("link add eth0 netns {name} type veth peer name port{number} netns {switch}"));
         wire.switch.ip(&format!("link set port{number} master br0 up"));
-        namespace.ip(&format!("addr add {address}/24 dev eth0"));
+        match address {
+            IpAddr::V4(_) => namespace.ip(&format!("addr add {address}/24 dev eth0")),
+            IpAddr::V6(_) => namespace.ip(&format!("addr add {address}/64 dev eth0 nodad")),
+        };
         namespace.ip("link set eth0 up");
         let (jobs, mut queue) = tokio::sync::mpsc::channel::<Job>(1);
-        let address = IpAddr::V4(address);
         let thread = namespace.run(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async move {
@@ -280,6 +288,11 @@ impl Container {
         namespace.ip(&format!("addr add {address}/{} dev eth0", network.subnet.prefix_len()));
         namespace.ip("link set eth0 up");
         namespace.ip(&format!("route add default via {}", network.gateway));
+        if let Some(subnet) = network.subnet6 {
+            let own = format!("{}/{}", ipv6_for(subnet, address), subnet.prefix_len());
+            namespace.ip(&format!("-6 addr add {own} dev eth0 nodad"));
+            namespace.ip(&format!("-6 route add default via {}", ipv6_for(subnet, network.gateway)));
+        }
         node.namespace.ip(&format!("link set {veth} mtu 1450 master wh{:x} up", network.vni));
         let listener = Listener::new(&namespace, address, name);
         Self { namespace, _listener: listener }

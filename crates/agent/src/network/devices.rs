@@ -17,6 +17,7 @@ use wharf_model::{Backend, NetworkAssignment, NetworkId};
 
 use super::{
     firewall::{Firewall, Outcome, rules},
+    firewall6::Firewall6,
     kernel::{Observed, Seen, carry_out, observe, observe_uplinks, remove_bridges},
     netlink::Netlink,
     plan::{Actual, Mac, Underlay, Underlays, WantedNetwork, bridge_name, plan, unused_bridges},
@@ -85,6 +86,7 @@ struct State {
     /// Networks whose assignment makes no sense.
     refused: BTreeMap<NetworkId, String>,
     firewall: Firewall,
+    firewall6: Firewall6,
 }
 
 impl Devices {
@@ -92,8 +94,8 @@ impl Devices {
     pub(super) fn open(node: IpAddr, vxlan_port: u16) -> Result<Self, NetworkError> {
         let netlink = Some(Netlink::open().map_err(NetworkError::Open)?);
         let (wanted, elsewhere, ids, refused) = Default::default();
-        let firewall = Firewall::default();
-        let state = Mutex::new(State { netlink, wanted, elsewhere, ids, refused, firewall });
+        let (firewall, firewall6) = Default::default();
+        let state = Mutex::new(State { netlink, wanted, elsewhere, ids, refused, firewall, firewall6 });
         let (tunnel, concern) = Default::default();
         Ok(Self { shared: Arc::new(Shared { node, vxlan_port, tunnel, concern, state }) })
     }
@@ -209,7 +211,16 @@ impl Wanted {
 
 impl Shared {
     fn pass(&self, state: &mut State) -> Result<Pass, NetworkError> {
-        let State { netlink, wanted, elsewhere, ids, refused, firewall } = state;
+        let State { netlink, wanted, elsewhere, ids, refused, firewall, firewall6 } = state;
+        let guarded = firewall6.ensure(wanted);
+        let closed;
+        let wanted: &Arc<_> = match &guarded {
+            Ok(_) => &*wanted,
+            Err(_) => {
+                closed = Arc::new(without_ipv6(wanted));
+                &closed
+            }
+        };
         let nodes = wanted.values().flat_map(|network| network.parts.values().copied()).collect();
         let observed = with(netlink, |netlink| observe(netlink, &nodes)).map_err(NetworkError::Netlink)?;
         let (underlays, mut problems) = self.underlays(wanted, ids, &observed)?;
@@ -236,12 +247,25 @@ impl Shared {
                 }
             }
         }
+        match guarded {
+            Ok(0) => {}
+            Ok(changes) => {
+                pass.changes += changes;
+                pass.faults.insert((0, "firewall rules of networks with IPv6 not as written"), changes);
+            }
+            Err(error) => {
+                let why = wharf_process::errors::chain(&error);
+                pass.notes.push(format!(
+                    "networks have no IPv6 on this node, because nothing would keep them apart: {why}"
+                ));
+            }
+        }
         let outcome = firewall.ensure(rules(wanted));
         if outcome.changes > 0 {
             pass.changes += outcome.changes;
             pass.faults.insert((0, "firewall rules of routed networks not as written"), outcome.changes);
         }
-        pass.notes = outcome.problems;
+        pass.notes.extend(outcome.problems);
         Ok(pass)
     }
 
@@ -260,7 +284,9 @@ impl Shared {
                 (Some(node), Some(uplink), Some(mtu)) => {
                     let vxlan_port = match network.backend {
                         Backend::Wireguard => TUNNEL_VXLAN_PORT,
-                        Backend::Vxlan | Backend::Routed | Backend::Macvlan | Backend::Host => self.vxlan_port,
+                        Backend::Vxlan | Backend::Routed | Backend::Macvlan | Backend::Host => {
+                            self.vxlan_port
+                        }
                     };
                     let device = uplink.device;
                     underlays.insert(*vni, Underlay { node, device, vxlan_port, mtu });
@@ -326,6 +352,15 @@ fn concern(
         ports,
         bridges,
     }
+}
+
+/// The same networks, with IPv4 alone.
+fn without_ipv6(networks: &BTreeMap<u32, WantedNetwork>) -> BTreeMap<u32, WantedNetwork> {
+    let mut networks = networks.clone();
+    for network in networks.values_mut() {
+        (network.gateway6, network.addresses6) = Default::default();
+    }
+    networks
 }
 
 /// Routed networks with a part on a node to which this one knows no way.

@@ -472,6 +472,7 @@ impl<'a> Link<'a> {
             up: self.up(),
             master: self.master(),
             make: self.make(),
+            without_ipv6: self.without_ipv6(),
             bridge_learns: self.bridge_learns(),
             forwarding: BTreeMap::new(),
             switching: BTreeSet::new(),
@@ -527,7 +528,8 @@ pub(super) fn carry_out(
     }
     for (vni, operation) in all(plan) {
         let done = match operation {
-            Operation::EnableIpv6 => enable_ipv6(vni),
+            Operation::EnableIpv6 => enable_ipv6(&bridge_name(vni)),
+            Operation::EnablePortIpv6 => enable_ipv6(&port_name(vni)),
             Operation::AnswerForOthers => answer_at_once(&bridge_name(vni)),
             Operation::SetMember { index, mtu } => members::set_inside(*index, *mtu),
             _ => Ok(()),
@@ -560,9 +562,9 @@ fn answer_at_once(bridge: &str) -> io::Result<()> {
     fs::write(format!("/proc/sys/net/ipv4/neigh/{bridge}/proxy_delay"), "0")
 }
 
-/// On a node that gives new links no IPv6, a bridge is given it. There is no netlink message for that.
-fn enable_ipv6(vni: u32) -> io::Result<()> {
-    std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", bridge_name(vni)), "0")
+/// On a node that gives new links no IPv6, ours are given it. There is no netlink message for that.
+fn enable_ipv6(device: &str) -> io::Result<()> {
+    fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "0")
 }
 
 /// Removes the bridges of these networks.
@@ -619,6 +621,7 @@ fn is_done(operation: &Operation, error: &io::Error) -> bool {
         Operation::AddBridge { .. }
         | Operation::SetBridge { .. }
         | Operation::EnableIpv6
+        | Operation::EnablePortIpv6
         | Operation::AddAddress { .. }
         | Operation::AddPort
         | Operation::SetPort { .. }
@@ -637,6 +640,7 @@ fn describe(vni: u32, operation: &Operation) -> String {
         Operation::AddBridge { .. } => format!("cannot make the bridge {bridge}"),
         Operation::SetBridge { .. } => format!("cannot set up the bridge {bridge}"),
         Operation::EnableIpv6 => format!("cannot switch on IPv6 on {bridge}"),
+        Operation::EnablePortIpv6 => format!("cannot switch on IPv6 on {port}"),
         Operation::AddAddress { address, prefix } => format!("cannot give {bridge} {address}/{prefix}"),
         Operation::RemoveAddress { address, prefix } => {
             format!("cannot take {address}/{prefix} from {bridge}")
@@ -700,7 +704,7 @@ fn changes(vni: u32, operation: &Operation, underlays: &Underlays, indexes: &Ind
         Operation::SetBridge { mac, mtu } => {
             vec![set_link(LinkUnspec::new_with_index(bridge).address(mac.to_vec()).mtu(*mtu).up())]
         }
-        Operation::EnableIpv6 => Vec::new(),
+        Operation::EnableIpv6 | Operation::EnablePortIpv6 => Vec::new(),
         Operation::AddAddress { address, prefix } => {
             let message = RouteNetlinkMessage::NewAddress(on_bridge(bridge, *address, *prefix));
             vec![Change { message, flags: ENSURE }]

@@ -13,6 +13,7 @@ mod devices;
 mod docker;
 mod firewall;
 mod hosts;
+mod firewall6;
 mod kernel;
 mod members;
 pub(crate) mod netlink;

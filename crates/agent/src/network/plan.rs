@@ -88,6 +88,8 @@ pub(super) struct WantedNetwork {
     pub(super) gateway6: Option<(Ipv6Addr, u8)>,
     /// The IPv6 addresses of those that live on other nodes, by their IPv4 addresses.
     pub(super) addresses6: BTreeMap<Ipv4Addr, Ipv6Addr>,
+    /// Whether what leaves it for the world has the node's address.
+    pub(super) masquerade: bool,
 }
 
 impl From<&NetworkAssignment> for WantedNetwork {
@@ -112,6 +114,7 @@ impl From<&NetworkAssignment> for WantedNetwork {
             peers,
             gateway6,
             addresses6,
+            masquerade: option("com.docker.network.bridge.enable_ip_masquerade") != Some("false"),
         }
     }
 }
@@ -223,6 +226,8 @@ pub(super) struct Port {
     pub(super) master: Option<u32>,
     /// What cannot be changed after it was made.
     pub(super) make: PortMake,
+    /// Whether the kernel keeps no IPv6 neighbours of it.
+    pub(super) without_ipv6: bool,
     /// Whether the bridge learns addresses from it.
     pub(super) bridge_learns: bool,
     /// Which node answers for a hardware address.
@@ -257,6 +262,7 @@ pub(super) enum Operation {
     AddBridge { mac: Mac, mtu: u32 },
     SetBridge { mac: Mac, mtu: u32 },
     EnableIpv6,
+    EnablePortIpv6,
     AddAddress { address: IpAddr, prefix: u8 },
     RemoveAddress { address: IpAddr, prefix: u8 },
     RemovePort,
@@ -281,7 +287,7 @@ impl Operation {
         match self {
             Self::AddBridge { .. } => "bridge missing",
             Self::SetBridge { .. } => "bridge set up wrongly",
-            Self::EnableIpv6 => "IPv6 off",
+            Self::EnableIpv6 | Self::EnablePortIpv6 => "IPv6 off",
             Self::AddAddress { .. } => "address of the bridge missing",
             Self::RemoveAddress { .. } => "foreign address on the bridge",
             Self::RemovePort => "VXLAN port made wrongly",
@@ -421,6 +427,9 @@ fn plan_port(
     }
     if !usable.is_some_and(|p| plugged(p) && p.up && p.mtu == underlay.mtu && !p.bridge_learns) {
         out.push(Operation::SetPort { mtu: underlay.mtu });
+    }
+    if network.gateway6.is_some() && usable.is_none_or(|port| port.without_ipv6) {
+        out.push(Operation::EnablePortIpv6);
     }
     // Taking it out of one bridge and putting it into another forgets what the first one knew.
     let switching = usable.filter(|port| plugged(port)).map(|port| &port.switching);

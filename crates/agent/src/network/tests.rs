@@ -73,6 +73,7 @@ fn apply_one(actual: &mut Actual, vni: u32, operation: &Operation) {
                 up: false,
                 master: None,
                 make: PortMake::of(vni, &UNDERLAY),
+                without_ipv6: true,
                 bridge_learns: true,
                 forwarding: BTreeMap::new(),
                 switching: BTreeSet::new(),
@@ -135,6 +136,7 @@ fn apply_to_bridge(bridge: &mut Bridge, operation: &Operation) {
 
 fn apply_to_port(port: &mut Port, bridge: u32, operation: &Operation) {
     match operation {
+        Operation::EnablePortIpv6 => port.without_ipv6 = false,
         Operation::SetPort { mtu } => {
             if port.master != Some(bridge) {
                 port.switching.clear();
@@ -156,7 +158,10 @@ fn apply_to_port(port: &mut Port, bridge: u32, operation: &Operation) {
         }
         Operation::Switch { mac } => assert!(port.switching.insert(*mac)),
         Operation::StopSwitching { mac } => assert!(port.switching.remove(mac)),
-        Operation::Resolve { address, mac } => drop(port.neighbours.insert(*address, *mac)),
+        Operation::Resolve { address, mac } => {
+            assert!(address.is_ipv4() || !port.without_ipv6, "the kernel refuses it");
+            port.neighbours.insert(*address, *mac);
+        }
         Operation::StopResolving { address } => assert!(port.neighbours.remove(address).is_some()),
         other => panic!("{other:?} is not a port's"),
     }
@@ -237,6 +242,7 @@ prop_compose! {
             prefix,
             gateway6,
             addresses6: addresses6.collect(),
+            masquerade: true,
             peers,
             parts: parts.map(|(last, on)| (part(0, last), node(on))).collect(),
             ..network(gateway)
@@ -257,6 +263,7 @@ fn network(gateway: u8) -> WantedNetwork {
         peers: BTreeMap::new(),
         gateway6: None,
         addresses6: BTreeMap::new(),
+        masquerade: true,
     }
 }
 
@@ -328,10 +335,11 @@ prop_compose! {
         master in prop::option::of(prop_oneof![Just(1000 + vni), Just(7)]),
         make in make(vni),
         bridge_learns: bool,
+        without_ipv6: bool,
         (forwarding, switching, neighbours) in entries(),
     ) -> Port {
         let index = 2000 + vni;
-        Port { index, mtu, up, master, make, bridge_learns, forwarding, switching, neighbours }
+        Port { index, mtu, up, master, make, without_ipv6, bridge_learns, forwarding, switching, neighbours }
     }
 }
 
@@ -451,6 +459,7 @@ fn an_address_that_moves_is_redirected_in_one_step() {
         peers: BTreeMap::from([(address(5), (mac_for(address(5)), node(on)))]),
         gateway6: Some((address6(1), 64)),
         addresses6: BTreeMap::from([(address(5), address6(5))]),
+        masquerade: true,
         ..network(1)
     };
     let mut actual = Actual::default();
