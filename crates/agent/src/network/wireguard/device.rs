@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -15,9 +15,10 @@ use std::{
 
 use gotatun::{
     device::{self, Device, Peer},
+    packet::{Packet, PacketBufPool},
     tun::tun_async_device::TunDevice,
     udp::{
-        UdpTransportFactory, UdpTransportFactoryParams,
+        UdpRecv, UdpTransportFactory, UdpTransportFactoryParams,
         socket::{UdpSocket, UdpSocketFactory},
     },
     x25519,
@@ -41,24 +42,57 @@ const HAND_OVER: Duration = Duration::from_secs(5);
 
 type Tunnels = Device<(KeptSocket, TunDevice, TunDevice)>;
 
-/// The socket of the tunnels. A device that changes its key asks for a new one; it gets the same, since no other can have the port before
-/// the last packet is through with the old one, and packets that arrive meanwhile wait in it.
+/// The socket of the tunnels. A device that changes its key asks for a new one; it gets the same: packets that arrive meanwhile wait in it.
+/// Not before the last reader is gone, who would take one and lose it.
 struct KeptSocket {
     factory: UdpSocketFactory,
     kept: Option<(u16, UdpSocket)>,
+    /// Held by every reader.
+    readers: Arc<()>,
 }
 
 impl UdpTransportFactory for KeptSocket {
     type Send = UdpSocket;
-    type Recv = UdpSocket;
+    type Recv = Reader;
 
-    async fn bind(&mut self, wanted: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, UdpSocket)> {
-        if let Some((_, socket)) = self.kept.as_ref().filter(|(port, _)| *port == wanted.port) {
-            return Ok((socket.clone(), socket.clone()));
+    async fn bind(&mut self, wanted: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, Reader)> {
+        let deadline = Instant::now() + HAND_OVER;
+        while Arc::strong_count(&self.readers) > 1 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_micros(200)).await;
         }
-        let (socket, _) = self.factory.bind(wanted).await?;
-        self.kept = Some((wanted.port, socket.clone()));
-        Ok((socket.clone(), socket))
+        let socket = match &self.kept {
+            Some((port, socket)) if *port == wanted.port => socket.clone(),
+            Some(_) | None => {
+                let (socket, _) = self.factory.bind(wanted).await?;
+                self.kept.insert((wanted.port, socket)).1.clone()
+            }
+        };
+        Ok((socket.clone(), Reader { socket, _held: Arc::clone(&self.readers) }))
+    }
+}
+
+/// Whoever reads from the socket.
+struct Reader {
+    socket: UdpSocket,
+    _held: Arc<()>,
+}
+
+impl UdpRecv for Reader {
+    type RecvManyBuf = <UdpSocket as UdpRecv>::RecvManyBuf;
+
+    async fn recv_from(&mut self, pool: &mut PacketBufPool) -> io::Result<(Packet, SocketAddr)> {
+        self.socket.recv_from(pool).await
+    }
+    async fn recv_many_from(
+        &mut self,
+        buffer: &mut Self::RecvManyBuf,
+        pool: &mut PacketBufPool,
+        packets: &mut Vec<(Packet, SocketAddr)>,
+    ) -> io::Result<()> {
+        self.socket.recv_many_from(buffer, pool, packets).await
+    }
+    fn enable_udp_gro(&self) -> io::Result<()> {
+        self.socket.enable_udp_gro()
     }
 }
 
@@ -72,7 +106,7 @@ pub async fn run_device(name: &str, socket: &Path, tasks: &Tasks) -> io::Result<
     let tun = open(name).await?;
     let transport = TunDevice::from_tun_device(tun).map_err(io::Error::other)?;
     let factory = UdpSocketFactory { recv_buffer_size: Some(RECEIVE_BUFFER), send_buffer_size: None };
-    let builder = device::build().with_udp(KeptSocket { factory, kept: None });
+    let builder = device::build().with_udp(KeptSocket { factory, kept: None, readers: Arc::default() });
     let tunnels = builder.with_ip(transport).build().await.map_err(io::Error::other)?;
     let tunnels = Arc::new(tunnels);
     let door = Door::open(socket)?;
