@@ -163,6 +163,7 @@ impl Command {
             | Self::Agent(_)
             | Self::Dns(_)
             | Self::WireguardDevice(_)
+            | Self::RouteProvider(_)
             | Self::Doctor(_)
             | Self::Version(_)
             | Self::Completion { .. } => None,
