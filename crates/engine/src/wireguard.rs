@@ -217,3 +217,165 @@ impl Mesh {
         Some(WireguardAssignment { address, promote, rotation: own.rotation, relays, peers, unreachable })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use wharf_model::*;
+
+    use super::*;
+    use crate::{Assigner, fixtures::*};
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey([n; 32])
+    }
+
+    /// Three nodes with keys on one network of the backend, as every network of the app is.
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::of(3);
+        cluster.up(&app(&[("web", replicas(service("web"), 3))]));
+        cluster.settle();
+        let networks: Vec<NetworkRecord> =
+            cluster.world.networks().map(|network| NetworkRecord::clone(network)).collect();
+        for network in networks {
+            cluster.world.insert_network(NetworkRecord { backend: Backend::Wireguard, ..network });
+        }
+        for n in 1..=3 {
+            says(&mut cluster, n, |_| {});
+        }
+        cluster
+    }
+
+    /// A node reports, with a key of its own.
+    fn says(cluster: &mut Cluster, n: u8, change: impl FnOnce(&mut NodeFacts)) {
+        let mut status = cluster.world.node(node_id(n)).unwrap().status.clone().unwrap();
+        let facts = status.facts.as_mut().unwrap();
+        facts.wireguard.get_or_insert_with(|| WireguardFacts {
+            key: key(n),
+            rotation: 0,
+            next: None,
+            accepts: BTreeSet::new(),
+            endpoint: None,
+            carrier: None,
+        });
+        change(facts);
+        cluster.world.set_node_status(node_id(n), status);
+    }
+
+    fn tunnels(cluster: &Cluster, n: u8) -> WireguardAssignment {
+        Assigner::new(&cluster.world).for_node(node_id(n)).wireguard.expect("it has tunnels")
+    }
+
+    fn behind(cluster: &mut Cluster, n: u8, router: u8) {
+        let router = Ipv4Addr::new(203, 0, 113, router).into();
+        says(cluster, n, |facts| facts.seen_from = Some(router));
+    }
+
+    fn endpoints(cluster: &Cluster, n: u8) -> Vec<(Option<String>, Option<NodeId>)> {
+        let peers = tunnels(cluster, n).peers;
+        peers.values().map(|peer| (peer.endpoint.map(|endpoint| endpoint.to_string()), peer.via)).collect()
+    }
+
+    fn at(text: &str) -> (Option<String>, Option<NodeId>) {
+        (Some(text.to_owned()), None)
+    }
+
+    #[test]
+    fn nodes_on_such_a_network_have_tunnels_with_each_other_and_their_networks_run_inside() {
+        let mut cluster = cluster();
+        assert_eq!(endpoints(&cluster, 1), [at("10.0.0.2:7421"), at("10.0.0.3:7421")]);
+        let set = Assigner::new(&cluster.world).for_node(node_id(1));
+        let network = set.networks.values().next().unwrap();
+        assert!(!network.peers.is_empty());
+        let inside = [2, 3].map(|n| IpAddr::from(tunnel_address(node_id(n))));
+        assert!(network.peers.iter().all(|peer| inside.contains(&peer.node)), "{:?}", network.peers);
+        // Who is given up is nobody's peer.
+        let mut status = cluster.world.node(node_id(3)).unwrap().status.clone().unwrap();
+        status.state = NodeState::Down;
+        cluster.world.set_node_status(node_id(3), status);
+        assert_eq!(endpoints(&cluster, 1), [at("10.0.0.2:7421")]);
+        // Without such a network there are no tunnels.
+        let plain = Cluster::of(3);
+        assert_eq!(Assigner::new(&plain.world).for_node(node_id(1)).wireguard, None);
+    }
+
+    #[test]
+    fn a_node_without_a_key_is_told_of_and_has_no_tunnels_yet() {
+        let mut cluster = cluster();
+        says(&mut cluster, 2, |facts| facts.wireguard = None);
+        let own = tunnels(&cluster, 1);
+        assert_eq!(own.peers.len(), 1);
+        assert!(own.unreachable[0].contains("n2 has no WireGuard key"), "{:?}", own.unreachable);
+        assert!(tunnels(&cluster, 2).peers.is_empty());
+    }
+
+    #[test]
+    fn who_is_behind_a_router_calls_and_two_behind_different_ones_meet_at_a_third() {
+        let mut cluster = cluster();
+        behind(&mut cluster, 2, 1);
+        assert_eq!(endpoints(&cluster, 1), [(None, None), at("10.0.0.3:7421")], "n2 calls");
+        assert_eq!(endpoints(&cluster, 2), [at("10.0.0.1:7421"), at("10.0.0.3:7421")]);
+        behind(&mut cluster, 3, 1);
+        assert_eq!(endpoints(&cluster, 3)[1], at("10.0.0.2:7421"), "behind the same router");
+        behind(&mut cluster, 3, 2);
+        assert_eq!(endpoints(&cluster, 3), [at("10.0.0.1:7421"), (None, Some(node_id(1)))]);
+        assert!(tunnels(&cluster, 1).relays && !tunnels(&cluster, 2).relays);
+        // A person knows better.
+        let forwarded = "203.0.113.1:9000".parse().unwrap();
+        says(&mut cluster, 2, |facts| facts.wireguard.as_mut().unwrap().endpoint = Some(forwarded));
+        assert_eq!(endpoints(&cluster, 3)[1], at("203.0.113.1:9000"));
+        // Nobody can be called at all.
+        says(&mut cluster, 2, |facts| facts.wireguard.as_mut().unwrap().endpoint = None);
+        behind(&mut cluster, 1, 3);
+        let own = tunnels(&cluster, 1);
+        assert!(own.peers.is_empty() && own.unreachable[0].contains("--tunnel-endpoint"), "{own:?}");
+    }
+
+    #[test]
+    fn a_machine_that_calls_from_another_of_its_addresses_is_not_behind_a_router() {
+        let mut cluster = cluster();
+        behind(&mut cluster, 2, 1);
+        let near =
+            HostSubnet { subnet: "203.0.113.0/24".parse().unwrap(), interface: "eth1".into(), router: None };
+        says(&mut cluster, 2, |facts| facts.subnets.push(near));
+        assert_eq!(endpoints(&cluster, 1)[0], at("10.0.0.2:7421"));
+        // Nor is one beside the server.
+        says(&mut cluster, 3, |facts| facts.seen_from = Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(endpoints(&cluster, 1)[1], at("10.0.0.3:7421"));
+    }
+
+    #[test]
+    fn a_next_key_comes_into_force_when_all_others_accept_it_one_node_at_a_time() {
+        let mut cluster = cluster();
+        for n in [1, 2] {
+            says(&mut cluster, n, |facts| facts.wireguard.as_mut().unwrap().next = Some(key(100 + n)));
+        }
+        let promoted = |cluster: &Cluster| [1, 2, 3].map(|n| tunnels(cluster, n).promote);
+        assert_eq!(tunnels(&cluster, 3).peers[&node_id(1)].next, Some(key(101)), "the others are told");
+        assert_eq!(promoted(&cluster), [None; 3]);
+        let accepts = |cluster: &mut Cluster, n, keys: &[u8]| {
+            let keys = keys.iter().map(|n| key(*n)).collect();
+            says(cluster, n, |facts| facts.wireguard.as_mut().unwrap().accepts = keys);
+        };
+        accepts(&mut cluster, 2, &[101]);
+        assert_eq!(promoted(&cluster), [None; 3], "n3 does not accept it yet");
+        accepts(&mut cluster, 1, &[102]);
+        accepts(&mut cluster, 3, &[101, 102]);
+        assert_eq!(promoted(&cluster), [Some(key(101)), None, None], "n2 waits for its turn");
+        says(&mut cluster, 1, |facts| {
+            let own = facts.wireguard.as_mut().unwrap();
+            (own.key, own.next) = (key(101), None);
+        });
+        assert_eq!(promoted(&cluster), [None, Some(key(102)), None]);
+        // One that is away may come back with its tunnels, so it is waited for; one that is given up has none.
+        let mut status = cluster.world.node(node_id(3)).unwrap().status.clone().unwrap();
+        accepts(&mut cluster, 3, &[]);
+        for (state, expected) in [(NodeState::Unreachable, None), (NodeState::Down, Some(key(102)))] {
+            status.state = state;
+            status.facts.as_mut().unwrap().wireguard.as_mut().unwrap().accepts.clear();
+            cluster.world.set_node_status(node_id(3), status.clone());
+            assert_eq!(tunnels(&cluster, 2).promote, expected);
+        }
+    }
+}
