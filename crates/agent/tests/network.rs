@@ -6,6 +6,8 @@
 mod mending;
 #[path = "network/routed.rs"]
 mod routed;
+#[path = "network/segment.rs"]
+mod segment;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

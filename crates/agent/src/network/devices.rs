@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
@@ -21,6 +21,7 @@ use super::{
     kernel::{Observed, Seen, carry_out, observe, observe_uplinks, remove_bridges},
     netlink::Netlink,
     plan::{Actual, Mac, Underlay, Underlays, WantedNetwork, bridge_name, plan, unused_bridges},
+    segment::{self, WantedSegment},
     watch::Concern,
     wireguard::TUNNEL_VXLAN_PORT,
 };
@@ -87,6 +88,8 @@ struct State {
     refused: BTreeMap<NetworkId, String>,
     firewall: Firewall,
     firewall6: Firewall6,
+    /// The addresses of this node's containers, by network.
+    local: BTreeMap<NetworkId, BTreeSet<Ipv4Addr>>,
 }
 
 impl Devices {
@@ -95,7 +98,8 @@ impl Devices {
         let netlink = Some(Netlink::open().map_err(NetworkError::Open)?);
         let (wanted, elsewhere, ids, refused) = Default::default();
         let (firewall, firewall6) = Default::default();
-        let state = Mutex::new(State { netlink, wanted, elsewhere, ids, refused, firewall, firewall6 });
+        let local = BTreeMap::new();
+        let state = Mutex::new(State { netlink, wanted, elsewhere, ids, refused, firewall, firewall6, local });
         let (tunnel, concern) = Default::default();
         Ok(Self { shared: Arc::new(Shared { node, vxlan_port, tunnel, concern, state }) })
     }
@@ -133,6 +137,19 @@ impl Devices {
             let mut state = shared.state.lock();
             let State { wanted, firewall, .. } = &mut *state;
             firewall.ensure(rules(wanted))
+        })
+        .await
+    }
+
+    /// Says which addresses containers of this node have that are on a network; those of its subnet are meant. Answers whether a network on the segment has others than before:
+    /// then a pass has something to do.
+    pub(super) async fn set_local(&self, local: BTreeMap<NetworkId, BTreeSet<Ipv4Addr>>) -> bool {
+        let shared = Arc::clone(&self.shared);
+        wharf_process::blocking(move || {
+            let mut state = shared.state.lock();
+            let before = segments(&state.wanted, &state.ids, &state.local);
+            state.local = local;
+            segments(&state.wanted, &state.ids, &state.local) != before
         })
         .await
     }
@@ -211,7 +228,7 @@ impl Wanted {
 
 impl Shared {
     fn pass(&self, state: &mut State) -> Result<Pass, NetworkError> {
-        let State { netlink, wanted, elsewhere, ids, refused, firewall, firewall6 } = state;
+        let State { netlink, wanted, elsewhere, ids, refused, firewall, firewall6, local } = state;
         let guarded = firewall6.ensure(wanted);
         let closed;
         let wanted: &Arc<_> = match &guarded {
@@ -260,6 +277,9 @@ impl Shared {
                 ));
             }
         }
+        let segments = segments(wanted, ids, local);
+        with(netlink, |netlink| tend_segments(netlink, &segments, ids, &observed, &mut pass))
+            .map_err(NetworkError::Netlink)?;
         let outcome = firewall.ensure(rules(wanted));
         if outcome.changes > 0 {
             pass.changes += outcome.changes;
@@ -322,6 +342,57 @@ impl Shared {
     }
 }
 
+/// The networks on the segment as they should be.
+fn segments(
+    wanted: &BTreeMap<u32, WantedNetwork>,
+    ids: &BTreeMap<u32, NetworkId>,
+    local: &BTreeMap<NetworkId, BTreeSet<Ipv4Addr>>,
+) -> BTreeMap<u32, WantedSegment> {
+    let segments = wanted.iter().filter(|(_, network)| network.backend == Backend::Macvlan);
+    let segment = |(vni, network): (&u32, &WantedNetwork)| {
+        let subnet = network.subnet();
+        let local = ids.get(vni).and_then(|id| local.get(id)).into_iter().flatten().copied();
+        let local = local.filter(|address| subnet.contains(address)).collect();
+        let parent = network.parent.clone()?;
+        Some((*vni, WantedSegment { parent, gateway: network.gateway, local }))
+    };
+    segments.filter_map(segment).collect()
+}
+
+fn tend_segments(
+    netlink: &mut Netlink,
+    wanted: &BTreeMap<u32, WantedSegment>,
+    ids: &BTreeMap<u32, NetworkId>,
+    observed: &Observed,
+    pass: &mut Pass,
+) -> io::Result<()> {
+    let actual = segment::observe(netlink, &observed.links, observed.addresses())?;
+    let vnis: BTreeSet<u32> = wanted.keys().chain(actual.shims.keys()).copied().collect();
+    for vni in vnis {
+        let mut problem = None;
+        match segment::plan(vni, wanted.get(&vni), &actual) {
+            Ok(steps) => {
+                pass.changes += steps.len();
+                if !steps.is_empty() {
+                    pass.faults
+                        .insert((vni, "the node's device on the segment not as it should be"), steps.len());
+                }
+                for step in &steps {
+                    if let Err(error) = segment::carry_out(netlink, vni, step) {
+                        problem = Some(segment::describe(vni, step, &error));
+                        break;
+                    }
+                }
+            }
+            Err(error) => problem = Some(error.to_string()),
+        }
+        if let (Some(problem), Some(id)) = (problem, ids.get(&vni)) {
+            pass.problems.insert(*id, problem);
+        }
+    }
+    Ok(())
+}
+
 fn elsewhere(wanted: &BTreeMap<u32, WantedNetwork>) -> BTreeMap<u32, BTreeMap<Mac, IpAddr>> {
     let of = |network: &WantedNetwork| network.peers.values().copied().collect();
     wanted.iter().map(|(vni, network)| (*vni, of(network))).collect()
@@ -340,7 +411,11 @@ fn concern(
     let ways: BTreeSet<u32> = ways.chain(actual.hops.values().map(|hop| hop.device)).collect();
     let is_member = |seen: &Seen| seen.master.is_some_and(|master| bridges.contains_key(&master));
     let concerns = |(index, seen): &(&u32, &Seen)| {
-        ports.contains_key(*index) || bridges.contains_key(*index) || ways.contains(*index) || is_member(seen)
+        seen.is_ours()
+            || ports.contains_key(*index)
+            || bridges.contains_key(*index)
+            || ways.contains(*index)
+            || is_member(seen)
     };
     let links = observed.links.iter().filter(concerns).map(|(index, seen)| (*index, seen.clone())).collect();
     Concern {

@@ -41,6 +41,31 @@ pub struct DockerNetwork {
 /// Docker's name for the largest packet of a network.
 const MTU: &str = "com.docker.network.driver.mtu";
 
+/// The Docker network of one on the physical segment: the kernel gives its devices the parent's packet size.
+fn on_the_segment(
+    network: &NetworkAssignment,
+    mut options: BTreeMap<String, String>,
+) -> Result<DockerNetwork, String> {
+    let Some(parent) = &network.parent else {
+        return Err("the network names no interface of the nodes as its `parent`".to_owned());
+    };
+    options.insert("parent".to_owned(), parent.clone());
+    let labels = [(NETWORK_LABEL, network.id.to_string()), (VNI_LABEL, network.vni.to_string())];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value));
+    Ok(DockerNetwork {
+        name: network.name.clone(),
+        driver: "macvlan",
+        internal: network.internal,
+        attachable: network.attachable,
+        labels: network.labels.clone().into_iter().chain(labels).collect(),
+        options,
+        subnet: network.subnet,
+        // Without a router of the segment the node's own address: Docker would take one that may be somebody's.
+        gateway: network.router.unwrap_or(network.gateway),
+        ipv6: network.subnet6.map(|subnet| (subnet, ipv6_for(subnet, network.gateway))),
+    })
+}
+
 /// The first version of the API of an engine (28) that drops what is routed to containers, unless it is told not to.
 const PROTECTS: (usize, usize) = (1, 48);
 
@@ -61,6 +86,9 @@ pub fn docker_network_options(
         return Err(format!(
             "`{MTU}: {wanted}` is not possible: packets between the nodes have at most {mtu} bytes"
         ));
+    }
+    if network.backend == Backend::Macvlan {
+        return on_the_segment(network, options);
     }
     options.entry(MTU.to_owned()).or_insert_with(|| mtu.to_string());
     let bridge = |option: &str| format!("com.docker.network.bridge.{option}");

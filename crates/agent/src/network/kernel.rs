@@ -59,14 +59,23 @@ impl Observed {
     }
 }
 
+impl Observed {
+    /// Every address of this machine, and the interface that holds it.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (IpAddr, u32)> {
+        self.uplinks.iter().map(|(address, uplink)| (*address, uplink.device))
+    }
+}
+
 /// How a link looks, as far as we care.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) name: Option<String>,
     pub(super) mtu: u32,
     pub(super) master: Option<u32>,
-    up: bool,
-    mac: Mac,
+    /// The link it is on top of.
+    pub(super) parent: Option<u32>,
+    pub(super) up: bool,
+    pub(super) mac: Mac,
     ipv4: Option<(bool, bool)>,
     filtered: Option<bool>,
 }
@@ -78,6 +87,7 @@ impl Seen {
             name: link.name().map(str::to_owned),
             mtu: link.mtu(),
             master: link.master(),
+            parent: link.parent(),
             up: link.up(),
             mac: link.mac(),
             ipv4: link.ipv4(),
@@ -378,6 +388,13 @@ impl<'a> Link<'a> {
     fn master(&self) -> Option<u32> {
         self.find(|attribute| match attribute {
             LinkAttribute::Controller(index) => Some(*index),
+            _ => None,
+        })
+    }
+
+    fn parent(&self) -> Option<u32> {
+        self.find(|attribute| match attribute {
+            LinkAttribute::Link(index) => Some(*index),
             _ => None,
         })
     }

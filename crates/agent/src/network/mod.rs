@@ -21,6 +21,7 @@ mod nft;
 mod plan;
 pub mod router;
 pub mod sandbox;
+mod segment;
 mod watch;
 pub mod wireguard;
 
@@ -218,14 +219,7 @@ impl KernelNetwork {
     /// # Errors
     /// As [`KernelNetwork::prepare`].
     pub async fn repair(&self) -> Result<Pass, NetworkError> {
-        let outcome = self.devices.repair().await;
-        if let Ok(pass) = &outcome
-            && pass.changes > 0
-        {
-            self.mended.fetch_add(pass.changes as u64, Ordering::Relaxed);
-            tracing::warn!(changes = pass.changes, problems = ?pass.problems, "networks mended");
-            self.remember(pass);
-        }
+        let outcome = self.mend_devices().await;
         if self.serves_entry.load(Ordering::Acquire)
             && let Err(problem) = self.serve_entry(true).await
         {
@@ -239,6 +233,24 @@ impl KernelNetwork {
         self.finish(outcome).await
     }
 
+    /// Mends the tables only, which is what the kernel tells of.
+    async fn mend(&self) -> Result<Pass, NetworkError> {
+        let outcome = self.mend_devices().await;
+        self.finish(outcome).await
+    }
+
+    async fn mend_devices(&self) -> Result<Pass, NetworkError> {
+        let outcome = self.devices.repair().await;
+        if let Ok(pass) = &outcome
+            && pass.changes > 0
+        {
+            self.mended.fetch_add(pass.changes as u64, Ordering::Relaxed);
+            tracing::warn!(changes = pass.changes, problems = ?pass.problems, "networks mended");
+            self.remember(pass);
+        }
+        outcome
+    }
+
     /// Repairs when the kernel tells that others changed what is ours, and every five seconds, until `stop`. What is in the kernel stays
     /// there.
     pub async fn run(&self, stop: CancellationToken) {
@@ -247,6 +259,7 @@ impl KernelNetwork {
             watch.listen().inspect_err(|error| tracing::warn!(%error, "kernel not listened to")).ok()
         });
         let mut next_look = None;
+        let mut next_pass = tokio::time::Instant::now() + REPAIR;
         loop {
             let change = async {
                 match &mut listening {
@@ -262,17 +275,17 @@ impl KernelNetwork {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
+            let heard = tokio::select! {
                 // Cancel-safe, all of them: nothing is under way but waiting.
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(REPAIR) => {}
+                () = tokio::time::sleep_until(next_pass) => false,
                 () = look => {
                     next_look = None;
                     self.look_at_rules().await;
                     continue;
                 }
                 change = change => match change {
-                    Ok(Change::Tables) => {}
+                    Ok(Change::Tables) => true,
                     Ok(Change::Rules) if !self.devices.concern().has_routes() => continue,
                     Ok(Change::Rules) => {
                         next_look.get_or_insert_with(|| tokio::time::Instant::now() + PAUSE_OF_RULES);
@@ -284,11 +297,17 @@ impl KernelNetwork {
                         continue;
                     }
                 },
-            }
+            };
             let begun = tokio::time::Instant::now();
             // Not told again until it changes.
             let before = self.state.lock().failure.clone();
-            if let Err(error) = self.repair().await {
+            let outcome = if heard {
+                self.mend().await
+            } else {
+                next_pass = begun + REPAIR;
+                self.repair().await
+            };
+            if let Err(error) = outcome {
                 let error = errors::chain(&error);
                 if before.as_ref() != Some(&error) {
                     tracing::warn!(error, "networks not compared with the kernel");
@@ -331,6 +350,15 @@ impl KernelNetwork {
     /// Serves these names from now on. `sources` says which networks the tasks of this node are on. Whether no others are served any
     /// more; if not, [`KernelNetwork::version`] says when.
     pub async fn publish(&self, table: &DnsTable, sources: &Sources) -> bool {
+        let mut local = BTreeMap::<_, BTreeSet<_>>::new();
+        for (address, networks) in sources {
+            networks.iter().for_each(|network| drop(local.entry(*network).or_default().insert(*address)));
+        }
+        if self.devices.set_local(local).await
+            && let Err(error) = self.mend().await
+        {
+            tracing::warn!(error = errors::chain(&error), "containers on the segment not told");
+        }
         let mut latest = self.latest.lock().await;
         // Without virtual addresses it is all the same in which containers they would lead somewhere.
         *latest = (!table.vips.is_empty()).then(|| (table.clone(), sources.clone()));

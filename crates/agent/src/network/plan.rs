@@ -80,6 +80,8 @@ pub(super) struct WantedNetwork {
     pub(super) gateway: Ipv4Addr,
     /// Length of the network's prefix.
     pub(super) prefix: u8,
+    /// With [`Backend::Macvlan`]: the interface whose segment it is.
+    pub(super) parent: Option<String>,
     /// With [`Backend::Routed`]: which node has which part.
     pub(super) parts: BTreeMap<Ipv4Net, IpAddr>,
     /// Addresses that live on other nodes, their hardware addresses, and the nodes.
@@ -110,6 +112,7 @@ impl From<&NetworkAssignment> for WantedNetwork {
             container_mtu: option("com.docker.network.driver.mtu").and_then(|mtu| mtu.parse().ok()),
             gateway: network.gateway,
             prefix: network.subnet.prefix_len(),
+            parent: network.parent.clone(),
             parts: parts(network),
             peers,
             gateway6,

@@ -259,6 +259,7 @@ fn network(gateway: u8) -> WantedNetwork {
         container_mtu: None,
         gateway: address(gateway),
         prefix: 20,
+        parent: None,
         parts: BTreeMap::new(),
         peers: BTreeMap::new(),
         gateway6: None,

@@ -135,8 +135,8 @@ impl Concern {
 
 impl Seen {
     /// Whether it has a name that we give.
-    fn is_ours(&self) -> bool {
-        let ours = |name: &str| vni_of(name, "wh").or_else(|| vni_of(name, "wv")).is_some();
+    pub(super) fn is_ours(&self) -> bool {
+        let ours = |name: &str| ["wh", "wv", "wm"].iter().any(|prefix| vni_of(name, prefix).is_some());
         self.name.as_deref().is_some_and(ours)
     }
 }

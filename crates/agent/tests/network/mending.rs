@@ -93,7 +93,9 @@ fn damage_to_a_vxlan_network_is_heard_of_and_mended() {
     // The uplink's largest packet, and back: devices and containers follow.
     for (uplink, inside) in [("1400", "mtu 1350"), ("1500", "mtu 1450")] {
         pair.one.namespace.ip(&format!("link set eth0 mtu {uplink}"));
-        eventually(&Some(inside), || pair.web.namespace.ip("-o link show eth0").contains(inside).then_some(inside));
+        eventually(&Some(inside), || {
+            pair.web.namespace.ip("-o link show eth0").contains(inside).then_some(inside)
+        });
     }
     // A bridge that is removed takes the containers off; Docker would have to plug them in again.
     pair.one.namespace.ip("link delete wh64");
