@@ -487,8 +487,7 @@ pub(super) static SECTIONS: &[Section] = &[
             honoured("services.*.deploy.replicas", "how many tasks, at most 10,000").many("spread over the nodes"),
             honoured("services.*.deploy.labels", "labels of the service, not of its containers, shown by `wharf service inspect`").takes(&[r#"{"a": "b"}"#]),
             honoured("services.*.deploy.endpoint_mode", "`dnsrr` (the default here): a name leads to the tasks' addresses; `vip`: to one address on each network, from which each new connection goes to one of the ready tasks ([how](../howto/published-ports.md#one-address-per-service))")
-                .takes(&[r#""dnsrr""#, r#""vip""#])
-                .refuses(&[r#""lvs""#]),
+                .takes(&[r#""dnsrr""#, r#""vip""#]),
             honoured("services.*.deploy.update_config", "how a release replaces tasks").takes(&["{}"]),
             honoured("services.*.deploy.update_config.parallelism", "so many at a time; 0 is all"),
             honoured("services.*.deploy.update_config.delay", "the pause after each"),
