@@ -7,6 +7,7 @@
 mod build;
 mod container;
 mod deploy;
+mod ipv6;
 mod mounts;
 mod network;
 mod prestart;
@@ -150,6 +151,7 @@ impl Typing<'_, '_> {
         }
         self.add_pre_starts(&mut services);
         let networks = self.network_specs();
+        self.check_ipv6_addresses(&services, &networks);
         let volumes = self.volume_specs();
         let configs = self.file_specs("configs");
         let secrets = self.file_specs("secrets");

@@ -93,6 +93,11 @@ pub(super) const BESIDE: &[(&str, &str)] = &[
     ("services.*.models", r#"{"models": {"named": {"model": "m"}}}"#),
     ("services.*.healthcheck", r#"{"services": {"it": {"healthcheck": {"interval": "1s"}}}}"#),
     (
+        "services.*.networks.*.ipv6_address",
+        r#"{"networks": {"named": {"enable_ipv6": true, "ipam": {"config": [{"subnet": "fd00:5::/64"}]}}}}"#,
+    ),
+    ("services.*.networks.*.link_local_ips", r#"{"networks": {"named": {"enable_ipv6": true}}}"#),
+    (
         "networks.*.ipam.config[]",
         r#"{"networks": {"named": {"ipam": {"config": [{"subnet": "10.5.0.0/24"}]}}}}"#,
     ),
@@ -120,6 +125,7 @@ const PULLS: &[&str] = &["choose::an_image_is_asked_for_again_once_it_is_old"];
 const RATIO: &[&str] = &["scenarios::an_update_bears_with_as_many_failures_as_the_file_allows"];
 const ROLLBACK: &[&str] = &["scenarios::a_return_goes_as_the_file_says_returns_go"];
 const AUX: &[&str] = &["network::a_network_keeps_to_its_range_its_gateway_and_what_it_reserves"];
+const IPV6: &[&str] = &["ipv6::a_network_with_ipv6_is_as_its_file_says"];
 const BUILDS: &[&str] = &["build::every_option_reaches_the_engine"];
 const HOOKS: &[&str] = &["tests::a_task_runs_once_its_hooks_have_succeeded"];
 const KEPT: &[&str] = &["cli::secrets_and_configs_of_an_environment_reach_the_containers_that_mount_them"];
@@ -323,8 +329,12 @@ pub(super) static SECTIONS: &[Section] = &[
                 .takes(&[r#"["named"]"#, r#"{"named": null}"#]),
             honoured("services.*.networks.*.aliases", "further names of the service, answered by the node's DNS").takes(&[r#"["a"]"#]),
             honoured("services.*.networks.*.ipv4_address", "its address; one replica only").takes(&[r#""10.1.2.3""#]),
-            refused("services.*.networks.*.ipv6_address").refuses(&[r#""fd00::7""#]),
-            partly("services.*.networks.*.link_local_ips", "the endpoint's `IPAMConfig.LinkLocalIPs`", &[r#"["fe80::1"]"#]).takes(&[r#"["169.254.8.8"]"#]),
+            honoured("services.*.networks.*.ipv6_address", "its IPv6 address; one replica only, on a network with an IPv6 subnet")
+                .takes(&[r#""fd00:5::7""#])
+                .many("otherwise it follows from the IPv4 address")
+                .shown_by(IPV6),
+            honoured("services.*.networks.*.link_local_ips", "the endpoint's `IPAMConfig.LinkLocalIPs`; IPv6 ones on a network with IPv6")
+                .takes(&[r#"["169.254.8.8"]"#, r#"["fe80::1"]"#]),
             honoured("services.*.networks.*.mac_address", "the endpoint's `MacAddress`; one replica only; Docker Engine 25 or later, older ones refuse with a hint")
                 .takes(&[r#""02:42:ac:11:00:02""#])
                 .shown_by(&["attributes", "spec::a_connection_is_made_as_its_service_says_or_not_at_all"]),
@@ -557,12 +567,15 @@ pub(super) static SECTIONS: &[Section] = &[
             honoured("networks.*.external.name", "the old form of `name`"),
             honoured("networks.*.labels", "the network's labels, beside Wharf's own").takes(&[r#"{"a": "b"}"#]),
             partly("networks.*.enable_ipv4", "networks have IPv4", &["false"]).takes(&["true"]),
-            partly("networks.*.enable_ipv6", "networks have no IPv6", &["true"]).takes(&["false"]),
+            honoured("networks.*.enable_ipv6", "each task has an IPv6 address as well")
+                .takes(&["true", "false"])
+                .many("a /64 of the cluster's own range if `ipam` says none; with the backends `vxlan` and `wireguard`")
+                .shown_by(IPV6),
             honoured("networks.*.ipam", "its addresses").takes(&["{}"]),
             partly("networks.*.ipam.driver", "`default`", &[r#""dhcp""#]).takes(&[r#""default""#]),
             refused("networks.*.ipam.options"),
-            partly("networks.*.ipam.config", "one pool", &[r#"[{"subnet": "10.5.0.0/24"}, {"subnet": "10.6.0.0/24"}]"#]).takes(&[r#"[{"subnet": "10.5.0.0/24"}]"#]),
-            partly("networks.*.ipam.config[].subnet", "its IPv4 subnet; without it the cluster chooses", &[r#""fd00::/64""#])
+            partly("networks.*.ipam.config", "one pool of IPv4 addresses, and with `enable_ipv6` one of IPv6 addresses", &[r#"[{"subnet": "10.5.0.0/24"}, {"subnet": "10.6.0.0/24"}]"#]).takes(&[r#"[{"subnet": "10.5.0.0/24"}]"#]),
+            honoured("networks.*.ipam.config[].subnet", "its subnet; without it the cluster chooses; an IPv6 one needs `enable_ipv6`")
                 .many("one for all nodes")
                 .takes(&[r#""10.5.0.0/24""#]),
             honoured("networks.*.ipam.config[].ip_range", "addresses that tasks get are of this part").takes(&[r#""10.5.0.128/25""#]).many("of all nodes together"),

@@ -10,7 +10,7 @@ use wharf_model::{
     PublishMode, ServiceName, ServiceSpec,
 };
 
-use super::{Typing, values};
+use super::{Typing, ipv6, values};
 use crate::contradictions;
 use crate::diagnostic::{Complaint, Key, Span};
 use crate::node::{Entry, Mapping, Node};
@@ -169,7 +169,7 @@ impl Typing<'_, '_> {
         }
     }
 
-    fn check_single(&mut self, entry: &Entry, key: &Key<'_>, mode: Mode, what: &str) {
+    pub(super) fn check_single(&mut self, entry: &Entry, key: &Key<'_>, mode: Mode, what: &str) {
         let several = match mode {
             Mode::Replicated { replicas: 0 | 1 } => return,
             Mode::Replicated { replicas } => format!("the {replicas} tasks of this service"),
@@ -264,9 +264,7 @@ impl Typing<'_, '_> {
                         self.check_single(value, &key, mode, "address");
                     }
                     "ipv6_address" => {
-                        self.report()
-                            .unsupported(value.key, &key, "networks of the cluster are IPv4")
-                            .hint("remove it; a fixed address is given with `ipv4_address`");
+                        attachment.ipv6_address = self.ipv6_address(value, &key, mode);
                     }
                     "mac_address" => {
                         attachment.endpoint.mac_address = self.mac_address(value, &key, mode);
@@ -307,12 +305,13 @@ impl Typing<'_, '_> {
         for (index, item) in entry.node.as_sequence().unwrap_or_default().iter().enumerate() {
             let Some(text) = item.as_str() else { continue };
             match text.parse::<IpAddr>() {
-                Ok(IpAddr::V4(address)) => addresses.push(IpAddr::V4(address)),
-                Ok(IpAddr::V6(_)) => {
+                Ok(IpAddr::V6(address)) if !address.is_unicast_link_local() => {
+                    let message = format!("{address} is no link-local address");
                     self.report()
-                        .unsupported(item.span, &key.item(index), "networks of the cluster are IPv4")
-                        .hint("remove it");
+                        .error(Complaint::InvalidValue, item.span, &key.item(index), message)
+                        .hint("choose one of fe80::/10, or write `ipv6_address`");
                 }
+                Ok(address) => addresses.push(address),
                 Err(_) => {
                     let message = format!("`{text}` is not an IP address");
                     self.report()
@@ -452,22 +451,20 @@ impl Typing<'_, '_> {
                 // With the backend, before.
                 "driver" | "x-wharf" => {}
                 "ipam" => self.addresses(value, &key, &mut spec),
-                "enable_ipv6" if values::flag(value) == Some(true) => {
-                    self.report()
-                        .unsupported(value.key, &key, "networks of the cluster are IPv4")
-                        .hint("remove `enable_ipv6`");
-                }
+                "enable_ipv6" => spec.enable_ipv6 = values::flag(value).unwrap_or_default(),
                 "enable_ipv4" if values::flag(value) == Some(false) => {
+                    let message = "a network of the cluster has IPv4 in any case; IPv6 addresses follow from it";
                     self.report()
-                        .unsupported(value.key, &key, "networks of the cluster are IPv4")
-                        .hint("remove `enable_ipv4`");
+                        .unsupported(value.key, &key, message)
+                        .hint("remove `enable_ipv4`; with `enable_ipv6: true` the network has both");
                 }
-                "enable_ipv4" | "enable_ipv6" => {}
+                "enable_ipv4" => {}
                 _ => self.unforeseen(value, &key),
             }
         }
         let described = ["driver", "driver_opts", "ipam", "internal", "attachable", "labels", "x-wharf"];
         contradictions::described_elsewhere(self.report(), entry, key, &described);
+        self.check_ipv6(entry, key, &spec);
         self.check_macvlan(entry, key, &spec);
         if spec.external && matches!(spec.name.as_deref(), Some("none" | "bridge")) {
             let name = spec.name.as_deref().unwrap_or_default();
@@ -685,10 +682,12 @@ impl Typing<'_, '_> {
                 "config" => {
                     for (index, item, pool) in values::mappings(value) {
                         let key = key.item(index);
-                        if spec.subnet.is_none() {
+                        if ipv6::is_pool(pool) {
+                            self.pool6(pool, item.span, &key, spec);
+                        } else if spec.subnet.is_none() {
                             self.pool(pool, item.span, &key, spec);
                         } else if !pool.is_empty() {
-                            let message = "a network has one subnet, over which all its nodes are reached";
+                            let message = "a network has one IPv4 subnet, over which all its nodes are reached";
                             self.report().unsupported(item.span, &key, message).hint("keep the first one");
                         }
                     }
@@ -706,8 +705,8 @@ impl Typing<'_, '_> {
                 Some(IpNet::V6(_)) => {
                     typing
                         .report()
-                        .unsupported(value.place(), key, "networks of the cluster are IPv4")
-                        .hint("remove it");
+                        .error(Complaint::Conflict, value.place(), key, "an IPv6 subnet beside an IPv4 one")
+                        .hint("give it a pool of its own: `- subnet: …` with what belongs to it");
                     None
                 }
                 None => None,

@@ -350,24 +350,38 @@ fn addresses_that_cannot_be_are_refused() {
     7 | ipv4_address: 10.5.0.9, mac_address: 02:42, interface_name: much-too-long-for-one, link_local_ips: ['fe80::1', x], ipv6_
       |                                                             ^^^^^^^^^^^^^^^^^^^^^
       = help: use at most 15 letters, digits, `-`, `_` and `.`
-    error: networks of the cluster are IPv4
-     --> /app/compose.yaml:7:111 (services.web.networks.a.link_local_ips[0])
-      |
-    7 | 42, interface_name: much-too-long-for-one, link_local_ips: ['fe80::1', x], ipv6_address: '::1'}
-      |                                                             ^^^^^^^^^
-      = help: remove it
+    error: the network `a` has no IPv6
+      --> /app/compose.yaml:7:94 (services.web.networks.a.link_local_ips)
+       |
+     7 |  mac_address: 02:42, interface_name: much-too-long-for-one, link_local_ips: ['fe80::1', x], ipv6_address: '::1'}
+       |                                                             ^^^^^^^^^^^^^^
+      ::: /app/compose.yaml:10:3: the network is here
+       |
+    10 |   a:
+       |   ^
+       = help: add `enable_ipv6: true` to the network, or remove `link_local_ips`
     error: `x` is not an IP address
      --> /app/compose.yaml:7:122 (services.web.networks.a.link_local_ips[1])
       |
     7 | ce_name: much-too-long-for-one, link_local_ips: ['fe80::1', x], ipv6_address: '::1'}
       |                                                             ^
       = help: write for example `169.254.10.1`
-    error: networks of the cluster are IPv4
+    error: the 2 tasks of this service cannot have one address
      --> /app/compose.yaml:7:126 (services.web.networks.a.ipv6_address)
       |
     7 | ame: much-too-long-for-one, link_local_ips: ['fe80::1', x], ipv6_address: '::1'}
       |                                                             ^^^^^^^^^^^^
-      = help: remove it; a fixed address is given with `ipv4_address`
+      = help: remove `ipv6_address`, or run one replica
+    error: the network `a` has no IPv6
+      --> /app/compose.yaml:7:126 (services.web.networks.a.ipv6_address)
+       |
+     7 | ame: much-too-long-for-one, link_local_ips: ['fe80::1', x], ipv6_address: '::1'}
+       |                                                             ^^^^^^^^^^^^
+      ::: /app/compose.yaml:10:3: the network is here
+       |
+    10 |   a:
+       |   ^
+       = help: add `enable_ipv6: true` to the network, or remove `ipv6_address`
     warning: the network's packets are encrypted by WireGuard between the nodes
       --> /app/compose.yaml:11:19 (networks.a.driver_opts.encrypted)
        |
@@ -409,7 +423,7 @@ fn addresses_that_cannot_be_are_refused() {
     12 | net: 10.5.0.0/24, ip_range: 10.6.0.0/24, gateway: 10.5.0.1, aux_addresses: {x: 10.5.0.1, y: 10.7.0.1}}, {subnet: 10.8.0.
        |                                                             ^^^^^^^^^^^^^
        = help: choose one of 10.5.0.0/24, not its first or last
-    error: a network has one subnet, over which all its nodes are reached
+    error: a network has one IPv4 subnet, over which all its nodes are reached
       --> /app/compose.yaml:12:129 (networks.a.ipam.config[1])
        |
     12 | eway: 10.5.0.1, aux_addresses: {x: 10.5.0.1, y: 10.7.0.1}}, {subnet: 10.8.0.0/24}]}

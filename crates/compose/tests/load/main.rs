@@ -6,6 +6,7 @@ mod build;
 mod engine;
 mod folder;
 mod honoured;
+mod ipv6;
 mod merging;
 mod messages;
 mod mistakes;
