@@ -91,7 +91,7 @@ pub fn table(run: &Run, figures: &[Figures]) -> String {
         );
     }
     for (scenario, figures) in run.scenarios.iter().zip(figures) {
-        for example in &figures.examples {
+        for (_, example) in &figures.examples {
             let _ = writeln!(text, "  {}: {example}", scenario.name);
         }
     }

@@ -16,6 +16,8 @@ use std::{
 /// A moment, since the beginning of the run, by the machine's one monotonic clock.
 pub type Moment = Duration;
 
+/// What happened so shortly before a fault may not have reached everybody when it began: as long as the product has for telling.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// How long after an answer the task may begin whose address it had: the process is seen a little later than the agent sees it.
 const EARLY: Duration = Duration::from_millis(500);
 
@@ -208,17 +210,19 @@ pub struct Figures {
     pub silences: Vec<Duration>,
     /// Names of addresses whose task had ended and that no other task had.
     pub stale_names: Vec<Duration>,
-    /// The first few things that should not be, in words.
-    pub examples: Vec<String>,
+    /// The worst things that should not be, in words, the worst first.
+    pub examples: Vec<(Duration, String)>,
 }
 
 /// How many examples are kept.
 const EXAMPLES: usize = 8;
 
 impl Figures {
-    fn example(&mut self, text: impl FnOnce() -> String) {
-        if self.examples.len() < EXAMPLES {
-            self.examples.push(text());
+    fn example(&mut self, weight: Duration, text: impl FnOnce() -> String) {
+        let place = self.examples.partition_point(|(other, _)| *other >= weight);
+        if place < EXAMPLES {
+            self.examples.insert(place, (weight, text()));
+            self.examples.truncate(EXAMPLES);
         }
     }
 }
@@ -326,7 +330,8 @@ impl<'a> Judge<'a> {
                 Said::Nothing => {}
                 Said::Failure => {
                     self.figures(at).failed += 1;
-                    self.figures(at).example(|| format!("n{}: {} failed", heard.node, heard.question));
+                    self.figures(at)
+                        .example(Duration::ZERO, || format!("n{}: {} failed", heard.node, heard.question));
                 }
                 Said::Silence => self.figures(at).silent += 1,
             }
@@ -347,7 +352,7 @@ impl<'a> Judge<'a> {
             Verdict::Wrong => {
                 let figures = self.figures(at);
                 figures.wrong += 1;
-                figures.example(|| {
+                figures.example(Duration::MAX, || {
                     format!(
                         "n{}: {} led to {address}, which is another's, at {at:.1?}",
                         heard.node, heard.question
@@ -357,7 +362,7 @@ impl<'a> Judge<'a> {
             Verdict::Unknown => {
                 let figures = self.figures(at);
                 figures.unknown += 1;
-                figures.example(|| {
+                figures.example(Duration::MAX, || {
                     format!(
                         "n{}: {} led to {address}, which nobody has, at {at:.1?}",
                         heard.node, heard.question
@@ -387,7 +392,9 @@ impl<'a> Judge<'a> {
             None => {
                 let figures = self.figures(at);
                 figures.wrong += 1;
-                figures.example(|| format!("n{}: {address} was called {name}, at {at:.1?}", heard.node));
+                figures.example(Duration::MAX, || {
+                    format!("n{}: {address} was called {name}, at {at:.1?}", heard.node)
+                });
             }
         }
     }
@@ -396,7 +403,9 @@ impl<'a> Judge<'a> {
     fn known_from(&self, observer: u8, home: u8, at: Moment) -> Moment {
         let hides = |known: Moment| {
             let faults = self.run.faults.iter().filter(|fault| fault.hides(observer, home));
-            faults.filter(|fault| (fault.from..fault.until).contains(&known)).map(|fault| fault.until).max()
+            let during =
+                |fault: &&Fault| (fault.from.saturating_sub(ON_ITS_WAY)..fault.until).contains(&known);
+            faults.filter(during).map(|fault| fault.until).max()
         };
         // One fault may follow on another.
         let mut known = at;
@@ -450,7 +459,7 @@ impl<'a> Judge<'a> {
         for (from, until) in gaps {
             self.figures(until).gaps.push(until - from);
             let name = life.name.clone();
-            self.figures(until).example(|| {
+            self.figures(until).example(until - from, || {
                 format!("n{observer}: {name} was missing for {:.1?}, until {until:.1?}", until - from)
             });
         }
@@ -463,8 +472,9 @@ impl<'a> Judge<'a> {
             (Some(lacking), None) => {
                 let gap = self.run.end.saturating_sub(lacking);
                 self.figures(self.run.end).gaps.push(gap);
-                self.figures(self.run.end)
-                    .example(|| format!("n{observer}: {} has been missing since {lacking:.1?}", life.name));
+                self.figures(self.run.end).example(Duration::MAX, || {
+                    format!("n{observer}: {} has been missing since {lacking:.1?}", life.name)
+                });
             }
             (Some(_) | None, _) => {}
         }
@@ -482,7 +492,7 @@ impl<'a> Judge<'a> {
         } else {
             figures.stale.push(stale);
             if stale > Duration::from_secs(1) {
-                figures.example(|| {
+                figures.example(stale, || {
                     format!(
                         "n{observer}: {} ({}) was stale for {stale:.1?} after {:.1?}",
                         life.name, life.address, end.at
@@ -636,6 +646,20 @@ mod tests {
         run.faults = vec![Fault { on: None, ..fault(&[]) }];
         run.heard.iter_mut().for_each(|heard| heard.node = 1);
         assert_eq!(figures(&run).stale, [ms(5_502)], "of its own tasks a node knows everything");
+    }
+
+    #[test]
+    fn what_was_still_on_its_way_when_a_fault_began_counts_from_the_faults_end() {
+        let answers = || vec![heard(3, 1_100, to(&[A])), heard(3, 10_500, to(&[A]))];
+        let of = |end| {
+            let mut run = run(vec![life("web", A, 1, 1_000, Some(end))], answers());
+            let on = Some([3].into());
+            run.faults =
+                vec![Fault { what: String::new(), from: ms(5_000), until: ms(10_000), on, of: None }];
+            figures(&run).stale
+        };
+        assert_eq!(of(4_500), [ms(502)]);
+        assert_eq!(of(3_900), [ms(6_602)], "a second before there was time enough");
     }
 
     #[test]
