@@ -3,7 +3,8 @@
 //! - Only the latest counts: a listener that is slow skips what has been overtaken, and the hub stays as small as the node.
 //! - A listener first gets everything, then changes, each thing's reports in their order.
 //! - Sequences only grow, over restarts of the agent as well: they start at the time of day, with room for a thousand reports in
-//!   each millisecond, so that they never run ahead of it.
+//!   each millisecond, so that they never run ahead of it, and go on after the highest that a kept status has, so that a clock which was
+//!   set back makes no report an old one.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -64,6 +65,8 @@ impl Reports {
                 return same;
             }
         }
+        // What the agent before said of the task is older, also if the machine's clock was set back since.
+        state.sequence = state.sequence.max(status.sequence);
         let sequence = self.next(&mut state);
         let status = TaskStatus { sequence, ..status.clone() };
         state.tasks.insert(task, TaskReport { task, status: status.clone() });
@@ -183,6 +186,31 @@ mod tests {
             [(task(1), Phase::Running)],
             "overtaken and unchanged reports are left out"
         );
+    }
+
+    #[test]
+    fn sequences_go_on_after_a_restart_with_a_clock_that_was_set_back() {
+        let kept = hub(3_600_000).task(task(1), &status(Phase::Running));
+        let restarted = hub(5);
+        let failed = restarted.task(task(1), &TaskStatus { phase: Phase::Failed, ..kept.clone() });
+        assert!(failed.sequence > kept.sequence, "the server takes it for the newer");
+        let other = restarted.task(task(2), &status(Phase::Accepted));
+        assert!(other.sequence > failed.sequence);
+    }
+
+    #[test]
+    fn setting_the_clock_changes_no_order_of_reports() {
+        let clock = ManualClock::at(Millis(3_600_000));
+        let hub = Reports::new(Arc::new(clock.clone()));
+        let mut last = 0;
+        for wall in [3_600_000, 7_200_000, 5, 3_600_000] {
+            clock.set_wall(Millis(wall));
+            for phase in [Phase::Accepted, Phase::Running] {
+                let sequence = hub.task(task(1), &status(phase)).sequence;
+                assert!(sequence > last, "at {wall}");
+                last = sequence;
+            }
+        }
     }
 
     #[test]
