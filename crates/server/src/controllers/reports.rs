@@ -288,6 +288,7 @@ fn says_the_same(a: &AssignmentSet, b: &AssignmentSet) -> bool {
         && a.networks == b.networks
         && a.volumes == b.volumes
         && a.removed_volumes == b.removed_volumes
+        && a.wireguard == b.wireguard
 }
 
 async fn push(session: &NodeSession, set: &AssignmentSet, older: &AtomicBool) -> bool {
