@@ -164,6 +164,25 @@ fn a_backend_changes_in_place_and_keeps_every_address() {
     assert!(network.blocks.is_empty());
 }
 
+#[test]
+fn engines_that_protect_containers_need_another_network_to_be_routed() {
+    let mut cluster = Cluster::of(2);
+    let mut status = cluster.world.node(node_id(2)).unwrap().status.clone().unwrap();
+    status.facts.as_mut().unwrap().engine.as_mut().unwrap().api_version = "1.48".into();
+    cluster.world.set_node_status(node_id(2), status);
+    cluster.up(&app(&[("web", replicas(service("web"), 2))]));
+    settle(&mut cluster);
+    let before = record(&cluster).id;
+    cluster.world.set_network_defaults(&NetworkDefaults { backend: Backend::Wireguard, routes: None });
+    settle(&mut cluster);
+    assert_eq!(record(&cluster).id, before, "the tunnels do not route to containers");
+    cluster.world.set_network_defaults(&NetworkDefaults { backend: Backend::Routed, routes: None });
+    settle(&mut cluster);
+    let network = record(&cluster);
+    assert!(network.id != before && cluster.world.networks().count() == 1);
+    assert!(addresses(&cluster, "web").iter().all(|(_, address)| network.subnet.contains(address)));
+}
+
 /// An app that others depend on, and one of its services is published.
 fn shop(network: NetworkSpec) -> AppSpec {
     let web = published(replicas(service("web"), 2), 8080, PublishMode::Ingress);

@@ -18,8 +18,8 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use wharf_model::{
-    AddressPool, AppKey, Backend, HostSubnet, NetworkId, NetworkName, NetworkRecord, NetworkSpec, NodeId, ServiceSpec,
-    Task, TaskId, VolumeRecord,
+    AddressPool, AppKey, Backend, HostSubnet, NetworkId, NetworkName, NetworkRecord, NetworkSpec, NodeId,
+    ServiceSpec, Task, TaskId, VolumeRecord,
 };
 
 use crate::{
@@ -184,10 +184,28 @@ fn next_block(network: &NetworkRecord, book: &AddressBook) -> Option<Ipv4Net> {
     usable.iter().find(empty).or(usable.first()).copied()
 }
 
+/// Whether an engine of the cluster drops what is routed to containers, unless their network was made otherwise: Docker Engine 28 and
+/// later.
+fn is_protected(world: &World) -> bool {
+    const SINCE: (u32, u32) = (1, 48);
+    let version = |node: &Node| {
+        let (major, minor) = node.facts()?.engine.as_ref()?.api_version.split_once('.')?;
+        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    };
+    world.nodes().filter_map(version).any(|version| version >= SINCE)
+}
+
 /// What of a network cannot become as wanted where it is, so that another one has to take its place; empty if it can stay.
-pub(crate) fn moves(record: &NetworkRecord, wanted: &NetworkSpec, backend: Backend) -> Vec<String> {
+pub(crate) fn moves(
+    world: &World,
+    record: &NetworkRecord,
+    wanted: &NetworkSpec,
+    backend: Backend,
+) -> Vec<String> {
     let mut reasons = Vec::new();
-    let in_place = record.backend == backend || record.backend.is_general() && backend.is_general();
+    let general = record.backend.is_general() && backend.is_general();
+    let in_place =
+        record.backend == backend || general && !(backend == Backend::Routed && is_protected(world));
     if !in_place {
         reasons.push(format!("backend {} -> {backend}", record.backend));
     }
@@ -235,7 +253,7 @@ pub(crate) fn moving(
     default: Backend,
 ) -> Moving {
     let backend = wanted.backend.unwrap_or(default);
-    let anew = moves(record, wanted, backend);
+    let anew = moves(world, record, wanted, backend);
     let in_place = (anew.is_empty() && backend != record.backend).then_some((record.backend, backend));
     Moving { anew, in_place, tasks: routes::tasks_on(world, record).count() }
 }
@@ -254,7 +272,7 @@ pub(crate) fn refusal(
         return Some(refusal);
     }
     if let Some(record) = instead_of
-        && moves(record, wanted, backend).is_empty()
+        && moves(world, record, wanted, backend).is_empty()
     {
         return routes_beyond_limit(world, [record])
             .filter(|_| record.backend != backend && backend == Backend::Routed);
@@ -263,7 +281,7 @@ pub(crate) fn refusal(
     let before = instead_of.into_iter().flat_map(|record| {
         world.networks_of(&record.app).filter(|other| other.retired && other.name == record.name)
     });
-    if before.into_iter().any(|other| moves(other, wanted, backend).is_empty()) {
+    if before.into_iter().any(|other| moves(world, other, wanted, backend).is_empty()) {
         return None;
     }
     let networks = || world.networks().map(|network| &**network);
@@ -327,14 +345,16 @@ impl Pass<'_> {
         let current = self.network_named(name).cloned();
         match current {
             Some(network) if network.app != self.app.key => Ok(()),
-            Some(network) if moves(&network, wanted, backend).is_empty() => {
+            Some(network) if moves(self.world, &network, wanted, backend).is_empty() => {
                 self.stay(network, wanted, backend);
                 Ok(())
             }
             Some(old) => {
                 // Back to what it was before, while somebody is still on that.
                 let before = self.world.networks_of(&self.app.key).find(|network| {
-                    network.retired && network.name == *name && moves(network, wanted, backend).is_empty()
+                    network.retired
+                        && network.name == *name
+                        && moves(self.world, network, wanted, backend).is_empty()
                 });
                 match before.map(|network| NetworkRecord::clone(network)) {
                     Some(network) => {

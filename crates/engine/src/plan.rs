@@ -376,6 +376,19 @@ fn in_place_note(to: Backend, tasks: usize) -> String {
     )
 }
 
+/// What happens to the tasks of a network in whose place another one comes.
+fn anew_note(tasks: usize) -> String {
+    let whose = if tasks == 1 {
+        "its task is replaced".to_owned()
+    } else {
+        format!("its {tasks} tasks are replaced one after another")
+    };
+    format!(
+        "{whose}; until all have moved, those that have and those that have not do not reach each other over this network, \
+         nor find each other's names"
+    )
+}
+
 /// What another default of the cluster does to its networks.
 ///
 /// # Errors
@@ -395,13 +408,17 @@ pub fn plan_backend(world: &World, backend: Backend) -> Result<Vec<(AppKey, Oper
         return Err(refusal.to_string());
     }
     let operation = |network: &NetworkRecord| {
-        let Moving { tasks, .. } = network::moving(world, network, &network.spec, backend);
+        let Moving { tasks, anew, .. } = network::moving(world, network, &network.spec, backend);
         Operation {
-            action: Action::Change,
+            action: if anew.is_empty() { Action::Change } else { Action::Replace },
             thing: Thing::Network,
             name: format!("{} of {}", network.name, network.app.name),
             reasons: vec![format!("backend {} -> {backend}", network.backend)],
-            notes: if tasks > 0 { vec![in_place_note(backend, tasks)] } else { Vec::new() },
+            notes: match (tasks, anew.is_empty()) {
+                (0, _) => Vec::new(),
+                (_, true) => vec![in_place_note(backend, tasks)],
+                (_, false) => vec![anew_note(tasks)],
+            },
         }
     };
     Ok(changing.into_iter().map(|network| (network.app.clone(), operation(network))).collect())
@@ -429,8 +446,7 @@ struct Current<'a> {
     revisions: BTreeMap<&'a ServiceName, &'a ServiceRevision>,
     /// Its networks that are not retired.
     networks: BTreeMap<&'a NetworkName, &'a NetworkRecord>,
-    /// The cluster's default.
-    backend: Backend,
+    world: &'a World,
 }
 impl<'a> Current<'a> {
     fn of(world: &'a World, app: &AppKey) -> Self {
@@ -450,7 +466,7 @@ impl<'a> Current<'a> {
                 .filter(|network| !network.retired)
                 .map(|network| (&network.name, &**network))
                 .collect(),
-            backend: world.backend,
+            world,
         }
     }
 
@@ -458,7 +474,8 @@ impl<'a> Current<'a> {
     fn is_made_anew(&self, wanted: &AppSpec, name: &NetworkName) -> bool {
         let wanted = wanted.networks.get(name).filter(|wanted| !wanted.external);
         wanted.zip(self.networks.get(name)).is_some_and(|(wanted, record)| {
-            !network::moves(record, wanted, wanted.backend.unwrap_or(self.backend)).is_empty()
+            let backend = wanted.backend.unwrap_or(self.world.backend);
+            !network::moves(self.world, record, wanted, backend).is_empty()
         })
     }
 }
@@ -494,7 +511,7 @@ impl Plan {
             let old = stored.map(|network| &network.spec);
             let old = old.or_else(|| current.release.and_then(|release| release.spec.networks.get(name)));
             if let Some(because) = network::refusal(world, spec, stored.map(|network| &**network)) {
-                self.refuse_network(name, stored.map(|network| &**network), spec, &because);
+                self.refuse_network(world, name, stored.map(|network| &**network), spec, &because);
             }
             match (old, stored) {
                 (None, _) => {
@@ -533,15 +550,7 @@ impl Plan {
         if !anew.is_empty() {
             self.add(Action::Replace, Thing::Network, name, anew.into_iter().chain(other).collect());
             if tasks > 0 {
-                let whose = if tasks == 1 {
-                    "its task is replaced".into()
-                } else {
-                    format!("its {tasks} tasks are replaced one after another")
-                };
-                self.note(|| format!(
-                    "{whose}; until all have moved, those that have and those that have not do not reach each other over this \
-                     network, nor find each other's names"
-                ));
+                self.note(|| anew_note(tasks));
             }
             return;
         }
@@ -558,6 +567,7 @@ impl Plan {
 
     fn refuse_network(
         &mut self,
+        world: &World,
         name: &NetworkName,
         stored: Option<&NetworkRecord>,
         spec: &NetworkSpec,
@@ -567,7 +577,7 @@ impl Plan {
         let same = spec.subnet.zip(stored).is_some_and(|(wanted, stored)| wanted.trunc() == stored.subnet);
         let what = stored.filter(|_| same).and_then(|stored| {
             let backend = spec.backend.unwrap_or(stored.backend);
-            network::moves(stored, spec, backend).into_iter().next()
+            network::moves(world, stored, spec, backend).into_iter().next()
         });
         self.refusals.push(match what.as_deref().and_then(|what| what.split(' ').next()) {
             Some(what) => PlanRefusal::NetworkFixed { network: name.clone(), what: what.to_owned() },
@@ -998,7 +1008,7 @@ fn fingerprint(current: &Current<'_>, wanted: Option<(&AppSpec, &BTreeMap<Servic
     let services: Vec<_> = current.services.values().collect();
     let networks: Vec<_> =
         current.networks.values().map(|network| (network.id, network.subnet, network.backend)).collect();
-    let networks = (current.backend, networks);
+    let networks = (current.world.backend, networks);
     let bytes = serde_json::to_vec(&(base, services, networks, wanted)).unwrap_or_default();
     hex::encode(&Sha256::digest(bytes)[..16])
 }
@@ -1217,11 +1227,12 @@ fn scale(current: &Current<'_>, numbers: &BTreeMap<ServiceName, u32>) -> Result<
         for record in named(current, std::slice::from_ref(name))? {
             let mode = Mode::Replicated { replicas: *replicas };
             let revision = current.revisions.get(name);
-            let fixed = revision.is_some_and(|revision| {
-                revision.spec.networks.values().any(|attachment| {
-                    attachment.ipv4_address.is_some() || attachment.ipv6_address.is_some()
-                })
-            });
+            let fixed =
+                revision.is_some_and(|revision| {
+                    revision.spec.networks.values().any(|attachment| {
+                        attachment.ipv4_address.is_some() || attachment.ipv6_address.is_some()
+                    })
+                });
             if record.mode == Mode::Global {
                 return Err(PlanRefusal::Global { service: name.clone() });
             }

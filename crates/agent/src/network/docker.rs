@@ -93,12 +93,10 @@ pub fn docker_network_options(
     options.entry(MTU.to_owned()).or_insert_with(|| mtu.to_string());
     let bridge = |option: &str| format!("com.docker.network.bridge.{option}");
     options.insert(bridge("name"), bridge_name(network.vni));
-    if network.backend == Backend::Routed {
-        // Docker would hide every address from other nodes. Ours hides them from the world only.
-        options.insert(bridge("enable_ip_masquerade"), "false".to_owned());
-        if api >= PROTECTS {
-            options.insert(bridge("gateway_mode_ipv4"), "nat-unprotected".to_owned());
-        }
+    // Otherwise the same for all backends between which a network changes while containers are on it: where Docker hides too much, the
+    // node's own rules come first (`firewall`).
+    if network.backend == Backend::Routed && api >= PROTECTS {
+        options.insert(bridge("gateway_mode_ipv4"), "nat-unprotected".to_owned());
     }
     Ok(DockerNetwork {
         name: network.name.clone(),

@@ -54,6 +54,11 @@ pub(super) fn rules(networks: &BTreeMap<u32, WantedNetwork>) -> Option<Rules> {
                 "\n    oifname != \"{bridge}\" ip saddr {subnet} ip daddr != {subnet} masquerade"
             );
         }
+        // Keeps the address that it has, so that Docker's rule, which comes later, does not hide it from the other nodes.
+        let _ = write!(
+            out,
+            "\n    oifname != \"{bridge}\" ip saddr {subnet} ip daddr {subnet} snat ip to ip saddr"
+        );
         let within = format!("-A {CHAIN} -s {subnet} -d {subnet}");
         let _ = write!(
             iptables,

@@ -206,7 +206,11 @@ pub(super) async fn doctor(
                 problems.extend(wharf_engine::host_conflicts(&inner.world, node.record.id));
                 let behind = !problems.is_empty();
                 for problem in problems {
-                    findings.push(finding("problem", &subject, problem, None));
+                    let (problem, hint) = match problem.split_once("; hint: ") {
+                        Some((problem, hint)) => (problem.to_owned(), Some(hint.to_owned())),
+                        None => (problem, None),
+                    };
+                    findings.push(finding("problem", &subject, problem, hint));
                 }
                 if !behind {
                     let engine = node.facts().and_then(|facts| facts.engine.as_ref());
