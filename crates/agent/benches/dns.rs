@@ -250,9 +250,10 @@ fn changes(goals: &mut Vec<String>) -> Result<(), Error> {
     // As an agent meets them that is told of each change before the last one was acknowledged.
     publish(0);
     let tables: Vec<_> = (1..=SERVICES).map(cluster).collect();
+    let sources = Sources::new();
     let since = Instant::now();
     runtime.block_on(futures::future::join_all(nodes.iter().map(|(process, _)| async {
-        let each = tables.iter().map(|table| process.publish(table, &Sources::new()));
+        let each = tables.iter().map(|table| process.publish(table, &sources));
         futures::future::join_all(each).await;
         while process.version() != Some(Revision(SERVICES.into())) {
             tokio::task::yield_now().await;
