@@ -16,6 +16,8 @@ const SMALLEST: u16 = 20 + 8 + MARK;
 const MARK: u16 = 8;
 /// An echo request is given up after so many.
 const TRIES: u32 = 3;
+/// The kernel takes less than a microsecond for no limit at all.
+const LEAST: Duration = Duration::from_millis(1);
 /// Sent between two looks at what came back, so that neither queue overflows.
 const BURST: usize = 64;
 
@@ -94,7 +96,7 @@ fn receive(
     let mut buffer = vec![0_u8; 65_536];
     while outcomes.iter().any(|outcome| matches!(outcome, Ok(None))) {
         let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
+        if left.is_zero() || socket.set_read_timeout(Some(left.max(LEAST))).is_err() {
             return;
         }
         let length = match (&mut &*socket).read(&mut buffer) {
@@ -222,7 +224,7 @@ pub(super) fn echo6(from: Option<Ipv6Addr>, to: Ipv6Addr, patience: Duration) ->
             if left.is_zero() {
                 break;
             }
-            socket.set_read_timeout(Some(left))?;
+            socket.set_read_timeout(Some(left.max(LEAST)))?;
             let mut buffer = [MaybeUninit::<u8>::uninit(); 128];
             let Ok((length, sender)) = socket.recv_from(&mut buffer) else { break };
             let is_from = sender.as_socket_ipv6().is_some_and(|sender| *sender.ip() == to);

@@ -207,19 +207,33 @@ fn networks_of(tables: &Tables, member: &Member) -> Vec<NetworkId> {
         .unwrap_or_default()
 }
 
-/// What the server says a node's responder has to answer on a network. Names that the asker has on another network as well are left
-/// out: it may be answered with either.
+/// What the server says a node's responder has to answer to its asker, of the names of a network. Who is on several networks is
+/// answered with the first of them, in its own order, that has the name with an address. Names that lead outside are left out.
 fn truth(tables: &Tables, node: NodeId, network: NetworkId) -> BTreeMap<String, Vec<Ipv4Addr>> {
     let Some(dns) = tables.sets.get(&node).map(|set| &set.dns) else { return BTreeMap::new() };
-    let mut names = dns.networks.get(&network).cloned().unwrap_or_default();
-    let others = asker(tables, node, network).map(|member| networks_of(tables, member)).unwrap_or_default();
-    for other in others.iter().filter(|other| **other != network) {
-        let ambiguous = dns.networks.get(other).map(BTreeMap::keys).into_iter().flatten();
-        let outside = dns.externals.get(other).map(BTreeMap::keys).into_iter().flatten();
-        ambiguous.chain(outside).for_each(|name| drop(names.remove(name)));
+    let mut order =
+        asker(tables, node, network).map(|member| networks_of(tables, member)).unwrap_or_default();
+    if order.is_empty() {
+        order.push(network);
     }
-    names.values_mut().for_each(|addresses| addresses.sort_unstable());
-    names
+    let outside =
+        |id: &NetworkId, name: &String| dns.externals.get(id).is_some_and(|names| names.contains_key(name));
+    let answer = |name: &String| {
+        for id in &order {
+            if outside(id, name) {
+                return None;
+            }
+            let addresses = dns.networks.get(id).and_then(|names| names.get(name));
+            if let Some(addresses) = addresses.filter(|addresses| !addresses.is_empty()) {
+                let mut addresses = addresses.clone();
+                addresses.sort_unstable();
+                return Some(addresses);
+            }
+        }
+        Some(Vec::new())
+    };
+    let names = dns.networks.get(&network).map(BTreeMap::keys).into_iter().flatten();
+    names.filter_map(|name| Some((name.clone(), answer(name)?))).collect()
 }
 
 /// Connections to nodes that answered no echo request: some networks answer none.
@@ -282,7 +296,7 @@ fn wrong_names(tables: &Tables, evidence: &Evidence) -> Vec<WrongName> {
         let Some(right) = truth.get(name) else { continue };
         let said = match answer {
             NameAnswer::Addresses(said) if said == right => continue,
-            NameAnswer::Addresses(said) if is_virtual(tables, (node, network), name, said) => continue,
+            NameAnswer::Addresses(said) if is_virtual(tables, node, name, said) => continue,
             NameAnswer::Addresses(said) => list(said),
             NameAnswer::Code(code) => code.clone(),
             NameAnswer::Silent => "nothing".to_owned(),
@@ -294,10 +308,10 @@ fn wrong_names(tables: &Tables, evidence: &Evidence) -> Vec<WrongName> {
 }
 
 /// Whether an answer is a service's virtual address, which tasks get that can use it.
-fn is_virtual(tables: &Tables, (node, network): (NodeId, NetworkId), name: &str, said: &[Ipv4Addr]) -> bool {
-    let vips = tables.sets.get(&node).and_then(|set| set.dns.vips.get(&network));
-    let service = said.first().and_then(|address| vips?.get(address));
-    said.len() == 1 && service.is_some_and(|service| service.names.contains(name))
+fn is_virtual(tables: &Tables, node: NodeId, name: &str, said: &[Ipv4Addr]) -> bool {
+    let mut vips = tables.sets.get(&node).into_iter().flat_map(|set| set.dns.vips.values());
+    let leads = |service: &wharf_model::VirtualService| service.names.contains(name);
+    said.len() == 1 && vips.any(|vips| vips.get(&said[0]).is_some_and(leads))
 }
 
 /// The names to ask again: what was wrong may only have been late.
@@ -1065,4 +1079,261 @@ fn count(number: usize, what: &str) -> String {
 
 fn thousandths(micros: u64) -> String {
     format!("{}.{:02}", micros / 1000, micros % 1000 / 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use wharf_model::{
+        AssignmentSet, DnsTable, Mac, NetworkAssignment, NetworkRecord, NetworkSpec, Revision, RouteTable,
+        mac_for,
+    };
+
+    use super::{
+        super::tables::{NetworkRow, NodeRow},
+        *,
+    };
+
+    fn node(n: u8) -> NodeId {
+        NodeId::from_parts(1, [n; 10])
+    }
+
+    fn network() -> NetworkId {
+        NetworkId::from_parts(1, [9; 10])
+    }
+
+    fn task(n: u8) -> TaskId {
+        TaskId::from_parts(1, [n; 10])
+    }
+
+    fn on(n: u8) -> Ipv4Addr {
+        [10, 192, 0, n].into()
+    }
+
+    /// Three nodes with one network, and a task on each.
+    fn tables() -> Tables {
+        let mut tables = Tables::default();
+        let app = wharf_model::AppKey { environment: "prod".parse().unwrap(), name: "shop".parse().unwrap() };
+        let subnet = "10.192.0.0/20".parse().unwrap();
+        let record = NetworkRecord {
+            id: network(),
+            app: app.clone(),
+            name: "default".parse().unwrap(),
+            spec: NetworkSpec::default(),
+            vni: 2,
+            subnet,
+            gateways: BTreeMap::new(),
+            backend: Backend::Vxlan,
+            blocks: BTreeMap::new(),
+            vips: BTreeMap::new(),
+            retired: false,
+            subnet6: None,
+        };
+        let mut members = Vec::new();
+        for n in 1..=3 {
+            let row = NodeRow {
+                name: format!("n{n}"),
+                address: Some(Ipv4Addr::new(10, 0, 0, n).into()),
+                state: NodeState::Ready,
+                reason: String::new(),
+                draining: false,
+                live_restore: Some(true),
+            };
+            tables.nodes.insert(node(n), row);
+            members.push(Member {
+                address: on(n),
+                mac: Mac(mac_for(on(n))),
+                task: task(n),
+                name: format!("shop-web-{n}"),
+                service: wharf_model::ServiceKey { app: app.clone(), name: "web".parse().unwrap() },
+                node: node(n),
+                phase: Phase::Running,
+                ready: true,
+                stop: None,
+                ports: vec![(80, Protocol::Tcp)],
+            });
+            let names = [("web".to_owned(), vec![on(3), on(1), on(2)])].into();
+            let assignment = NetworkAssignment::new(network(), "shop_default", 2, subnet, on(250 + n));
+            tables.sets.insert(
+                node(n),
+                AssignmentSet {
+                    epoch: 1,
+                    revision: Revision(7),
+                    node: node(n),
+                    tasks: BTreeMap::new(),
+                    networks: [(network(), assignment)].into(),
+                    volumes: BTreeMap::new(),
+                    removed_volumes: Vec::new(),
+                    dns: DnsTable { networks: [(network(), names)].into(), ..DnsTable::default() },
+                    routes: RouteTable::default(),
+                    wireguard: None,
+                },
+            );
+        }
+        let row = NetworkRow { record: Arc::new(record), name: "shop_default".into(), members };
+        tables.networks.insert(network(), row);
+        tables
+    }
+
+    /// Nodes that are all well, and every probe answered as it should be, except as `spoil` says.
+    fn examined(tables: &Tables, spoil: impl Fn(NodeId, &Purpose) -> Option<Outcome>) -> Evidence {
+        let mut evidence = Evidence::default();
+        for node in tables.sets.keys() {
+            let look = Look { uplink: Some(("eth0".into(), 1500)), vxlan_port: 4790, ..Look::default() };
+            evidence.looks.insert(*node, look);
+        }
+        let right = |purpose: &Purpose, from: NodeId| match purpose {
+            Purpose::UnderlaySize { .. } => Outcome::Largest { of: 1500, bytes: 1500 },
+            Purpose::GatewaySize { .. } => Outcome::Largest { of: 1450, bytes: 1450 },
+            Purpose::Names { network, names, .. } => {
+                let truth = truth(tables, from, *network);
+                Outcome::Names(names.iter().map(|name| NameAnswer::Addresses(truth[name].clone())).collect())
+            }
+            _ => Outcome::Answered(100),
+        };
+        for (from, probes) in plan(tables, &evidence, Depth::Whole) {
+            for (purpose, _) in probes {
+                let outcome = spoil(from, &purpose).unwrap_or_else(|| right(&purpose, from));
+                evidence.probes.push((from, purpose, outcome));
+            }
+        }
+        evidence
+    }
+
+    fn judged(tables: &Tables, evidence: &Evidence) -> Vec<NetworkTodo> {
+        let report = report(tables, evidence, Depth::Whole);
+        assert_eq!(report.networks[0].healthy, report.todo.is_empty(), "{report:#?}");
+        report.todo
+    }
+
+    /// Whether a probe is from one of two nodes to the other, or to a task on it.
+    fn is_between(from: NodeId, purpose: &Purpose, pair: (NodeId, NodeId)) -> bool {
+        let to = match purpose {
+            Purpose::Gateway { to, .. } | Purpose::GatewaySize { to, .. } => *to,
+            Purpose::Task { to, .. } | Purpose::Inside { to, .. } | Purpose::Port { to, .. } => {
+                (1..=3).find(|n| task(*n) == *to).map(node).unwrap()
+            }
+            _ => return false,
+        };
+        (from, to) == pair || (to, from) == pair
+    }
+
+    #[test]
+    fn a_network_that_is_well_has_nothing_to_do() {
+        let tables = tables();
+        let evidence = examined(&tables, |_, _| None);
+        assert!(judged(&tables, &evidence).is_empty());
+        let pairs =
+            evidence.probes.iter().filter(|(_, why, _)| matches!(why, Purpose::Gateway { .. })).count();
+        assert_eq!(pairs, 6, "every ordered pair is tried");
+    }
+
+    #[test]
+    fn a_blocked_direction_is_told_once_and_with_the_command() {
+        let tables = tables();
+        let pair = (node(1), node(2));
+        let mut evidence =
+            examined(&tables, |from, purpose| is_between(from, purpose, pair).then_some(Outcome::Silent));
+        assert_eq!(silent_tunnels(&evidence), [(network(), node(1), node(2))].into());
+        for (from, to) in [(node(1), node(2)), (node(2), node(1))] {
+            evidence.listened.insert((network(), from, to));
+        }
+        evidence.heard.insert((network(), node(2), node(1)));
+        let todo = judged(&tables, &evidence);
+        assert_eq!(todo.len(), 1, "{todo:#?}");
+        assert!(todo[0].problem.starts_with("UDP port 4790 from n1 to n2 is blocked"), "{todo:#?}");
+        assert_eq!(todo[0].node.as_deref(), Some("n2"));
+        assert_eq!(
+            todo[0].command.as_deref(),
+            Some("iptables -I INPUT -s 10.0.0.1 -p udp --dport 4790 -j ACCEPT")
+        );
+    }
+
+    #[test]
+    fn machines_that_do_not_reach_each_other_are_no_blocked_port() {
+        let tables = tables();
+        let pair = (node(1), node(2));
+        let evidence = examined(&tables, |from, purpose| {
+            let underlay = match purpose {
+                Purpose::Underlay { to } => (from, *to) == pair || (*to, from) == pair,
+                _ => false,
+            };
+            (underlay || is_between(from, purpose, pair)).then_some(Outcome::Silent)
+        });
+        assert!(silent_tunnels(&evidence).is_empty(), "nothing to find out");
+        let todo = judged(&tables, &evidence);
+        assert_eq!(todo.len(), 1, "{todo:#?}");
+        assert!(todo[0].problem.contains("do not reach each other at all"), "{todo:#?}");
+    }
+
+    #[test]
+    fn a_task_that_answers_nobody_is_told_once() {
+        let tables = tables();
+        let evidence = examined(&tables, |_, purpose| match purpose {
+            Purpose::Task { to, .. } | Purpose::Inside { to, .. } | Purpose::Port { to, .. }
+                if *to == task(3) =>
+            {
+                Some(Outcome::Silent)
+            }
+            _ => None,
+        });
+        let todo = judged(&tables, &evidence);
+        assert_eq!(todo.len(), 1, "{todo:#?}");
+        assert!(todo[0].problem.contains("shop-web-3 (10.192.0.3) on n3 answers nobody"), "{todo:#?}");
+    }
+
+    #[test]
+    fn a_stale_name_is_told_with_both_answers_and_asked_again_first() {
+        let tables = tables();
+        let mut evidence = examined(&tables, |from, purpose| match purpose {
+            Purpose::Names { names, .. } if from == node(2) => {
+                Some(Outcome::Names(vec![NameAnswer::Addresses(vec![on(1)]); names.len()]))
+            }
+            _ => None,
+        });
+        let todo = judged(&tables, &evidence);
+        assert_eq!(todo.len(), 1, "{todo:#?}");
+        let wanted = "for `web` it says 10.192.0.1, and the server 10.192.0.1, 10.192.0.2, 10.192.0.3";
+        assert!(todo[0].problem.contains(wanted), "{todo:#?}");
+        let again = plan_names_again(&tables, &evidence);
+        assert_eq!(again.keys().copied().collect::<Vec<_>>(), [node(2)]);
+        for (purpose, _) in again.into_values().flatten() {
+            let right = NameAnswer::Addresses(vec![on(1), on(2), on(3)]);
+            evidence.probes.push((node(2), purpose, Outcome::Names(vec![right])));
+        }
+        assert!(judged(&tables, &evidence).is_empty(), "what is right the second time was only late");
+    }
+
+    #[test]
+    fn a_route_in_the_way_and_a_smaller_interface_are_named_with_their_machine() {
+        let tables = tables();
+        let mut evidence = examined(&tables, |_, _| None);
+        let look = evidence.looks.get_mut(&node(2)).unwrap();
+        look.routes = vec![
+            ("10.192.4.0/24".parse().unwrap(), "tun0".into()),
+            ("10.0.0.0/24".parse().unwrap(), "eth0".into()),
+        ];
+        evidence.looks.get_mut(&node(3)).unwrap().uplink = Some(("eth0".into(), 1400));
+        let todo = judged(&tables, &evidence);
+        assert_eq!(todo.len(), 2, "{todo:#?}");
+        let commands: BTreeSet<_> =
+            todo.iter().map(|todo| (todo.node.clone().unwrap(), todo.command.clone().unwrap())).collect();
+        let wanted = [("n2", "ip route del 10.192.4.0/24 dev tun0"), ("n3", "ip link set dev eth0 mtu 1500")];
+        assert_eq!(commands, wanted.map(|(node, command)| (node.to_owned(), command.to_owned())).into());
+    }
+
+    #[test]
+    fn a_path_that_carries_less_than_its_interfaces_say_is_told() {
+        let tables = tables();
+        let evidence = examined(&tables, |from, purpose| match purpose {
+            Purpose::UnderlaySize { to } if (from, *to) == (node(1), node(2)) => {
+                Some(Outcome::Largest { of: 1500, bytes: 1380 })
+            }
+            _ => None,
+        });
+        let todo = judged(&tables, &evidence);
+        assert_eq!(todo.len(), 1, "{todo:#?}");
+        assert_eq!(todo[0].command.as_deref(), Some("ip link set dev eth0 mtu 1380"));
+    }
 }

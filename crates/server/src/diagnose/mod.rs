@@ -96,7 +96,8 @@ pub(crate) async fn examine(
     make(context, planned, &mut evidence, "probes", tell).await;
     let planned = judge::plan_tcp(tables, &evidence);
     make(context, planned, &mut evidence, "silent nodes", tell).await;
-    one_way(context, tables, &mut evidence, tell).await;
+    // What was heard by then counts.
+    let _ = tokio::time::timeout(LISTENING * 5, one_way(context, tables, &mut evidence, tell)).await;
     ask_again(context, tables, &mut evidence).await;
     evidence
 }
@@ -164,7 +165,12 @@ async fn probe_chunk(context: &Context, node: NodeId, chunk: &[(Purpose, Probe)]
     let probes: Vec<Probe> = chunk.iter().map(|(_, probe)| probe.clone()).collect();
     let timeout = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
     let answer = match context.sessions.get(node) {
-        Ok(session) => session.probe(&ProbeRequest { probes, timeout }).await.map_err(|error| chain(&error)),
+        Ok(session) => {
+            match tokio::time::timeout(ANSWER, session.probe(&ProbeRequest { probes, timeout })).await {
+                Ok(answer) => answer.map_err(|error| chain(&error)),
+                Err(_late) => Err("its agent did not answer in time".to_owned()),
+            }
+        }
         Err(_) => Err("its agent is not connected".to_owned()),
     };
     let purposes = chunk.iter().map(|(purpose, _)| purpose.clone());
