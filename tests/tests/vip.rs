@@ -99,12 +99,12 @@ fn one_address_per_service_and_published_ports_that_keep_their_clients() {
         Ok(())
     });
 
-    // What others delete is back, in containers and on the nodes.
+    // What others delete is back, in containers and on the nodes. (All of a container's rules would be the engine's resolver as well.)
     let flush = |node: u8| -> Result<()> {
         let machine = fleet.node(node);
         let id = machine.run(["docker", "ps", "-q", "--filter", "name=asker"])?;
         let pid = machine.run(["docker", "inspect", "-f", "{{.State.Pid}}", id.trim()])?;
-        machine.run(["nsenter", "-n", "-t", pid.trim(), "nft", "flush", "ruleset"])?;
+        machine.run(["nsenter", "-n", "-t", pid.trim(), "nft", "delete", "table", "ip", "wharf"])?;
         machine.run(["nft", "delete", "table", "ip", "wharf_entry"]).map(drop)
     };
     flush(2).expect("it can be deleted");

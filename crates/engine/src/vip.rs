@@ -191,4 +191,30 @@ mod tests {
             cluster.waiting()
         );
     }
+    #[test]
+    fn gateways_keep_clients_where_the_task_says_that_it_can_answer_them() {
+        let mut cluster = Cluster::of(2);
+        let spec = |internal| {
+            let mut spec = app(&[("web", published(service("web"), 8080, PublishMode::Ingress))]);
+            let network = NetworkSpec { internal, ..NetworkSpec::default() };
+            spec.networks.insert("default".parse().unwrap(), network);
+            spec
+        };
+        cluster.up(&spec(false));
+        cluster.settle();
+        let set = |cluster: &Cluster| Assigner::new(&cluster.world).for_node(node_id(1));
+        let network = cluster.world.networks().next().unwrap().clone();
+        let entry = network.gateways[&node_id(1)];
+        let only_gateways: std::collections::BTreeSet<_> = [entry].into();
+        assert_eq!(set(&cluster).networks[&network.id].entries, only_gateways, "n2 is no gateway");
+        let keeps = |cluster: &Cluster| set(cluster).routes.routes[0].endpoints[0].keeps_client;
+        assert!(!keeps(&cluster), "the task has not said so");
+        let task = cluster.ready("web").remove(0);
+        let status = TaskStatus { entries: only_gateways, sequence: 99, ..task.status.clone() };
+        cluster.world.set_task_status(task.id, status);
+        assert!(keeps(&cluster));
+        cluster.up(&spec(true));
+        cluster.settle();
+        assert!(set(&cluster).networks.values().all(|network| network.entries.is_empty()), "internal");
+    }
 }
