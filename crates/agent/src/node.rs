@@ -27,8 +27,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
-    AssignmentSet, Backend, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, Phase, PullPolicy,
-    RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId, WireguardAssignment, WireguardFacts,
+    AssignmentSet, Backend, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, Phase,
+    PullPolicy, RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId, WireguardAssignment, WireguardFacts,
 };
 use wharf_process::{Clock, Tasks, blocking, errors};
 
@@ -734,7 +734,8 @@ impl Inner {
     ) {
         let mut problems = self.prepare(set, unready).await;
         // What a newer set wants must not be removed by this one; its own turn comes next.
-        let is_latest = self.held().is_some_and(|held| (held.epoch, held.revision) == (set.epoch, set.revision));
+        let is_latest =
+            self.held().is_some_and(|held| (held.epoch, held.revision) == (set.epoch, set.revision));
         if is_latest {
             problems.extend(self.clean_up(set, tasks).await);
         }

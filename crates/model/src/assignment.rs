@@ -11,9 +11,9 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Backend, EndpointSpec, ExternalHost, FileMount, Generation, Image, Ipv6Addresses, Mac, NetworkId, NetworkMode,
-    NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId, TaskStatus,
-    VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
+    Backend, EndpointSpec, ExternalHost, FileMount, Generation, Image, Ipv6Addresses, Mac, NetworkId,
+    NetworkMode, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId,
+    TaskStatus, VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
 };
 
 /// Everything one node should do.

@@ -103,8 +103,7 @@ impl Zone {
     /// The names of `table`. `seed` says which addresses are first at first: not the same ones on every node.
     pub(super) fn new(table: &DnsTable, sources: &Sources, seed: u32) -> Self {
         let DnsTable { version, networks, externals, hosts, ports, ipv6, vips, programmed } = table;
-        let mut zone =
-            Self { version: Some(*version), programmed: programmed.clone(), ..Self::default() };
+        let mut zone = Self { version: Some(*version), programmed: programmed.clone(), ..Self::default() };
         for (id, ipv6) in ipv6 {
             zone.network(*id).ipv6 = Some(Arc::new(ipv6.clone()));
         }
@@ -139,7 +138,8 @@ impl Zone {
             for (address, service) in vips {
                 into.hosts.extend(wire::name(&service.name).map(|name| (*address, name)));
                 // It has no IPv6 address.
-                let entry = || Entry::Tasks(Addresses { all: [*address].into(), turn: seed.into(), ipv6: None });
+                let entry =
+                    || Entry::Tasks(Addresses { all: [*address].into(), turn: seed.into(), ipv6: None });
                 let names = service.names.iter().filter_map(|name| wire::name(name));
                 into.virtuals.extend(names.map(|name| (name, entry())));
             }

@@ -150,7 +150,10 @@ fn show_defaults(found: &v1::NetworkDefaults, out: &Output) -> Result<Exit> {
         out.data(&format!("routes       made by `{} sync`, at most {limit}", command.join(" ")))?;
         let programmed = found.routes_programmed.unwrap_or_default();
         let error = found.routes_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-        out.data(&format!("             {programmed} of {} there{error}", found.routes_wanted.unwrap_or_default()))?;
+        out.data(&format!(
+            "             {programmed} of {} there{error}",
+            found.routes_wanted.unwrap_or_default()
+        ))?;
     }
     Ok(Exit::Done)
 }
