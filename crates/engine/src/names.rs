@@ -99,16 +99,19 @@ impl Names {
         if task.status.phase >= Phase::Running {
             of_network.running.entry(task.service.clone()).or_default().insert(address, ready);
         }
+        let service = task.service.name.as_str();
+        let slot = (task.slot != Slot(0)).then(|| format!("{service}.{}", task.slot));
+        let own = slot.into_iter().chain([task.name()]);
         if !ready {
+            // They are ours although they lead nowhere yet: nobody asks for them elsewhere.
+            for name in own {
+                of_network.addresses.entry(name.to_ascii_lowercase()).or_default();
+            }
             return;
         }
-        let service = task.service.name.as_str();
         let attachment = spec.networks.get(network.0).cloned().unwrap_or_default();
         let mut names = service_names(service, &task.service.app, spec, &attachment);
-        names.push(task.name());
-        if task.slot != Slot(0) {
-            names.push(format!("{service}.{}", task.slot));
-        }
+        names.extend(own);
         for name in names {
             of_network.addresses.entry(name.to_ascii_lowercase()).or_default().push(address);
         }
