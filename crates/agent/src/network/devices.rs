@@ -99,7 +99,8 @@ impl Devices {
         let (wanted, elsewhere, ids, refused) = Default::default();
         let (firewall, firewall6) = Default::default();
         let local = BTreeMap::new();
-        let state = Mutex::new(State { netlink, wanted, elsewhere, ids, refused, firewall, firewall6, local });
+        let state =
+            Mutex::new(State { netlink, wanted, elsewhere, ids, refused, firewall, firewall6, local });
         let (tunnel, concern) = Default::default();
         Ok(Self { shared: Arc::new(Shared { node, vxlan_port, tunnel, concern, state }) })
     }

@@ -159,8 +159,9 @@ pub(super) fn our_route(message: &RouteMessage) -> Option<(Ipv4Net, Route)> {
         }
     }
     let to = Ipv4Net::new(to, header.destination_prefix_length).ok()?;
-    // One without a next hop is wrong, and is replaced.
-    let hop = next_hop(message).unwrap_or(Hop { via: IpAddr::V4(Ipv4Addr::UNSPECIFIED), device: 0 });
+    // One without a next hop leads to what is on this node.
+    let here = || Hop { via: Ipv4Addr::UNSPECIFIED.into(), device: device(message).unwrap_or_default() };
+    let hop = next_hop(message).unwrap_or_else(here);
     Some((to, Route { hop, source }))
 }
 
@@ -789,15 +790,19 @@ fn route_message(to: Ipv4Net, route: &Route) -> RouteMessage {
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
     let via = match route.hop.via {
-        IpAddr::V4(address) => RouteAttribute::Gateway(RouteAddress::Inet(address)),
-        IpAddr::V6(address) => RouteAttribute::Via(RouteVia::Inet6(address)),
+        IpAddr::V4(address) if address.is_unspecified() => None,
+        IpAddr::V4(address) => Some(RouteAttribute::Gateway(RouteAddress::Inet(address))),
+        IpAddr::V6(address) => Some(RouteAttribute::Via(RouteVia::Inet6(address))),
     };
+    if via.is_none() {
+        message.header.scope = RouteScope::Link;
+    }
     message.attributes = vec![
         RouteAttribute::Destination(RouteAddress::Inet(to.network())),
         RouteAttribute::PrefSource(RouteAddress::Inet(route.source)),
-        via,
         RouteAttribute::Oif(route.hop.device),
     ];
+    message.attributes.extend(via);
     message
 }
 

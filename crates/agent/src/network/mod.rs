@@ -12,8 +12,8 @@
 mod devices;
 mod docker;
 mod firewall;
-mod hosts;
 mod firewall6;
+mod hosts;
 mod kernel;
 mod members;
 pub(crate) mod netlink;
@@ -352,7 +352,9 @@ impl KernelNetwork {
     pub async fn publish(&self, table: &DnsTable, sources: &Sources) -> bool {
         let mut local = BTreeMap::<_, BTreeSet<_>>::new();
         for (address, networks) in sources {
-            networks.iter().for_each(|network| drop(local.entry(*network).or_default().insert(*address)));
+            for network in networks {
+                local.entry(*network).or_default().insert(*address);
+            }
         }
         if self.devices.set_local(local).await
             && let Err(error) = self.mend().await

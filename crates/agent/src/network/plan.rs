@@ -51,7 +51,7 @@ pub(super) type Underlays = BTreeMap<u32, Underlay>;
 /// Where packets for another node go first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hop {
-    /// The node itself, or the router before it.
+    /// The node itself, or the router before it; unspecified for what is on this node.
     pub(super) via: IpAddr,
     /// The interface towards it.
     pub(super) device: u32,
@@ -84,6 +84,8 @@ pub(super) struct WantedNetwork {
     pub(super) parent: Option<String>,
     /// With [`Backend::Routed`]: which node has which part.
     pub(super) parts: BTreeMap<Ipv4Net, IpAddr>,
+    /// With [`Backend::Routed`]: what is on this node although it is in a part of another one.
+    pub(super) own: BTreeSet<Ipv4Net>,
     /// Addresses that live on other nodes, their hardware addresses, and the nodes.
     pub(super) peers: BTreeMap<Ipv4Addr, (Mac, IpAddr)>,
     /// The bridge's IPv6 address and the length of that prefix, if the network has one.
@@ -114,6 +116,7 @@ impl From<&NetworkAssignment> for WantedNetwork {
             prefix: network.subnet.prefix_len(),
             parent: network.parent.clone(),
             parts: parts(network),
+            own: own(network),
             peers,
             gateway6,
             addresses6,
@@ -132,6 +135,15 @@ fn parts(network: &NetworkAssignment) -> BTreeMap<Ipv4Net, IpAddr> {
     let single = network.peers.iter().filter(|peer| !in_range(peer));
     let single = single.map(|peer| (Ipv4Net::from(peer.address), peer.node));
     ranges().map(|it| (it.block.trunc(), it.node)).chain(single).collect()
+}
+
+/// What of a routed network is on this node inside of another node's range: it would be sought there.
+fn own(network: &NetworkAssignment) -> BTreeSet<Ipv4Net> {
+    let is_inside = |block: &&Ipv4Net| {
+        network.remote_blocks.iter().any(|it| it.block != **block && it.block.contains(*block))
+    };
+    let routed = network.blocks.iter().filter(|_| network.backend == Backend::Routed);
+    routed.filter(is_inside).map(Ipv4Net::trunc).collect()
 }
 
 impl WantedNetwork {
@@ -156,12 +168,22 @@ impl WantedNetwork {
         }
     }
 
-    /// The routes that lead to its other parts. A node that cannot be reached at all has none.
-    pub(super) fn routes(&self, hops: &BTreeMap<IpAddr, Hop>) -> BTreeMap<Ipv4Net, Route> {
+    /// The routes that lead to its other parts, and to what of them is on this node's bridge, once there is one. A node that cannot be
+    /// reached at all has none.
+    pub(super) fn routes(
+        &self,
+        hops: &BTreeMap<IpAddr, Hop>,
+        bridge: Option<u32>,
+    ) -> BTreeMap<Ipv4Net, Route> {
         let route = |(part, node): (&Ipv4Net, &IpAddr)| {
             Some((*part, Route { hop: *hops.get(node)?, source: self.gateway }))
         };
-        self.parts.iter().filter_map(route).collect()
+        let own = |(to, device): (&Ipv4Net, u32)| {
+            let hop = Hop { via: Ipv4Addr::UNSPECIFIED.into(), device };
+            (*to, Route { hop, source: self.gateway })
+        };
+        let own = bridge.into_iter().flat_map(|bridge| self.own.iter().map(move |to| (to, bridge))).map(own);
+        self.parts.iter().filter_map(route).chain(own).collect()
     }
 
     /// What the bridge has.
@@ -346,7 +368,8 @@ fn plan_stale_routes(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual, pla
     let routed = || wanted.iter().filter(|(_, network)| network.backend == Backend::Routed);
     for (to, there) in &actual.routes {
         let of = routed().find(|(_, network)| network.subnet().contains(to));
-        let right = of.and_then(|(_, network)| network.routes(&actual.hops).get(to).copied());
+        let bridge = of.and_then(|(vni, _)| actual.bridges.get(vni)).map(|bridge| bridge.index);
+        let right = of.and_then(|(_, network)| network.routes(&actual.hops, bridge).get(to).copied());
         // A single wrong one is replaced in one step.
         let replaced = right.is_some() && there.len() == 1;
         let wrong = there.iter().filter(|route| Some(**route) != right && !replaced);
@@ -367,7 +390,7 @@ fn plan_routes(
     if !bridge.is_some_and(|bridge| bridge.answers_for_others && actual.forwarding.contains(&bridge.index)) {
         out.push(Operation::AnswerForOthers);
     }
-    let routes = network.routes(&actual.hops);
+    let routes = network.routes(&actual.hops, bridge.map(|bridge| bridge.index));
     let devices: BTreeSet<u32> =
         routes.values().map(|route| route.hop.device).chain([underlay.device]).collect();
     let closed = devices.difference(&actual.forwarding);

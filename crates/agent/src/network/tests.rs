@@ -261,6 +261,7 @@ fn network(gateway: u8) -> WantedNetwork {
         prefix: 20,
         parent: None,
         parts: BTreeMap::new(),
+        own: BTreeSet::new(),
         peers: BTreeMap::new(),
         gateway6: None,
         addresses6: BTreeMap::new(),
@@ -537,6 +538,13 @@ fn an_address_outside_of_its_nodes_parts_has_a_route_of_its_own() {
     let parts = [("10.192.0.7/32", 2), ("10.192.0.64/26", 2), ("10.192.0.67/32", 3)];
     let parts = parts.map(|(part, on)| (net(part), node(on)));
     assert_eq!(WantedNetwork::from(&assigned).parts, BTreeMap::from(parts));
+    // One that stayed here when the other node got the range: it is not sought there.
+    assigned.blocks = vec![net("10.192.0.128/26"), net("10.192.0.70/32")];
+    let wanted = WantedNetwork::from(&assigned);
+    assert_eq!(wanted.own, BTreeSet::from([net("10.192.0.70/32")]));
+    let here = Route { hop: Hop { via: Ipv4Addr::UNSPECIFIED.into(), device: 9 }, source: address(1) };
+    let routes = wanted.routes(&BTreeMap::new(), Some(9));
+    assert_eq!(routes, BTreeMap::from([(net("10.192.0.70/32"), here)]));
 }
 
 #[test]

@@ -129,7 +129,10 @@ impl Concern {
     }
 
     fn route(&self, to: Ipv4Net) -> Option<Route> {
-        self.wanted.values().find_map(|network| network.routes(&self.hops).get(&to).copied())
+        self.wanted.iter().find_map(|(vni, network)| {
+            let bridge = self.bridges.iter().find(|(_, of)| *of == vni).map(|(index, _)| *index);
+            network.routes(&self.hops, bridge).get(&to).copied()
+        })
     }
 }
 

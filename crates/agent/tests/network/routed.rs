@@ -204,6 +204,30 @@ fn a_container_on_two_routed_networks_reaches_both_elsewhere() {
 }
 
 #[test]
+fn a_container_that_stays_while_its_range_becomes_another_nodes_is_found_where_it_is() {
+    if !can_run() {
+        return;
+    }
+    let it = routed_pair();
+    // As after a change from VXLAN: an address of the second node's range, on the first node.
+    let left = on(100, 80);
+    let single = ipnet::Ipv4Net::from(left);
+    let (mut on_one, mut on_two) = (routed(100, 1, &[(2, &it.two)]), routed(100, 2, &[(1, &it.one)]));
+    on_one.blocks.push(single);
+    on_two.remote_blocks.push(RemoteBlock { block: single, node: it.one.address });
+    prepare(&it.one, &[on_one.clone(), routed(101, 1, &[(2, &it.two)])]);
+    prepare(&it.two, &[on_two, routed(101, 2, &[(1, &it.one)])]);
+    let stayed = Container::new(&it.one, &on_one, left, "stayed");
+    eventually(&says("stayed 10.100.0.74"), || it.db.namespace.call(left, PORT).ok());
+    eventually(&says("stayed 10.100.0.10"), || it.web.namespace.call(left, PORT).ok());
+    eventually(&says("db 10.100.0.80"), || stayed.namespace.call(on(100, 74), PORT).ok());
+    eventually(&says("stayed 10.100.0.1"), || it.one.namespace.call(left, PORT).ok());
+    // It was told of smaller packets, which counts as damage.
+    drop(it.one.repair());
+    assert_eq!(it.one.repair().changes, 0, "what is right is not touched");
+}
+
+#[test]
 fn an_internal_routed_network_spans_nodes_and_has_no_way_out() {
     if !can_run() {
         return;

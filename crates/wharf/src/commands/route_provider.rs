@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Args, Subcommand};
 use wharf_agent::network::router;
 use wharf_model::RouteSync;
@@ -24,22 +24,21 @@ enum Kind {
 
 #[derive(Debug, Args)]
 struct Linux {
-    /// A command behind which `ip` runs on the router, such as `ssh root@router`; without one, this machine is the router
-    #[arg(long, value_name = "COMMAND", default_value = "")]
-    via: String,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Read the wanted routes from standard input, make them and no others, and answer how many there are
-    Sync,
+    /// A command behind which `ip` runs on the router, such as `ssh root@router` (without one, this machine is the router), and `sync`:
+    /// it reads the wanted routes from standard input, makes them and no others, and answers how many there are
+    #[arg(
+        value_name = "[COMMAND...] sync",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    words: Vec<String>,
 }
 
 pub(crate) async fn run(args: RouteProvider) -> Result<Exit> {
-    let Kind::Linux(Linux { via, verb: Verb::Sync }) = args.kind;
-    let via: Vec<String> = via.split_whitespace().map(str::to_owned).collect();
+    let Kind::Linux(Linux { words: mut via }) = args.kind;
+    // What a server adds to the command it was told.
+    ensure!(via.pop().as_deref() == Some("sync"), "the last word must be `sync`: that is all it can do");
     let answer = wharf_process::blocking(move || {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).context("cannot read the wanted routes")?;
