@@ -64,7 +64,7 @@ pub const KEY_AGE: Duration = Duration::from_secs(30 * 86_400);
 const REPAIR: Duration = Duration::from_secs(1);
 /// How often it is asked for a peer's next key while one is expected: packets under it are taken from then on.
 const LISTEN: Duration = Duration::from_millis(10);
-/// How long that goes on after a next key was told of.
+/// How long that goes on after a next key was told of; then it is asked for less often: some node that has to accept it is away.
 const EXPECTED: Duration = Duration::from_secs(120);
 /// The table of our rules.
 const TABLE: &str = "inet wharf_wireguard";
@@ -254,8 +254,12 @@ impl Tunnels {
     fn pause(&self) -> Duration {
         let state = self.state.lock();
         let heard = |key: &PublicKey| state.actual.peers.get(key).is_some_and(|peer| peer.received > 0);
-        let soon = state.expected.iter().any(|(key, since)| !heard(key) && since.elapsed() < EXPECTED);
-        if soon && state.wanted.is_some() { LISTEN } else { REPAIR }
+        let unheard = state.expected.iter().filter(|(key, _)| !heard(*key));
+        match unheard.map(|(_, since)| since.elapsed()).min() {
+            Some(waited) if waited < EXPECTED => LISTEN,
+            Some(_) => LISTEN * 5,
+            None => REPAIR,
+        }
     }
 
     /// What this node says of its end.
