@@ -9,5 +9,6 @@ mod committer;
 mod files;
 mod fixture;
 mod leader;
+mod leaks;
 mod state;
 mod streams;
