@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use ipnet::IpNet;
@@ -47,6 +47,8 @@ pub(crate) enum Purpose {
     Task { network: NetworkId, to: TaskId },
     /// Whether a task answers another.
     Inside { network: NetworkId, from: TaskId, to: TaskId },
+    /// The same by IPv6.
+    Inside6 { network: NetworkId, from: TaskId, to: TaskId },
     /// Whether a port of a task can be reached.
     Port { network: NetworkId, to: TaskId, port: u16 },
     /// What a responder says of names.
@@ -64,6 +66,8 @@ pub(crate) struct Evidence {
     /// Nodes that could not be asked, and why.
     pub(crate) unseen: BTreeMap<NodeId, String>,
     pub(crate) probes: Vec<(NodeId, Purpose, Outcome)>,
+    /// How many probes were not made from a node, and why. They say nothing of what they were to try.
+    pub(crate) unmade: BTreeMap<NodeId, (usize, String)>,
     /// Datagrams that were sent to somebody who listened, from where to where, and those that were heard.
     pub(crate) listened: BTreeSet<(NetworkId, NodeId, NodeId)>,
     pub(crate) heard: BTreeSet<(NetworkId, NodeId, NodeId)>,
@@ -165,6 +169,12 @@ fn plan_network(
             let purpose = Purpose::Inside { network, from: member.task, to };
             let what = ProbeKind::Ping(target.address.into());
             out.push((purpose, Probe { inside: Some(member.task), from: Some(member.address.into()), what }));
+            let (own6, to6) = (address6(tables, member, network), address6(tables, target, network));
+            if let (Some(own6), Some(to6)) = (own6, to6) {
+                let purpose = Purpose::Inside6 { network, from: member.task, to };
+                let what = ProbeKind::Ping(to6.into());
+                out.push((purpose, Probe { inside: Some(member.task), from: Some(own6.into()), what }));
+            }
         }
     }
     if bridges {
@@ -199,6 +209,31 @@ fn asker(tables: &Tables, node: NodeId, network: NetworkId) -> Option<&Member> {
     let running = |member: &&Member| member.node == node && member.phase == Phase::Running;
     let members = tables.networks.get(&network)?.members.iter().filter(running);
     members.min_by_key(|member| (networks_of(tables, member).len(), member.task))
+}
+
+/// A task's IPv6 address on a network.
+fn address6(tables: &Tables, member: &Member, network: NetworkId) -> Option<Ipv6Addr> {
+    let task = tables.sets.get(&member.node)?.tasks.get(&member.task)?;
+    task.attachments.iter().find(|attachment| attachment.network == network)?.address6
+}
+
+/// Tasks that answered nobody on a network although they were asked: what they ask is not answered either.
+fn mute(evidence: &Evidence) -> BTreeSet<(NetworkId, TaskId)> {
+    let (mut silent, mut answered) = (BTreeSet::new(), BTreeSet::new());
+    for (_, purpose, outcome) in &evidence.probes {
+        let (Purpose::Task { network, to } | Purpose::Inside { network, to, .. }) = purpose else { continue };
+        match outcome {
+            Outcome::Answered(_) => drop(answered.insert((*network, *to))),
+            Outcome::Silent => drop(silent.insert((*network, *to))),
+            _ => {}
+        }
+    }
+    &silent - &answered
+}
+
+/// Whether a node's responder was asked on a network from a task whose packets come nowhere.
+fn has_mute_asker(tables: &Tables, mute: &BTreeSet<(NetworkId, TaskId)>, at: (NodeId, NetworkId)) -> bool {
+    asker(tables, at.0, at.1).is_some_and(|asker| mute.contains(&(at.1, asker.task)))
 }
 
 fn networks_of(tables: &Tables, member: &Member) -> Vec<NetworkId> {
@@ -278,6 +313,16 @@ struct WrongName {
     right: Vec<Ipv4Addr>,
 }
 
+impl WrongName {
+    /// Whether there was no answer at all.
+    fn is_silent(&self) -> bool {
+        self.said == NOTHING || self.said == "nothing listens there"
+    }
+}
+
+/// What a responder said that said nothing.
+const NOTHING: &str = "nothing";
+
 fn wrong_names(tables: &Tables, evidence: &Evidence) -> Vec<WrongName> {
     // The latest answer to each question.
     let mut latest: BTreeMap<(NodeId, NetworkId, &str, bool), &NameAnswer> = BTreeMap::new();
@@ -299,7 +344,7 @@ fn wrong_names(tables: &Tables, evidence: &Evidence) -> Vec<WrongName> {
             NameAnswer::Addresses(said) if is_virtual(tables, node, name, said) => continue,
             NameAnswer::Addresses(said) => list(said),
             NameAnswer::Code(code) => code.clone(),
-            NameAnswer::Silent => "nothing".to_owned(),
+            NameAnswer::Silent => NOTHING.to_owned(),
             NameAnswer::Broken(reason) => reason.clone(),
         };
         wrong.push(WrongName { node, network, name: name.to_owned(), tcp, said, right: right.clone() });
@@ -314,10 +359,16 @@ fn is_virtual(tables: &Tables, node: NodeId, name: &str, said: &[Ipv4Addr]) -> b
     said.len() == 1 && vips.any(|vips| vips.get(&said[0]).is_some_and(leads))
 }
 
-/// The names to ask again: what was wrong may only have been late.
-pub(crate) fn plan_names_again(tables: &Tables, evidence: &Evidence) -> Planned {
+/// The names to ask again: what was wrong may only have been late. What was not answered at all is among them `with_silent` ones only:
+/// waiting for it takes long.
+pub(crate) fn plan_names_again(tables: &Tables, evidence: &Evidence, with_silent: bool) -> Planned {
     let mut names: BTreeMap<(NodeId, NetworkId), BTreeSet<String>> = BTreeMap::new();
+    let mute = mute(evidence);
     for wrong in wrong_names(tables, evidence) {
+        let is_in_vain = has_mute_asker(tables, &mute, (wrong.node, wrong.network));
+        if is_in_vain || (wrong.is_silent() && !with_silent) {
+            continue;
+        }
         names.entry((wrong.node, wrong.network)).or_default().insert(wrong.name);
     }
     let whole =
@@ -456,6 +507,21 @@ fn judge_nodes(findings: &mut Findings<'_>) {
             problem,
             remedy,
             Some((*node, "systemctl restart wharf-agent".into())),
+        );
+    }
+    for (node, (count, reason)) in &evidence.unmade {
+        let problem = format!(
+            "{}: {count} of the probes from there were not made: {reason}; what they were to try is not known",
+            findings.name(*node)
+        );
+        let networks = findings.networks_of(*node);
+        let remedy = "ask again, for less at once with `--network` or `--fast`; if its agent does not answer, its log says more";
+        findings.add(
+            Gravity::Node,
+            networks,
+            problem,
+            remedy,
+            Some((*node, "journalctl -u wharf-agent".into())),
         );
     }
     for (node, look) in &evidence.looks {
@@ -869,14 +935,14 @@ fn judge_size(findings: &mut Findings<'_>, (from, to): (NodeId, NodeId), shared:
 fn judge_tasks(findings: &mut Findings<'_>, broken: &BTreeSet<(NetworkId, NodeId, NodeId)>) {
     let (tables, evidence) = (findings.tables, findings.evidence);
     // From where each task was silent, and from where it was not.
-    let mut silent: BTreeMap<(NetworkId, TaskId), BTreeSet<String>> = BTreeMap::new();
+    let mut silent: BTreeMap<(NetworkId, TaskId), BTreeSet<(Option<TaskId>, String)>> = BTreeMap::new();
     let mut answered: BTreeSet<(NetworkId, TaskId)> = BTreeSet::new();
     for (node, purpose, outcome) in &evidence.probes {
         let (network, to, from) = match purpose {
-            Purpose::Task { network, to } => (*network, *to, tables.name(*node).to_owned()),
+            Purpose::Task { network, to } => (*network, *to, (None, tables.name(*node).to_owned())),
             Purpose::Inside { network, from, to } => {
                 let name = tables.member(*network, *from).map(|member| member.name.clone());
-                (*network, *to, name.unwrap_or_else(|| from.to_string()))
+                (*network, *to, (Some(*from), name.unwrap_or_else(|| from.to_string())))
             }
             _ => continue,
         };
@@ -891,10 +957,18 @@ fn judge_tasks(findings: &mut Findings<'_>, broken: &BTreeSet<(NetworkId, NodeId
             _ => {}
         }
     }
-    for ((network, to), from) in silent {
+    let mute = mute(evidence);
+    for ((network, to), mut from) in silent {
         let Some(member) = tables.member(network, to) else { continue };
+        if answered.contains(&(network, to)) {
+            // It is the asker that has no network, which is told of the asker.
+            from.retain(|(asker, _)| asker.is_none_or(|asker| !mute.contains(&(network, asker))));
+            if from.is_empty() {
+                continue;
+            }
+        }
+        let from: Vec<_> = from.into_iter().map(|(_, name)| name).collect();
         let (name, node) = (&member.name, findings.name(member.node));
-        let from: Vec<_> = from.into_iter().collect();
         let problem = if answered.contains(&(network, to)) {
             format!(
                 "{name} ({}) on {node} does not answer {}, and answers others",
@@ -917,6 +991,47 @@ fn judge_tasks(findings: &mut Findings<'_>, broken: &BTreeSet<(NetworkId, NodeId
         findings.todo.insert((Gravity::Task, todo));
     }
     judge_ports(findings, broken);
+    judge_ipv6(findings);
+}
+
+/// Tasks that answer by IPv4 and not by IPv6.
+fn judge_ipv6(findings: &mut Findings<'_>) {
+    let (tables, evidence) = (findings.tables, findings.evidence);
+    for (node, purpose, outcome) in &evidence.probes {
+        let (Purpose::Inside6 { network, from, to }, Outcome::Silent | Outcome::Impossible(_)) =
+            (purpose, outcome)
+        else {
+            continue;
+        };
+        let by_four = Purpose::Inside { network: *network, from: *from, to: *to };
+        let (Some(asker), Some(member)) = (tables.member(*network, *from), tables.member(*network, *to))
+        else {
+            continue;
+        };
+        // What does not come by IPv4 either is told already.
+        let answers = matches!(evidence.came(*node, &by_four), Some(Outcome::Answered(_)));
+        if !answers || member.phase != Phase::Running || asker.phase != Phase::Running {
+            continue;
+        }
+        let reason = match outcome {
+            Outcome::Impossible(reason) => format!(": {reason}"),
+            _ => String::new(),
+        };
+        let problem = format!(
+            "{} on {} does not answer {} by IPv6, and by IPv4 it does{reason}",
+            member.name,
+            findings.name(member.node),
+            asker.name
+        );
+        let remedy = "does the machine have IPv6, and does no firewall (ip6tables, nft) drop it? a new container has new addresses (`wharf restart`)";
+        findings.add(
+            Gravity::Task,
+            [*network],
+            problem,
+            remedy,
+            Some((member.node, "sysctl net.ipv6.conf.all.disable_ipv6 net.ipv6.conf.all.forwarding".into())),
+        );
+    }
 }
 
 fn judge_ports(findings: &mut Findings<'_>, broken: &BTreeSet<(NetworkId, NodeId, NodeId)>) {
@@ -963,55 +1078,36 @@ fn judge_ports(findings: &mut Findings<'_>, broken: &BTreeSet<(NetworkId, NodeId
 /// Names that are not answered as the tables say.
 fn judge_names(findings: &mut Findings<'_>) {
     let (tables, evidence) = (findings.tables, findings.evidence);
+    let mute = mute(evidence);
     let mut wrong: BTreeMap<(NodeId, NetworkId), Vec<WrongName>> = BTreeMap::new();
+    let mut silent: BTreeMap<NodeId, Vec<WrongName>> = BTreeMap::new();
     for name in wrong_names(tables, evidence) {
-        wrong.entry((name.node, name.network)).or_default().push(name);
-    }
-    for (node, purpose, outcome) in &evidence.probes {
-        if let (Purpose::Names { network, .. }, Outcome::Impossible(reason)) = (purpose, outcome)
-            && tables.assignment(*node, *network).is_some()
-        {
-            let gateway =
-                tables.gateway(*node, *network).map(|address| address.to_string()).unwrap_or_default();
-            let problem = format!(
-                "{} cannot ask its responder at {gateway} for the names of {}: {reason}",
-                findings.name(*node),
-                tables.network_name(*network)
-            );
-            findings.add(
-                Gravity::Task,
-                [*network],
-                problem,
-                "its agent answers names: does it run?",
-                Some((*node, "systemctl restart wharf-agent".into())),
-            );
+        let at = (name.node, name.network);
+        if has_mute_asker(tables, &mute, at) {
+            continue;
+        }
+        match name.is_silent() {
+            true => silent.entry(name.node).or_default().push(name),
+            false => wrong.entry(at).or_default().push(name),
         }
     }
+    judge_silent_names(findings, silent, &mute);
     for ((node, network), names) in wrong {
         let name = findings.name(node);
-        let gateway = tables.gateway(node, network).map(|address| address.to_string()).unwrap_or_default();
-        let is_silent = |name: &WrongName| name.said == "nothing" || name.said == "nothing listens there";
         let behind = evidence.looks.get(&node).zip(tables.sets.get(&node)).is_some_and(|(look, set)| {
             look.networks.get(&network) != wharf_api::transport::diagnose::digest(set, network).as_ref()
         });
         let first = &names[0];
-        let over = if names.iter().all(|name| name.tcp) { " by TCP" } else { "" };
-        let problem = if names.iter().all(is_silent) {
-            format!(
-                "the responder of {name} at {gateway} answers nothing{over}: {} names of {} cannot be resolved there",
-                names.len(),
-                tables.network_name(network)
-            )
-        } else {
-            format!(
-                "{name} answers {} of network {} wrongly{over}: for `{}` it says {}, and the server {}",
-                if names.len() == 1 { "a name".to_owned() } else { format!("{} names", names.len()) },
-                tables.network_name(network),
-                first.name,
-                first.said,
-                list(&first.right)
-            )
-        };
+        let over = over(&names);
+        let different = distinct(&names);
+        let problem = format!(
+            "{name} answers {} of network {} wrongly{over}: for `{}` it says {}, and the server {}",
+            if different == 1 { "a name".to_owned() } else { format!("{different} names") },
+            tables.network_name(network),
+            first.name,
+            first.said,
+            list(&first.right)
+        );
         let remedy = if behind {
             "its agent does not have the present tables: does it reach the server? A restart fetches them"
         } else {
@@ -1025,6 +1121,76 @@ fn judge_names(findings: &mut Findings<'_>) {
             Some((node, "systemctl restart wharf-agent".into())),
         );
     }
+}
+
+/// By what only it was asked when it was not as it should be.
+fn over(names: &[WrongName]) -> &'static str {
+    match (names.iter().all(|name| name.tcp), names.iter().any(|name| name.tcp)) {
+        (true, _) => " by TCP",
+        (false, true) => "",
+        (false, false) => " by UDP",
+    }
+}
+
+fn distinct(names: &[WrongName]) -> usize {
+    names.iter().map(|name| (name.network, &name.name)).collect::<BTreeSet<_>>().len()
+}
+
+/// Responders that say nothing: told once for each node, since one process answers on all its networks.
+fn judge_silent_names(
+    findings: &mut Findings<'_>,
+    mut silent: BTreeMap<NodeId, Vec<WrongName>>,
+    mute: &BTreeSet<(NetworkId, TaskId)>,
+) {
+    let (tables, evidence) = (findings.tables, findings.evidence);
+    let mut refused: BTreeMap<NodeId, BTreeMap<NetworkId, String>> = BTreeMap::new();
+    for (node, purpose, outcome) in &evidence.probes {
+        if let (Purpose::Names { network, tcp, .. }, Outcome::Impossible(reason)) = (purpose, outcome)
+            && tables.assignment(*node, *network).is_some()
+            && !has_mute_asker(tables, mute, (*node, *network))
+            // What was asked again counts.
+            && matches!(latest_of(evidence, *node, *network, *tcp), Some(Outcome::Impossible(_)))
+        {
+            refused.entry(*node).or_default().insert(*network, reason.clone());
+        }
+    }
+    let nodes: BTreeSet<NodeId> = silent.keys().chain(refused.keys()).copied().collect();
+    for node in nodes {
+        let names = silent.remove(&node).unwrap_or_default();
+        let refused = refused.remove(&node).unwrap_or_default();
+        let networks: BTreeSet<NetworkId> =
+            names.iter().map(|name| name.network).chain(refused.keys().copied()).collect();
+        let called: Vec<_> = networks.iter().map(|id| tables.network_name(*id)).collect();
+        let (over, why) = match refused.into_values().next() {
+            _ if !names.is_empty() && names.iter().any(|name| !name.tcp) => ("", String::new()),
+            Some(reason) => (" by TCP", format!(" ({reason})")),
+            None => (over(&names), String::new()),
+        };
+        let count = match distinct(&names) {
+            0 => String::new(),
+            1 => ": a name cannot be resolved there".to_owned(),
+            count => format!(": {count} names cannot be resolved there"),
+        };
+        let problem = format!(
+            "the DNS process of {} (`wharf-dns`) does not answer{over}{why} for {}{count}",
+            findings.name(node),
+            called.join(", ")
+        );
+        let remedy = "its agent starts one that ended at once, and within a minute ends one that hangs: ask again then, or end it now and the agent starts another; if others answer nothing either, a firewall on the machine drops port 53";
+        let command = Some((node, "pkill -KILL -x wharf-dns".to_owned()));
+        findings.add(Gravity::Task, networks, problem, remedy, command);
+    }
+}
+
+/// What came of the last questions to a node's responder on a network.
+fn latest_of(evidence: &Evidence, node: NodeId, network: NetworkId, tcp: bool) -> Option<&Outcome> {
+    let is_it = |purpose: &Purpose| matches!(purpose, Purpose::Names { network: on, tcp: by, .. } if *on == network && *by == tcp);
+    evidence
+        .probes
+        .iter()
+        .rev()
+        .find(|(from, purpose, _)| *from == node && is_it(purpose))
+        .map(|(_, _, outcome)| outcome)
 }
 
 /// One line about a network.
@@ -1043,7 +1209,8 @@ fn health(tables: &Tables, evidence: &Evidence, id: NetworkId, healthy: bool, de
             (
                 Purpose::Gateway { network, .. }
                 | Purpose::Task { network, .. }
-                | Purpose::Inside { network, .. },
+                | Purpose::Inside { network, .. }
+                | Purpose::Inside6 { network, .. },
                 outcome,
             ) if *network == id => {
                 pings += 1;
@@ -1065,7 +1232,8 @@ fn health(tables: &Tables, evidence: &Evidence, id: NetworkId, healthy: bool, de
     if let (Some(least), Some(most)) = (times.iter().min(), times.iter().max()) {
         said.push(format!("in {} to {} ms", thousandths(*least), thousandths(*most)));
     }
-    said.extend(largest.map(|bytes| format!("packets of {bytes} bytes")));
+    // None at all is told by the paths that do not answer.
+    said.extend(largest.filter(|bytes| *bytes > 0).map(|bytes| format!("packets of {bytes} bytes")));
     if !names.is_empty() {
         let by = if depth == Depth::Whole { "UDP and TCP" } else { "UDP" };
         said.push(format!("{} asked by {by}", count(names.len(), "name")));
@@ -1284,6 +1452,58 @@ mod tests {
     }
 
     #[test]
+    fn a_task_out_of_its_bridge_is_told_once_although_what_it_asks_is_not_answered_either() {
+        let tables = tables();
+        let evidence = examined(&tables, |from, purpose| match purpose {
+            Purpose::Task { to, .. } | Purpose::Port { to, .. } if *to == task(2) => Some(Outcome::Silent),
+            Purpose::Inside { from, to, .. } if [*from, *to].contains(&task(2)) => Some(Outcome::Silent),
+            Purpose::Names { tcp: true, .. } if from == node(2) => {
+                Some(Outcome::Impossible("no answer".into()))
+            }
+            Purpose::Names { names, .. } if from == node(2) => {
+                Some(Outcome::Names(vec![NameAnswer::Silent; names.len()]))
+            }
+            _ => None,
+        });
+        let todo = judged(&tables, &evidence);
+        assert_eq!(todo.len(), 1, "{todo:#?}");
+        assert!(todo[0].problem.contains("shop-web-2 (10.192.0.2) on n2 answers nobody"), "{todo:#?}");
+        assert!(plan_names_again(&tables, &evidence, true).is_empty(), "nobody waits for it");
+    }
+
+    #[test]
+    fn a_dns_process_that_hangs_is_named_once() {
+        let tables = tables();
+        let evidence = examined(&tables, |from, purpose| match purpose {
+            Purpose::Names { tcp: true, .. } if from == node(3) => {
+                Some(Outcome::Impossible("no answer".into()))
+            }
+            Purpose::Names { names, .. } if from == node(3) => {
+                Some(Outcome::Names(vec![NameAnswer::Silent; names.len()]))
+            }
+            _ => None,
+        });
+        assert_eq!(plan_names_again(&tables, &evidence, true).len(), 1);
+        assert!(plan_names_again(&tables, &evidence, false).is_empty(), "silence is waited for once");
+        let todo = judged(&tables, &evidence);
+        assert_eq!(todo.len(), 1, "{todo:#?}");
+        let wanted = "the DNS process of n3 (`wharf-dns`) does not answer for shop_default: a name cannot";
+        assert!(todo[0].problem.starts_with(wanted), "{todo:#?}");
+        assert_eq!(todo[0].node.as_deref(), Some("n3"));
+    }
+
+    #[test]
+    fn what_was_not_tried_is_told_and_blames_nobody_else() {
+        let tables = tables();
+        let mut evidence = examined(&tables, |_, _| None);
+        evidence.probes.retain(|(from, _, _)| *from != node(2));
+        evidence.unmade.insert(node(2), (17, "its agent did not answer in time".into()));
+        let todo = judged(&tables, &evidence);
+        assert_eq!(todo.len(), 1, "{todo:#?}");
+        assert!(todo[0].problem.starts_with("n2: 17 of the probes from there were not made"), "{todo:#?}");
+    }
+
+    #[test]
     fn a_stale_name_is_told_with_both_answers_and_asked_again_first() {
         let tables = tables();
         let mut evidence = examined(&tables, |from, purpose| match purpose {
@@ -1296,7 +1516,7 @@ mod tests {
         assert_eq!(todo.len(), 1, "{todo:#?}");
         let wanted = "for `web` it says 10.192.0.1, and the server 10.192.0.1, 10.192.0.2, 10.192.0.3";
         assert!(todo[0].problem.contains(wanted), "{todo:#?}");
-        let again = plan_names_again(&tables, &evidence);
+        let again = plan_names_again(&tables, &evidence, false);
         assert_eq!(again.keys().copied().collect::<Vec<_>>(), [node(2)]);
         for (purpose, _) in again.into_values().flatten() {
             let right = NameAnswer::Addresses(vec![on(1), on(2), on(3)]);

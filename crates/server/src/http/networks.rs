@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{Extension, extract::State, response::Response};
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     diagnose::{
-        Depth, examine,
+        Depth, WHOLE, examine,
         judge::report,
         link_problems,
         tables::{Member, Tables, outer_name},
@@ -42,6 +43,8 @@ use crate::{
 const QUEUE: usize = 64;
 /// How long probes of a trace may take, in milliseconds.
 const PATIENCE: u64 = 1_500;
+/// How long all of them may take: a largest packet is found in several rounds.
+const PROBING: Duration = Duration::from_secs(10);
 /// A route by which only one of two ends can be a service's task.
 const NO_SHARED: &str = "put both on one network: a service's `networks` in the Compose file; one of another app is named there as `external: true`";
 
@@ -440,17 +443,29 @@ async fn walk(
     network: NetworkId,
     (from, to): (Found, Found),
 ) -> v1::Trace {
+    let end = tokio::time::Instant::now() + WHOLE;
     let before = read(context, tables, network, (&from, &to)).await;
+    // Who did not answer is not asked again: it would be waited for again.
+    let answers: BTreeSet<NodeId> = [(from.node, &before[0]), (to.node, &before[1])]
+        .into_iter()
+        .filter_map(|(node, facts)| facts.is_ok().then_some(node))
+        .collect();
     let repair = LookRequest { repair: true, mended_within: 0 };
-    let nodes: BTreeSet<NodeId> = [from.node, to.node].into();
-    let repairs = nodes.iter().map(|node| async {
+    let repairs = answers.iter().map(|node| async {
         if let Ok(session) = context.sessions.get(*node) {
             // What it could not do is seen in the kernel.
             let _ = session.look(&repair).await;
         }
     });
     futures::future::join_all(repairs).await;
-    let now = read(context, tables, network, (&from, &to)).await;
+    let now = match answers.is_empty() {
+        true => before.clone(),
+        false => {
+            let [ours, theirs] = read(context, tables, network, (&from, &to)).await;
+            let [had, there] = before.clone();
+            [had.and(ours), there.and(theirs)]
+        }
+    };
     let steps = |facts: &[Result<PathFacts, String>; 2]| {
         let record = &tables.networks.get(&network)?.record;
         let facts = [facts[0].as_ref().map_err(String::as_str), facts[1].as_ref().map_err(String::as_str)];
@@ -464,11 +479,14 @@ async fn walk(
         }))
     };
     let mut hops = with_mended(&steps(&before).unwrap_or_default(), steps(&now).unwrap_or_default());
-    let probes = probe(context, wish, (&from, &to)).await;
-    let came = probes.iter().all(|probe| probe.came_through);
-    if !came && from.node != to.node {
+    let probes = match &now[0] {
+        Ok(_) => probe(context, wish, (&from, &to)).await,
+        Err(_) => Vec::new(),
+    };
+    let came = !probes.is_empty() && probes.iter().all(|probe| probe.came_through);
+    if !came && from.node != to.node && answers.len() == 2 {
         // Between the machines: the step that leaves the first one is where it breaks.
-        let problems = link_problems(context, tables, network, (from.node, to.node)).await;
+        let problems = link_problems(context, tables, network, (from.node, to.node), end).await;
         let at =
             hops.iter().position(|hop| hop.step.starts_with("UDP port") || hop.step.contains(" routes "));
         for todo in problems {
@@ -513,6 +531,9 @@ fn verdict(
             "{from} reaches {to}, although not everything is as it should be: {}",
             hop.problem.clone().unwrap_or_default()
         ),
+        (Some(hop), false) if probes.is_empty() => {
+            format!("whether {from} reaches {to} was not tried: {}", hop.problem.clone().unwrap_or_default())
+        }
         (Some(hop), false) => {
             format!("{from} does not reach {to}: {}", hop.problem.clone().unwrap_or_default())
         }
@@ -582,7 +603,10 @@ async fn probe(
     let request =
         ProbeRequest { probes: asked.iter().map(|(_, probe)| probe.clone()).collect(), timeout: PATIENCE };
     let answer = match context.sessions.get(from.node) {
-        Ok(session) => session.probe(&request).await.map_err(|error| chain(&error)),
+        Ok(session) => match tokio::time::timeout(PROBING, session.probe(&request)).await {
+            Ok(answer) => answer.map_err(|error| chain(&error)),
+            Err(_late) => Err("its agent did not answer in time".to_owned()),
+        },
         Err(Failure(problem)) => Err(problem.message),
     };
     let outcomes = match answer {
