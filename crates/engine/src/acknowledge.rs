@@ -78,7 +78,7 @@ pub fn unacknowledged(
         };
         Some((node.record.id, because?))
     };
-    world.nodes().filter_map(|node| waits(node)).collect()
+    world.nodes().filter_map(waits).collect()
 }
 
 impl Serving {

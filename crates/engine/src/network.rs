@@ -529,14 +529,14 @@ impl Pass<'_> {
         task: TaskId,
         wanted: &ServiceSpec,
         node: NodeId,
-    ) -> Result<BTreeMap<NetworkName, Ipv4Addr>, (NetworkName, NetworkRefusal)> {
+    ) -> Result<BTreeMap<NetworkName, Ipv4Addr>, Box<(NetworkName, NetworkRefusal)>> {
         let mut addresses = BTreeMap::new();
         let mut given = Vec::new();
         for (name, attachment) in spec::attachments(wanted) {
             let network = self.network_named(name).cloned();
+            let refused = |refusal| Box::new((name.clone(), refusal));
             let network =
-                network.ok_or_else(|| (name.clone(), NetworkRefusal::Missing { name: name.to_string() }))?;
-            let refused = |refusal| (name.clone(), refusal);
+                network.ok_or_else(|| refused(NetworkRefusal::Missing { name: name.to_string() }))?;
             // First, so that tasks leave room for what they cannot do without.
             if !self.ensure_gateway(name, node) {
                 return Err(refused(self.no_room(&network)));

@@ -559,7 +559,8 @@ impl Pass<'_> {
         let (id, created_at) = self.new_task(&revision.key);
         let addresses = match self.give_addresses(id, &revision.spec, node) {
             Ok(addresses) => addresses,
-            Err((network, because)) => {
+            Err(refused) => {
+                let (network, because) = *refused;
                 let about = self.about_seat(revision, seat);
                 return self.wait(about, Reason::NoNetwork { network, because });
             }

@@ -9,7 +9,7 @@ mod names;
 mod ping;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map},
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -229,8 +229,8 @@ pub(crate) async fn probe(agent: &NodeAgent, request: ProbeRequest) -> Result<Pr
     let patience = Duration::from_millis(request.timeout).min(LONGEST);
     let mut places: BTreeMap<Option<TaskId>, Result<Place, String>> = BTreeMap::new();
     for probe in &request.probes {
-        if !places.contains_key(&probe.inside) {
-            places.insert(probe.inside, place_of(agent, probe.inside).await);
+        if let btree_map::Entry::Vacant(place) = places.entry(probe.inside) {
+            place.insert(place_of(agent, probe.inside).await);
         }
     }
     let mut outcomes: Vec<Option<Outcome>> = vec![None; request.probes.len()];

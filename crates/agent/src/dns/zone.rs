@@ -191,11 +191,6 @@ impl Zone {
             .any(|ipv6| ipv6.subnet.contains(&address))
     }
 
-    /// The IPv4 address of whoever has this one on a network.
-    pub(super) fn whose(&self, network: NetworkId, address: Ipv6Addr) -> Option<Ipv4Addr> {
-        self.networks.get(*self.places.get(&network)?)?.ipv6.as_deref()?.whose(address)
-    }
-
     /// An asker that is no task of ours is on the network it asked on: a container made by hand, or the node itself.
     fn visible(&self, asker: Ipv4Addr, network: NetworkId) -> impl Iterator<Item = &Names> {
         let known = self.sources.get(&asker).map(AsRef::as_ref);

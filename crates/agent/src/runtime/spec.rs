@@ -605,7 +605,6 @@ fn endpoint(connection: &Connection, priority: i64, api: ApiVersion) -> Result<E
             ipv4_address: Some(connection.address.to_string()),
             ipv6_address: connection.address6.map(|address| address.to_string()),
             link_local_ips: filled(link_local_ips.iter().map(ToString::to_string)),
-            ..EndpointIpamConfig::default()
         }),
         mac_address: (api >= ApiVersion::ENDPOINTS).then(|| mac_text(mac)),
         driver_opts: (!options.is_empty()).then_some(options),

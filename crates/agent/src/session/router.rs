@@ -108,8 +108,7 @@ pub trait Node: Send + Sync + 'static {
     /// What it says of itself.
     async fn report(&self) -> NodeReport;
     /// How its side of its networks is.
-    async fn look(&self, request: LookRequest) -> Result<Look, Refusal> {
-        drop(request);
+    async fn look(&self, _: LookRequest) -> Result<Look, Refusal> {
         Err(Refusal::new(Code::Unavailable, "this node cannot look at its networks"))
     }
     /// What becomes of these probes.
@@ -123,8 +122,7 @@ pub trait Node: Send + Sync + 'static {
         Err(Refusal::new(Code::Unavailable, "this node does not listen"))
     }
     /// What the kernel has about a pair of addresses.
-    async fn path(&self, request: PathRequest) -> Result<PathFacts, Refusal> {
-        drop(request);
+    async fn path(&self, _: PathRequest) -> Result<PathFacts, Refusal> {
         Err(Refusal::new(Code::Unavailable, "this node cannot look at its networks"))
     }
 }
@@ -294,10 +292,7 @@ async fn report(State(served): State<Served>) -> Json<NodeReport> {
     Json(served.node.report().await)
 }
 
-async fn look(
-    State(served): State<Served>,
-    Json(request): Json<LookRequest>,
-) -> Result<Json<Look>, Refusal> {
+async fn look(State(served): State<Served>, Json(request): Json<LookRequest>) -> Result<Json<Look>, Refusal> {
     served.node.look(request).await.map(Json)
 }
 

@@ -140,7 +140,7 @@ impl Sandboxes {
                 .collect();
             running.retain(|task, _| known.contains_key(task));
         }
-        self.work(Look::AtChanges).await
+        self.work(Look::Changes).await
     }
 
     /// Says that a task's container runs as this process, and writes what belongs there. Answers the gateways to which it can send answers
@@ -159,7 +159,7 @@ impl Sandboxes {
                 return (written.sandbox.entries.clone(), false);
             }
         }
-        let pass = self.work(Look::AtOne(task)).await;
+        let pass = self.work(Look::One(task)).await;
         let state = self.state.lock();
         let entries = state.up_to_date(task).map(|written| written.sandbox.entries.clone());
         (entries.unwrap_or_default(), pass.changed > 0)
@@ -174,7 +174,7 @@ impl Sandboxes {
 
     /// Compares every namespace with what was written, and mends it.
     pub async fn repair(&self) -> SandboxPass {
-        self.work(Look::AtAll).await
+        self.work(Look::All).await
     }
 
     /// The addresses of tasks for which virtual addresses lead somewhere.
@@ -231,11 +231,11 @@ impl Sandboxes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     /// Those in which something else belongs than was written.
-    AtChanges,
+    Changes,
     /// This one, likewise.
-    AtOne(TaskId),
+    One(TaskId),
     /// All in which something was written or belongs.
-    AtAll,
+    All,
 }
 
 impl State {
@@ -249,13 +249,13 @@ impl State {
         let job = |(task, running): (&TaskId, &Running)| {
             let wanted = self.wanted.get(task)?;
             let before = running.written.as_ref();
-            if look != Look::AtAll && before.is_some_and(|written| *written.sandbox == **wanted) {
+            if look != Look::All && before.is_some_and(|written| *written.sandbox == **wanted) {
                 return None;
             }
             // Where nothing belongs and nothing was written, another agent may have written something: that can wait for a repair.
             let perhaps = match before {
                 Some(written) => !written.sandbox.is_empty(),
-                None => look == Look::AtAll,
+                None => look == Look::All,
             };
             (!wanted.is_empty() || perhaps).then(|| Job {
                 task: *task,
@@ -265,8 +265,8 @@ impl State {
             })
         };
         let one = |task: &TaskId| match look {
-            Look::AtOne(one) => *task == one,
-            Look::AtChanges | Look::AtAll => true,
+            Look::One(one) => *task == one,
+            Look::Changes | Look::All => true,
         };
         self.running.iter().filter(|(task, _)| one(task)).filter_map(job).collect()
     }
@@ -325,10 +325,6 @@ struct Outcome {
 }
 
 impl Job {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "how long the kernel takes is measured, nothing decided by it"
-    )]
     fn work(self) -> Outcome {
         let start = Instant::now();
         let result = self.ensure();

@@ -254,7 +254,7 @@ impl Tunnels {
     fn pause(&self) -> Duration {
         let state = self.state.lock();
         let heard = |key: &PublicKey| state.actual.peers.get(key).is_some_and(|peer| peer.received > 0);
-        let unheard = state.expected.iter().filter(|(key, _)| !heard(*key));
+        let unheard = state.expected.iter().filter(|(key, _)| !heard(key));
         match unheard.map(|(_, since)| since.elapsed()).min() {
             Some(waited) if waited < EXPECTED => LISTEN,
             Some(_) => LISTEN * 5,

@@ -295,7 +295,9 @@ mod tests {
                 PeerChange::Remove => drop(actual.peers.remove(key)),
                 PeerChange::Set { endpoint, keepalive, addresses } => {
                     for address in addresses.iter().flatten() {
-                        actual.peers.values_mut().for_each(|peer| drop(peer.addresses.remove(address)));
+                        for peer in actual.peers.values_mut() {
+                            peer.addresses.remove(address);
+                        }
                     }
                     let peer = actual.peers.entry(*key).or_default();
                     peer.endpoint = endpoint.or(peer.endpoint);
