@@ -367,13 +367,12 @@ pub fn plan_down(world: &World, app: &AppKey, volumes: bool) -> Plan {
 /// What happens to the tasks of a network whose backend changes while they run.
 fn in_place_note(to: Backend, tasks: usize) -> String {
     let tasks = if tasks == 1 { "its task keeps".to_owned() } else { format!("its {tasks} tasks keep") };
-    let (lost, later) = match to {
-        // Containers have heard hardware addresses that answer no longer, and find out by themselves.
-        Backend::Routed => ("up to a minute", "; until they are replaced each has a route of its own"),
-        Backend::Vxlan | Backend::Wireguard | Backend::Macvlan | Backend::Host => ("a moment", ""),
+    let later = match to {
+        Backend::Routed => "; until they are replaced each has a route of its own",
+        Backend::Vxlan | Backend::Wireguard | Backend::Macvlan | Backend::Host => "",
     };
     format!(
-        "in place: {tasks} running, with their addresses; packets between nodes are lost for {lost} while the nodes change over{later}"
+        "in place: {tasks} running, with their addresses; packets between nodes are lost for a moment while the nodes change over{later}"
     )
 }
 
@@ -1553,7 +1552,7 @@ mod tests {
         cluster.settle();
         let to =
             |backend| with_network(wharf_model::NetworkSpec { backend: Some(backend), ..Default::default() });
-        insta::assert_snapshot!(planned(&cluster, &to(Backend::Routed)), @"~ network  default: backend vxlan -> routed (in place: its 2 tasks keep running, with their addresses; packets between nodes are lost for up to a minute while the nodes change over; until they are replaced each has a route of its own)");
+        insta::assert_snapshot!(planned(&cluster, &to(Backend::Routed)), @"~ network  default: backend vxlan -> routed (in place: its 2 tasks keep running, with their addresses; packets between nodes are lost for a moment while the nodes change over; until they are replaced each has a route of its own)");
         insta::assert_snapshot!(planned(&cluster, &to(Backend::Vxlan)), @"~ network  default: backend added");
         insta::assert_snapshot!(planned(&cluster, &to(Backend::Macvlan)), @r"
         ± network  default: backend vxlan -> macvlan (its 2 tasks are replaced one after another; until all have moved, those that have and those that have not do not reach each other over this network, nor find each other's names)

@@ -26,6 +26,7 @@ use rtnetlink::{
 };
 
 use super::{
+    announce::announce,
     members,
     netlink::{Change, Netlink},
     plan::{
@@ -536,34 +537,63 @@ pub(super) fn carry_out(
     actual: &Actual,
 ) -> io::Result<Failures> {
     let mut failures = Failures::new();
-    let makes = |operation: &Operation| {
-        matches!(operation, Operation::AddBridge { .. } | Operation::AddPort | Operation::RemovePort)
+    // A port in whose place routes come goes after they are there, and only then may packets be larger.
+    let moves: BTreeSet<u32> =
+        plan.iter().filter(|(_, it)| moves_onto_routes(it)).map(|(vni, _)| *vni).collect();
+    let makes = |vni: u32, operation: &Operation| match operation {
+        Operation::AddBridge { .. } | Operation::AddPort => true,
+        Operation::RemovePort => !moves.contains(&vni),
+        _ => false,
     };
     let mut indexes = Indexes::of(actual);
     run(netlink, plan, makes, |vni, operation| changes(vni, operation, underlays, &indexes), &mut failures)?;
-    if plan.values().flatten().any(makes) {
+    if all(plan).any(|(vni, operation)| makes(vni, operation)) {
         indexes = Indexes::of(&devices(&links(netlink)?));
     }
-    for (vni, operation) in all(plan) {
+    let is_late = |vni: u32, operation: &Operation| match operation {
+        Operation::Announce { .. } => true,
+        Operation::SetMember { .. } => moves.contains(&vni),
+        _ => false,
+    };
+    act(all(plan).filter(|(vni, operation)| !is_late(*vni, operation)), &mut failures);
+    run(
+        netlink,
+        plan,
+        |vni, operation| !makes(vni, operation),
+        |vni, operation| changes(vni, operation, underlays, &indexes),
+        &mut failures,
+    )?;
+    // Before the containers are entered, which may take long.
+    let late = || all(plan).filter(|(vni, operation)| is_late(*vni, operation));
+    act(late().filter(|(_, operation)| matches!(operation, Operation::Announce { .. })), &mut failures);
+    act(late().filter(|(_, operation)| !matches!(operation, Operation::Announce { .. })), &mut failures);
+    Ok(failures)
+}
+
+/// Whether routes come in the place of the network's port.
+fn moves_onto_routes(operations: &[Operation]) -> bool {
+    operations.contains(&Operation::RemovePort)
+        && !operations.contains(&Operation::AddPort)
+        && operations
+            .iter()
+            .any(|operation| matches!(operation, Operation::Route { .. } | Operation::AnswerForOthers))
+}
+
+/// Does what netlink has no message for.
+fn act<'a>(operations: impl Iterator<Item = (u32, &'a Operation)>, failures: &mut Failures) {
+    for (vni, operation) in operations {
         let done = match operation {
             Operation::EnableIpv6 => enable_ipv6(&bridge_name(vni)),
             Operation::EnablePortIpv6 => enable_ipv6(&port_name(vni)),
             Operation::AnswerForOthers => answer_at_once(&bridge_name(vni)),
             Operation::SetMember { index, mtu } => members::set_inside(*index, *mtu),
+            Operation::Announce { addresses } => announce(&bridge_name(vni), addresses),
             _ => Ok(()),
         };
         if let Err(error) = done {
             failures.entry(vni).or_insert_with(|| (describe(vni, operation), error));
         }
     }
-    run(
-        netlink,
-        plan,
-        |operation| !makes(operation),
-        |vni, operation| changes(vni, operation, underlays, &indexes),
-        &mut failures,
-    )?;
-    Ok(failures)
 }
 
 fn all(plan: &Plan) -> impl Iterator<Item = (u32, &Operation)> {
@@ -599,14 +629,14 @@ pub(super) fn remove_bridges(
 fn run<'a>(
     netlink: &mut Netlink,
     plan: &'a Plan,
-    selected: impl Fn(&Operation) -> bool,
+    selected: impl Fn(u32, &Operation) -> bool,
     changes: impl Fn(u32, &Operation) -> Vec<Change>,
     failures: &mut Failures,
 ) -> io::Result<()> {
     let operations = all(plan);
     let mut origins: Vec<(u32, &'a Operation)> = Vec::new();
     let mut all = Vec::new();
-    for (vni, operation) in operations.filter(|(_, operation)| selected(operation)) {
+    for (vni, operation) in operations.filter(|(vni, operation)| selected(*vni, operation)) {
         for change in changes(vni, operation) {
             origins.push((vni, operation));
             all.push(change);
@@ -648,6 +678,7 @@ fn is_done(operation: &Operation, error: &io::Error) -> bool {
         | Operation::Resolve { .. }
         | Operation::AnswerForOthers
         | Operation::PassOn { .. }
+        | Operation::Announce { .. }
         | Operation::Route { .. } => false,
     }
 }
@@ -679,6 +710,9 @@ fn describe(vni: u32, operation: &Operation) -> String {
         }
         Operation::AnswerForOthers => format!("cannot switch on proxy ARP on {bridge}"),
         Operation::PassOn { .. } => "cannot switch on IP forwarding of this node".to_owned(),
+        Operation::Announce { .. } => {
+            format!("cannot tell the containers of {bridge} which hardware addresses others have")
+        }
         Operation::StopRoute { to, .. } => format!("cannot remove the route to {to}"),
         Operation::Route { to, route } => {
             format!("cannot make the route to {to} by way of {}", route.hop.via)
@@ -722,7 +756,7 @@ fn changes(vni: u32, operation: &Operation, underlays: &Underlays, indexes: &Ind
         Operation::SetBridge { mac, mtu } => {
             vec![set_link(LinkUnspec::new_with_index(bridge).address(mac.to_vec()).mtu(*mtu).up())]
         }
-        Operation::EnableIpv6 | Operation::EnablePortIpv6 => Vec::new(),
+        Operation::EnableIpv6 | Operation::EnablePortIpv6 | Operation::Announce { .. } => Vec::new(),
         Operation::AddAddress { address, prefix } => {
             let message = RouteNetlinkMessage::NewAddress(on_bridge(bridge, *address, *prefix));
             vec![Change { message, flags: ENSURE }]

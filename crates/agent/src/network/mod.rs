@@ -9,6 +9,7 @@
 //!
 //! `plan` decides, without input or output; `kernel` reads and writes; `netlink` carries both.
 
+mod announce;
 mod devices;
 mod docker;
 mod firewall;

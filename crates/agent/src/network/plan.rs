@@ -160,6 +160,27 @@ impl WantedNetwork {
         }
     }
 
+    /// Whether packets to its other parts travel by routes.
+    fn is_routed(&self) -> bool {
+        self.backend == Backend::Routed
+    }
+
+    /// What containers could hear from the port that it had, of what is elsewhere still: it is reached by way of the bridge from now on.
+    fn routed_from(&self, port: &Port) -> BTreeMap<Ipv4Addr, Mac> {
+        let mac = mac_for(self.gateway);
+        let longest = |nets: &mut dyn Iterator<Item = &Ipv4Net>, address: Ipv4Addr| {
+            nets.filter(|net| net.contains(&address)).map(Ipv4Net::prefix_len).max()
+        };
+        let is_elsewhere = |address: &Ipv4Addr| {
+            longest(&mut self.parts.keys(), *address) > longest(&mut self.own.iter(), *address)
+        };
+        let heard = port.neighbours.keys().filter_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        heard.filter(is_elsewhere).map(|address| (address, mac)).collect()
+    }
+
     /// Whether it has a VXLAN port.
     const fn has_port(&self) -> bool {
         match self.backend {
@@ -304,6 +325,7 @@ pub(super) enum Operation {
     PassOn { device: u32 },
     StopRoute { to: Ipv4Net, route: Route },
     Route { to: Ipv4Net, route: Route },
+    Announce { addresses: BTreeMap<Ipv4Addr, Mac> },
 }
 
 impl Operation {
@@ -329,6 +351,7 @@ impl Operation {
             Self::PassOn { .. } => "IP forwarding off",
             Self::StopRoute { .. } => "wrong route",
             Self::Route { .. } => "route missing",
+            Self::Announce { .. } => "containers know other hardware addresses",
         }
     }
 }
@@ -341,7 +364,10 @@ pub(super) type Plan = BTreeMap<u32, Vec<Operation>>;
 pub(super) fn plan(wanted: &BTreeMap<u32, WantedNetwork>, underlays: &Underlays, actual: &Actual) -> Plan {
     let mut plan = Plan::new();
     let has_port = |vni: &u32| wanted.get(vni).is_some_and(WantedNetwork::has_port);
-    for vni in actual.ports.keys().filter(|vni| !has_port(vni)) {
+    // One in whose place routes come goes after them.
+    let moves =
+        |vni: &u32| underlays.contains_key(vni) && wanted.get(vni).is_some_and(WantedNetwork::is_routed);
+    for vni in actual.ports.keys().filter(|vni| !has_port(vni) && !moves(vni)) {
         plan.insert(*vni, vec![Operation::RemovePort]);
     }
     plan_stale_routes(wanted, actual, &mut plan);
@@ -352,9 +378,17 @@ pub(super) fn plan(wanted: &BTreeMap<u32, WantedNetwork>, underlays: &Underlays,
         plan_bridge(network, underlay, bridge, &mut operations);
         if network.has_port() {
             plan_port(*vni, network, underlay, bridge, actual.ports.get(vni), &mut operations);
+            if !actual.ports.contains_key(vni) && bridge.is_some_and(|bridge| bridge.answers_for_others) {
+                let addresses = network.peers.iter().map(|(address, (mac, _))| (*address, *mac)).collect();
+                plan_announcement(addresses, bridge, &mut operations);
+            }
         }
-        if network.backend == Backend::Routed {
+        if network.is_routed() {
             plan_routes(network, underlay, bridge, actual, &mut operations);
+            if let Some(port) = actual.ports.get(vni) {
+                operations.push(Operation::RemovePort);
+                plan_announcement(network.routed_from(port), bridge, &mut operations);
+            }
         }
         if !operations.is_empty() {
             plan.entry(*vni).or_default().extend(operations);
@@ -377,6 +411,13 @@ fn plan_stale_routes(wanted: &BTreeMap<u32, WantedNetwork>, actual: &Actual, pla
         if !wrong.is_empty() {
             plan.entry(of.map_or(0, |(vni, _)| *vni)).or_default().extend(wrong);
         }
+    }
+}
+
+/// What containers may have heard of these addresses is true no longer.
+fn plan_announcement(addresses: BTreeMap<Ipv4Addr, Mac>, bridge: Option<&Bridge>, out: &mut Vec<Operation>) {
+    if !addresses.is_empty() && bridge.is_some_and(|bridge| !bridge.members.is_empty()) {
+        out.push(Operation::Announce { addresses });
     }
 }
 

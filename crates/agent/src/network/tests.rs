@@ -97,6 +97,8 @@ fn apply_one(actual: &mut Actual, vni: u32, operation: &Operation) {
             bridge.answers_for_others = true;
             actual.forwarding.insert(bridge.index);
         }
+        // The containers' kernels are not here.
+        Operation::Announce { addresses } => assert!(!addresses.is_empty()),
         // Each network that needs it asks for it.
         Operation::PassOn { device } => drop(actual.forwarding.insert(*device)),
         Operation::StopRoute { to, route } => {
@@ -517,6 +519,40 @@ fn a_part_that_moves_is_redirected_in_one_step_and_behind_a_router_the_router_is
     actual.hops.insert(node(2), router);
     actual.forwarding.insert(7);
     assert_eq!(plan(&routed(&[(3, 2)]), &underlays(), &actual), route(router));
+}
+
+#[test]
+fn who_heard_of_what_is_reached_by_routes_now_is_told_and_of_nothing_else() {
+    let with_containers = |wanted: &BTreeMap<u32, WantedNetwork>| {
+        let mut actual = Actual::default();
+        actual.hops = [(node(2), Hop { via: node(2), device: 2 })].into();
+        apply(&mut actual, &plan(wanted, &underlays(), &actual));
+        let bridge = actual.bridges.get_mut(&1).expect("there is a bridge");
+        bridge.members.insert(77, UNDERLAY.mtu);
+        actual
+    };
+    // Of these, 4 is on this node by then, although its part is another's.
+    let peers: BTreeMap<_, _> = [3, 4].map(|last| (address(last), peer(last, 2))).into();
+    let before = BTreeMap::from([(1, WantedNetwork { peers: peers.clone(), ..network(1) })]);
+    let mut after = routed(&[(3, 2), (4, 2)]);
+    let network = after.get_mut(&1).expect("it is there");
+    network.own.insert(address(4).into());
+    network.peers = [(address(3), peer(3, 2))].into();
+    let operations = plan(&after, &underlays(), &with_containers(&before)).remove(&1).expect("it changes");
+    let announced = |last, mac| Operation::Announce { addresses: [(address(last), mac)].into() };
+    let [.., Operation::Route { .. }, Operation::RemovePort, last] = operations.as_slice() else {
+        panic!("routes, then the port, then who heard of it: {operations:?}")
+    };
+    assert_eq!(*last, announced(3, mac_for(address(1))));
+
+    let back = BTreeMap::from([(
+        1,
+        WantedNetwork { peers: [(address(3), peer(3, 2))].into(), ..before[&1].clone() },
+    )]);
+    let operations = plan(&back, &underlays(), &with_containers(&after)).remove(&1).expect("it changes");
+    assert_eq!(operations.last(), Some(&announced(3, mac_for(address(3)))));
+    let nobody = plan(&back, &underlays(), &Actual::default()).remove(&1).expect("it is made");
+    assert!(!nobody.iter().any(|operation| matches!(operation, Operation::Announce { .. })));
 }
 
 #[test]

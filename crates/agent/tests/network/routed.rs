@@ -354,3 +354,165 @@ fn nodes_on_two_segments_exchange_packets_once_the_router_was_told() {
         "the part of the second node is no longer wanted"
     );
 }
+
+/// Somebody who sends numbered packets to another container, which sends them back.
+struct Talk {
+    stop: Arc<AtomicBool>,
+    /// Whether each was answered.
+    answered: Arc<Mutex<Vec<bool>>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+const EVERY: Duration = Duration::from_millis(20);
+const TALK: u16 = 7001;
+
+impl Talk {
+    fn new(from: (&Namespace, Ipv4Addr), to: (&Namespace, Ipv4Addr)) -> Self {
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (stopped, address) = (Arc::clone(&stop), to.1);
+        let (ready, is_ready) = mpsc::channel();
+        let echo = to.0.run(move || {
+            let socket = UdpSocket::bind((address, TALK)).expect("nothing else listens here");
+            socket.set_read_timeout(Some(EVERY)).expect("it can be set");
+            ready.send(()).expect("somebody waits");
+            let mut buffer = [0; 64];
+            while !stopped.load(Ordering::Relaxed) {
+                if let Ok((length, whom)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(&buffer[..length], whom);
+                }
+            }
+        });
+        is_ready.recv_timeout(SOON).expect("it listens");
+        let (stopped, log, own) = (Arc::clone(&stop), Arc::clone(&answered), from.1);
+        let client = from.0.run(move || {
+            let socket = UdpSocket::bind((own, 0)).expect("a port");
+            socket.connect((address, TALK)).expect("there is a way");
+            let mut next = Instant::now();
+            while !stopped.load(Ordering::Relaxed) {
+                let number = {
+                    let mut log = log.lock().expect("no panic");
+                    log.push(false);
+                    u64::try_from(log.len() - 1).expect("a few")
+                };
+                // What the kernel refuses is lost.
+                let _ = socket.send(&number.to_be_bytes());
+                next += EVERY;
+                loop {
+                    let left = next.saturating_duration_since(Instant::now());
+                    if left < Duration::from_micros(100) {
+                        break;
+                    }
+                    socket.set_read_timeout(Some(left)).expect("it can be set");
+                    let mut number = [0; 8];
+                    if socket.recv(&mut number).is_ok() {
+                        let number = usize::try_from(u64::from_be_bytes(number)).expect("a few");
+                        log.lock().expect("no panic")[number] = true;
+                    }
+                }
+            }
+        });
+        Self { stop, answered, threads: vec![echo, client] }
+    }
+
+    fn sent(&self) -> usize {
+        self.answered.lock().expect("no panic").len()
+    }
+
+    /// Waits until a second's packets in a row were answered that were sent from this one on; answers how many were not since `since`.
+    fn lost(&self, since: usize) -> usize {
+        let second = 50;
+        let from = self.sent();
+        let steady = || {
+            let log = self.answered.lock().expect("no panic");
+            log[from..].split(|answered| !answered).any(|run| run.len() >= second)
+        };
+        eventually(&true, steady);
+        let log = self.answered.lock().expect("no panic");
+        // The latest may be on their way.
+        let until = log.iter().rposition(|answered| *answered).unwrap_or_default();
+        log[since..until].iter().filter(|answered| !**answered).count()
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Network 100 with this backend, on the first node and on the second, with a container on each.
+fn with_backend(backend: Backend, one: &Node, two: &Node) -> [NetworkAssignment; 2] {
+    let of = |own: u8, other: u8, node: &Node, container: u8| {
+        let mut network = routed(100, own, &[(other, node)]);
+        network.backend = backend;
+        let node = match backend {
+            Backend::Wireguard => tunnel(other),
+            _ => node.address,
+        };
+        network.peers[0].node = node;
+        network.peers.push(Peer { address: on(100, container), node, mac: None, address6: None });
+        network
+    };
+    [of(1, 2, two, 74), of(2, 1, one, 10)]
+}
+
+/// What stands for a node's end of the tunnels.
+fn tunnel(node: u8) -> IpAddr {
+    Ipv4Addr::new(192, 0, 2, 100 + node).into()
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "figures for whoever measures")]
+fn those_who_talk_while_their_network_changes_in_place_lose_little() {
+    if !can_run() {
+        return;
+    }
+    let wire = Wire::new();
+    let (one, two) = (Node::new(&wire, 1), Node::new(&wire, 2));
+    for (number, node) in [(1, &one), (2, &two)] {
+        node.namespace.docker_rules(&[&wh(100)]);
+        node.namespace.ip(&format!("addr add {}/24 dev eth0", tunnel(number)));
+        node.with(move |network, _| async move { network.set_tunnel(Some(tunnel(number))) });
+    }
+    let change = |backend| {
+        let [on_one, on_two] = with_backend(backend, &one, &two);
+        prepare(&one, std::slice::from_ref(&on_one));
+        prepare(&two, std::slice::from_ref(&on_two));
+        [on_one, on_two]
+    };
+    let [on_one, on_two] = change(Backend::Vxlan);
+    let web = Container::new(&one, &on_one, on(100, 10), "web");
+    let db = Container::new(&two, &on_two, on(100, 74), "db");
+    let (web, db) = ((&web.namespace, on(100, 10)), (&db.namespace, on(100, 74)));
+    let talks = [Talk::new(web, db), Talk::new(db, web)];
+    for talk in &talks {
+        let _ = talk.lost(0);
+    }
+    let mut before = Backend::Vxlan;
+    for backend in [
+        Backend::Routed,
+        Backend::Vxlan,
+        Backend::Wireguard,
+        Backend::Routed,
+        Backend::Wireguard,
+        Backend::Vxlan,
+        Backend::Routed,
+    ] {
+        let sent = talks.each_ref().map(Talk::sent);
+        let begun = Instant::now();
+        drop(change(backend));
+        let took = begun.elapsed();
+        let lost = [talks[0].lost(sent[0]), talks[1].lost(sent[1])];
+        eprintln!(
+            "{before:?} -> {backend:?}: both nodes changed within {took:?}; lost {lost:?} packets of one every {EVERY:?}"
+        );
+        for lost in lost {
+            let silence = EVERY * u32::try_from(lost).expect("a few");
+            assert!(silence < took + Duration::from_secs(2), "{before:?} -> {backend:?}: {silence:?}");
+        }
+        before = backend;
+    }
+}
