@@ -172,7 +172,10 @@ fn sockets_at(table: &str, port: u16) -> Vec<u64> {
 fn holders(sockets: &[u64]) -> Vec<String> {
     let links: Vec<PathBuf> = sockets.iter().map(|inode| format!("socket:[{inode}]").into()).collect();
     let mut found = Vec::new();
-    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    // `self` and `thread-self` are there as well.
+    let is_number = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.parse::<u32>().is_ok());
+    for process in processes.filter(|process| is_number(&process.file_name())) {
         // A process that ended meanwhile holds nothing; those of others cannot be read without root.
         let files = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
         let mut held = files.filter_map(|file| std::fs::read_link(file.path()).ok());
