@@ -589,7 +589,15 @@ struct Fixture {
     _tasks: Tasks,
 }
 
+/// A responder with a table without names.
 async fn responder(upstreams: Vec<SocketAddr>) -> Fixture {
+    let fixture = new_responder(upstreams).await;
+    fixture.responder.publish(&table(&[]), &Sources::new());
+    fixture
+}
+
+/// A responder that has no table yet.
+async fn new_responder(upstreams: Vec<SocketAddr>) -> Fixture {
     let tasks = Tasks::new(&Shutdown::new());
     let responder = Responder::new(Upstreams::Fixed(upstreams), &tasks);
     let at = free_address().await;
@@ -597,6 +605,16 @@ async fn responder(upstreams: Vec<SocketAddr>) -> Fixture {
     responder.listen(&BTreeMap::from([(network(1), Listen { address: at, subnet })])).await;
     assert_eq!(responder.problems(), [""; 0]);
     Fixture { responder, at, _tasks: tasks }
+}
+
+/// Waits for something that comes soon.
+async fn until(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, waiting).await.unwrap();
 }
 
 async fn free_address() -> SocketAddr {
@@ -760,8 +778,10 @@ fn denial(question: &Message, seconds: u32) -> Message {
 
 #[tokio::test]
 async fn tables_are_served_by_udp_and_tcp_as_soon_as_they_are_published() {
-    let fixture = responder(Vec::new()).await;
+    let fixture = new_responder(Vec::new()).await;
     assert_eq!(fixture.responder.version(), None);
+    let early = by_udp(fixture.at, &query("db.", RecordType::A)).await;
+    assert_eq!(code(&early), ResponseCode::ServFail, "who knows nothing yet denies nothing");
     fixture.responder.publish(&table(&[(1, "db", &[address(5)])]), &Sources::new());
     assert_eq!(fixture.responder.version(), Some(Revision(7)));
     let question = query("db.", RecordType::A);
@@ -877,9 +897,7 @@ async fn a_question_that_is_under_way_is_not_asked_again() {
         [addresses(&one), addresses(&two), addresses(&three[0])]
     };
     let tell = async {
-        while fixture.responder.counters().forwarded < 3 {
-            tokio::task::yield_now().await;
-        }
+        until(|| fixture.responder.counters().forwarded >= 3).await;
         told.notify_one();
     };
     let (said, ()) = tokio::join!(all, tell);
@@ -895,9 +913,7 @@ async fn what_waited_for_a_resolver_is_decided_again_when_the_table_has_changed(
     let fixture = responder(vec![waiting.at]).await;
     let question = query("web.shop.", RecordType::A);
     let change = async {
-        while waiting.asked() == 0 {
-            tokio::task::yield_now().await;
-        }
+        until(|| waiting.asked() > 0).await;
         fixture.responder.publish(&table(&[(1, "web.shop", &[address(5)])]), &Sources::new());
         told.notify_one();
     };
