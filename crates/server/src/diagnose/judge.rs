@@ -871,7 +871,12 @@ fn judge_one_tunnel(
             }
             (Backend::Vxlan | Backend::Macvlan | Backend::Host, false) => "see what the trace says",
         };
-        let command = format!("wharf network trace {} {}", findings.name(a), findings.name(b));
+        let command = format!(
+            "wharf network trace --network {} {} {}",
+            tables.network_name(*id),
+            findings.name(a),
+            findings.name(b)
+        );
         let todo = NetworkTodo { problem, remedy: remedy.into(), node: None, command: Some(command) };
         findings.sick.insert(*id);
         findings.todo.insert((Gravity::Tunnel, todo));
@@ -985,7 +990,10 @@ fn judge_tasks(findings: &mut Findings<'_>, broken: &BTreeSet<(NetworkId, NodeId
                 "the trace says where its packets end; a new container has new interfaces (`wharf restart`)"
                     .into(),
             node: None,
-            command: Some(format!("wharf network trace {asker} {name}")),
+            command: Some(format!(
+                "wharf network trace --network {} {asker} {name}",
+                tables.network_name(network)
+            )),
         };
         findings.sick.insert(network);
         findings.todo.insert((Gravity::Task, todo));
@@ -1056,7 +1064,8 @@ fn judge_ports(findings: &mut Findings<'_>, broken: &BTreeSet<(NetworkId, NodeId
                     remedy: remedy.into(),
                     node: None,
                     command: Some(format!(
-                        "wharf network trace {} {} --port {port}",
+                        "wharf network trace --network {} {} {} --port {port}",
+                        tables.network_name(*network),
                         tables.name(*node),
                         member.name
                     )),
@@ -1449,6 +1458,8 @@ mod tests {
         let todo = judged(&tables, &evidence);
         assert_eq!(todo.len(), 1, "{todo:#?}");
         assert!(todo[0].problem.contains("shop-web-3 (10.192.0.3) on n3 answers nobody"), "{todo:#?}");
+        let command = "wharf network trace --network shop_default n1 shop-web-3";
+        assert_eq!(todo[0].command.as_deref(), Some(command), "on the network that it is told of");
     }
 
     #[test]
