@@ -1,4 +1,5 @@
 //! Names from inside real containers, while agents and DNS processes are killed and replaced.
+#![expect(clippy::unwrap_used, reason = "a test panics")]
 
 use std::{
     fs,

@@ -1,4 +1,5 @@
 //! The DNS process as an agent has it: what becomes of questions while agents and processes come and go.
+#![expect(clippy::unwrap_used, reason = "a test panics")]
 
 use std::{
     collections::BTreeMap,

@@ -133,7 +133,6 @@ fn ask_datagram(socket: &UdpSocket) -> io::Result<String> {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "figures for whoever measures")]
 fn a_virtual_address_spreads_keeps_resets_and_refuses() {
     if !can_run() {
         return;

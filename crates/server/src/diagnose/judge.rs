@@ -936,11 +936,14 @@ fn judge_size(findings: &mut Findings<'_>, (from, to): (NodeId, NodeId), shared:
     }
 }
 
+/// Who asked: a task, or a node by its name.
+type Askers = BTreeSet<(Option<TaskId>, String)>;
+
 /// Tasks behind links that work.
 fn judge_tasks(findings: &mut Findings<'_>, broken: &BTreeSet<(NetworkId, NodeId, NodeId)>) {
     let (tables, evidence) = (findings.tables, findings.evidence);
     // From where each task was silent, and from where it was not.
-    let mut silent: BTreeMap<(NetworkId, TaskId), BTreeSet<(Option<TaskId>, String)>> = BTreeMap::new();
+    let mut silent: BTreeMap<(NetworkId, TaskId), Askers> = BTreeMap::new();
     let mut answered: BTreeSet<(NetworkId, TaskId)> = BTreeSet::new();
     for (node, purpose, outcome) in &evidence.probes {
         let (network, to, from) = match purpose {

@@ -79,7 +79,7 @@ pub(crate) fn explain(path: &Path<'_>) -> Vec<Hop> {
         Backend::Routed if !is_local => hops.push(routed(path, Way::There)),
         Backend::Vxlan | Backend::Wireguard | Backend::Routed => {}
         Backend::Macvlan => {
-            hops.push(hop(&path.from.node, "the physical segment that both are on carries it".into(), None))
+            hops.push(hop(&path.from.node, "the physical segment that both are on carries it".into(), None));
         }
         Backend::Host => hops.push(hop(&path.from.node, "the nodes' own network carries it".into(), None)),
     }
@@ -556,7 +556,7 @@ mod tests {
     #[test]
     fn a_tunnel_end_with_another_port_or_identifier_is_found() {
         let other_port = |facts: &mut [PathFacts; 2], _: &mut [NetworkAssignment; 2]| {
-            facts[1].port.as_mut().unwrap().port = 8472
+            facts[1].port.as_mut().unwrap().port = 8472;
         };
         assert!(
             broken(Backend::Vxlan, other_port).unwrap().problem.unwrap().contains("this one listens on 8472")

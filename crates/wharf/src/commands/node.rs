@@ -318,7 +318,7 @@ async fn rotate(
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(timeout);
     for node in nodes {
         let mut node = node;
-        while !node.wireguard.as_ref().is_some_and(|own| own.rotation >= own.wanted_rotation) {
+        while node.wireguard.as_ref().is_none_or(|own| own.rotation < own.wanted_rotation) {
             let next = node.wireguard.as_ref().and_then(|own| own.next_key.clone());
             if node.wireguard.as_ref().is_some_and(|own| own.carrier.is_none()) {
                 // Without tunnels there is nobody to be interrupted, and nobody to agree.
