@@ -526,31 +526,32 @@ fn who_heard_of_what_is_reached_by_routes_now_is_told_and_of_nothing_else() {
     let with_containers = |wanted: &BTreeMap<u32, WantedNetwork>| {
         let mut actual = Actual::default();
         actual.hops = [(node(2), Hop { via: node(2), device: 2 })].into();
-        apply(&mut actual, &plan(wanted, &underlays(), &actual));
+        let first = plan(wanted, &underlays(), &actual);
+        apply(&mut actual, &first);
         let bridge = actual.bridges.get_mut(&1).expect("there is a bridge");
         bridge.members.insert(77, UNDERLAY.mtu);
         actual
     };
-    // Of these, 4 is on this node by then, although its part is another's.
-    let peers: BTreeMap<_, _> = [3, 4].map(|last| (address(last), peer(last, 2))).into();
+    // Of these, the second is on this node by then, although its part is another's.
+    let peers: BTreeMap<_, _> = [50, 65].map(|last| (address(last), peer(last, 2))).into();
     let before = BTreeMap::from([(1, WantedNetwork { peers: peers.clone(), ..network(1) })]);
     let mut after = routed(&[(3, 2), (4, 2)]);
     let network = after.get_mut(&1).expect("it is there");
-    network.own.insert(address(4).into());
-    network.peers = [(address(3), peer(3, 2))].into();
+    network.own.insert(address(65).into());
+    network.peers = [(address(50), peer(50, 2))].into();
     let operations = plan(&after, &underlays(), &with_containers(&before)).remove(&1).expect("it changes");
     let announced = |last, mac| Operation::Announce { addresses: [(address(last), mac)].into() };
     let [.., Operation::Route { .. }, Operation::RemovePort, last] = operations.as_slice() else {
         panic!("routes, then the port, then who heard of it: {operations:?}")
     };
-    assert_eq!(*last, announced(3, mac_for(address(1))));
+    assert_eq!(*last, announced(50, mac_for(address(1))));
 
     let back = BTreeMap::from([(
         1,
-        WantedNetwork { peers: [(address(3), peer(3, 2))].into(), ..before[&1].clone() },
+        WantedNetwork { peers: [(address(50), peer(50, 2))].into(), ..before[&1].clone() },
     )]);
     let operations = plan(&back, &underlays(), &with_containers(&after)).remove(&1).expect("it changes");
-    assert_eq!(operations.last(), Some(&announced(3, mac_for(address(3)))));
+    assert_eq!(operations.last(), Some(&announced(50, mac_for(address(50)))));
     let nobody = plan(&back, &underlays(), &Actual::default()).remove(&1).expect("it is made");
     assert!(!nobody.iter().any(|operation| matches!(operation, Operation::Announce { .. })));
 }
