@@ -444,6 +444,12 @@ impl NodeAgent {
         self.inner.held()
     }
 
+    /// Whether the task's process is known to have ended here.
+    #[cfg(test)]
+    pub(crate) fn has_ended(&self, task: TaskId) -> bool {
+        self.inner.shared.ended.lock().contains(&task)
+    }
+
     /// The kernel's side of the networks.
     pub(crate) fn plane(&self) -> &dyn NetworkPlane {
         &*self.inner.plane

@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 pub use wharf_api::transport::node::Report;
-use wharf_model::{NodeFacts, NodeReport, Revision, TaskId, TaskReport, TaskStatus, VolumeId};
+use wharf_model::{Health, NodeFacts, NodeReport, Revision, TaskId, TaskReport, TaskStatus, VolumeId};
 use wharf_process::Clock;
 
 /// In bits. The sum stays below 2^53, up to where JSON's numbers are exact for everyone.
@@ -74,6 +74,16 @@ impl Reports {
         status
     }
 
+    /// Notes that a task which was said to run is not ready, and why; nothing happens if it was said to have come further, or not so far.
+    pub fn not_ready(&self, task: TaskId, message: &str) {
+        let mut state = self.state.lock();
+        let Some(known) = state.tasks.get(&task).filter(|known| known.status.is_ready()) else { return };
+        let status = not_ready(known.status.clone(), message);
+        let sequence = self.next(&mut state);
+        state.tasks.insert(task, TaskReport { task, status: TaskStatus { sequence, ..status } });
+        self.latest.send_replace(sequence);
+    }
+
     /// Says nothing more about a task.
     pub fn forget(&self, task: TaskId) {
         self.state.lock().tasks.remove(&task);
@@ -126,6 +136,15 @@ impl Reports {
     fn next(&self, state: &mut State) -> u64 {
         state.sequence = (state.sequence + 1).max(self.clock.now().0 << REPORTS_PER_MILLISECOND);
         state.sequence
+    }
+}
+
+/// The status of a task that was ready, and is not for that reason. What it is when more is known is said then.
+pub(crate) fn not_ready(status: TaskStatus, message: &str) -> TaskStatus {
+    if status.is_ready() {
+        TaskStatus { health: Health::Starting, message: message.to_owned(), ..status }
+    } else {
+        status
     }
 }
 

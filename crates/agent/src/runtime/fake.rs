@@ -9,6 +9,7 @@ mod process;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    io,
     sync::Arc,
     time::Duration,
 };
@@ -28,9 +29,9 @@ use wharf_process::{Clock, Tasks};
 use self::process::{Process, Program};
 use super::{
     Container, ContainerId, ContainerState, Credentials, EngineCheck, ExecControl, ExecRequest, ExecSession,
-    LocalImage, LocalNetwork, LocalVolume, LogFrame, LogQuery, LogSource, LogStream, NewContainer,
-    ProgressSink, Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats, Surroundings,
-    container_name,
+    FirstProcess, LocalImage, LocalNetwork, LocalVolume, LogFrame, LogQuery, LogSource, LogStream,
+    NewContainer, ProgressSink, Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats,
+    Surroundings, container_name,
 };
 
 /// Events that a slow listener may fall behind; then its stream ends, as an engine's does.
@@ -65,6 +66,9 @@ struct State {
     networks: BTreeMap<NetworkId, NetworkAssignment>,
     volumes: BTreeMap<VolumeId, VolumeAssignment>,
     foreign: BTreeMap<String, ContainerState>,
+    /// Real processes that stand for tasks', and how often they were looked for.
+    processes: BTreeMap<TaskId, (i64, usize)>,
+    inspections: usize,
     calls: Vec<String>,
     commands: Vec<ExecRequest>,
     failures: BTreeMap<&'static str, VecDeque<RuntimeError>>,
@@ -116,6 +120,8 @@ impl FakeRuntime {
             networks: BTreeMap::new(),
             volumes: BTreeMap::new(),
             foreign: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            inspections: 0,
             calls: Vec::new(),
             commands: Vec::new(),
             failures: BTreeMap::new(),
@@ -165,6 +171,25 @@ impl FakeRuntime {
     /// What the engine's check of a task says from now on.
     pub fn set_health(&self, task: TaskId, health: Health, output: &str) {
         self.inner.set_health(task, health, output);
+    }
+    /// From now on this process of the machine stands for the task's. The engine learns nothing from it.
+    pub fn stand_in(&self, task: TaskId, process: i64) {
+        self.inner.state.lock().processes.insert(task, (process, 0));
+        let changed = self
+            .inner
+            .id_of(task)
+            .and_then(|id| self.inner.change(&id, |entry| entry.container.pid = process));
+        if let Some(((), container)) = changed {
+            self.inner.tell(&container, "start");
+        }
+    }
+    /// How often the process that stands for a task's was looked for.
+    pub fn looked_for(&self, task: TaskId) -> usize {
+        self.inner.state.lock().processes.get(&task).map_or(0, |(_, times)| *times)
+    }
+    /// How often a container was inspected.
+    pub fn inspections(&self) -> usize {
+        self.inner.state.lock().inspections
     }
     /// A container that somebody else made.
     pub fn add_foreign_container(&self, name: &str) {
@@ -688,8 +713,19 @@ impl Runtime for FakeRuntime {
 
     async fn inspect(&self, container: &ContainerId) -> Result<Option<Container>> {
         self.enter("inspect").await?;
-        let state = self.inner.state.lock();
+        let mut state = self.inner.state.lock();
+        state.inspections += 1;
         Ok(state.key(container)?.map(|id| state.containers[&id].container.clone()))
+    }
+
+    async fn first_process(&self, container: &Container) -> io::Result<Option<FirstProcess>> {
+        let number = {
+            let mut state = self.inner.state.lock();
+            let Some((number, times)) = state.processes.get_mut(&container.task) else { return Ok(None) };
+            *times += 1;
+            *number
+        };
+        FirstProcess::numbered(number)
     }
 
     async fn inspect_raw(&self, container: &ContainerId) -> Result<serde_json::Value> {

@@ -11,9 +11,10 @@ mod error;
 mod exec;
 pub mod fake;
 mod labels;
+mod process;
 pub mod spec;
 
-use std::{collections::BTreeMap, net::IpAddr, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, io, net::IpAddr, pin::Pin, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,6 +30,7 @@ pub use docker::{DockerOptions, DockerRuntime};
 pub use error::RuntimeError;
 pub use fake::FakeRuntime;
 pub use labels::{Labels, container_name};
+pub use process::FirstProcess;
 
 /// What every call answers.
 pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;
@@ -77,6 +79,12 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
 
     /// The container of that identifier or name, if it is there and this cluster's.
     async fn inspect(&self, container: &ContainerId) -> Result<Option<Container>>;
+
+    /// The process as which a container was found running, to learn of its end without asking the engine. Nothing if the kernel does not
+    /// show that the process of that number is this container's.
+    async fn first_process(&self, container: &Container) -> io::Result<Option<FirstProcess>> {
+        FirstProcess::of(container).await
+    }
 
     /// Everything the engine says of a container, in its own words.
     async fn inspect_raw(&self, container: &ContainerId) -> Result<serde_json::Value>;

@@ -2,12 +2,15 @@
 //!
 //! - [`step::next_step`] decides from the orders, the phase reached and the container seen; the loop performs one step,
 //!   looks again, and decides again. It is told nothing about what happened, only that something may have.
+//! - The kernel tells of the end of a container's first process, and that the task is not ready any more is said at once ([`life`]);
+//!   how it ended is said when the engine has said it.
 //! - A loop that is dropped leaves the container as it is: the next agent adopts it without a call that changes it.
 //! - What may be cut short by new orders is the preparation; making and starting a container run to their end.
 //! - Errors that can pass are tried again with growing pauses, and the status says what and when; others end the task.
 
 pub mod files;
 mod hooks;
+mod life;
 pub mod step;
 
 use std::{
@@ -34,6 +37,7 @@ use wharf_process::{Backoff, Clock, blocking};
 
 use self::{
     files::FileFolders,
+    life::{Ended, Life},
     step::{Step, next_step},
 };
 use crate::{
@@ -42,7 +46,7 @@ use crate::{
     node::NetworkPlane,
     probe::{self, Verdict},
     registry::RegistryLogins,
-    reports::Reports,
+    reports::{Reports, not_ready},
     runtime::{
         Connection, Container, ContainerId, ContainerState, LocalImage, LocalNetwork, LogQuery, NewContainer,
         Result, Runtime, RuntimeError, Surroundings, container_name, spec::DEFAULT_GRACE,
@@ -109,6 +113,22 @@ pub struct Shared {
     pub seed: u64,
 }
 
+impl Shared {
+    /// The addresses of a task are nobody's from now on.
+    fn has_ended(&self, task: TaskId) {
+        if self.ended.lock().insert(task) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Somebody has started a task's container again, which keeps its addresses.
+    fn has_begun_again(&self, task: TaskId) {
+        if self.ended.lock().remove(&task) {
+            self.wake.notify_one();
+        }
+    }
+}
+
 /// Orders sets of assignments: epoch and revision.
 pub type Order = (u64, Revision);
 
@@ -158,6 +178,8 @@ pub struct TaskLoop {
     hooks_done: usize,
     /// Its `pre_stop` hooks have been run, and what there is to say about that.
     pre_stopped: Option<String>,
+    /// Whether its process lives, as the kernel says.
+    life: Arc<Life>,
 }
 
 /// Why a step did not end by itself.
@@ -192,13 +214,26 @@ impl TaskLoop {
             image: None,
             hooks_done: 0,
             pre_stopped: None,
+            life: Arc::default(),
             shared,
         }
     }
 
     /// Runs until nobody wants the task any more and nothing is left of it, or the agent stops.
     #[tracing::instrument(skip_all, fields(task = %self.id))]
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        let (life, shared, nudge) =
+            (Arc::clone(&self.life), Arc::clone(&self.shared), Arc::clone(&self.nudge));
+        let ended = Ended { task: self.id, shared: &shared, nudge: &nudge };
+        tokio::select! {
+            // Dropped by the arm below never: that one does not end.
+            () = self.work() => {}
+            // Dropped with the loop: nobody asks any more.
+            () = life.follow(&ended) => {}
+        }
+    }
+
+    async fn work(mut self) {
         self.status = self.recall().await;
         if self.status.phase.is_over() {
             self.has_ended();
@@ -237,6 +272,10 @@ impl TaskLoop {
 
     /// Looks, decides and performs one step.
     async fn turn(&mut self, orders: &Orders) -> Result<Turn, Stumble> {
+        if self.status.is_ready() && self.life.is_over() {
+            self.publish();
+            self.keep().await;
+        }
         let name = ContainerId(container_name(&orders.task));
         let container = self.shared.runtime.inspect(&name).await?;
         if !container.as_ref().is_some_and(|found| found.state.is_running()) {
@@ -453,6 +492,11 @@ impl TaskLoop {
     /// Takes note of a running container and makes the check that is due.
     async fn watch(&mut self, task: &TaskAssignment, container: &Container) -> Result<Turn, Stumble> {
         let ContainerState::Running { started_at } = container.state else { return Ok(Turn::Again) };
+        if !self.life.attend(self.id, container, started_at, &self.shared).await {
+            // The engine does not know yet, and will tell.
+            self.publish();
+            return Ok(Turn::Wait(FIRST_PAUSE));
+        }
         // Before anybody else is told that it runs. Nothing happens if that is done.
         self.status.entries = self.shared.plane.0.started(self.id, container.pid).await;
         if self.status.phase != Phase::Running {
@@ -558,9 +602,7 @@ impl TaskLoop {
 
     /// Its process is gone: nobody is sent there any more, before anything else is found out about it.
     fn has_ended(&self) {
-        if self.shared.ended.lock().insert(self.id) {
-            self.shared.wake.notify_one();
-        }
+        self.shared.has_ended(self.id);
     }
 
     /// Says how a process ended that nobody had asked to.
@@ -684,6 +726,9 @@ impl TaskLoop {
     }
 
     fn publish(&mut self) {
+        if self.life.is_over() {
+            self.status = not_ready(self.status.clone(), life::ENDED);
+        }
         self.status = self.shared.reports.task(self.id, &self.status);
     }
 
