@@ -1,9 +1,11 @@
-//! The rules that routed networks need, and who takes care of the rules of others.
+//! The rules that routed networks and those on the segment need, and who takes care of the rules of others.
 //!
 //! - Ours are a table of nftables that nobody else touches, and one chain of iptables, because a packet that Docker's rules would drop
 //!   can only be accepted among Docker's rules.
 //! - What an address of a routed network sends is taken only from where that address is, and what is not from the network does not
 //!   enter it: two networks cannot reach each other, whatever the default policy of the node is.
+//! - The node's device on a segment is the node's: it forwards nothing between it and other networks, which would otherwise reach the
+//!   segment's containers on the same node, in the node's name.
 //! - They are compared when any rule of the node has changed, and written again if they are not as written.
 //! - Docker's rules are Docker's: what is missing of them is told, not mended.
 
@@ -14,6 +16,7 @@ use wharf_model::Backend;
 use super::{
     nft::{self, Kept, NftError, Place},
     plan::{WantedNetwork, bridge_name},
+    segment::shim_name,
 };
 
 const TABLE: &str = "inet wharf";
@@ -65,10 +68,19 @@ pub(super) fn rules(networks: &BTreeMap<u32, WantedNetwork>) -> Option<Rules> {
             "{within} -i {bridge} ! -o {bridge} -j ACCEPT\n{within} ! -i {bridge} -o {bridge} -j ACCEPT\n"
         );
     }
+    for (vni, _) in networks.iter().filter(|(_, network)| network.backend == Backend::Macvlan) {
+        let shim = shim_name(*vni);
+        // What a published port leads to, and its answers.
+        let _ = write!(between, "\n    oifname \"{shim}\" ct state established,related accept");
+        let _ =
+            write!(between, "\n    oifname \"{shim}\" ct status dnat accept\n    oifname \"{shim}\" drop");
+        let _ = write!(between, "\n    iifname \"{shim}\" ct state established,related accept");
+        let _ = write!(between, "\n    iifname \"{shim}\" drop");
+    }
     let chain = |name: &str, hook: &str, rules: String| {
         format!("  chain {name} {{\n    type {hook}; policy accept;{rules}\n  }}\n")
     };
-    if sources.is_empty() {
+    if between.is_empty() {
         return None;
     }
     // Each a little before the usual place of its kind: what is dropped here, nobody else looks at.
@@ -114,10 +126,10 @@ impl Firewall {
         let is_needed = wanted.is_some();
         match self.table.ensure(Place::Here, TABLE, wanted.as_ref().map(|rules| rules.nft.as_str())) {
             Ok(changed) => outcome.changes += usize::from(changed),
-            // A node without routed networks needs no `nft`.
+            // A node without such networks needs no `nft`.
             Err(NftError::Missing) if !is_needed => {}
             Err(error) => outcome.problems.push(format!(
-                "routed networks have no rules on this node: {}",
+                "routed networks and those on the segment have no rules on this node: {}",
                 wharf_process::errors::chain(&error)
             )),
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -113,7 +113,7 @@ pub(super) async fn get(
     let names = names(&tables, id);
     let members = row.members.iter().map(|member| v1::NetworkMember {
         address: member.address.to_string(),
-        address6: record.subnet6.map(|subnet| ipv6_for(subnet, member.address).to_string()),
+        address6: address6(&tables, record, member).map(|address| address.to_string()),
         task: member.name.clone(),
         id: member.task.to_string(),
         node: tables.name(member.node).to_owned(),
@@ -140,6 +140,14 @@ pub(super) async fn get(
             .map(|(address, of)| (address.to_string(), format!("{}/{}", of.app.name, of.name)))
             .collect(),
     }))
+}
+
+/// A task's IPv6 address on a network: the one that it asks for, or else the one that follows from its other one.
+fn address6(tables: &Tables, network: &NetworkRecord, member: &Member) -> Option<Ipv6Addr> {
+    let subnet = network.subnet6?;
+    let task = tables.sets.get(&member.node).and_then(|set| set.tasks.get(&member.task));
+    let asked = task.and_then(|task| task.attachments.iter().find(|on| on.network == network.id)?.address6);
+    Some(asked.unwrap_or_else(|| ipv6_for(subnet, member.address)))
 }
 
 /// The names of a network that mean the same everywhere.
