@@ -95,7 +95,7 @@ networks: {default: {x-wharf: {backend: BACKEND}}}
 
 /// What a node has of networks: devices, routes, rules.
 const LEFT: &str = "ip -br link | grep -E '^(wh|wv|wm|wharf-wg)'; ip route | grep -E 'proto 8[67]| wh'; ip -6 route | grep ' wh';
-    nft list tables | grep wharf; iptables -S | grep WHARF; pgrep -f 'exe wireguard'; true";
+    nft list tables | grep wharf; iptables -S | grep WHARF; pgrep -f '[e]xe wireguard'; true";
 
 /// A task that answers on port 80.
 #[derive(Debug, Default)]
