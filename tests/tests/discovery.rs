@@ -1,5 +1,6 @@
 //! Names from inside real containers, while agents and DNS processes are killed and replaced.
 #![expect(clippy::unwrap_used, reason = "a test panics")]
+#![expect(clippy::print_stdout, reason = "figures for whoever measures")]
 
 use std::{
     fs,

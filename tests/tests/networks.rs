@@ -1,6 +1,7 @@
 //! Networks of every backend side by side on a real cluster: who reaches whom, and nobody else; a network that changes its backend under
 //! load; and what is left of them.
 #![expect(clippy::unwrap_used, reason = "a test panics")]
+#![expect(clippy::print_stdout, reason = "figures for whoever measures")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -35,9 +35,9 @@ use wharf_agent::{
     },
 };
 use wharf_model::{
-    AssignmentSet, Attachment, Backend, DnsTable, EndpointSpec, FileAssignment, FileMount, Health, Hook, Millis,
-    MountSource, MountSpec, Namespace, NetworkAssignment, NetworkId, NetworkMode, NodeId, Phase, Probe,
-    ProbeKind, Progress, PullPolicy, Revision, RouteTable, Target, TaskAssignment, TaskId, TaskStatus,
+    AssignmentSet, Attachment, Backend, DnsTable, EndpointSpec, FileAssignment, FileMount, Health, Hook,
+    Millis, MountSource, MountSpec, Namespace, NetworkAssignment, NetworkId, NetworkMode, NodeId, Phase,
+    Probe, ProbeKind, Progress, PullPolicy, Revision, RouteTable, Target, TaskAssignment, TaskId, TaskStatus,
     VolumeAssignment, VolumeId, VolumeName, VolumeSpec, VolumesFrom,
 };
 use wharf_process::{Shutdown, SystemClock, Task, Tasks};

@@ -44,7 +44,10 @@ pub use network::host_conflicts;
 pub use nodes::{Leases, Link, decide as decide_node};
 pub use pass::decide;
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};
-pub use plan::{Action, Operation, Plan, PlanRefusal, Request, Thing, plan, plan_backend, plan_down, plan_pool, release, request};
+pub use plan::{
+    Action, Operation, Plan, PlanRefusal, Request, Thing, plan, plan_backend, plan_down, plan_pool, release,
+    request,
+};
 pub use routes::wanted_routes;
 pub use spec::{StopFirst, effective_order};
 pub use waiting::{About, DependencyState, NetworkRefusal, Reason, Waiting};

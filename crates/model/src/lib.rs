@@ -22,8 +22,8 @@ pub use app::{
     ServiceKey, ServiceRecord, ServiceRevision, VolumeRecord,
 };
 pub use assignment::{
-    AssignmentSet, Attachment, DnsTable, ENTRY_MARK, Endpoint, FileAssignment, NamedPort, NetworkAssignment, NodeReport,
-    Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment, TaskReport, VirtualService,
+    AssignmentSet, Attachment, DnsTable, ENTRY_MARK, Endpoint, FileAssignment, NamedPort, NetworkAssignment,
+    NodeReport, Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment, TaskReport, VirtualService,
     VolumeAssignment,
 };
 pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildSpec, Dockerfile};

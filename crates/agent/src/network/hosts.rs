@@ -149,6 +149,9 @@ mod tests {
     fn the_kernel_answers() {
         // Whatever it is, there are no duplicates and no default route in it.
         let found = host_subnets().unwrap();
-        assert!(found.windows(2).all(|two| two[0] < two[1]) && found.iter().all(|one| one.subnet.prefix_len() > 0));
+        assert!(
+            found.windows(2).all(|two| two[0] < two[1])
+                && found.iter().all(|one| one.subnet.prefix_len() > 0)
+        );
     }
 }

@@ -524,8 +524,8 @@ fn a_part_that_moves_is_redirected_in_one_step_and_behind_a_router_the_router_is
 #[test]
 fn who_heard_of_what_is_reached_by_routes_now_is_told_and_of_nothing_else() {
     let with_containers = |wanted: &BTreeMap<u32, WantedNetwork>| {
-        let mut actual = Actual::default();
-        actual.hops = [(node(2), Hop { via: node(2), device: 2 })].into();
+        let hops = [(node(2), Hop { via: node(2), device: 2 })].into();
+        let mut actual = Actual { hops, ..Actual::default() };
         let first = plan(wanted, &underlays(), &actual);
         apply(&mut actual, &first);
         let bridge = actual.bridges.get_mut(&1).expect("there is a bridge");

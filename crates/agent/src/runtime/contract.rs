@@ -13,9 +13,9 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt, time::timeout};
 use wharf_model::{
-    AppKey, ContainerSpec, EndpointMode, Exit, Health, Healthcheck, Image, Millis, NetworkAssignment, NetworkId, PortSpec,
-    Progress, Protocol, PublishMode, PullPolicy, ServiceKey, ServiceSpec, Slot, Target, TaskAssignment,
-    TaskId, VolumeAssignment, VolumeId, VolumeSpec, mac_for,
+    AppKey, ContainerSpec, EndpointMode, Exit, Health, Healthcheck, Image, Millis, NetworkAssignment,
+    NetworkId, PortSpec, Progress, Protocol, PublishMode, PullPolicy, ServiceKey, ServiceSpec, Slot, Target,
+    TaskAssignment, TaskId, VolumeAssignment, VolumeId, VolumeSpec, mac_for,
 };
 
 use super::{

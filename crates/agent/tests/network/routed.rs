@@ -465,7 +465,6 @@ fn tunnel(node: u8) -> IpAddr {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "figures for whoever measures")]
 fn those_who_talk_while_their_network_changes_in_place_lose_little() {
     if !can_run() {
         return;

@@ -34,11 +34,8 @@ pub(crate) static WHARF_APP: Object = Object {
 };
 
 /// `x-wharf` of a network.
-pub(crate) static WHARF_NETWORK: Object = Object {
-    what: "`x-wharf` of a network",
-    keys: &[("backend", BACKEND), ("parent", Text)],
-    required: &[],
-};
+pub(crate) static WHARF_NETWORK: Object =
+    Object { what: "`x-wharf` of a network", keys: &[("backend", BACKEND), ("parent", Text)], required: &[] };
 
 const BACKEND: Shape = Word(&["vxlan", "routed", "wireguard", "macvlan", "host"]);
 const PRIORITY: Shape = Word(&["system", "high", "normal", "low"]);

@@ -453,7 +453,8 @@ impl Typing<'_, '_> {
                 "ipam" => self.addresses(value, &key, &mut spec),
                 "enable_ipv6" => spec.enable_ipv6 = values::flag(value).unwrap_or_default(),
                 "enable_ipv4" if values::flag(value) == Some(false) => {
-                    let message = "a network of the cluster has IPv4 in any case; IPv6 addresses follow from it";
+                    let message =
+                        "a network of the cluster has IPv4 in any case; IPv6 addresses follow from it";
                     self.report()
                         .unsupported(value.key, &key, message)
                         .hint("remove `enable_ipv4`; with `enable_ipv6: true` the network has both");
@@ -687,7 +688,8 @@ impl Typing<'_, '_> {
                         } else if spec.subnet.is_none() {
                             self.pool(pool, item.span, &key, spec);
                         } else if !pool.is_empty() {
-                            let message = "a network has one IPv4 subnet, over which all its nodes are reached";
+                            let message =
+                                "a network has one IPv4 subnet, over which all its nodes are reached";
                             self.report().unsupported(item.span, &key, message).hint("keep the first one");
                         }
                     }

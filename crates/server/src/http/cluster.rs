@@ -175,7 +175,8 @@ pub(super) async fn doctor(
         ),
     });
     if let Some(standing) = shared.state.route_standing() {
-        let made = format!("{} of {} routes outside the nodes are made", standing.programmed, standing.wanted);
+        let made =
+            format!("{} of {} routes outside the nodes are made", standing.programmed, standing.wanted);
         findings.push(match standing.error {
             None => finding("ok", "routes", made, None),
             Some(error) => {

@@ -58,7 +58,8 @@ pub(super) async fn change(
             ));
         }
         if after.network.backend != before.network.backend {
-            changes.push(format!("~ default  backend {} -> {}", before.network.backend, after.network.backend));
+            changes
+                .push(format!("~ default  backend {} -> {}", before.network.backend, after.network.backend));
             let networks = plan_backend(&inner.world, after.network.backend).map_err(conflict)?;
             changes.extend(networks.into_iter().map(|(_, operation)| operation.to_string()));
         }
@@ -74,7 +75,8 @@ pub(super) async fn change(
         let key = Key::Cluster;
         let at = inner.revision_of(&key).map(|revision| revision.0);
         let fingerprint = hex::encode(
-            &ring::digest::digest(&ring::digest::SHA256, format!("{at:?}{changes:?}").as_bytes()).as_ref()[..16],
+            &ring::digest::digest(&ring::digest::SHA256, format!("{at:?}{changes:?}").as_bytes()).as_ref()
+                [..16],
         );
         if wish.fingerprint.as_ref().is_some_and(|wanted| *wanted != fingerprint) {
             return Err(refused("the cluster has changed since this was planned")
@@ -110,14 +112,16 @@ fn changed(before: &ClusterRecord, wish: &v1::NetworkDefaultsChange) -> Answer<C
             Failure::invalid(error.to_string()).hint("a cluster's default is vxlan, routed or wireguard")
         })?;
         if !backend.is_general() {
-            return Err(Failure::invalid(format!("`{backend}` cannot be the default of a cluster"))
-                .hint("it is chosen for one network, in its Compose file; a default is vxlan, routed or wireguard"));
+            return Err(Failure::invalid(format!("`{backend}` cannot be the default of a cluster")).hint(
+                "it is chosen for one network, in its Compose file; a default is vxlan, routed or wireguard",
+            ));
         }
         after.network.backend = backend;
     }
     if let Some(text) = &wish.pool {
         let range: Ipv4Net = text.parse().map_err(|_| {
-            Failure::invalid(format!("`{text}` is no range of addresses")).hint("write one such as 10.192.0.0/10")
+            Failure::invalid(format!("`{text}` is no range of addresses"))
+                .hint("write one such as 10.192.0.0/10")
         })?;
         after.pool = AddressPool { range: range.trunc(), ..before.pool };
         if range.prefix_len() > before.pool.prefix.saturating_sub(4) {

@@ -3,8 +3,8 @@
 use wharf_api::v1;
 use wharf_engine::{Node, World};
 use wharf_model::{
-    AppKey, AppRecord, Bytes, Cpus, Event, Image, Mode, PortSpec, PublishMode, Release, Rollout, ServiceKey,
-    ServiceRecord, Slot, Task, NodeFacts, NodeRecord, tunnel_address,
+    AppKey, AppRecord, Bytes, Cpus, Event, Image, Mode, NodeFacts, NodeRecord, PortSpec, PublishMode,
+    Release, Rollout, ServiceKey, ServiceRecord, Slot, Task, tunnel_address,
 };
 
 use crate::state::{Inner, State};

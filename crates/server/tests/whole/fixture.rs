@@ -417,7 +417,8 @@ impl Fake {
             wireguard: None,
             seen_from: None,
         };
-        let (epoch, observed) = self.set.lock().unwrap().as_ref().map_or((0, Revision(0)), |set| (set.epoch, set.revision));
+        let (epoch, observed) =
+            self.set.lock().unwrap().as_ref().map_or((0, Revision(0)), |set| (set.epoch, set.revision));
         let node = NodeReport { sequence: 1, epoch, observed, facts, problems: vec![] };
         let statuses = self.statuses.lock().unwrap().clone();
         let tasks =

@@ -322,7 +322,10 @@ async fn rotate(
             let next = node.wireguard.as_ref().and_then(|own| own.next_key.clone());
             if node.wireguard.as_ref().is_some_and(|own| own.carrier.is_none()) {
                 // Without tunnels there is nobody to be interrupted, and nobody to agree.
-                out.say(&format!("{} has no tunnels yet: it makes a new key before its first one", node.name));
+                out.say(&format!(
+                    "{} has no tunnels yet: it makes a new key before its first one",
+                    node.name
+                ));
                 break;
             }
             if tokio::time::Instant::now() >= deadline {

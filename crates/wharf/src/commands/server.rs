@@ -146,7 +146,8 @@ enum Verb {
 /// A pool that this machine reaches by itself would have no subnet for any network; one of which it reaches a part has, and they avoid
 /// that part.
 fn check_overlap(pool: &AddressPool, out: &Output) -> Result<()> {
-    let (first, last) = (std::net::IpAddr::from(pool.range.network()), std::net::IpAddr::from(pool.range.broadcast()));
+    let (first, last) =
+        (std::net::IpAddr::from(pool.range.network()), std::net::IpAddr::from(pool.range.broadcast()));
     // Whoever may not ask the kernel is told by the cluster.
     for found in wharf_agent::network::host_subnets().unwrap_or_default() {
         let net = found.subnet;
@@ -156,7 +157,8 @@ fn check_overlap(pool: &AddressPool, out: &Output) -> Result<()> {
                 "choose a range that none of your machines has a route to: `--pool 172.24.0.0/14`"
             ));
         }
-        let inside = |address| matches!(address, std::net::IpAddr::V4(address) if pool.range.contains(&address));
+        let inside =
+            |address| matches!(address, std::net::IpAddr::V4(address) if pool.range.contains(&address));
         if inside(net.network()) || net.contains(&first) || net.contains(&last) {
             out.say(&format!("networks keep off {found}, which is in the pool {} too", pool.range));
         }
@@ -203,7 +205,8 @@ pub(crate) async fn run(args: Server, _global: &Global, out: &Output) -> Result<
             let advertise = advertised(advertise, listen);
             let network = NetworkDefaults { backend: network_backend, routes: None };
             let state = state_dir.clone();
-            set_up(InitOptions { state_dir: state, name, listen, advertise, store, pool, network }, out).await?;
+            set_up(InitOptions { state_dir: state, name, listen, advertise, store, pool, network }, out)
+                .await?;
             start(&state_dir, !no_agent, no_start, out)
         }
         Verb::Join { servers, token, advertise, listen, state_dir, no_agent, no_start } => {
