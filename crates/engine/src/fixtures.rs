@@ -251,6 +251,8 @@ impl Cluster {
                 status.ended_at = Some(self.now);
             }
             (Phase::Running, Script::Crash) => {
+                // An agent says first that nothing is known of it any more.
+                status.health = Health::Starting;
                 status.phase = Phase::Failed;
                 status.exit = Some(Exit { code: 1, oom: false });
                 status.ended_at = Some(self.now);

@@ -132,9 +132,11 @@ fn came_up(task: &Task) -> bool {
     !is_guess(task) || lasted.is_some_and(|lasted| lasted >= STEADY)
 }
 
-/// Whether that a task is ready is all but a guess: it runs, and nobody checks it.
+/// Whether that a task is or was ready is all but a guess: it runs, and nobody checks it. Once its process has ended nobody knows any
+/// more whether somebody did.
 fn is_guess(task: &Task) -> bool {
-    task.status.health == Health::Unchecked
+    let status = &task.status;
+    status.health == Health::Unchecked || (status.health == Health::Starting && status.ready_at.is_some())
 }
 
 impl Pass<'_> {
