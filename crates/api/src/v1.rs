@@ -556,6 +556,28 @@ pub struct RolloutView {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<u64>,
+    /// How the change before it ended, if there was one and it had ended when this one began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<EndedRollout>,
+}
+impl RolloutView {
+    /// The state of the change that carries out this generation, as far as this one knows: its own, or that of the one before.
+    pub fn state_of(&self, generation: u64) -> Option<&str> {
+        if self.generation == generation {
+            return Some(&self.state);
+        }
+        let before = self.before.as_ref().filter(|before| before.generation == generation);
+        before.map(|before| before.state.as_str())
+    }
+}
+
+/// How a change of an app ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EndedRollout {
+    /// The generation that it carried out.
+    pub generation: u64,
+    /// `done`, `failed`, `rolled_back` or `superseded`.
+    pub state: String,
 }
 
 /// An app with everything that belongs to it.

@@ -1092,7 +1092,13 @@ pub fn release(
         key: app.clone(),
         generation,
         release: number,
-        rollout: rollout(generation, format!("release {number}"), by, now),
+        rollout: rollout(
+            generation,
+            format!("release {number}"),
+            by,
+            now,
+            current.record.map(|record| &record.rollout),
+        ),
         previous,
         removed: false,
         remove_volumes: false,
@@ -1108,7 +1114,13 @@ fn next_release(world: &World, app: &AppKey) -> ReleaseNumber {
 fn next_change(current: &Current<'_>) -> Generation {
     Generation(current.record.map_or(1, |record| record.generation.0 + 1))
 }
-fn rollout(generation: Generation, what: String, by: &By, now: Timestamp) -> Rollout {
+fn rollout(
+    generation: Generation,
+    what: String,
+    by: &By,
+    now: Timestamp,
+    before: Option<&Rollout>,
+) -> Rollout {
     Rollout {
         generation,
         what,
@@ -1117,6 +1129,7 @@ fn rollout(generation: Generation, what: String, by: &By, now: Timestamp) -> Rol
         state: RolloutState::Progressing,
         reason: String::new(),
         ended_at: None,
+        before: before.and_then(Rollout::end),
     }
 }
 
@@ -1192,7 +1205,7 @@ pub fn request(
     let generation = next_change(&current);
     changes.push(Change::PutApp(AppRecord {
         generation,
-        rollout: rollout(generation, request.to_string(), by, now),
+        rollout: rollout(generation, request.to_string(), by, now, Some(&record.rollout)),
         removed: down,
         remove_volumes: record.remove_volumes || volumes,
         ..record.clone()

@@ -759,3 +759,16 @@ fn a_revision_that_was_written_before_its_app_is_not_forgotten_meanwhile() {
     cluster.settle();
     assert_eq!(cluster.world.revisions_of(&orphan).count(), 0);
 }
+
+#[test]
+fn whoever_waits_for_a_change_may_look_after_the_next_has_begun() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web"))]));
+    assert_eq!(cluster.rollout().before, None);
+    cluster.settle();
+    let first = cluster.rollout().generation;
+    cluster.up(&app(&[("web", service("web2"))]));
+    assert!(cluster.rollout().generation > first);
+    let done = wharf_model::EndedRollout { generation: first, state: RolloutState::Done };
+    assert_eq!(cluster.rollout().before, Some(done));
+}

@@ -118,6 +118,25 @@ pub struct Rollout {
     /// When it reached a final state.
     #[serde(default)]
     pub ended_at: Option<Timestamp>,
+    /// How the change before it ended, if there was one and it had: whoever waits for that one may look only now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<EndedRollout>,
+}
+impl Rollout {
+    /// How it ended, once it has.
+    pub fn end(&self) -> Option<EndedRollout> {
+        let ended = EndedRollout { generation: self.generation, state: self.state };
+        self.state.is_over().then_some(ended)
+    }
+}
+
+/// How a change of an app ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedRollout {
+    /// The generation that it carried out.
+    pub generation: Generation,
+    /// A final state.
+    pub state: RolloutState,
 }
 
 /// Where a change of an app is. Ends are final; the next change begins a new one.

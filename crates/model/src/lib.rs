@@ -18,8 +18,8 @@ mod units;
 mod wireguard;
 
 pub use app::{
-    AppKey, AppRecord, By, Image, NamedIn, Previous, Release, ReleaseNumber, Rollout, RolloutState,
-    ServiceKey, ServiceRecord, ServiceRevision, VolumeRecord,
+    AppKey, AppRecord, By, EndedRollout, Image, NamedIn, Previous, Release, ReleaseNumber, Rollout,
+    RolloutState, ServiceKey, ServiceRecord, ServiceRevision, VolumeRecord,
 };
 pub use assignment::{
     AssignmentSet, Attachment, DnsTable, ENTRY_MARK, Endpoint, FileAssignment, NamedPort, NetworkAssignment,

@@ -4,7 +4,7 @@ use wharf_api::v1;
 use wharf_engine::{Node, World};
 use wharf_model::{
     AppKey, AppRecord, Bytes, Cpus, Event, Image, Mode, NodeFacts, NodeRecord, PortSpec, PublishMode,
-    Release, Rollout, ServiceKey, ServiceRecord, Slot, Task, tunnel_address,
+    Release, Rollout, RolloutState, ServiceKey, ServiceRecord, Slot, Task, tunnel_address,
 };
 
 use crate::state::{Inner, State};
@@ -76,10 +76,18 @@ pub fn rollout(rollout: &Rollout) -> v1::RolloutView {
         what: rollout.what.clone(),
         by: rollout.by.to_string(),
         started_at: rollout.started_at.0,
-        state: rollout.state.to_string().replace(' ', "_"),
+        state: state_name(rollout.state),
         reason: rollout.reason.clone(),
         ended_at: rollout.ended_at.map(|at| at.0),
+        before: rollout.before.map(|before| v1::EndedRollout {
+            generation: before.generation.0,
+            state: state_name(before.state),
+        }),
     }
+}
+
+fn state_name(state: RolloutState) -> String {
+    state.to_string().replace(' ', "_")
 }
 
 /// An app in a list.

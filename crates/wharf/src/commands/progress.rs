@@ -283,9 +283,15 @@ async fn begun(
         }
         Watched::Over(status) => {
             let rollout = &status.app.rollout;
-            let good = rollout.state == "done" && rollout.generation == applied.generation;
+            let good = rollout.state_of(applied.generation) == Some("done");
             if good {
-                out.say(&format!("{} {} ({elapsed})", out.paint(Color::Good, "done:"), rollout.what));
+                let what = if rollout.generation == applied.generation {
+                    rollout.what.clone()
+                } else {
+                    // It was over before we looked, and the next change has begun.
+                    format!("this change; {} by {} has begun since", rollout.what, rollout.by)
+                };
+                out.say(&format!("{} {what} ({elapsed})", out.paint(Color::Good, "done:")));
                 for url in &status.urls {
                     out.say(&format!("  {}", out.paint(Color::Strong, url)));
                 }
