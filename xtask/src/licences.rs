@@ -16,10 +16,13 @@ const ALLOWED: &[&str] = &[
     "ISC",
     "MIT",
     "MIT-0",
+    // Of single files: a library that is linked as it is published asks for nothing but its licence beside it.
+    "MPL-2.0",
     "OpenSSL",
     "Unicode-3.0",
     "Unicode-DFS-2016",
     "Unlicense",
+    "WTFPL",
     "Zlib",
 ];
 
