@@ -104,7 +104,7 @@ mod tests {
             volumes: BTreeMap::new(),
             removed_volumes: Vec::new(),
             dns,
-            routes: RouteTable { version: Revision(7), routes: vec![route] },
+            routes: RouteTable::of_ports(Revision(7), vec![route]),
             wireguard: None,
         };
         (set, id, network)

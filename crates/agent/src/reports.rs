@@ -51,7 +51,8 @@ impl Reports {
         });
         if !known {
             let sequence = self.next(&mut state);
-            state.node = Some(NodeReport { sequence, epoch, observed, facts, problems });
+            state.node =
+                Some(NodeReport { sequence, epoch, observed, facts, problems, draining: BTreeMap::new() });
             self.latest.send_replace(sequence);
         }
     }

@@ -88,10 +88,10 @@ impl<'a> Assigner<'a> {
             volumes: self.volumes(&tasks),
             removed_volumes: self.removed_volumes(node, &tasks),
             dns,
-            routes: RouteTable {
-                version: self.world.revision,
-                routes: if gateway { self.routes_at(node) } else { Vec::new() },
-            },
+            routes: RouteTable::of_ports(
+                self.world.revision,
+                if gateway { self.routes_at(node) } else { Vec::new() },
+            ),
             tasks: assignments,
             wireguard: self.mesh.assignment(node),
             networks,

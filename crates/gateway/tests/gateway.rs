@@ -68,7 +68,7 @@ impl Fixture {
 
     async fn apply(&mut self, routes: Vec<Route>) {
         self.version += 1;
-        let table = RouteTable { version: Revision(self.version), routes };
+        let table = RouteTable::of_ports(Revision(self.version), routes);
         within(self.gateway.apply(&table)).await;
         assert_eq!(self.gateway.version(), Some(Revision(self.version)));
     }
@@ -494,9 +494,7 @@ async fn what_is_published_is_served_by_the_running_gateway_and_then_acknowledge
     let web = echo(&fixture.tasks, 1).await;
     for version in 1..=3 {
         // Only the newest matters.
-        fixture
-            .gateway
-            .publish(RouteTable { version: Revision(version), routes: vec![fixture.route(&[web])] });
+        fixture.gateway.publish(RouteTable::of_ports(Revision(version), vec![fixture.route(&[web])]));
     }
     eventually("it is served", async || fixture.gateway.version() == Some(Revision(3))).await;
     assert_eq!(fixture.who().await.unwrap(), 1);

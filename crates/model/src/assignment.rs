@@ -322,6 +322,21 @@ pub struct RouteTable {
     pub version: Revision,
     /// One for each published port.
     pub routes: Vec<Route>,
+    /// The routes of services (`x-wharf.routes`). No port of theirs is in `routes` as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<crate::ServiceRoute>,
+    /// The certificates that are shown. Never on a disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<crate::ShownCertificate>,
+    /// What certificate authorities are answered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub challenges: Vec<crate::AcmeChallenge>,
+}
+impl RouteTable {
+    /// A table of published ports.
+    pub fn of_ports(version: Revision, routes: Vec<Route>) -> Self {
+        Self { version, routes, ..Self::default() }
+    }
 }
 
 /// One published port.
@@ -382,6 +397,11 @@ pub struct NodeReport {
     /// What is not as it should be on the node itself: a network that cannot be made, a port that is taken.
     #[serde(default)]
     pub problems: Vec<String>,
+    /// Tasks that the routes it serves no longer have, and how many requests and connections its gateways still have under way with each.
+    /// Without a number there are none: once `observed` says that a task is gone from the routes and it is not in here, nothing of
+    /// this node's gateways is under way with it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub draining: BTreeMap<TaskId, u64>,
 }
 
 /// What an agent says of one task.

@@ -7,6 +7,7 @@ mod app;
 mod assignment;
 mod build;
 mod event;
+mod gateway;
 mod ids;
 mod names;
 mod network;
@@ -28,6 +29,10 @@ pub use assignment::{
 };
 pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildSpec, Dockerfile};
 pub use event::{Event, EventKind, Subject};
+pub use gateway::{
+    AcmeChallenge, EndpointSet, EndpointState, EndpointStats, LATENCY_BOUNDS, RouteId, RouteStats, ServiceRoute, SetStats,
+    ShownCertificate, Users,
+};
 pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId, TokenId, VolumeId};
 pub use names::{
     AppName, EnvironmentName, FileName, InvalidName, NetworkName, NodeName, ServiceName, VolumeName,

@@ -419,7 +419,7 @@ impl Fake {
         };
         let (epoch, observed) =
             self.set.lock().unwrap().as_ref().map_or((0, Revision(0)), |set| (set.epoch, set.revision));
-        let node = NodeReport { sequence: 1, epoch, observed, facts, problems: vec![] };
+        let node = NodeReport { sequence: 1, epoch, observed, facts, problems: vec![], draining: BTreeMap::new() };
         let statuses = self.statuses.lock().unwrap().clone();
         let tasks =
             statuses.into_iter().map(|(task, status)| Report::Task(Box::new(TaskReport { task, status })));
