@@ -337,6 +337,14 @@ impl RouteTable {
     pub fn of_ports(version: Revision, routes: Vec<Route>) -> Self {
         Self { version, routes, ..Self::default() }
     }
+    /// Whether two tables differ in nothing but the revisions they were made from.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let Self { version: _, routes, services, certificates, challenges } = self;
+        *routes == other.routes
+            && *services == other.services
+            && *certificates == other.certificates
+            && *challenges == other.challenges
+    }
 }
 
 /// One published port.

@@ -74,7 +74,8 @@ pub struct EndpointSet {
 /// A certificate that gateways show.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShownCertificate {
-    /// For which hosts, in lower case; `*.` in front stands for one label, as in certificates.
+    /// For which hosts, in lower case; `*.` in front stands for one label, as in certificates. Without any it is shown wherever no other
+    /// certificate is for the host.
     pub hosts: Vec<String>,
     /// The chain in PEM, its own first.
     pub chain: String,

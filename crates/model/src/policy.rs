@@ -139,6 +139,64 @@ pub struct RouteSpec {
     pub proxy_protocol: ProxyProtocol,
 }
 
+impl RouteSpec {
+    /// The gateways' port: the one the file gives, or that of its protocol.
+    pub const fn gateway_port(&self) -> u16 {
+        match (self.listen, &self.tls) {
+            (Some(port), _) => port,
+            (None, RouteTls::Off) => 80,
+            (None, RouteTls::Auto | RouteTls::Certificate(_) | RouteTls::Passthrough) => 443,
+        }
+    }
+    /// The port at which requests without TLS are sent to the same address with it, if any: that of HTTP, where TLS has its own.
+    pub const fn redirect_port(&self) -> Option<u16> {
+        if self.redirect && self.gateway_port() == 443 { Some(80) } else { None }
+    }
+    /// Whether requests are understood: hosts, paths and headers mean something, and there are answers.
+    pub const fn sees_requests(&self) -> bool {
+        match (self.protocol, &self.tls) {
+            (RouteProtocol::Http | RouteProtocol::H2c, RouteTls::Passthrough) => false,
+            (RouteProtocol::Http | RouteProtocol::H2c, _) => true,
+            (RouteProtocol::Tcp | RouteProtocol::Udp, _) => false,
+        }
+    }
+    /// `http`, `https`, `tcp`, `tls` or `udp`.
+    pub const fn scheme(&self) -> &'static str {
+        match (self.protocol, &self.tls) {
+            (RouteProtocol::Udp, _) => "udp",
+            (RouteProtocol::Tcp, RouteTls::Off) => "tcp",
+            (RouteProtocol::Tcp, RouteTls::Auto | RouteTls::Certificate(_) | RouteTls::Passthrough) => "tls",
+            (RouteProtocol::Http | RouteProtocol::H2c, RouteTls::Off) => "http",
+            (RouteProtocol::Http | RouteProtocol::H2c, _) => "https",
+        }
+    }
+    /// Its address at this host: `https://shop.example.com/api`.
+    pub fn url(&self, host: &str) -> String {
+        let (scheme, port) = (self.scheme(), self.gateway_port());
+        let port = match (scheme, port) {
+            ("http", 80) | ("https", 443) => String::new(),
+            (_, port) => format!(":{port}"),
+        };
+        let path = match scheme {
+            "http" | "https" => self.path.as_deref().unwrap_or("/"),
+            _ => "",
+        };
+        format!("{scheme}://{host}{port}{path}")
+    }
+    /// What people read of where it is: its address at each of its hosts, `*` standing for any, and what else a request must have, without
+    /// the values of headers.
+    pub fn place(&self) -> String {
+        let hosts: Vec<_> = self.hosts.iter().map(|host| self.url(host)).collect();
+        let mut place = if hosts.is_empty() { self.url("*") } else { hosts.join(", ") };
+        let headers = self.headers.keys().map(|name| format!("header {name}"));
+        let conditions: Vec<_> = self.methods.iter().cloned().chain(headers).collect();
+        if !conditions.is_empty() {
+            place.push_str(&format!(" ({})", conditions.join(", ")));
+        }
+        place
+    }
+}
+
 /// What a route speaks with clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

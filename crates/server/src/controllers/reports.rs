@@ -280,7 +280,7 @@ impl Sender {
 
 /// Whether two sets differ in nothing but the revisions they were made from.
 fn says_the_same(a: &AssignmentSet, b: &AssignmentSet) -> bool {
-    let same_tables = a.dns.says_the_same(&b.dns) && a.routes.routes == b.routes.routes;
+    let same_tables = a.dns.says_the_same(&b.dns) && a.routes.says_the_same(&b.routes);
     let rest = |set: &AssignmentSet| (set.epoch, set.node);
     same_tables
         && rest(a) == rest(b)
