@@ -14,16 +14,24 @@
 //! Table::default()                                        no routes
 //! Table::compile(&RouteTable, before: &Table, workers: usize, now: Moment) -> Table
 //!                                                         state of routes and endpoints that stay is `before`'s
+//! Table::supersede(&self, before: &Table)                after the swap: no lease begins any more from what only `before` has; its endpoints
+//!                                                         are retired and their pools closed
 //! Table::find(&self, &Ask) -> Found<'_>
+//! Table::problems(&self) -> &[String]                     routes that cannot be served as they are, and why
+//! Table::draining(&self) -> BTreeMap<TaskId, u64>         requests under way with tasks that no route has any more
+//! Table::maintain(&self, now)                             every few seconds: forgets clients that were not seen for long
 //! Table::endpoints(&self) -> impl Iterator<Item = &Arc<Backend>>       each once; those of fallbacks and mirrors as well
 //! Table::ports(&self) -> BTreeMap<u16, Port>              where HTTP listens
 //! Table::stats(&self) -> BTreeMap<RouteId, RouteStats>
 //!
 //! Route { id: RouteId, timeouts: Timeouts, h2c: bool, .. }
-//! Route::admit(&self, &Ask) -> Result<(), Refusal>        addresses, password, rate; counts what it refuses
-//! Route::choose(self: &Arc<Self>, &Ask, tried: &[Arc<Backend>]) -> Choice
+//! async Route::admit(&self, &Ask) -> Result<(), Refusal>  addresses, rate, password; counts what it refuses. Waits only for the hash of a
+//!                                                         password that was not seen lately, on a thread for blocking work
+//! Route::choose(self: &Arc<Self>, &Ask, tried: &[Arc<Backend>], Option<limit::Place>) -> Choice
+//!                                                         with the place in the queue that it had, if it had one
 //! Route::fallback(self: &Arc<Self>, &Ask, &Refusal) -> Option<Fallen>  and counts it
-//! Route::mirror(self: &Arc<Self>, &Ask) -> Option<Arc<Backend>>        who gets a copy of this one
+//! Route::mirror(&self) -> Option<mirror::Copy>            who gets a copy of this one: `.backend()`; held until the copy is answered or given
+//!                                                         up. Bodies up to `mirror::LARGEST_BODY` are copied, others are not mirrored
 //! Route::may_retry(&self, attempts: u8) -> bool           after so many; takes it from the budget and counts it
 //! Route::refused(&self, &Refusal)                         counts one that the data path itself made
 //!
@@ -88,7 +96,7 @@ pub(crate) struct Ask<'r> {
     pub(crate) method: &'r Method,
     /// Lower case, without port and final dot; an IPv6 address without brackets. Empty if HTTP/1.0 gave none.
     pub(crate) host: &'r str,
-    /// As servers understand it: percent-encoded letters decoded, without `.`, `..` and empty segments. Begins with `/`, except `*` of OPTIONS.
+    /// As the client wrote it, without the query: [`table::Table::find`] knows in how many ways servers may read it.
     pub(crate) path: &'r str,
     pub(crate) headers: &'r HeaderMap,
     pub(crate) now: Moment,
@@ -102,6 +110,8 @@ pub(crate) enum Found<'t> {
     Secure(u16),
     /// A certificate authority asks; this is the answer.
     Challenge(&'t str),
+    /// Tasks may read the path in ways that are for different routes: refused (400), so that none's rules are passed by.
+    Unclear,
     /// Nobody.
     Nobody,
 }
@@ -148,8 +158,10 @@ impl Refusal {
 pub(crate) enum Choice {
     /// The one this is a lease of.
     Lease(table::Lease),
-    /// All are as busy as they may be: it waits for its turn, then chooses again. Made only if there was room in the queue.
+    /// All are as busy as they may be: it waits for its turn, then chooses again with this place. Made only if there was room in the queue.
     Wait(limit::Place),
+    /// The route is no longer in the table: look into the newest. A place in the queue is still good if its route is.
+    Again(Option<limit::Place>),
     /// Nobody now. `hold`: a table that has somebody may come soon, and is waited for.
     Nobody {
         /// What is said if nobody comes.
