@@ -2,7 +2,7 @@
 
 use wharf_model::{
     AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeStatus, Release, ReleaseNumber,
-    Rollout, ServiceKey, ServiceRecord, ServiceRevision, StopReason, Task, TaskId, Timestamp, VolumeId,
+    ReleaseOutcome, Rollout, ServiceKey, ServiceRecord, ServiceRevision, StopReason, Task, TaskId, Timestamp, VolumeId,
     VolumeRecord,
 };
 
@@ -92,6 +92,15 @@ pub enum Change {
     RemoveRevision(ServiceKey, Generation),
     /// A release.
     PutRelease(Release),
+    /// How the rollout of a release ended; nothing else of its record is touched.
+    SetOutcome {
+        /// The app.
+        app: AppKey,
+        /// Its release.
+        release: ReleaseNumber,
+        /// The new value.
+        outcome: ReleaseOutcome,
+    },
     /// A release nothing refers to.
     RemoveRelease(AppKey, ReleaseNumber),
     /// What is known of a node.

@@ -13,6 +13,7 @@ mod change;
 mod choose;
 #[cfg(test)]
 mod fixtures;
+mod history;
 mod ipv6;
 mod names;
 mod network;
@@ -38,6 +39,7 @@ pub use assign::Assigner;
 pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
+pub use history::{compare, returned, rollback_target, strategies};
 pub use ipv6::Ipv6Refusal;
 pub use names::named_ports;
 pub use network::host_conflicts;
@@ -45,8 +47,8 @@ pub use nodes::{Leases, Link, decide as decide_node};
 pub use pass::decide;
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};
 pub use plan::{
-    Action, Operation, Plan, PlanRefusal, Request, Thing, plan, plan_backend, plan_down, plan_pool, release,
-    request,
+    Action, Operation, Plan, PlanRefusal, Request, Thing, noted_release, plan, plan_backend, plan_down, plan_pool,
+    release, request,
 };
 pub use routes::wanted_routes;
 pub use spec::{StopFirst, effective_order};

@@ -16,7 +16,7 @@ use wharf_model::{
 };
 
 use crate::{
-    About, Change, Decision, Ids, Reason, Waiting, World, network::AddressBook, place::Places, rollout, spec,
+    About, Change, Decision, Ids, Reason, Waiting, World, history, network::AddressBook, place::Places, rollout, spec,
     tasks,
 };
 
@@ -33,6 +33,7 @@ pub fn decide(world: &World, app: &AppKey, now: Timestamp, ids: &mut dyn Ids) ->
     pass.ensure_volumes();
     let standings = tasks::decide(&mut pass);
     rollout::decide(&mut pass, &standings);
+    pass.note_outcome();
     pass.forget();
     pass.finish()
 }
@@ -297,22 +298,25 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Releases beyond the last few, but for those the app is on or may return to.
+    /// Notes how the rollout ended with the release that it carried out.
+    fn note_outcome(&mut self) {
+        let decided = self.out.changes.iter().rev().find_map(|change| match change {
+            Change::SetRollout { rollout, .. } => Some(rollout),
+            Change::PutApp(app) => Some(&app.rollout),
+            _ => None,
+        });
+        let rollout = decided.unwrap_or(&self.app.rollout);
+        if let Some(change) = history::ended(self.world, &self.app.key, rollout) {
+            self.change(change);
+        }
+    }
+    /// Releases beyond the last few, but for those that something refers to.
     fn forget_releases(&mut self) {
-        const KEPT: usize = 20;
         if self.app.removed {
             return;
         }
-        let needed = |release: &Release| {
-            release.number == self.app.release
-                || self.app.previous.as_ref().is_some_and(|previous| previous.release == release.number)
-        };
-        let releases: Vec<_> = self.world.releases_of(&self.app.key).collect();
-        let older = &releases[..releases.len().saturating_sub(KEPT)];
-        let gone = older.iter().filter(|release| !needed(release));
-        let gone: Vec<_> = gone.map(|release| (release.app.clone(), release.number)).collect();
-        for (app, number) in gone {
-            self.change(Change::RemoveRelease(app, number));
+        for number in history::forgotten(self.world, self.app) {
+            self.change(Change::RemoveRelease(self.app.key.clone(), number));
         }
     }
 

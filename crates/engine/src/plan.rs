@@ -13,13 +13,13 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wharf_model::{
     AppKey, AppRecord, AppSpec, Backend, By, Generation, Image, Mode, NetworkMode, NetworkName,
-    NetworkRecord, NetworkSpec, Previous, Protocol, PublishMode, Release, ReleaseNumber, Rollout,
+    NetworkRecord, NetworkSpec, Previous, Protocol, PublishMode, Release, ReleaseNote, ReleaseNumber, Rollout,
     RolloutState, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, Timestamp,
     UpdateOrder, VolumeName,
 };
 
 use crate::{
-    Change, NetworkRefusal, World,
+    Change, NetworkRefusal, World, history,
     network::{self, Moving},
     spec, tasks,
 };
@@ -70,6 +70,8 @@ pub enum Thing {
     External,
     /// A job.
     Job,
+    /// The app as a whole.
+    App,
 }
 impl fmt::Display for Thing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,6 +83,7 @@ impl fmt::Display for Thing {
             Self::Service => "service",
             Self::External => "external",
             Self::Job => "job",
+            Self::App => "app",
         })
     }
 }
@@ -317,6 +320,7 @@ pub fn plan(world: &World, app: &AppKey, wanted: &AppSpec, images: &BTreeMap<Ser
     plan.services(&current, wanted, images);
     plan.externals(&current, wanted);
     plan.jobs(&current, wanted);
+    plan.policy(&current, wanted);
     plan.ports(world, wanted);
     plan.warn(wanted);
     plan
@@ -718,6 +722,14 @@ impl Plan {
         }
     }
 
+    /// What holds for the app as a whole, beside its services.
+    fn policy(&mut self, current: &Current<'_>, wanted: &AppSpec) {
+        let old = current.release.map(|release| &release.spec);
+        if let Some(old) = old.filter(|old| old.policy != wanted.policy) {
+            self.add(Action::Change, Thing::App, &wanted.name, history::app_policy(old, wanted));
+        }
+    }
+
     /// Ports published on every gateway are the cluster's: one service has each.
     fn ports(&mut self, world: &World, wanted: &AppSpec) {
         let mut taken = BTreeMap::<(u16, Protocol), Vec<(Option<std::net::IpAddr>, ServiceKey)>>::new();
@@ -819,7 +831,7 @@ fn content_of(file: &wharf_model::FileSpec) -> Option<&str> {
 }
 
 /// What became of a config or secret that is not what it was.
-fn moved(old: &wharf_model::FileSpec, new: &wharf_model::FileSpec) -> String {
+pub(crate) fn moved(old: &wharf_model::FileSpec, new: &wharf_model::FileSpec) -> String {
     match (old.version, new.version) {
         (Some(old_version), Some(version)) if old.name == new.name => {
             format!("version {old_version} -> {version}")
@@ -902,14 +914,14 @@ fn service_change(
     ServiceChange { action, reasons }
 }
 
-fn tasks_of_mode(mode: Mode) -> String {
+pub(crate) fn tasks_of_mode(mode: Mode) -> String {
     match mode {
         Mode::Replicated { replicas: 1 } => "1 task".to_owned(),
         Mode::Replicated { replicas } => format!("{replicas} tasks"),
         Mode::Global => "1 task on every suitable node".to_owned(),
     }
 }
-fn mode_reason(old: Mode, new: Mode) -> String {
+pub(crate) fn mode_reason(old: Mode, new: Mode) -> String {
     match (old, new) {
         (Mode::Replicated { replicas: old }, Mode::Replicated { replicas: new }) => {
             format!("{old} -> {new} {}", if new == 1 { "task" } else { "tasks" })
@@ -917,7 +929,7 @@ fn mode_reason(old: Mode, new: Mode) -> String {
         (_, new) => tasks_of_mode(new),
     }
 }
-fn short_digest(digest: &str) -> &str {
+pub(crate) fn short_digest(digest: &str) -> &str {
     let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
     hex.get(..12).unwrap_or(hex)
 }
@@ -962,7 +974,7 @@ fn soft_differences(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
 }
 
 /// What differs between two specifications, key by key, without any value.
-fn differences<T: Serialize>(old: &T, new: &T) -> Vec<String> {
+pub(crate) fn differences<T: Serialize>(old: &T, new: &T) -> Vec<String> {
     let object = |value: &T| match serde_json::to_value(value) {
         Ok(Value::Object(map)) => map,
         Ok(_) | Err(_) => serde_json::Map::new(),
@@ -977,6 +989,7 @@ fn differences<T: Serialize>(old: &T, new: &T) -> Vec<String> {
                 &old.cloned().unwrap_or_else(|| Value::Object(Default::default())),
                 &new.cloned().unwrap_or_else(|| Value::Object(Default::default())),
             )),
+            (old, new) if key == "policy" => reasons.extend(history::policy(old, new)),
             (old, new) if matches!(key.as_str(), "environment" | "labels" | "sysctls") => {
                 reasons.extend(entries(key, old, new));
             }
@@ -1028,6 +1041,22 @@ pub fn release(
     by: &By,
     now: Timestamp,
 ) -> Result<Vec<Change>, PlanRefusal> {
+    noted_release(world, app, wanted, images, by, &ReleaseNote::default(), now)
+}
+
+/// As [`release`], with what its maker says of it.
+///
+/// # Errors
+/// The plan's first refusal.
+pub fn noted_release(
+    world: &World,
+    app: &AppKey,
+    wanted: &AppSpec,
+    images: &BTreeMap<ServiceName, Image>,
+    by: &By,
+    note: &ReleaseNote,
+    now: Timestamp,
+) -> Result<Vec<Change>, PlanRefusal> {
     if let Some(refusal) = plan(world, app, wanted, images).refusals.into_iter().next() {
         return Err(refusal);
     }
@@ -1041,7 +1070,11 @@ pub fn release(
         images: images.clone(),
         by: by.clone(),
         created_at: now,
+        from: current.record.map(|record| record.release),
+        note: note.clone(),
+        outcome: None,
     })];
+    changes.extend(history::superseded(world, app, now));
     let service_changes = service_changes(&current, wanted, images);
     for (name, service) in &wanted.services {
         let key = ServiceKey { app: app.clone(), name: name.clone() };
@@ -1092,13 +1125,17 @@ pub fn release(
         key: app.clone(),
         generation,
         release: number,
-        rollout: rollout(
-            generation,
-            format!("release {number}"),
-            by,
-            now,
-            current.record.map(|record| &record.rollout),
-        ),
+        rollout: Rollout {
+            release: Some(number),
+            ..rollout(
+                generation,
+                note.rollback_of
+                    .map_or_else(|| format!("release {number}"), |of| format!("release {number} (back to {of})")),
+                by,
+                now,
+                current.record.map(|record| &record.rollout),
+            )
+        },
         previous,
         removed: false,
         remove_volumes: false,
@@ -1130,6 +1167,7 @@ fn rollout(
         reason: String::new(),
         ended_at: None,
         before: before.and_then(Rollout::end),
+        release: None,
     }
 }
 
@@ -1203,6 +1241,7 @@ pub fn request(
         return Ok(Vec::new());
     }
     let generation = next_change(&current);
+    changes.extend(history::superseded(world, app, now));
     changes.push(Change::PutApp(AppRecord {
         generation,
         rollout: rollout(generation, request.to_string(), by, now, Some(&record.rollout)),
@@ -1348,9 +1387,9 @@ mod tests {
         let mut cluster = Cluster::of(1);
         cluster.up(&with(2));
         cluster.settle();
-        assert_eq!(planned(&cluster, &with(3)).to_string(), "~ service  web: policy changed\n");
+        assert_eq!(planned(&cluster, &with(3)).to_string(), "~ service  web: availability changed\n");
         let plain = app(&[("web", service("web"))]);
-        assert_eq!(planned(&cluster, &plain).to_string(), "~ service  web: policy removed\n");
+        assert_eq!(planned(&cluster, &plain).to_string(), "~ service  web: availability removed, priority removed\n");
     }
 
     #[test]

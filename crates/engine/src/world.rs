@@ -539,6 +539,12 @@ impl World {
             Change::PutRevision(revision) => self.insert_revision(revision.clone()),
             Change::RemoveRevision(key, generation) => self.remove_revision(key, *generation),
             Change::PutRelease(release) => self.insert_release(release.clone()),
+            Change::SetOutcome { app, release, outcome } => {
+                if let Some(record) = self.release(app, *release) {
+                    let record = Release { outcome: Some(outcome.clone()), ..Release::clone(record) };
+                    self.insert_release(record);
+                }
+            }
             Change::RemoveRelease(app, number) => self.remove_release(app, *number),
             Change::SetNodeStatus { node, status } => {
                 self.set_node_status(*node, status.clone());

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppName, AppSpec, EnvironmentName, Generation, Mode, NodeId, ServiceName, ServiceSpec, Timestamp,
-    VolumeId, VolumeName, VolumeSpec,
+    AppName, AppSpec, EnvironmentName, Generation, Mode, NodeId, ReleaseNote, ReleaseOutcome, ServiceName,
+    ServiceSpec, Timestamp, VolumeId, VolumeName, VolumeSpec,
 };
 
 /// What is unique in the cluster by its environment and its name.
@@ -121,6 +121,9 @@ pub struct Rollout {
     /// How the change before it ended, if there was one and it had: whoever waits for that one may look only now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<EndedRollout>,
+    /// The release that it carries out; absent for what is no release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<ReleaseNumber>,
 }
 impl Rollout {
     /// How it ended, once it has.
@@ -175,7 +178,7 @@ impl fmt::Display for RolloutState {
     }
 }
 
-/// An immutable numbered snapshot of an app.
+/// An immutable numbered snapshot of an app. Only how its rollout ended is added later, once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
     /// Whose.
@@ -190,6 +193,15 @@ pub struct Release {
     pub by: By,
     /// When.
     pub created_at: Timestamp,
+    /// The release that the app was on when it was made; absent for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<ReleaseNumber>,
+    /// What its maker said of it.
+    #[serde(default)]
+    pub note: ReleaseNote,
+    /// How its rollout ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<ReleaseOutcome>,
 }
 
 /// An image, pinned.

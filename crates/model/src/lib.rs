@@ -13,6 +13,7 @@ mod names;
 mod network;
 mod node;
 mod policy;
+mod release;
 mod spec;
 mod task;
 mod units;
@@ -46,6 +47,7 @@ pub use node::{
     Roles,
 };
 pub use policy::*;
+pub use release::{GitSource, ReleaseNote, ReleaseOutcome};
 pub use spec::*;
 pub use task::{Exit, Health, IllegalMove, Phase, Progress, Slot, StopReason, Task, TaskStatus};
 pub use units::{Bytes, Cpus, Generation, Millis, Revision, Timestamp};

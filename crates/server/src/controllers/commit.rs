@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use wharf_engine::{Change, Ids};
 use wharf_model::{
-    AppKey, AppRecord, By, Event, EventKind, NodeId, Phase, RolloutState, ServiceKey, Subject, Task, TaskId,
+    AppKey, AppRecord, By, Event, EventKind, NodeId, Phase, Release, RolloutState, ServiceKey, Subject, Task, TaskId,
     TaskStatus, Timestamp,
 };
 use wharf_store::{Batch, PORTABLE_BYTES, PORTABLE_KEYS};
@@ -215,6 +215,11 @@ impl<'a> Committer<'a> {
             }
             Change::PutRelease(release) => {
                 self.put(Key::Release(release.app.clone(), release.number), &release);
+            }
+            Change::SetOutcome { app, release, outcome } => {
+                let Some(record) = self.inner.world.release(&app, release) else { return };
+                let record = Release { outcome: Some(outcome), ..Release::clone(record) };
+                self.put(Key::Release(app, release), &record);
             }
             Change::RemoveRelease(app, number) => self.write(Key::Release(app, number), None),
             Change::SetNodeStatus { node, status } => {
