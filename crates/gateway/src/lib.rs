@@ -12,6 +12,8 @@
 //! It needs nothing of an agent, so that it can be a process of its own and outlive the agent's upgrades.
 
 mod client;
+mod draining;
+mod handover;
 mod listen;
 mod route;
 mod tcp;
@@ -19,20 +21,22 @@ mod udp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, io,
     net::IpAddr,
+    os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wharf_model::{Protocol, Revision, RouteTable};
+use wharf_model::{Protocol, Revision, RouteTable, TaskId};
 use wharf_process::{Task, Tasks};
 
 pub use crate::route::RouteCounters;
-use crate::route::RouteState;
+use crate::{draining::Draining, handover::Handover, route::RouteState};
 
 /// How often a port that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -63,7 +67,7 @@ impl Default for GatewayOptions {
 }
 
 /// Where a route listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RouteKey {
     /// Its port.
     pub port: u16,
@@ -102,6 +106,8 @@ struct Shared {
     table: tokio::sync::Mutex<Table>,
     /// What others may ask at any time.
     seen: Mutex<Seen>,
+    handover: Handover,
+    draining: Arc<Draining>,
 }
 
 #[derive(Default)]
@@ -130,6 +136,7 @@ struct Serving {
 /// What listens on a route's port.
 struct Listener {
     stop: CancellationToken,
+    leave: CancellationToken,
     task: Task<()>,
 }
 
@@ -139,14 +146,21 @@ impl Listener {
         self.stop.cancel();
         let _ = self.task.await;
     }
+
+    /// Returns when nothing more is taken from clients here, for another process that listens as well.
+    async fn leave(self) {
+        self.leave.cancel();
+        let _ = self.task.await;
+    }
 }
 
 impl Gateway {
     /// A gateway without routes. Listeners stop when `tasks` are asked to; connections then have the group's grace period.
     #[must_use]
     pub fn new(options: GatewayOptions, tasks: &Tasks) -> Self {
-        let (published, table, seen) = Default::default();
-        Self { shared: Arc::new(Shared { options, tasks: tasks.clone(), published, table, seen }) }
+        let (published, table, seen, handover, draining) = Default::default();
+        let tasks = tasks.clone();
+        Self { shared: Arc::new(Shared { options, tasks, published, table, seen, handover, draining }) }
     }
 
     /// Has [`Gateway::run`] serve this table; [`Gateway::version`] says when it does. One that another overtakes is skipped.
@@ -159,20 +173,68 @@ impl Gateway {
         let mut serving = self.shared.table.lock().await;
         // First what goes, so that its port can be taken over by another address.
         let wanted: BTreeSet<RouteKey> = table.routes.iter().map(key).collect();
-        serving.close_all_but(&wanted).await;
+        let Shared { handover, draining, .. } = &*self.shared;
+        serving.close_all_but(&wanted, handover, draining).await;
+        handover.forget_all_but(&wanted);
         serving.clashes.clear();
         let mut met = BTreeSet::new();
         for route in &table.routes {
             let key = key(route);
             if met.insert(key) {
-                serving.routes.entry(key).or_default().state.set_endpoints(&route.endpoints);
+                serving.routes.entry(key).or_default().state.set_endpoints(&route.endpoints, draining);
             } else {
                 let text = format!("port {key} is published twice: not served for {}", route.service);
                 serving.clashes.insert(key, text);
             }
         }
         self.open(&mut serving).await;
+        draining.serve(tasks_of(table));
         self.shared.seen.lock().version = Some(table.version);
+    }
+
+    /// Duplicates of the sockets that are listened on, for the process that comes after this one.
+    ///
+    /// # Errors
+    /// If no more files may be opened.
+    pub fn sockets(&self) -> io::Result<Vec<(RouteKey, OwnedFd)>> {
+        self.shared.handover.sockets()
+    }
+
+    /// Takes over the sockets of the process before. The first table that is applied uses those it has a route for, and the others are closed.
+    pub fn adopt(&self, sockets: Vec<(RouteKey, OwnedFd)>) {
+        self.shared.handover.adopt(sockets);
+    }
+
+    /// Takes no new connections, as another process listens on the same sockets. What was begun goes on; tables are applied as before, but
+    /// open nothing. There is no way back.
+    pub async fn retire(&self) {
+        let mut serving = self.shared.table.lock().await;
+        self.shared.handover.retire();
+        for listener in serving.routes.values_mut().filter_map(|route| route.listener.take()) {
+            listener.leave().await;
+        }
+        serving.clashes.clear();
+        let mut seen = self.shared.seen.lock();
+        (seen.problems, seen.held) = Default::default();
+    }
+
+    /// Clients that are connected now, whatever they do.
+    #[must_use]
+    pub fn clients(&self) -> u64 {
+        self.shared.draining.clients()
+    }
+
+    /// Tasks that the table which is served does not have, and how many requests and connections are still under way with each. After
+    /// [`Gateway::apply`] has returned, the number of a task that its table does not have only falls, and one that is not here stays away.
+    #[must_use]
+    pub fn draining(&self) -> BTreeMap<TaskId, u64> {
+        self.shared.draining.now()
+    }
+
+    /// Tells when a table is served, when the last of what was under way with an endpoint that left is over, and when the last client is gone.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.draining.changes()
     }
 
     /// Serves what is published, and every two seconds tries the ports again that could not be had, until `stop`.
@@ -198,7 +260,7 @@ impl Gateway {
 
     async fn retry(&self) {
         let mut serving = self.shared.table.lock().await;
-        if serving.routes.values().any(|route| !route.is_open()) {
+        if serving.routes.values().any(|route| !route.is_open()) && !self.shared.handover.is_retired() {
             self.open(&mut serving).await;
         }
     }
@@ -234,6 +296,9 @@ impl Gateway {
 
     /// Opens what is not open yet, and makes what came of it known.
     async fn open(&self, table: &mut Table) {
+        if self.shared.handover.is_retired() {
+            return;
+        }
         let mut problems = table.clashes.clone();
         for (key, route) in table.routes.iter_mut().filter(|(_, route)| !route.is_open()) {
             match self.listen(*key, &route.state).await {
@@ -256,29 +321,40 @@ impl Gateway {
     }
 
     async fn listen(&self, key: RouteKey, state: &Arc<RouteState>) -> Result<Listener, String> {
-        let Shared { options, tasks, .. } = &*self.shared;
+        let Shared { options, tasks, handover, draining, .. } = &*self.shared;
         let (stop, state) = (tasks.token(), Arc::clone(state));
-        let name = format!("gateway {key}");
+        let leave = match key.protocol {
+            Protocol::Tcp => stop.clone(),
+            // Answers to its clients still go through the socket.
+            Protocol::Udp => CancellationToken::new(),
+        };
+        let (name, group) = (format!("gateway {key}"), (tasks.clone(), Arc::clone(draining)));
         let task = match key.protocol {
             Protocol::Tcp => {
-                let socket = listen::tcp(key).await?;
-                tasks.spawn(name, tcp::serve(socket, state, *options, tasks.clone(), stop.clone()))
+                let socket = listen::tcp(key, handover).await?;
+                tasks.spawn(name, tcp::serve(socket, state, *options, group, stop.clone()))
             }
             Protocol::Udp => {
-                let socket = listen::udp(key).await?;
-                tasks.spawn(name, udp::serve(socket, state, *options, tasks.clone(), stop.clone()))
+                let socket = listen::udp(key, handover).await?;
+                tasks.spawn(name, udp::serve(socket, state, *options, group, stop.clone(), leave.clone()))
             }
         };
-        Ok(Listener { stop, task })
+        Ok(Listener { stop, leave, task })
     }
 }
 
 impl Table {
     /// Closes the routes that are not in `wanted`. Their connections go on.
-    async fn close_all_but(&mut self, wanted: &BTreeSet<RouteKey>) {
+    async fn close_all_but(
+        &mut self,
+        wanted: &BTreeSet<RouteKey>,
+        handover: &Handover,
+        draining: &Arc<Draining>,
+    ) {
         let gone: Vec<_> = self.routes.extract_if(.., |key, _| !wanted.contains(key)).collect();
         for (key, route) in gone {
-            route.state.set_endpoints(&[]);
+            route.state.set_endpoints(&[], draining);
+            handover.close(key);
             if let Some(listener) = route.listener {
                 listener.close().await;
             }
@@ -291,6 +367,16 @@ impl Serving {
     fn is_open(&self) -> bool {
         self.listener.as_ref().is_some_and(|listener| !listener.task.is_finished())
     }
+}
+
+/// The tasks that anything of the table may lead to.
+fn tasks_of(table: &RouteTable) -> BTreeSet<TaskId> {
+    let ports = table.routes.iter().flat_map(|route| &route.endpoints);
+    let services = table.services.iter().flat_map(|route| {
+        let sets = route.sets.iter().flat_map(|set| &set.endpoints);
+        sets.chain(&route.fallback).chain(&route.mirror)
+    });
+    ports.chain(services).map(|endpoint| endpoint.task).collect()
 }
 
 fn key(route: &wharf_model::Route) -> RouteKey {

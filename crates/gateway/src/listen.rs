@@ -10,25 +10,31 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 use wharf_model::Protocol;
 
-use crate::RouteKey;
+use crate::{RouteKey, handover::Handover};
 
 /// Connections the kernel keeps for us while we are busy; it may keep fewer.
 const BACKLOG: i32 = 4096;
 
-pub(crate) async fn tcp(key: RouteKey) -> Result<TcpListener, String> {
-    let socket = match open(key, Type::STREAM) {
-        Ok(socket) => socket,
-        Err(error) => return Err(problem(key, error).await),
-    };
+pub(crate) async fn tcp(key: RouteKey, handover: &Handover) -> Result<TcpListener, String> {
+    let socket = socket(key, Type::STREAM, handover).await?;
     TcpListener::from_std(socket.into()).map_err(|error| format!("port {key}: {error}"))
 }
 
-pub(crate) async fn udp(key: RouteKey) -> Result<UdpSocket, String> {
-    let socket = match open(key, Type::DGRAM) {
-        Ok(socket) => socket,
-        Err(error) => return Err(problem(key, error).await),
-    };
+pub(crate) async fn udp(key: RouteKey, handover: &Handover) -> Result<UdpSocket, String> {
+    let socket = socket(key, Type::DGRAM, handover).await?;
     UdpSocket::from_std(socket.into()).map_err(|error| format!("port {key}: {error}"))
+}
+
+/// The socket that the process before this one had there, or a new one. [`Handover::close`] is called when it is no longer listened on.
+pub(crate) async fn socket(key: RouteKey, kind: Type, handover: &Handover) -> Result<Socket, String> {
+    let opened = handover.take(key).map_or_else(|| open(key, kind), Ok);
+    match opened {
+        Ok(socket) => {
+            handover.hold(key, &socket);
+            Ok(socket)
+        }
+        Err(error) => Err(problem(key, error).await),
+    }
 }
 
 /// A socket on the route's address. On every address means those of IPv6 as well, where there is IPv6.

@@ -8,7 +8,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,9 +16,12 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
-use wharf_model::Endpoint;
+use wharf_model::{Endpoint, TaskId};
 
-use crate::client;
+use crate::{
+    client,
+    draining::{Draining, InUse},
+};
 
 /// How long an endpoint that failed is asked last.
 const SUSPECT: Duration = Duration::from_secs(5);
@@ -68,6 +71,8 @@ pub(crate) struct Backend {
     pub(crate) endpoint: Endpoint,
     active: AtomicUsize,
     retired: AtomicBool,
+    /// Who is told when it has left the table and nothing of it is left.
+    leaving: OnceLock<Arc<Draining>>,
     /// When it last did not take a connection.
     failed: Mutex<Option<Instant>>,
     /// Whether the table says that it can be reached from clients' addresses.
@@ -78,9 +83,9 @@ pub(crate) struct Backend {
 
 impl Backend {
     fn new(endpoint: Endpoint) -> Self {
-        let (active, retired, failed, unreachable) = Default::default();
+        let (active, retired, leaving, failed, unreachable) = Default::default();
         let keeps_client = AtomicBool::new(endpoint.keeps_client);
-        Self { endpoint, active, retired, failed, keeps_client, unreachable }
+        Self { endpoint, active, retired, leaving, failed, keeps_client, unreachable }
     }
 
     /// The address from which to connect to it for a client; none if that is the gateway's own.
@@ -103,7 +108,23 @@ impl Backend {
 
     /// Whether it has left the table.
     pub(crate) fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Acquire)
+        self.retired.load(Ordering::SeqCst)
+    }
+
+    /// It has left the table.
+    fn retire(self: &Arc<Self>, draining: &Arc<Draining>) {
+        let _ = self.leaving.set(Arc::clone(draining));
+        self.retired.store(true, Ordering::SeqCst);
+        draining.leave(Arc::clone(self) as Arc<dyn InUse>);
+    }
+}
+
+impl InUse for Backend {
+    fn task(&self) -> TaskId {
+        self.endpoint.task
+    }
+    fn under_way(&self) -> u64 {
+        self.active.load(Ordering::SeqCst) as u64
     }
 }
 
@@ -114,7 +135,10 @@ pub(crate) struct Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.backend.active.fetch_sub(1, Ordering::Relaxed);
+        let was_last = self.backend.active.fetch_sub(1, Ordering::SeqCst) == 1;
+        if was_last && self.backend.is_retired() {
+            self.backend.leaving.get().into_iter().for_each(|draining| draining.ended());
+        }
     }
 }
 
@@ -128,8 +152,8 @@ impl Drop for Open {
 }
 
 impl RouteState {
-    /// Replaces the endpoints. Those that stay keep their counts.
-    pub(crate) fn set_endpoints(&self, wanted: &[Endpoint]) {
+    /// Replaces the endpoints. Those that stay keep their counts, and those that go are handed to `draining`.
+    pub(crate) fn set_endpoints(&self, wanted: &[Endpoint], draining: &Arc<Draining>) {
         let before = Arc::clone(&self.endpoints.borrow());
         let kept = |endpoint: &Endpoint| before.iter().find(|backend| backend.endpoint.is_same(endpoint));
         let backend = |endpoint: &Endpoint| {
@@ -140,9 +164,7 @@ impl RouteState {
         self.endpoints.send_replace(wanted.iter().map(backend).collect());
         // After the new ones are there: who finds its endpoint retired finds the next one.
         let stays = |backend: &Backend| wanted.iter().any(|endpoint| endpoint.is_same(&backend.endpoint));
-        for gone in before.iter().filter(|backend| !stays(backend)) {
-            gone.retired.store(true, Ordering::Release);
-        }
+        before.iter().filter(|backend| !stays(backend)).for_each(|gone| gone.retire(draining));
     }
 
     /// Tells of every change of the endpoints from now on.
@@ -158,7 +180,8 @@ impl RouteState {
         let untried = after.iter().chain(before).filter(|backend| !tried.contains(&backend.endpoint));
         // The first of equals: where the turn is.
         let backend = untried.min_by_key(|backend| backend.rank())?;
-        backend.active.fetch_add(1, Ordering::Relaxed);
+        // Counted first: whoever retires it sees the claim, or the claim sees that it is retired.
+        backend.active.fetch_add(1, Ordering::SeqCst);
         Some(Claim { backend: Arc::clone(backend) })
     }
 
@@ -217,7 +240,7 @@ mod tests {
 
     fn route(count: u8) -> RouteState {
         let route = RouteState::default();
-        route.set_endpoints(&(0..count).map(endpoint).collect::<Vec<_>>());
+        route.set_endpoints(&(0..count).map(endpoint).collect::<Vec<_>>(), &Arc::default());
         route
     }
 
@@ -252,10 +275,15 @@ mod tests {
         let busy = first.backend.endpoint;
         let second = route.claim(&[]).unwrap();
         let (gone, idle) = (second.backend.endpoint, endpoint(9));
-        route.set_endpoints(&[busy, idle]);
+        let draining = Arc::<Draining>::default();
+        route.set_endpoints(&[busy, idle], &draining);
+        assert_eq!(draining.now(), BTreeMap::from([(gone.task, 1)]));
         assert!(second.backend.is_retired() && !first.backend.is_retired());
         assert_eq!(route.claim(&[]).unwrap().backend.endpoint, idle, "the other has a connection");
         assert_ne!(route.claim(&[idle, busy]).map(|claim| claim.backend.endpoint), Some(gone));
+        let changes = draining.changes();
+        drop(second);
+        assert!(changes.has_changed().unwrap() && draining.now().is_empty(), "its last connection is over");
     }
 
     #[test]
@@ -264,7 +292,7 @@ mod tests {
         let first = route.claim(&[]).unwrap();
         let client = "192.0.2.7:1000".parse().unwrap();
         assert_eq!(first.backend.source(client), None);
-        route.set_endpoints(&[Endpoint { keeps_client: true, ..endpoint(0) }]);
+        route.set_endpoints(&[Endpoint { keeps_client: true, ..endpoint(0) }], &Arc::default());
         assert!(!first.backend.is_retired(), "its connections go on");
         assert_eq!(first.backend.source(client), Some([192, 0, 2, 7].into()));
         route.fell_back(&first.backend, &io::ErrorKind::TimedOut.into());

@@ -24,6 +24,7 @@ use wharf_process::Tasks;
 
 use crate::{
     GatewayOptions, client,
+    draining::Draining,
     route::{Backend, Claim, RouteState},
 };
 
@@ -42,7 +43,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     route: Arc<RouteState>,
     options: GatewayOptions,
-    tasks: Tasks,
+    (tasks, draining): (Tasks, Arc<Draining>),
     stop: CancellationToken,
 ) {
     loop {
@@ -54,8 +55,9 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((client, from)) => {
-                let route = Arc::clone(&route);
+                let (route, connected) = (Arc::clone(&route), draining.client());
                 tasks.spawn("gateway connection", async move {
+                    let _connected = connected;
                     if let Err(error) = connection(client, from, &route, &options).await {
                         tracing::debug!(%error, "connection ended");
                     }

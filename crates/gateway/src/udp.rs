@@ -24,24 +24,28 @@ use wharf_process::Tasks;
 
 use crate::{
     GatewayOptions, client,
+    draining::Draining,
     route::{Backend, Claim, RouteState},
 };
 
 const PAUSE: Duration = Duration::from_millis(50);
 const LARGEST: usize = 1 << 16;
 
-/// Passes datagrams on until `stop`; the socket is closed when this and all its clients' tasks have ended.
+/// Passes datagrams on until `stop`; the socket is closed when this and all its clients' tasks have ended. At `leave` it takes no more from
+/// clients, and their tasks go on for as long as endpoints answer: another process has the socket as well.
 pub(crate) async fn serve(
     socket: UdpSocket,
     route: Arc<RouteState>,
     options: GatewayOptions,
-    tasks: Tasks,
+    (tasks, draining): (Tasks, Arc<Draining>),
     stop: CancellationToken,
+    leave: CancellationToken,
 ) {
     let clients = Clients {
         socket: Arc::new(socket),
         route,
         options,
+        draining,
         sessions: Arc::default(),
         started: Instant::now(),
         stop: stop.child_token(),
@@ -51,6 +55,8 @@ pub(crate) async fn serve(
         let received = tokio::select! {
             // Cancel-safe: it is the end.
             () = stop.cancelled() => break,
+            // Cancel-safe: likewise.
+            () = leave.cancelled() => return,
             // Cancel-safe: a datagram was received or is still in the kernel's queue.
             received = clients.socket.recv_from(&mut buffer) => received,
         };
@@ -80,6 +86,7 @@ struct Clients {
     socket: Arc<UdpSocket>,
     route: Arc<RouteState>,
     options: GatewayOptions,
+    draining: Arc<Draining>,
     sessions: Arc<Mutex<HashMap<SocketAddr, Session>>>,
     started: Instant,
     stop: CancellationToken,
@@ -140,9 +147,9 @@ impl Clients {
             sessions.insert(client, session);
         }
         let sessions = Arc::clone(&self.sessions);
-        let open = self.route.opened();
+        let (open, connected) = (self.route.opened(), self.draining.client());
         tasks.spawn("gateway datagrams", async move {
-            let (_open, own) = (open, Arc::clone(&back.upstream));
+            let (_open, _connected, own) = (open, connected, Arc::clone(&back.upstream));
             // Dropped at any point: a datagram is lost at most, which is what datagrams are for.
             stop.run_until_cancelled(back.bring(claim)).await;
             let mut sessions = sessions.lock();
