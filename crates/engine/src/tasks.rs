@@ -578,6 +578,7 @@ impl Pass<'_> {
             addresses,
             created_at,
             stop: None,
+            drained: None,
             failures,
             status: Default::default(),
         };

@@ -60,7 +60,24 @@ pub struct ServicePolicy {
     /// Over how many places its tasks must be spread.
     #[serde(skip_serializing_if = "is_default")]
     pub availability: Option<AvailabilityMinimum>,
+    /// How long requests and connections that are under way with a task may go on once nothing new is sent to it; [`USUAL_DRAIN`] if
+    /// absent, at most [`LONGEST_DRAIN`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub drain: Option<Millis>,
 }
+impl ServicePolicy {
+    /// How long what is under way with a task may go on once nothing new is sent to it.
+    pub fn drain_time(&self) -> Millis {
+        self.drain.unwrap_or(USUAL_DRAIN).min(LONGEST_DRAIN)
+    }
+}
+
+/// How long what is under way with a task may go on, unless its service says otherwise.
+pub const USUAL_DRAIN: Millis = Millis::from_secs(30);
+/// The longest that a service may say.
+pub const LONGEST_DRAIN: Millis = Millis::from_secs(3600);
+/// For how many seconds whoever has asked for a name of the cluster may go on using the answer.
+pub const NAME_TTL: u32 = 1;
 
 // --- routes ---
 

@@ -41,6 +41,10 @@ pub struct Task {
     /// Set once the cluster no longer wants it; never taken back.
     #[serde(default)]
     pub stop: Option<StopReason>,
+    /// Once it is no longer wanted: when nothing led to it any more and nothing was under way with it, or that had been waited for long
+    /// enough. From then on its process is asked to stop. Never taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<Timestamp>,
     /// How many tasks in a row failed in this slot before it, at this generation.
     #[serde(default)]
     pub failures: u32,
@@ -56,6 +60,14 @@ impl Task {
     /// Whether it serves: running, healthy as far as anybody checks, and still wanted.
     pub fn is_ready(&self) -> bool {
         self.stop.is_none() && self.status.is_ready()
+    }
+    /// Whether it is no longer wanted, and its process goes on until what is under way with it has ended.
+    pub fn is_draining(&self) -> bool {
+        self.stop.is_some() && !self.is_let_go() && !self.is_over()
+    }
+    /// Whether its process is asked to stop, or was by a server that knew of no draining.
+    pub fn is_let_go(&self) -> bool {
+        self.stop.is_some() && (self.drained.is_some() || self.status.phase >= Phase::Stopping)
     }
     /// What it is called: `<app>-<service>-<slot>`, as Compose names containers, and for global services the end of its id for the slot.
     pub fn name(&self) -> String {
@@ -336,6 +348,34 @@ mod tests {
         assert_eq!(Phase::Accepted.advance(Phase::Running), Ok(Phase::Running));
         assert!(Phase::Running.advance(Phase::Starting).is_err());
         assert!(Phase::Stopped.advance(Phase::Failed).is_err());
+    }
+
+    #[test]
+    fn a_task_that_is_not_wanted_drains_until_it_is_let_go() {
+        let name = "shop".parse().unwrap();
+        let app = crate::AppKey { environment: "prod".parse().unwrap(), name };
+        let mut task = Task {
+            id: TaskId::from_parts(1, [1; 10]),
+            service: ServiceKey { app, name: "web".parse().unwrap() },
+            slot: Slot(1),
+            generation: Generation(1),
+            node: Some(NodeId::from_parts(1, [1; 10])),
+            addresses: BTreeMap::new(),
+            created_at: Timestamp(1),
+            stop: Some(StopReason::Outdated),
+            drained: None,
+            failures: 0,
+            status: TaskStatus::default(),
+        };
+        task.status.phase = Phase::Running;
+        assert!(task.is_draining() && !task.is_let_go() && !task.is_ready());
+        let drained = Task { drained: Some(Timestamp(5)), ..task.clone() };
+        assert!(!drained.is_draining() && drained.is_let_go());
+        // A server of an older version asked it to stop, and wrote nothing of draining.
+        task.status.phase = Phase::Stopping;
+        assert!(!task.is_draining() && task.is_let_go());
+        task.status.phase = Phase::Stopped;
+        assert!(!task.is_draining());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// How long an answer of ours may be kept, and one that there is nothing: a task that has ended is asked no longer than that.
-pub(super) const TTL: u32 = 1;
+pub(super) const TTL: u32 = wharf_model::NAME_TTL;
 /// The largest answer by UDP to a client that announces more: what fits a packet everywhere.
 pub(super) const LARGEST: u16 = 1232;
 /// What a client takes that announces nothing.
