@@ -331,6 +331,9 @@ pub struct RouteTable {
     /// What certificate authorities are answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub challenges: Vec<crate::AcmeChallenge>,
+    /// What seals the sessions of TLS clients, the newest first: that one seals, all of them open. Never on a disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ticket_keys: Vec<crate::TicketKey>,
 }
 impl RouteTable {
     /// A table of published ports.
@@ -339,11 +342,12 @@ impl RouteTable {
     }
     /// Whether two tables differ in nothing but the revisions they were made from.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let Self { version: _, routes, services, certificates, challenges } = self;
+        let Self { version: _, routes, services, certificates, challenges, ticket_keys } = self;
         *routes == other.routes
             && *services == other.services
             && *certificates == other.certificates
             && *challenges == other.challenges
+            && *ticket_keys == other.ticket_keys
     }
 }
 

@@ -89,6 +89,17 @@ impl fmt::Debug for ShownCertificate {
     }
 }
 
+/// Seals what TLS clients show to resume a session. Known to gateways alone, and to all of them, so that a session goes on with any.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TicketKey(pub [u8; 32]);
+impl fmt::Debug for TicketKey {
+    /// Never shows the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TicketKey")
+    }
+}
+
 /// What a gateway shows to a certificate authority that asks whether a host is ours (RFC 8555).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]

@@ -14,6 +14,7 @@ mod network;
 mod node;
 mod policy;
 mod release;
+mod rollout;
 mod spec;
 mod task;
 mod units;
@@ -32,7 +33,7 @@ pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildS
 pub use event::{Event, EventKind, Subject};
 pub use gateway::{
     AcmeChallenge, EndpointSet, EndpointState, EndpointStats, LATENCY_BOUNDS, RouteId, RouteStats, ServiceRoute, SetStats,
-    ShownCertificate, Users,
+    ShownCertificate, TicketKey, Users,
 };
 pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId, TokenId, VolumeId};
 pub use names::{
@@ -48,8 +49,11 @@ pub use node::{
 };
 pub use policy::*;
 pub use release::{GitSource, ReleaseNote, ReleaseOutcome};
+pub use rollout::{Asked, Figures, Promotion, ServiceProgress, SetRole, TaskSet};
 pub use spec::*;
-pub use task::{Exit, Health, IllegalMove, Phase, Progress, Slot, StopReason, Task, TaskStatus};
+pub use task::{
+    Exit, Health, HookStage, IllegalMove, Phase, Progress, Slot, StopReason, Task, TaskHook, TaskStatus,
+};
 pub use units::{Bytes, Cpus, Generation, Millis, Revision, Timestamp};
 pub use wireguard::{
     InvalidKey, PublicKey, TUNNEL_PREFIX, WIREGUARD_KEEPALIVE, WIREGUARD_PORT, WireguardAssignment,
