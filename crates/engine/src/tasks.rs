@@ -580,6 +580,7 @@ impl Pass<'_> {
             stop: None,
             drained: None,
             failures,
+            hook: None,
             status: Default::default(),
         };
         let about = self.about(&task);
