@@ -199,6 +199,121 @@ impl SetStats {
     }
 }
 
+impl RouteStats {
+    /// Adds another gateway's. An endpoint that both know is in the state of the one that says more against it.
+    pub fn add(&mut self, other: &Self) {
+        for (generation, set) in &other.sets {
+            self.sets.entry(*generation).or_default().add(set);
+        }
+        for theirs in &other.endpoints {
+            let same =
+                |mine: &&mut EndpointStats| (mine.task, mine.endpoint) == (theirs.task, theirs.endpoint);
+            match self.endpoints.iter_mut().find(same) {
+                Some(mine) => mine.add(theirs),
+                None => self.endpoints.push(theirs.clone()),
+            }
+        }
+        for (reason, count) in &other.refused {
+            *self.refused.entry(reason.clone()).or_default() += count;
+        }
+        self.queued += other.queued;
+        self.retries += other.retries;
+        self.fallbacks += other.fallbacks;
+    }
+    /// All its sets together.
+    pub fn total(&self) -> SetStats {
+        let mut total = SetStats::default();
+        self.sets.values().for_each(|set| total.add(set));
+        total
+    }
+}
+
+/// What went through a gateway, with all its processes: one serves, and others may finish what they had begun.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GatewayStats {
+    /// The processes.
+    pub processes: Vec<GatewayProcess>,
+    /// The routes of services.
+    pub routes: Vec<RouteReport>,
+    /// The published ports.
+    pub ports: Vec<PortReport>,
+}
+
+/// One process of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GatewayProcess {
+    /// Which.
+    pub pid: u32,
+    /// It takes no new connections, as another one does.
+    pub retired: bool,
+    /// Clients that are connected to it.
+    pub clients: u64,
+    /// Lines that its access log lost, because the disk did not keep up.
+    pub unlogged: u64,
+}
+
+/// What went through a route of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteReport {
+    /// Which.
+    pub route: RouteId,
+    /// How it does.
+    pub stats: RouteStats,
+}
+
+/// What went through a published port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortReport {
+    /// Its port.
+    pub port: u16,
+    /// Its transport.
+    pub protocol: crate::Protocol,
+    /// Its address; every one of the node if absent.
+    #[serde(default)]
+    pub host_ip: Option<std::net::IpAddr>,
+    /// Connections that reached a task, or clients whose datagrams did.
+    pub connections: u64,
+    /// Those that are open now.
+    pub active: u64,
+    /// Bytes from clients.
+    pub received: u64,
+    /// Bytes to clients.
+    pub sent: u64,
+    /// Connections that no task took, and datagrams that were dropped.
+    pub failures: u64,
+    /// Tasks that did not take a connection which another then may have.
+    pub retries: u64,
+}
+
+impl GatewayStats {
+    /// Adds another process's, or another node's.
+    pub fn add(&mut self, other: &Self) {
+        self.processes.extend_from_slice(&other.processes);
+        for theirs in &other.routes {
+            match self.routes.iter_mut().find(|mine| mine.route == theirs.route) {
+                Some(mine) => mine.stats.add(&theirs.stats),
+                None => self.routes.push(theirs.clone()),
+            }
+        }
+        let place = |report: &PortReport| (report.port, report.protocol, report.host_ip);
+        for theirs in &other.ports {
+            match self.ports.iter_mut().find(|mine| place(mine) == place(theirs)) {
+                Some(mine) => {
+                    mine.connections += theirs.connections;
+                    mine.active += theirs.active;
+                    mine.received += theirs.received;
+                    mine.sent += theirs.sent;
+                    mine.failures += theirs.failures;
+                    mine.retries += theirs.retries;
+                }
+                None => self.ports.push(theirs.clone()),
+            }
+        }
+    }
+}
+
 /// How one endpoint of a route does, as one gateway sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointStats {
@@ -219,16 +334,27 @@ pub struct EndpointStats {
     pub failures: u64,
 }
 
-/// Whether an endpoint gets requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+impl EndpointStats {
+    fn add(&mut self, other: &Self) {
+        if other.state > self.state {
+            (self.state, self.why) = (other.state, other.why.clone());
+        }
+        self.active += other.active;
+        self.requests += other.requests;
+        self.failures += other.failures;
+    }
+}
+
+/// Whether an endpoint gets requests. The later ones say more against it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EndpointState {
     /// It does.
     Serving,
-    /// Its breaker is open: not for a while.
-    Open,
     /// One request may try whether it is well again.
     HalfOpen,
+    /// Its breaker is open: not for a while.
+    Open,
     /// It is no longer in the table, and finishes what is under way.
     Draining,
 }
@@ -237,8 +363,8 @@ impl EndpointState {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Serving => "serving",
-            Self::Open => "open",
             Self::HalfOpen => "half-open",
+            Self::Open => "open",
             Self::Draining => "draining",
         }
     }
@@ -247,6 +373,34 @@ impl EndpointState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn routes_of_several_gateways_are_added_up() {
+        let task = crate::TaskId::from_parts(1, [1; 10]);
+        let endpoint = |state, why: &str, requests| EndpointStats {
+            endpoint: SocketAddrV4::new([10, 0, 0, 1].into(), 80),
+            task,
+            state,
+            why: why.to_owned(),
+            active: 1,
+            requests,
+            failures: 0,
+        };
+        let stats = |state, why, requests| RouteStats {
+            sets: BTreeMap::from([(Generation(1), SetStats { requests, ..SetStats::default() })]),
+            endpoints: vec![endpoint(state, why, requests)],
+            refused: BTreeMap::from([("denied".to_owned(), requests)]),
+            ..RouteStats::default()
+        };
+        let mut sum = stats(EndpointState::Serving, "", 3);
+        sum.add(&stats(EndpointState::Open, "5 failures in a row", 4));
+        assert_eq!(sum.total().requests, 7);
+        assert_eq!(sum.refused["denied"], 7);
+        assert_eq!(sum.endpoints.len(), 1);
+        let one = &sum.endpoints[0];
+        assert_eq!((one.state, one.why.as_str()), (EndpointState::Open, "5 failures in a row"));
+        assert_eq!((one.active, one.requests), (2, 7));
+    }
 
     #[test]
     fn a_quantile_is_the_bound_of_the_bucket_that_it_falls_into() {

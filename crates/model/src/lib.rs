@@ -32,7 +32,8 @@ pub use assignment::{
 pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildSpec, Dockerfile};
 pub use event::{Event, EventKind, Subject};
 pub use gateway::{
-    AcmeChallenge, EndpointSet, EndpointState, EndpointStats, LATENCY_BOUNDS, RouteId, RouteStats, ServiceRoute, SetStats,
+    AcmeChallenge, EndpointSet, EndpointState, EndpointStats, GatewayProcess, GatewayStats,
+    LATENCY_BOUNDS, PortReport, RouteId, RouteReport, RouteStats, ServiceRoute, SetStats,
     ShownCertificate, TicketKey, Users,
 };
 pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId, TokenId, VolumeId};
