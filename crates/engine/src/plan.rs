@@ -1106,7 +1106,7 @@ pub fn noted_release(
                 generation
             }
         };
-        let record = ServiceRecord { key, generation, mode: service.mode, stopped: false, removed: false };
+        let record = ServiceRecord::new(key, generation, service.mode);
         if current.services.get(name).is_none_or(|old| **old != record) {
             changes.push(Change::PutService(record));
         }
@@ -1158,17 +1158,13 @@ fn rollout(
     now: Timestamp,
     before: Option<&Rollout>,
 ) -> Rollout {
-    Rollout {
-        generation,
-        what,
-        by: by.clone(),
-        started_at: now,
-        state: RolloutState::Progressing,
-        reason: String::new(),
-        ended_at: None,
-        before: before.and_then(Rollout::end),
-        release: None,
-    }
+    // One that had not ended has now: this takes its place.
+    let superseded = |before: &Rollout| wharf_model::EndedRollout {
+        generation: before.generation,
+        state: RolloutState::Superseded,
+    };
+    let before = before.map(|before| before.end().unwrap_or_else(|| superseded(before)));
+    Rollout { before, ..Rollout::begin(generation, what, by.clone(), now) }
 }
 
 /// A change of an app that is no release.

@@ -3,7 +3,10 @@
 //! A service has seats: slots 1 to n if it is replicated, one per suitable node if it is global. A seat is as wanted when one
 //! task of a fitting generation is ready in it (or has completed), and every other task of it has ended. Held by the property
 //! tests: no seat gains a second task of one generation while one lives; a ready task is stopped for a newer one only when that
-//! one is ready, or, where the two cannot share something, when a place for the new one is known and it is the seat's turn.
+//! one is ready and every live node leads to it, or, where the two cannot share something, when a place for the new one is known and it is
+//! the seat's turn. A task that is asked to stop drains first ([`World::drain`](crate::World)), and has its seat until then: of a service's
+//! seats no more than `parallelism` have a task too many, those that drain among them. Once its process is asked to stop a task counts no
+//! more: how long that takes is between it and its grace period.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -16,6 +19,7 @@ use wharf_model::{
 use crate::{
     About, DependencyState, NoPlace, Reason, Waiting,
     pass::{Pass, Service},
+    passage::{self, Drain},
     place::{self, Demand, Pin, PinnedBy},
     spec,
     world::Holding,
@@ -290,7 +294,10 @@ impl Pass<'_> {
         }
         // What it shares ends with the task that it shares it with.
         let kept = |other: &Arc<Task>| other.node == task.node && other.id < task.id;
-        let alone = |service: &ServiceName| !self.living(&self.sibling(service)).any(kept);
+        let goes_on = |other: &&Arc<Task>| !other.is_let_go() && !other.is_over();
+        let alone = |service: &ServiceName| {
+            !self.tasks_of(&self.sibling(service)).iter().filter(goes_on).any(kept)
+        };
         let companions = revision.spec.companions();
         companions.into_keys().any(alone).then_some(StopReason::Restarted)
     }
@@ -324,7 +331,12 @@ impl Pass<'_> {
         let busy = seats.iter().filter(|seat| {
             let failed = seat.ended.first().is_some_and(|task| failed(task));
             match &seat.current {
-                Some(current) => !current.is_ready() || self.monitored_until(revision, current).is_some(),
+                Some(_) if seat.stopping.iter().any(|task| task.is_draining()) => true,
+                Some(current) => {
+                    // One that goes on beside it waits for every node to lead to the new one.
+                    let beside = seat.leaving.iter().any(|(task, _)| task.is_ready());
+                    !current.is_ready() || beside || self.monitored_until(revision, current).is_some()
+                }
                 None if failed => !goes_on,
                 None => seat.leaving.is_empty(),
             }
@@ -392,10 +404,22 @@ impl Pass<'_> {
             self.wait(about, Reason::Monitor { until });
             return Standing::Underway;
         }
+        let about = self.about(current);
+        // What serves goes on until every node leads to its successor.
+        let serves = seat.leaving.iter().any(|(task, _)| task.is_ready());
+        let unled = if serves { self.world.not_led_by(current) } else { None };
+        if let Some(nodes) = unled {
+            self.out.wake(self.now + passage::LOOK);
+            let node = self.node_name(current.node);
+            self.wait(about, Reason::NotLedTo { node, nodes });
+            for (task, why) in seat.leaving.iter().filter(|(task, _)| !task.is_ready()) {
+                stop_and_wait(self, task, *why);
+            }
+            return Standing::Underway;
+        }
         for (task, why) in &seat.leaving {
             stop_and_wait(self, task, *why);
         }
-        let about = self.about(current);
         if let Some(until) = self.monitored_until(revision, current) {
             self.out.wake(until);
             self.wait(about, Reason::Monitor { until });
@@ -519,7 +543,9 @@ impl Pass<'_> {
         };
         // Those that this very pass stops for their health are among them.
         let unhealthy = seat.leaving.iter().map(|(task, _)| task);
-        seat.stopping.iter().chain(unhealthy).any(|task| exclusive || answers(&task))
+        // One that drains has done nothing wrong, and keeps only those waiting that cannot be beside it.
+        let drains = |task: &Arc<Task>| task.is_draining();
+        seat.stopping.iter().chain(unhealthy).any(|task| exclusive || (answers(&task) && !drains(task)))
     }
     fn replace(
         &mut self,
@@ -881,7 +907,16 @@ fn stop_and_wait(pass: &mut Pass<'_>, task: &Task, why: StopReason) {
 fn wait_for_stop(pass: &mut Pass<'_>, task: &Task) {
     if let (Some(why), false) = (task.stop, task.is_over()) {
         let (about, node) = (pass.about(task), pass.node_name(task.node));
-        pass.wait(about, Reason::Stopping { node, why });
+        // As this pass leaves it.
+        let drains = pass.task(task).is_draining();
+        let reason = match drains.then(|| pass.world.drain(task, pass.now)) {
+            Some(Drain::Waits(waits, again_at)) => {
+                pass.out.wake(again_at);
+                Reason::Draining { node, why, waits }
+            }
+            Some(Drain::Done(_)) | None => Reason::Stopping { node, why },
+        };
+        pass.wait(about, reason);
     }
 }
 

@@ -10,7 +10,7 @@ use wharf_model::{
 };
 
 use crate::{
-    Ipv6Refusal,
+    Draining, Ipv6Refusal, Unacknowledged,
     place::{self, NoPlace},
 };
 
@@ -141,6 +141,22 @@ pub enum Reason {
         node: String,
         /// Why it is not wanted.
         why: StopReason,
+    },
+    /// The new task is ready, and not every node leads to it yet: the one whose place it takes goes on.
+    NotLedTo {
+        /// Where it runs.
+        node: String,
+        /// The nodes that do not, by name, and why; none on a server that cannot say.
+        nodes: Vec<(String, Unacknowledged)>,
+    },
+    /// A task that is no longer wanted goes on until nothing comes to it and nothing is under way with it.
+    Draining {
+        /// Where.
+        node: String,
+        /// Why it is not wanted.
+        why: StopReason,
+        /// What it waits for.
+        waits: Draining,
     },
     /// The slot is to be replaced once others are.
     Turn {
@@ -317,6 +333,8 @@ impl Waiting {
             | Reason::NotHealthy { .. }
             | Reason::Unhealthy { .. }
             | Reason::Stopping { .. }
+            | Reason::NotLedTo { .. }
+            | Reason::Draining { .. }
             | Reason::Turn { .. }
             | Reason::UpdateDelay { .. }
             | Reason::Monitor { .. }
@@ -373,6 +391,13 @@ impl fmt::Display for Waiting {
                 check_said(f, output.as_deref())
             }
             Reason::Stopping { node, why } => write!(f, "{about} is being stopped on {node}: {why}"),
+            Reason::NotLedTo { node, nodes } => {
+                write!(f, "{about} is ready on {node} and takes over once every node leads to it")?;
+                laggards(f, ": ", nodes)
+            }
+            Reason::Draining { node, why, waits } => {
+                write!(f, "{about} is draining on {node} ({why}): {waits}")
+            }
             Reason::Turn { parallelism } => {
                 write!(
                     f,
@@ -421,6 +446,36 @@ impl fmt::Display for Waiting {
         }
     }
 }
+/// The first few nodes that have not acknowledged, and why.
+fn laggards(f: &mut fmt::Formatter<'_>, before: &str, nodes: &[(String, Unacknowledged)]) -> fmt::Result {
+    const NAMED: usize = 3;
+    for (n, (node, why)) in nodes.iter().take(NAMED).enumerate() {
+        write!(f, "{}{node}: {why}", if n == 0 { before } else { "; " })?;
+    }
+    match nodes.len().saturating_sub(NAMED) {
+        0 => Ok(()),
+        more => write!(f, "; and {more} more"),
+    }
+}
+impl fmt::Display for Draining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No number of seconds is shown that is over already.
+        let seconds = |left: &std::time::Duration| left.as_millis().div_ceil(1000).max(1);
+        match self {
+            Self::Led(nodes) => {
+                f.write_str("nodes are told to send nothing new to it")?;
+                laggards(f, ": ", nodes)
+            }
+            Self::Named { left } => {
+                write!(f, "whoever has just asked for its name may still come, for {} s more", seconds(left))
+            }
+            Self::UnderWay { requests, left } => {
+                let plural = if *requests == 1 { "" } else { "s" };
+                write!(f, "{requests} request{plural} under way, up to {} s more", seconds(left))
+            }
+        }
+    }
+}
 fn why_leaves(why: StopReason) -> &'static str {
     match why {
         StopReason::Drained => "that node is being drained",
@@ -430,7 +485,9 @@ fn why_leaves(why: StopReason) -> &'static str {
         | StopReason::Stopped
         | StopReason::Removed
         | StopReason::NodeDown
-        | StopReason::Unhealthy => "it should not",
+        | StopReason::Unhealthy
+        | StopReason::Withdrawn
+        | StopReason::TimedOut => "it should not",
     }
 }
 fn hint_after(f: &mut fmt::Formatter<'_>, hint: Option<&str>) -> fmt::Result {

@@ -17,7 +17,7 @@ use wharf_model::{
     TaskStatus, VolumeId, VolumeName, VolumeRecord,
 };
 
-use crate::Change;
+use crate::{Change, passage::Passage};
 
 /// A machine: as people want it, and as it is observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub struct World {
     pub(crate) backend: Backend,
     /// The most routes that whoever makes them outside the nodes can make, where somebody does.
     pub(crate) route_limit: Option<u32>,
-    nodes: BTreeMap<NodeId, Node>,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
     apps: BTreeMap<AppKey, Arc<AppRecord>>,
     services: BTreeMap<ServiceKey, Arc<ServiceRecord>>,
     revisions: BTreeMap<ServiceKey, BTreeMap<Generation, Arc<ServiceRevision>>>,
@@ -135,6 +135,8 @@ pub struct World {
     holdings: BTreeMap<TaskId, (NodeId, ServiceKey, Holding)>,
     loads: BTreeMap<NodeId, Load>,
     dirty: BTreeSet<AppKey>,
+    /// What the leader knows of tasks on their way into names and routes, and out of them.
+    pub(crate) passage: Passage,
 }
 
 /// Reading.
@@ -354,9 +356,14 @@ impl World {
             (status.state, capacity, labels)
         };
         let changed = node.status.as_ref().is_none_or(|old| matters(old) != matters(&status));
+        let was = node.state();
         node.status = Some(status);
+        if was == NodeState::Down && node.state() != was {
+            self.note_return(id);
+        }
         if changed {
             self.mark_all();
+            self.settle_passage();
         }
         true
     }
@@ -364,6 +371,7 @@ impl World {
     pub fn remove_node(&mut self, id: NodeId) {
         if self.nodes.remove(&id).is_some() {
             self.mark_all();
+            self.settle_passage();
         }
     }
     /// An app as it is stored now.
@@ -381,7 +389,9 @@ impl World {
     pub fn insert_service(&mut self, record: ServiceRecord) {
         if self.services.get(&record.key).is_none_or(|old| **old != record) {
             self.mark(&record.key.app);
-            self.services.insert(record.key.clone(), Arc::new(record));
+            let key = record.key.clone();
+            self.services.insert(key.clone(), Arc::new(record));
+            self.note_other_tasks(&key);
         }
     }
     /// A service is gone.
@@ -454,6 +464,7 @@ impl World {
     /// A task and its status are gone.
     pub fn remove_task(&mut self, id: TaskId) {
         if let Some(task) = self.tasks.remove(&id) {
+            self.forget_passage(id);
             self.unindex(&task);
             self.mark(&task.service.app);
         }
@@ -514,6 +525,9 @@ impl World {
         match change {
             Change::CreateTask(task) => self.insert_task(task.clone()),
             Change::StopTask { task, reason } => self.edit_task(*task, |task| task.stop = Some(*reason)),
+            Change::DrainedTask { task, at, .. } => {
+                self.edit_task(*task, |task| task.drained = task.drained.or(Some(*at)));
+            }
             Change::LoseTask { task, message, at } => self.edit_task(*task, |task| {
                 if !task.status.phase.is_over() {
                     task.status.phase = Phase::Lost;
@@ -562,9 +576,11 @@ impl World {
         }
     }
     fn replace_task(&mut self, task: Task) {
-        if let Some(old) = self.tasks.remove(&task.id) {
-            self.unindex(&old);
+        let old = self.tasks.remove(&task.id);
+        if let Some(old) = &old {
+            self.unindex(old);
         }
+        self.note_passage(&task, old.is_some_and(|old| old.is_ready()));
         self.mark(&task.service.app);
         self.tasks_of_service.entry(task.service.clone()).or_default().insert(task.id);
         if let Some(node) = task.node {
@@ -692,13 +708,7 @@ mod tests {
                 app: AppKey { environment: "prod".parse().unwrap(), name: app.parse().unwrap() },
                 name: name.parse().unwrap(),
             };
-            world.insert_service(ServiceRecord {
-                key,
-                generation: Generation(1),
-                mode: Default::default(),
-                stopped: false,
-                removed: false,
-            });
+            world.insert_service(ServiceRecord::new(key, Generation(1), Default::default()));
         }
         let a = AppKey { environment: "prod".parse().unwrap(), name: "a".parse().unwrap() };
         assert_eq!(world.services_of(&a).count(), 2);

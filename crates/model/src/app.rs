@@ -9,6 +9,10 @@ use crate::{
     ServiceSpec, Timestamp, VolumeId, VolumeName, VolumeSpec,
 };
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// What is unique in the cluster by its environment and its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamedIn<N> {
@@ -124,8 +128,50 @@ pub struct Rollout {
     /// The release that it carries out; absent for what is no release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseNumber>,
+    /// Somebody wants it to pause: while this is set nothing new of it begins, and what serves goes on serving.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Asked>,
+    /// Somebody lets it go on where it would wait. Taken back once it has gone on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted: Option<Promotion>,
+    /// Somebody wants it undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort: Option<Asked>,
+    /// How far its services have come that have a second set of tasks made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub steps: BTreeMap<ServiceName, ServiceProgress>,
+    /// The one-off commands that it runs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub hooks: ReleaseHooks,
+    /// The services as they will be once the commands before it are through; until then they are as they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<ServiceRecord>,
+    /// It returns to what was there before: new sets take over as soon as they are ready, whatever steps their strategies have.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub direct: bool,
 }
 impl Rollout {
+    /// One that begins now, with nothing to be said of it yet.
+    pub fn begin(generation: Generation, what: String, by: By, started_at: Timestamp) -> Self {
+        Self {
+            generation,
+            what,
+            by,
+            started_at,
+            state: RolloutState::Progressing,
+            reason: String::new(),
+            ended_at: None,
+            before: None,
+            release: None,
+            paused: None,
+            promoted: None,
+            abort: None,
+            steps: BTreeMap::new(),
+            hooks: ReleaseHooks::default(),
+            pending: Vec::new(),
+            direct: false,
+        }
+    }
     /// How it ended, once it has.
     pub fn end(&self) -> Option<EndedRollout> {
         let ended = EndedRollout { generation: self.generation, state: self.state };
@@ -235,7 +281,7 @@ impl Image {
 pub struct ServiceRecord {
     /// Its name, app and environment.
     pub key: ServiceKey,
-    /// Which [`ServiceRevision`] its tasks should follow; grows when containers must be replaced, and goes back to an
+    /// Which [`ServiceRevision`] the tasks should follow that serve; grows when containers must be replaced, and goes back to an
     /// earlier one only when a failing rollout returns to the release before.
     pub generation: Generation,
     /// How many tasks: the file's number, or that of a later `scale`.
@@ -246,6 +292,27 @@ pub struct ServiceRecord {
     /// No longer part of the app: its tasks go, and then its record.
     #[serde(default)]
     pub removed: bool,
+    /// Sets of tasks beside the one that `generation` and `mode` describe, which alone is found by name and published port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<TaskSet>,
+}
+impl ServiceRecord {
+    /// A service that wants so many tasks of a generation, and has nothing beside them.
+    pub const fn new(key: ServiceKey, generation: Generation, mode: Mode) -> Self {
+        Self { key, generation, mode, stopped: false, removed: false, sets: Vec::new() }
+    }
+    /// The set that is to take the place of the one that serves, if there is one.
+    pub fn next(&self) -> Option<&TaskSet> {
+        self.sets.iter().find(|set| matches!(set.role, SetRole::Next { .. }))
+    }
+    /// The generation and the number of tasks that it is on or moving to.
+    pub fn wanted(&self) -> (Generation, Mode) {
+        let next = self.sets.iter().find_map(|set| match set.role {
+            SetRole::Next { full, .. } => Some((set.generation, full)),
+            SetRole::Kept { .. } | SetRole::Leaving => None,
+        });
+        next.unwrap_or((self.generation, self.mode))
+    }
 }
 
 /// How tasks of one generation of a service are made. Immutable.

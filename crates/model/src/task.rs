@@ -48,6 +48,9 @@ pub struct Task {
     /// How many tasks in a row failed in this slot before it, at this generation.
     #[serde(default)]
     pub failures: u32,
+    /// It runs a command around a release, once, and is no replica of its service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<TaskHook>,
     /// What its node last said of it. Stored apart, and written by the leader only.
     #[serde(default, skip_serializing)]
     pub status: TaskStatus,
@@ -70,10 +73,47 @@ impl Task {
         self.stop.is_some() && (self.drained.is_some() || self.status.phase >= Phase::Stopping)
     }
     /// What it is called: `<app>-<service>-<slot>`, as Compose names containers, and for global services the end of its id for the slot.
+    /// One that runs a command around a release is `<app>-<service>-before-<number>` or `…-after-<number>`.
     pub fn name(&self) -> String {
+        if let Some(hook) = &self.hook {
+            let (app, service) = (&self.service.app.name, &self.service.name);
+            return format!("{app}-{service}-{}-{}", hook.stage.as_str(), hook.number);
+        }
         match self.slot {
             Slot(0) => format!("{}-{}-{}", self.service.app.name, self.service.name, self.id.short()),
             Slot(n) => format!("{}-{}-{n}", self.service.app.name, self.service.name),
+        }
+    }
+}
+
+/// The command that a task runs around a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskHook {
+    /// The app's generation whose rollout runs it.
+    pub rollout: Generation,
+    /// When in the rollout.
+    pub stage: HookStage,
+    /// Which of those that run then, from 1.
+    pub number: u32,
+    /// Program and arguments, in place of the service's command.
+    pub command: Vec<String>,
+}
+
+/// When in a rollout a command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HookStage {
+    /// Before anything is replaced.
+    Before,
+    /// Once everything is as wanted.
+    After,
+}
+impl HookStage {
+    /// Its word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Before => "before",
+            Self::After => "after",
         }
     }
 }
@@ -98,6 +138,10 @@ pub enum StopReason {
     NodeDown,
     /// Its health check failed.
     Unhealthy,
+    /// Its release was given up before it served everybody.
+    Withdrawn,
+    /// It did not end in the time that it had.
+    TimedOut,
 }
 impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,6 +154,8 @@ impl fmt::Display for StopReason {
             Self::Drained => "its node is being drained",
             Self::NodeDown => "its node is down",
             Self::Unhealthy => "its health check failed",
+            Self::Withdrawn => "its release was given up",
+            Self::TimedOut => "it took longer than it may",
         })
     }
 }
