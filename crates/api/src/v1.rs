@@ -6,9 +6,11 @@
 
 mod defaults;
 mod network;
+mod releases;
 
 pub use defaults::*;
 pub use network::*;
+pub use releases::*;
 
 use std::collections::BTreeMap;
 
@@ -316,6 +318,12 @@ pub enum Action {
         /// Services.
         services: Vec<String>,
     },
+    /// Make it as it was in an earlier release, with exactly the images, configs and secrets of then.
+    Rollback {
+        /// Which; the latest that was done, other than what the app is now, if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<u64>,
+    },
 }
 
 /// What an action would do.
@@ -329,6 +337,9 @@ pub struct Plan {
     pub fingerprint: String,
     /// The release it would make, if it would make one.
     pub release: Option<u64>,
+    /// Of a rollback: the release whose app it would be again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_of: Option<u64>,
     /// What would be done, in order.
     pub operations: Vec<Operation>,
     /// What is legal and worth knowing.
@@ -416,6 +427,12 @@ pub struct ApplyRequest {
     /// Take the place of a change that is still under way, instead of being refused ([`Code::Busy`]).
     #[serde(default)]
     pub supersede: bool,
+    /// Of a release: what its maker says of it, in a sentence or two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Of a release: what the Compose file was taken from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<GitSource>,
 }
 
 /// An action that has begun.
@@ -596,6 +613,9 @@ pub struct AppStatus {
     pub volumes: Vec<VolumeView>,
     /// Where its published ports answer: `http://10.0.0.1:8080`.
     pub urls: Vec<String>,
+    /// Of a change that failed or returns: the latest task of each service that failed in it, with its last output.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Task>,
 }
 
 /// A service that runs outside the cluster and is found by its name.
@@ -703,25 +723,6 @@ pub struct VolumeView {
     pub id: String,
     /// Names of the nodes that hold data of it.
     pub nodes: Vec<String>,
-}
-
-/// A release.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Release {
-    /// Its number.
-    pub number: u64,
-    /// When.
-    pub created_at: u64,
-    /// Who.
-    pub by: String,
-    /// Image pins by service.
-    pub images: BTreeMap<String, String>,
-    /// The app is on it now.
-    pub current: bool,
-    /// The whole normalised app.
-    #[schema(value_type = Object)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub spec: Option<Box<AppSpec>>,
 }
 
 /// Something that happened.

@@ -119,6 +119,13 @@ pub(crate) fn sources(files: &Files) -> Result<Sources> {
     Ok(Sources { request, disk, here, remarks, early: if moved { early } else { Vec::new() } })
 }
 
+/// The folder of the Compose file, or the project's if the file is on no disk.
+pub(crate) fn folder(files: &Files) -> Option<PathBuf> {
+    let request = sources(files).ok()?.request;
+    let first = request.files.iter().find(|path| *path != Path::new(STDIN));
+    first.and_then(|path| path.parent().map(Path::to_owned)).or(request.project_directory)
+}
+
 /// The folder of the repository that a folder is in, if it is in one: what belongs together, and no `include` leaves.
 fn repository_of(folder: &Path) -> Option<PathBuf> {
     folder.ancestors().find(|above| above.join(".git").exists()).map(Path::to_owned)

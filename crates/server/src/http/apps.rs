@@ -15,17 +15,17 @@ use wharf_api::{
 };
 use wharf_engine::{self as engine, Change, PlanRefusal, Request};
 use wharf_model::{
-    AppKey, AppRecord, AppSpec, By, EventKind, FileSpec, Image, NodeState, PublishMode, PullPolicy,
-    ReleaseNumber, ServiceName, ServiceRecord, ServiceSpec, Subject, Task,
+    AppKey, AppRecord, AppSpec, By, EventKind, FileSpec, Image, NodeState, PublishMode, PullPolicy, ReleaseNote,
+    ReleaseNumber, RolloutState, ServiceName, ServiceRecord, ServiceSpec, Subject, Task,
 };
 use wharf_store::{Batch, PORTABLE_BYTES, PORTABLE_KEYS, Revision, StoreError};
 
 use super::{
-    Shared, closest,
+    Shared, builds, closest,
     extract::{Json, Path, Query},
     failure::{Answer, Failure},
-    files::Pins,
-    require_user, views,
+    files::{self, Pins},
+    releases, require_user, views,
 };
 use crate::{
     controllers::commit::Committer,
@@ -156,46 +156,6 @@ pub(super) fn status(shared: &Shared, key: &AppKey, with_spec: bool) -> Answer<v
     Ok(views::app_status(&shared.state, &inner, record, &waiting, with_spec))
 }
 
-/// The releases of an app, newest first.
-#[utoipa::path(get, path = "/v1/apps/{environment}/{app}/releases", params(("environment" = String, Path), ("app" = String, Path)),
-    responses((status = 200, body = [v1::Release])))]
-pub(super) async fn releases(
-    State(shared): State<Shared>,
-    Extension(peer): Extension<Peer>,
-    Path((environment, app)): Path<(String, String)>,
-) -> Answer<Json<Vec<v1::Release>>> {
-    require_user(&peer)?;
-    let key = key(&environment, &app)?;
-    let inner = shared.state.read();
-    let current = find(&inner, &key)?.release;
-    let mut releases: Vec<_> = inner
-        .world
-        .releases_of(&key)
-        .map(|release| views::release(release, release.number == current, false))
-        .collect();
-    releases.reverse();
-    Ok(Json(releases))
-}
-
-/// One release, whole.
-#[utoipa::path(get, path = "/v1/apps/{environment}/{app}/releases/{number}", params(("environment" = String, Path), ("app" = String, Path), ("number" = u64, Path)),
-    responses((status = 200, body = v1::Release)))]
-pub(super) async fn release(
-    State(shared): State<Shared>,
-    Extension(peer): Extension<Peer>,
-    Path((environment, app, number)): Path<(String, String, u64)>,
-) -> Answer<Json<v1::Release>> {
-    require_user(&peer)?;
-    let key = key(&environment, &app)?;
-    let inner = shared.state.read();
-    let current = find(&inner, &key)?.release;
-    let release = inner.world.release(&key, ReleaseNumber(number)).ok_or_else(|| {
-        Failure::not_found(format!("app {} has no release {number}", key.name))
-            .hint(format!("`wharf app history {}` lists those that are kept", key.name))
-    })?;
-    Ok(Json(views::release(release, release.number == current, true)))
-}
-
 /// Which tasks are wanted.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -274,6 +234,7 @@ pub(super) async fn apply(
 ) -> Answer<Json<v1::Applied>> {
     let by = By { client: wish.client, ..require_user(&peer)? };
     let key = key(&environment, &app)?;
+    let note = releases::note(wish.message, wish.source)?;
     let prepared = prepare(&shared, &key, wish.action).await?;
     if let Prepared::Up { images, .. } = &prepared
         && let Some((service, _)) = images.iter().find(|(_, image)| image.is_unbuilt())
@@ -281,7 +242,7 @@ pub(super) async fn apply(
         return Err(Failure::invalid(format!("the image of service {service} has not been built"))
             .hint("`wharf up` builds what has to be built before it changes anything"));
     }
-    let applying = apply_prepared(Arc::clone(&shared), prepared, key, by, wish.fingerprint, wish.supersede);
+    let applying = apply_prepared(Arc::clone(&shared), prepared, key, by, note, wish.fingerprint, wish.supersede);
     // To its end, also if the client hangs up: it may take several commits.
     match shared.tasks.spawn("apply", applying).await {
         Ok(answer) => answer.map(Json),
@@ -294,6 +255,7 @@ async fn apply_prepared(
     mut prepared: Prepared,
     key: AppKey,
     by: By,
+    note: ReleaseNote,
     fingerprint: String,
     supersede: bool,
 ) -> Answer<v1::Applied> {
@@ -312,7 +274,7 @@ async fn apply_prepared(
                 )
                 .hint("look at the new plan and decide again"));
             }
-            prepared.writes(&shared, &inner, &key, &by)?
+            prepared.writes(&shared, &inner, &key, &by, &note)?
         };
         if writes.change.is_empty() {
             return Ok(applied);
@@ -384,6 +346,8 @@ enum Prepared {
         /// Images that could not be found.
         missing: Vec<v1::Refusal>,
         warnings: Vec<String>,
+        /// The release whose app this is: what it pinned stays pinned.
+        rollback_of: Option<ReleaseNumber>,
     },
     /// Anything else.
     Request(Request),
@@ -397,6 +361,7 @@ async fn prepare(shared: &Shared, key: &AppKey, action: v1::Action) -> Answer<Pr
     };
     Ok(match action {
         v1::Action::Up { spec, pull, built } => prepare_up(shared, key, *spec, pull, &built).await?,
+        v1::Action::Rollback { to } => prepare_rollback(shared, key, to).await?,
         v1::Action::Down { volumes } => Prepared::Request(Request::Down { volumes }),
         v1::Action::Scale { replicas } => {
             let services = names(replicas.keys().cloned().collect())?;
@@ -476,7 +441,86 @@ async fn prepare_up(
         }
     }
     warnings.dedup();
-    Ok(Prepared::Up { spec: Box::new(spec), images, files, pins: Pins::default(), missing, warnings })
+    Ok(Prepared::Up {
+        spec: Box::new(spec),
+        images,
+        files,
+        pins: Pins::default(),
+        missing,
+        warnings,
+        rollback_of: None,
+    })
+}
+
+/// The app of an earlier release, with exactly its images: none is looked up, but those that nothing runs must still be to be had.
+async fn prepare_rollback(shared: &Shared, key: &AppKey, to: Option<u64>) -> Answer<Prepared> {
+    let (release, spec, mut warnings) = {
+        let inner = shared.state.read();
+        let app = find(&inner, key)?;
+        let release = match to {
+            Some(number) => releases::find(&inner, key, number)?,
+            None => engine::rollback_target(&inner.world, app).ok_or_else(|| {
+                Failure::new(Code::Conflict, format!("there is no other release of {} that was done", key.name)).hint(
+                    format!("`wharf app history {}` lists those that are kept; `--to` names one", key.name),
+                )
+            })?,
+        };
+        (release.clone(), engine::returned(&inner.world, release), files::gone(&inner, key, &release.spec))
+    };
+    if let Some(outcome) = release.outcome.as_ref().filter(|outcome| outcome.state != RolloutState::Done) {
+        let why = if outcome.reason.is_empty() { String::new() } else { format!(": {}", outcome.reason) };
+        warnings.push(format!("release {} has never been done; it ended as {}{why}", release.number, outcome.state));
+    }
+    let mut missing = Vec::new();
+    for (name, image) in &release.images {
+        let running = {
+            let inner = shared.state.read();
+            let tasks = inner.world.services_of(key).flat_map(|service| inner.world.tasks_of(&service.key));
+            tasks.filter(|task| task.is_ready()).any(|task| {
+                let revision = inner.world.revision_of(&task.service, task.generation);
+                revision.is_some_and(|revision| views::pin(&revision.image) == views::pin(image))
+            })
+        };
+        if running {
+            continue;
+        }
+        if let Err(Failure(problem)) = still_there(shared, image).await {
+            let message = format!("service {name}: {}", problem.message);
+            missing.push(v1::Refusal { message, hint: problem.hint });
+        }
+    }
+    Ok(Prepared::Up {
+        spec: Box::new(spec),
+        images: release.images,
+        files: BTreeMap::new(),
+        pins: Pins::default(),
+        missing,
+        warnings,
+        rollback_of: Some(release.number),
+    })
+}
+
+/// Whether an image that was pinned can still be had: from its registry, or from a node.
+async fn still_there(shared: &Shared, image: &Image) -> Answer<()> {
+    match (&image.digest, &image.id) {
+        (Some(digest), _) => {
+            let wish =
+                ResolveImage { reference: at_digest(&image.reference, digest), refresh: false, offline: false };
+            resolve(shared, &wish).await.map(drop)
+        }
+        (None, Some(id)) => builds::require_image(shared, &image.reference, id).await,
+        (None, None) => Ok(()),
+    }
+}
+
+/// A reference that names one image and no other: `mariadb@sha256:…` of `mariadb:11`.
+fn at_digest(reference: &str, digest: &str) -> String {
+    let name = reference.split_once('@').map_or(reference, |(name, _)| name);
+    let repository = match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        Some(_) | None => name,
+    };
+    format!("{repository}@{digest}")
 }
 
 /// Takes a config's or secret's content out of the specification; a digest that only servers can make stays.
@@ -569,7 +613,8 @@ impl Prepared {
     /// Pins what the app takes from its environment to what that has now.
     fn pin(&mut self, inner: &Inner, key: &AppKey) {
         match self {
-            Self::Up { spec, pins, .. } => *pins = Pins::pin(inner, key, spec),
+            Self::Up { spec, pins, rollback_of: None, .. } => *pins = Pins::pin(inner, key, spec),
+            Self::Up { spec, pins, rollback_of: Some(_), .. } => *pins = Pins::keep(inner, key, spec),
             Self::Request(_) => {}
         }
     }
@@ -578,7 +623,7 @@ impl Prepared {
     fn plan(&self, inner: &Inner, key: &AppKey, by: &By, now: wharf_model::Timestamp) -> v1::Plan {
         let world = &inner.world;
         match self {
-            Self::Up { spec, images, pins, missing, warnings, .. } => {
+            Self::Up { spec, images, pins, missing, warnings, rollback_of, .. } => {
                 let plan = engine::plan(world, key, spec, images);
                 let noop = plan.is_noop();
                 let mut view = view(plan);
@@ -587,6 +632,7 @@ impl Prepared {
                 view.refusals.extend(pins.missing.iter().chain(missing).cloned());
                 let latest = world.releases_of(key).last().map_or(0, |release| release.number.0);
                 view.release = (!noop).then_some(latest + 1);
+                view.rollback_of = rollback_of.map(|number| number.0);
                 view
             }
             Self::Request(Request::Down { volumes }) => view(engine::plan_down(world, key, *volumes)),
@@ -601,6 +647,7 @@ impl Prepared {
                     app: key.name.to_string(),
                     fingerprint: format!("{request}@{}", world.app(key).map_or(0, |app| app.generation.0)),
                     release: None,
+                    rollback_of: None,
                     operations,
                     warnings: Vec::new(),
                     refusals,
@@ -609,11 +656,11 @@ impl Prepared {
         }
     }
 
-    /// One change of an app at a time; stopping and taking down may always come in between.
+    /// One change of an app at a time; stopping, taking down and going back may always come in between.
     fn refuse_if_busy(&self, inner: &Inner, key: &AppKey, supersede: bool) -> Answer<()> {
         let Some(app) = inner.world.app(key) else { return Ok(()) };
         let patient = match self {
-            Self::Up { .. } => true,
+            Self::Up { rollback_of, .. } => rollback_of.is_none(),
             Self::Request(request) => match request {
                 Request::Scale(_) | Request::Restart(_) | Request::Start(_) => true,
                 Request::Stop(_) | Request::Down { .. } => false,
@@ -631,7 +678,14 @@ impl Prepared {
     }
 
     /// What to write; an empty change if there is nothing to do.
-    fn writes(&self, shared: &Shared, inner: &Inner, key: &AppKey, by: &By) -> Answer<(Writes, v1::Applied)> {
+    fn writes(
+        &self,
+        shared: &Shared,
+        inner: &Inner,
+        key: &AppKey,
+        by: &By,
+        note: &ReleaseNote,
+    ) -> Answer<(Writes, v1::Applied)> {
         let (world, now) = (&inner.world, shared.now());
         let refused = |error: PlanRefusal| {
             let code = match error {
@@ -643,7 +697,7 @@ impl Prepared {
         };
         let mut writes = Writes::default();
         let changes = match self {
-            Self::Up { spec, images, files, pins, missing, .. } => {
+            Self::Up { spec, images, files, pins, missing, rollback_of, .. } => {
                 if let Some(refusal) = pins.missing.first().or(missing.first()) {
                     let failure = Failure::invalid(refusal.message.clone());
                     return Err(refusal.hint.iter().fold(failure, |failure, hint| failure.hint(hint)));
@@ -678,7 +732,8 @@ impl Prepared {
                 if engine::plan(world, key, spec, images).is_noop() {
                     Vec::new()
                 } else {
-                    engine::release(world, key, spec, images, by, now).map_err(refused)?
+                    let note = ReleaseNote { rollback_of: *rollback_of, ..note.clone() };
+                    engine::noted_release(world, key, spec, images, by, &note, now).map_err(refused)?
                 }
             }
             Self::Request(request) => engine::request(world, key, request, by, now).map_err(refused)?,
@@ -749,27 +804,8 @@ fn view(plan: engine::Plan) -> v1::Plan {
         app: plan.app.name.to_string(),
         fingerprint: plan.fingerprint,
         release: None,
-        operations: plan
-            .operations
-            .into_iter()
-            .map(|operation| {
-                let notes = operation.notes.iter().map(|note| format!("({note})"));
-                let reason = operation.reasons.join(", ");
-                let parts = std::iter::once(reason).filter(|text| !text.is_empty()).chain(notes);
-                v1::Operation {
-                    change: match operation.action {
-                        engine::Action::Create => v1::Change::Create,
-                        engine::Action::Change => v1::Change::Update,
-                        engine::Action::Replace => v1::Change::Replace,
-                        engine::Action::Remove => v1::Change::Remove,
-                        engine::Action::Keep => v1::Change::Keep,
-                    },
-                    kind: operation.thing.to_string(),
-                    name: operation.name,
-                    reason: parts.collect::<Vec<_>>().join(" "),
-                }
-            })
-            .collect(),
+        rollback_of: None,
+        operations: plan.operations.into_iter().map(views::operation).collect(),
         warnings: plan.warnings,
         refusals: plan.refusals.iter().map(refusal).collect(),
     }

@@ -246,7 +246,7 @@ async fn find(
     Plain(wish): Plain<FindImage>,
 ) -> Answer<Plain<FoundImage>> {
     let asking = require_need(&shared, &peer, &wish.id)?;
-    let mut candidates = candidates(&shared, asking, &wish.id);
+    let mut candidates = candidates(&shared, Some(asking), &wish.id);
     let mut full = None;
     while !candidates.is_empty() {
         let rest = candidates.split_off(candidates.len().min(ASKED_AT_ONCE));
@@ -278,12 +278,29 @@ async fn find(
     })
 }
 
-/// The nodes that may have an image, those first whose tasks run it.
-fn candidates(shared: &Shared, asking: NodeId, id: &str) -> Vec<NodeId> {
+/// Refuses unless a node that is connected has an image that no registry knows.
+pub(super) async fn require_image(shared: &Shared, reference: &str, id: &str) -> Answer<()> {
+    let mut asked = stream::iter(candidates(shared, None, id))
+        .map(|node| {
+            let shared = Arc::clone(shared);
+            async move { shared.sessions.get(node).ok()?.image(id).await.ok() }
+        })
+        .buffer_unordered(ASKED_AT_ONCE);
+    while let Some(found) = asked.next().await {
+        if found.is_some() {
+            return Ok(());
+        }
+    }
+    let wish = FindImage { id: id.to_owned(), reference: reference.to_owned() };
+    Err(nobody_has(&shared.state.read(), &shared.sessions.connected(), &wish))
+}
+
+/// The nodes that may have an image, those first whose tasks run it; not the one that asks.
+fn candidates(shared: &Shared, asking: Option<NodeId>, id: &str) -> Vec<NodeId> {
     let inner = shared.state.read();
     let running = running(&inner, id);
     let connected = shared.sessions.connected();
-    let mut nodes: Vec<_> = connected.into_iter().filter(|node| *node != asking).collect();
+    let mut nodes: Vec<_> = connected.into_iter().filter(|node| Some(*node) != asking).collect();
     nodes.sort_by_key(|node| (!running.contains(node), shared.transfers.of(*node), *node));
     nodes
 }

@@ -446,6 +446,33 @@ impl Pins {
         pins
     }
 
+    /// Leaves every config and secret of `spec` pinned to what a release had, whose copies are kept with it. What is external and still
+    /// there is held as if it were new.
+    pub(super) fn keep(inner: &Inner, app: &AppKey, spec: &AppSpec) -> Self {
+        let mut pins = Self::default();
+        for (kind, name, file) in externals(spec) {
+            let found = name.parse().ok().and_then(|name| {
+                inner.named.get(&NamedFileKey { kind, environment: app.environment.clone(), name })
+            });
+            if let (Some(record), Some(digest)) = (found, &file.digest) {
+                let version = file.version.unwrap_or_default();
+                pins.pins.insert(digest.clone(), (record.key.clone(), version));
+            }
+        }
+        let configs = spec.configs.iter().map(|(key, file)| (FileKind::Config, key, file));
+        let secrets = spec.secrets.iter().map(|(key, file)| (FileKind::Secret, key, file));
+        for (kind, key, file) in configs.chain(secrets) {
+            let place = file.digest.as_ref().map(|digest| Key::File(app.clone(), digest.clone()));
+            if place.is_none_or(|place| inner.revision_of(&place).is_none()) {
+                pins.missing.push(v1::Refusal {
+                    message: format!("the content that {kind} `{key}` had then is no longer kept"),
+                    hint: Some("choose a later release, or deploy the Compose file with `wharf up`".into()),
+                });
+            }
+        }
+        pins
+    }
+
     /// The content that a digest names.
     pub(super) fn content(&self, shared: &Shared, inner: &Inner, digest: &str) -> Answer<Option<Vec<u8>>> {
         let Some((key, version)) = self.pins.get(digest) else { return Ok(None) };
@@ -465,6 +492,22 @@ impl Pins {
         }
         batch
     }
+}
+
+/// The external configs and secrets of a release that its environment has no longer, or not as they were then.
+pub(super) fn gone(inner: &Inner, app: &AppKey, spec: &AppSpec) -> Vec<String> {
+    let gone = externals(spec).filter_map(|(kind, name, file)| {
+        let key = name.parse().ok().map(|name| NamedFileKey { kind, environment: app.environment.clone(), name });
+        let record = key.and_then(|key| inner.named.get(&key));
+        record.is_none().then(|| {
+            let version = file.version.map(|version| format!(" {version}")).unwrap_or_default();
+            format!(
+                "{kind} {name} is gone from {}: the release's own copy of version{version} is used, and the next `wharf up` needs a new one",
+                app.environment
+            )
+        })
+    });
+    gone.collect()
 }
 
 fn not_there(inner: &Inner, kind: FileKind, app: &AppKey, key: &str, name: &str) -> v1::Refusal {

@@ -15,6 +15,7 @@ pub mod files;
 pub mod networks;
 pub mod nodes;
 pub mod openapi;
+mod releases;
 pub mod streams;
 pub mod views;
 
@@ -143,8 +144,9 @@ api! {
     post "/v1/apps/{environment}/{app}/apply" apps::apply,
     post "/v1/apps/{environment}/{app}/builds" builds::known,
     post "/v1/apps/{environment}/{app}/builds/{service}" builds::build,
-    get "/v1/apps/{environment}/{app}/releases" apps::releases,
-    get "/v1/apps/{environment}/{app}/releases/{number}" apps::release,
+    get "/v1/apps/{environment}/{app}/releases" releases::list,
+    get "/v1/apps/{environment}/{app}/releases/{number}" releases::get,
+    get "/v1/apps/{environment}/{app}/releases/{number}/diff/{other}" releases::diff,
     get "/v1/apps/{environment}/{app}/watch" streams::watch_app,
     get "/v1/apps/{environment}/{app}/logs" streams::app_logs,
     get "/v1/tasks" apps::tasks,

@@ -3,8 +3,9 @@
 use wharf_api::v1;
 use wharf_engine::{Node, World};
 use wharf_model::{
-    AppKey, AppRecord, Bytes, Cpus, Event, Image, Mode, NodeFacts, NodeRecord, PortSpec, PublishMode,
-    Release, Rollout, RolloutState, ServiceKey, ServiceRecord, Slot, Task, tunnel_address,
+    AppKey, AppRecord, Bytes, Cpus, Event, Health, Image, Mode, NodeFacts, NodeRecord, Phase, PortSpec,
+    PublishMode, Rollout, RolloutState, ServiceKey, ServiceRecord, Slot, StopReason, Task,
+    tunnel_address,
 };
 
 use crate::state::{Inner, State};
@@ -86,7 +87,8 @@ pub fn rollout(rollout: &Rollout) -> v1::RolloutView {
     }
 }
 
-fn state_name(state: RolloutState) -> String {
+/// The word of a state, for programs.
+pub fn state_name(state: RolloutState) -> String {
     state.to_string().replace(' ', "_")
 }
 
@@ -233,22 +235,22 @@ pub fn pin(image: &Image) -> Option<String> {
     image.digest.clone().or_else(|| image.id.clone())
 }
 
-/// A release; the specification only where it is asked for.
-pub fn release(release: &Release, current: bool, with_spec: bool) -> v1::Release {
-    v1::Release {
-        number: release.number.0,
-        created_at: release.created_at.0,
-        by: release.by.to_string(),
-        images: release
-            .images
-            .iter()
-            .map(|(service, image)| {
-                let pin = pin(image).map(|pin| format!("@{pin}")).unwrap_or_default();
-                (service.to_string(), format!("{}{pin}", image.reference))
-            })
-            .collect(),
-        current,
-        spec: with_spec.then(|| Box::new(release.spec.clone())),
+/// One line of a plan or of a comparison.
+pub fn operation(operation: wharf_engine::Operation) -> v1::Operation {
+    let notes = operation.notes.iter().map(|note| format!("({note})"));
+    let reason = operation.reasons.join(", ");
+    let parts = std::iter::once(reason).filter(|text| !text.is_empty()).chain(notes);
+    v1::Operation {
+        reason: parts.collect::<Vec<_>>().join(" "),
+        change: match operation.action {
+            wharf_engine::Action::Create => v1::Change::Create,
+            wharf_engine::Action::Change => v1::Change::Update,
+            wharf_engine::Action::Replace => v1::Change::Replace,
+            wharf_engine::Action::Remove => v1::Change::Remove,
+            wharf_engine::Action::Keep => v1::Change::Keep,
+        },
+        kind: operation.thing.to_string(),
+        name: operation.name,
     }
 }
 
@@ -359,5 +361,31 @@ pub fn app_status(
             })
             .collect(),
         urls: urls(inner, &record.key),
+        failures: failures(state, inner, record),
     }
+}
+
+/// The latest task of each service that failed in a change that failed itself, or returns: what has taken its place says nothing of it.
+fn failures(state: &State, inner: &Inner, record: &AppRecord) -> Vec<v1::Task> {
+    let rollout = &record.rollout;
+    // A change that is under way and has a reason is on its way back.
+    let failed = match rollout.state {
+        RolloutState::Failed | RolloutState::RolledBack => true,
+        RolloutState::Progressing => !rollout.reason.is_empty(),
+        RolloutState::Done | RolloutState::Superseded => false,
+    };
+    let services = inner.world.services_of(&record.key).filter(|_| failed);
+    let latest = services.filter_map(|service| {
+        let tasks = inner.world.tasks_of(&service.key);
+        let of_it = tasks.filter(|task| {
+            let status = state.status_of(task);
+            // What was asked to stop has done so, however it ended.
+            let by_itself = matches!(task.stop, None | Some(StopReason::TimedOut));
+            let ended = by_itself && matches!(status.phase, Phase::Failed | Phase::Lost);
+            let unwell = status.health == Health::Unhealthy || status.probe_output.is_some();
+            task.created_at >= rollout.started_at && (ended || unwell && !status.is_ready())
+        });
+        of_it.max_by_key(|task| (task.created_at, task.id))
+    });
+    latest.map(|found| task(state, inner, found)).collect()
 }

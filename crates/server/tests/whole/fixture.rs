@@ -237,7 +237,7 @@ impl Api {
         supersede: bool,
     ) -> Result<Applied, CallError> {
         let request =
-            ApplyRequest { action, fingerprint: fingerprint.into(), client: "ada@laptop".into(), supersede };
+            ApplyRequest { action, fingerprint: fingerprint.into(), client: "ada@laptop".into(), supersede, message: None, source: None };
         within(self.0.call(Method::POST, &format!("/v1/apps/prod/{app}/apply"), &request)).await
     }
     /// Plans and does it.

@@ -1,8 +1,9 @@
-//! What git says of a folder or repository, where there is a git to ask.
+//! What git says of a folder or repository, where there is a git to ask. No hook of the repository is run, and nothing of it is changed.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
 use tokio::{process::Command, time::timeout};
+use wharf_api::v1;
 
 /// For a question about a folder of this machine.
 const HERE: Duration = Duration::from_secs(10);
@@ -28,6 +29,20 @@ pub(crate) async fn commit(folder: &Path) -> Option<Commit> {
     Some(Commit { short: short.trim().to_owned(), is_dirty: !changed.trim().is_empty() })
 }
 
+/// Where the repository of a folder is: commit and branch of the whole, and whether the folder's own files differ. `None` without git, a
+/// repository or a commit.
+pub(crate) async fn source(folder: &Path) -> Option<v1::GitSource> {
+    let folder = folder.to_str()?;
+    let commit = ask(&["-C", folder, "rev-parse", "--verify", "HEAD"], HERE).await?.trim().to_owned();
+    let branch = ask(&["-C", folder, "symbolic-ref", "--short", "-q", "HEAD"], HERE).await;
+    let changed = ask(&["-C", folder, "status", "--porcelain", "--", "."], HERE).await;
+    Some(v1::GitSource {
+        commit,
+        branch: branch.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()),
+        dirty: changed.map(|files| !files.trim().is_empty()),
+    })
+}
+
 /// The commit that a repository elsewhere is at, as an engine would fetch it: `https://…/shop.git#branch:folder`.
 pub(crate) async fn remote_commit(address: &str) -> Option<String> {
     let (repository, fragment) = address.split_once('#').unwrap_or((address, ""));
@@ -49,6 +64,8 @@ pub(crate) async fn remote_commit(address: &str) -> Option<String> {
 
 async fn ask(arguments: &[&str], patience: Duration) -> Option<String> {
     let asking = Command::new("git")
+        // Whoever wrote the repository shall not run anything here.
+        .args(["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"])
         .args(arguments)
         .env("GIT_TERMINAL_PROMPT", "0")
         .env("GIT_OPTIONAL_LOCKS", "0")

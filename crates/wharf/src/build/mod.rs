@@ -5,7 +5,7 @@
 //! - The files are read here and nowhere else; nothing is sent before it is known that a build is needed.
 
 mod dockerfile;
-mod git;
+pub(crate) mod git;
 mod ignore;
 mod pack;
 

@@ -49,6 +49,7 @@ pub(crate) async fn run(args: Down, global: &Global, out: &Output) -> Result<Exi
         timeout: std::time::Duration::from_secs(args.timeout),
         question: "Take it down?",
         nothing: "nothing to do: it is gone",
+        note: progress::Note::default(),
     };
     progress::carry_out(&cluster, &change, out).await
 }

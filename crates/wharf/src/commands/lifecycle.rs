@@ -147,6 +147,7 @@ async fn change(
         timeout: Duration::from_secs(common.timeout),
         question: "",
         nothing,
+        note: progress::Note::default(),
     };
     progress::carry_out(&cluster, &change, out).await
 }

@@ -46,6 +46,15 @@ pub(crate) struct Change {
     pub(crate) question: &'static str,
     /// What is said when there is nothing to do.
     pub(crate) nothing: &'static str,
+    /// Of a release: what is remembered with it.
+    pub(crate) note: Note,
+}
+
+/// What is remembered with a release.
+#[derive(Default)]
+pub(crate) struct Note {
+    pub(crate) message: Option<String>,
+    pub(crate) source: Option<v1::GitSource>,
 }
 
 /// What to do when another change of the app is under way.
@@ -75,6 +84,9 @@ struct Outcome<'a> {
     release: Option<u64>,
     rollout: Option<v1::RolloutView>,
     urls: Vec<String>,
+    /// The tasks that failed in it, with their last output.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failures: Vec<v1::Task>,
 }
 
 pub(crate) async fn carry_out(cluster: &Cluster, change: &Change, out: &Output) -> Result<Exit> {
@@ -120,6 +132,8 @@ pub(crate) async fn carry_out_shown(
             fingerprint: plan.fingerprint.clone(),
             client: client_name(),
             supersede: change.busy == Busy::Supersede,
+            message: change.note.message.clone(),
+            source: change.note.source.clone(),
         };
         let path = app_path(&change.app, "/apply");
         match cluster.client.call_within::<v1::Applied>(Method::POST, &path, &wish, up::PLANNING).await {
@@ -234,7 +248,7 @@ async fn begun(
 ) -> Result<Exit> {
     if change.detach {
         print(out, plan, "begun", Some(applied), None)?;
-        out.say(&format!("under way; `wharf ps -p {}` shows how far it is", change.app.name));
+        out.say(&format!("under way; `wharf rollout status -p {}` shows how far it is", change.app.name));
         return Ok(Exit::Done);
     }
     let mut tree = Tree::new(out);
@@ -245,9 +259,14 @@ async fn begun(
         watched = watch(cluster, change, applied.generation, deadline, &mut tree) => watched?,
         _ = tokio::signal::ctrl_c() => {
             tree.end();
-            out.must_say(&format!("\nthe change goes on in the cluster; follow it again with `wharf up -p {0}` or `wharf ps -p {0}`", change.app.name));
-            if !down {
-                out.must_say("hint: `wharf up` with the file as it was before takes it back");
+            let app = &change.app.name;
+            out.must_say("\nthe change goes on in the cluster");
+            if down {
+                out.must_say(&format!("hint: `wharf ps -p {app}` shows what is left of it"));
+            } else {
+                out.must_say(&format!(
+                    "hint: follow it again with `wharf rollout status -p {app} --watch`; `wharf rollout abort -p {app}` takes it back"
+                ));
             }
             return Ok(Exit::Code(130));
         }
@@ -275,7 +294,7 @@ async fn begun(
                 out.must_say(&format!("  {waiting}"));
             }
             out.must_say(&format!(
-                "hint: follow it again with `wharf up -p {0}`; `wharf ps -p {0}` shows what it waits for",
+                "hint: follow it again with `wharf rollout status -p {0} --watch`; `wharf ps -p {0}` shows its tasks",
                 change.app.name
             ));
             print(out, plan, "not_yet", Some(applied), status.as_deref())?;
@@ -321,6 +340,7 @@ pub(crate) fn print(
         release: applied.map(|applied| applied.release),
         rollout: status.map(|status| status.app.rollout.clone()),
         urls: status.map(|status| status.urls.clone()).unwrap_or_default(),
+        failures: status.map(|status| status.failures.clone()).unwrap_or_default(),
     })
 }
 
@@ -401,6 +421,11 @@ fn explain(status: &v1::AppStatus, generation: u64, out: &Output) {
         rollout.reason
     ));
     let mut told = BTreeSet::new();
+    // What failed may be gone, and another task in its place.
+    for task in &status.failures {
+        told.insert((task.service.clone(), task.status.message.clone()));
+        explain_task(task, out);
+    }
     for service in &status.services {
         for task in &service.tasks {
             let status = &task.status;

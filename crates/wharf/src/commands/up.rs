@@ -7,7 +7,7 @@ use wharf_api::v1;
 use super::{confirm, progress};
 use crate::{
     Exit,
-    build::{Builds, Wishes},
+    build::{Builds, Wishes, git},
     cli::{Files, Global},
     connect::{Cluster, app_path},
     output::{Color, Format, Output},
@@ -55,6 +55,12 @@ pub(crate) struct Up {
     /// Build on this node [default: the one that built last, or the least busy]
     #[arg(long, value_name = "NODE")]
     builder_node: Option<String>,
+    /// What this release is about, for `wharf app history`
+    #[arg(long, short, value_name = "TEXT")]
+    message: Option<String>,
+    /// The git commit this is made of [default: the one that the Compose file's folder is at]
+    #[arg(long, env = "WHARF_GIT_COMMIT", value_name = "COMMIT")]
+    git_commit: Option<String>,
     /// How long to wait for the outcome, in seconds
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     timeout: u64,
@@ -64,6 +70,7 @@ pub(crate) async fn run(args: Up, global: &Global, out: &Output) -> Result<Exit>
     let loaded = project::load_all(&args.files, args.allow_unsupported, out)?;
     let mut spec = loaded.app.context("the Compose file defines no app")?;
     let cluster = Cluster::dial(global).await?;
+    let source = source(&args).await;
     let wishes = Wishes {
         force: args.build,
         forbid: args.no_build,
@@ -109,8 +116,17 @@ pub(crate) async fn run(args: Up, global: &Global, out: &Output) -> Result<Exit>
         timeout: std::time::Duration::from_secs(args.timeout),
         question: "Do this?",
         nothing: "nothing to do: everything is as the file says",
+        note: progress::Note { message: args.message, source },
     };
     progress::carry_out_shown(&cluster, &change, shown, out).await
+}
+
+/// What the Compose file was taken from: as it is given, or as git says it of the file's folder.
+async fn source(args: &Up) -> Option<v1::GitSource> {
+    if let Some(commit) = args.git_commit.as_ref().filter(|commit| !commit.is_empty()) {
+        return Some(v1::GitSource { commit: commit.clone(), branch: None, dirty: None });
+    }
+    git::source(&project::folder(&args.files)?).await
 }
 
 /// Asks for a plan.
@@ -137,7 +153,8 @@ pub(crate) fn show(plan: &v1::Plan, out: &Output) -> Result<()> {
         })
         .collect();
     if !changing.is_empty() {
-        let release = plan.release.map(|number| format!(", release {number}")).unwrap_or_default();
+        let back = plan.rollback_of.map(|number| format!(" (back to {number})")).unwrap_or_default();
+        let release = plan.release.map(|number| format!(", release {number}{back}")).unwrap_or_default();
         out.say(&format!(
             "{} in environment {}{release}:",
             out.paint(Color::Strong, &plan.app),
