@@ -17,6 +17,8 @@
 //! Table::supersede(&self, before: &Table)                after the swap: no lease begins any more from what only `before` has; its endpoints
 //!                                                         are retired and their pools closed
 //! Table::find(&self, &Ask) -> Found<'_>
+//! Table::by_id(&self, &RouteId) -> Option<&Arc<Route>>     also of routes that are no HTTP (tcp, udp, TLS passed through): `find` never
+//!                                                         finds those; `crate::entry` chooses endpoints by them (`choose`, leases, stats, draining)
 //! Table::problems(&self) -> &[String]                     routes that cannot be served as they are, and why
 //! Table::draining(&self) -> BTreeMap<TaskId, u64>         requests under way with tasks that no route has any more
 //! Table::maintain(&self, now)                             every few seconds: forgets clients that were not seen for long
@@ -47,6 +49,15 @@
 //! drop(Lease)                                             the request is over: what it kept others from is given back
 //!
 //! limit::Place::turn(&mut self) -> impl Future<Output = Result<(), Refusal>>     cancel-safe; dropped: has left the queue
+//! ```
+//!
+//! # What the data path asks of `entry` (TLS, PROXY protocol, connections that are not looked at; see [`crate::entry`])
+//!
+//! ```text
+//! Entry::apply(&self, &RouteTable)                        before [`worker::Http::serve`] of the table made from it; one Entry in `Http`
+//! Entry::ports(&self) -> BTreeSet<u16>                    where workers listen; has those of `Table::ports`, and those of connections
+//! Entry::enter(&self, stream, from, port) -> Entered      first thing in `serve::accepted`: Requests(Conversation { stream, client, secure, .. })
+//!                                                         to serve, Connection(conversation, route) for `entry::layer4::pass(worker, ..)`, Over
 //! ```
 
 // Modules are added here by those who own them: table, balance, breaker, limit, access, sticky, stats, mirror, fallback.
