@@ -2,7 +2,7 @@
 //! asked for again.
 //!
 //! - What the app has already stays: the same file gives the same ports, release after release.
-//! - A port is chosen that nobody of the cluster publishes and nothing on a gateway listens on. Where there is none the
+//! - A port is chosen that nobody of the cluster publishes or has routes on, and that nothing on a gateway listens on. Where there is none the
 //!   first of the range is left for the plan to refuse, with its holder.
 
 use std::{
@@ -15,7 +15,7 @@ use wharf_model::{
     ServiceSpec, Timestamp,
 };
 
-use crate::{World, spec};
+use crate::{World, routing, spec};
 
 /// The ports from which one is chosen for what is published without a number.
 const ANY: RangeInclusive<u16> = 30_000..=32_767;
@@ -30,6 +30,7 @@ pub fn choose_ports(world: &World, app: &AppKey, wanted: &mut AppSpec) -> Vec<St
     let fixed = wanted.services.values().flat_map(|service| &service.ports);
     let fixed = fixed.filter(|port| choice(port).is_none());
     taken.extend(fixed.filter_map(|port| Some((port.published?, port.protocol))));
+    taken.extend(wanted.services.values().flat_map(routing::gateway_ports));
     let mut open: Vec<(&ServiceName, &mut PortSpec)> = Vec::new();
     for (name, service) in &mut wanted.services {
         open.extend(
@@ -105,7 +106,8 @@ fn held_by_others(world: &World, app: &AppKey) -> Taken {
     let ports = |spec: &ServiceSpec| -> Vec<(u16, Protocol)> {
         let host = spec.ports.iter().filter(|port| port.mode == PublishMode::Host);
         let all = spec::ingress_ports(spec).chain(host);
-        all.filter_map(|port| Some((port.published?, port.protocol))).collect()
+        let published = all.filter_map(|port| Some((port.published?, port.protocol)));
+        published.chain(routing::gateway_ports(spec)).collect()
     };
     let others = others.iter().filter_map(revision).flat_map(|revision| ports(&revision.spec));
     let own: Taken = own.iter().filter_map(revision).flat_map(|revision| ports(&revision.spec)).collect();

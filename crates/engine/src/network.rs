@@ -23,7 +23,7 @@ use wharf_model::{
 };
 
 use crate::{
-    About, Change, Ipv6Refusal, NetworkRefusal, Node, Reason, World, ipv6, pass::Pass, routes, spec,
+    About, Change, Ipv6Refusal, NetworkRefusal, Node, Reason, World, ipv6, pass::Pass, routes, routing, spec,
 };
 
 /// How many addresses at the bottom of a subnet nobody gets: its own, and one for what must have a fixed place.
@@ -313,14 +313,8 @@ fn next_free((first, last): (u32, u32), cursor: Option<Ipv4Addr>, book: &Address
     candidates.find(|address| book.is_free(*address))
 }
 
-/// The network of a service through which gateways reach its tasks: the one it is connected to first.
-pub(crate) fn entry(spec: &ServiceSpec) -> Option<&NetworkName> {
-    let (name, _) = spec::attachments(spec).into_iter().next()?;
-    spec::ingress_ports(spec).next().map(|_| name)
-}
-
 impl Pass<'_> {
-    /// Every network of the release exists, and gateway nodes are on those that published ports lead to.
+    /// Every network of the release exists, and gateway nodes are on those that published ports and routes lead to.
     pub(crate) fn ensure_networks(&mut self) {
         let Some(release) = self.release.filter(|_| !self.app.removed) else { return };
         for (name, wanted) in &release.spec.networks {
@@ -330,9 +324,9 @@ impl Pass<'_> {
             }
         }
         let gateways: Vec<_> = self.world.nodes().filter(|node| node.record.roles.gateway).collect();
-        let specs = self.services.iter().filter_map(|service| service.revision);
-        let entries: BTreeSet<_> = specs.filter_map(|revision| entry(&revision.spec)).collect();
-        for name in entries {
+        let live = self.services.iter().filter(|service| !service.record.removed);
+        let specs = live.filter_map(|service| Some((service.name(), &service.revision?.spec)));
+        for name in routing::entries(&specs.collect()) {
             for node in &gateways {
                 self.ensure_gateway(name, node.record.id);
             }

@@ -19,9 +19,9 @@ use wharf_model::{
 };
 
 use crate::{
-    Change, NetworkRefusal, World, history,
+    Change, NetworkRefusal, RouteRefusal, World, history,
     network::{self, Moving},
-    spec, tasks,
+    routing, spec, tasks,
 };
 
 /// What happens to a thing.
@@ -70,6 +70,8 @@ pub enum Thing {
     External,
     /// A job.
     Job,
+    /// A route of a service.
+    Route,
     /// The app as a whole.
     App,
 }
@@ -83,6 +85,7 @@ impl fmt::Display for Thing {
             Self::Service => "service",
             Self::External => "external",
             Self::Job => "job",
+            Self::Route => "route",
             Self::App => "app",
         })
     }
@@ -150,6 +153,19 @@ pub enum PlanRefusal {
         /// Whose it is.
         by: ServiceKey,
     },
+    /// A published port is one on which another app's routes listen.
+    PortRouted {
+        /// The port.
+        port: u16,
+        /// Its transport.
+        protocol: Protocol,
+        /// Who wants it.
+        service: ServiceName,
+        /// Whose routes.
+        by: ServiceKey,
+    },
+    /// A route cannot be had.
+    Route(RouteRefusal),
     /// A program outside Wharf listens on a published port on every gateway.
     PortForeign {
         /// The port.
@@ -228,6 +244,16 @@ impl fmt::Display for PlanRefusal {
                  hint: publish another port, or choose from a range with a port for each",
                 protocol.as_str()
             ),
+            Self::PortRouted { port, protocol, service, by } => write!(
+                f,
+                "service {service} publishes port {port}/{}, on which routes of service {} of app {} in {} listen; \
+                 hint: publish another port, or make it a route as well (`x-wharf.routes`): routes share ports",
+                protocol.as_str(),
+                by.name,
+                by.app.name,
+                by.app.environment
+            ),
+            Self::Route(refusal) => fmt::Display::fmt(refusal, f),
             Self::PortForeign { port, service, nodes } => write!(
                 f,
                 "service {service} publishes port {port}, which another program has on {}; \
@@ -318,10 +344,14 @@ pub fn plan(world: &World, app: &AppKey, wanted: &AppSpec, images: &BTreeMap<Ser
     plan.volumes(world, &current, wanted);
     plan.files(&current, wanted);
     plan.services(&current, wanted, images);
+    let before = current.revisions.iter().map(|(name, revision)| (*name, &revision.spec));
+    plan.operations
+        .extend(routing::operations(routing::lines(before), routing::lines(wanted.services.iter())));
     plan.externals(&current, wanted);
     plan.jobs(&current, wanted);
     plan.policy(&current, wanted);
     plan.ports(world, wanted);
+    routing::check(&mut plan, world, wanted);
     plan.warn(wanted);
     plan
 }
@@ -342,6 +372,8 @@ pub fn plan_down(world: &World, app: &AppKey, volumes: bool) -> Plan {
         let reasons = if tasks > 0 { vec![stops(tasks)] } else { Vec::new() };
         operations.push(remove(Thing::Service, record.key.name.to_string(), reasons));
     }
+    let routes = current.revisions.iter().map(|(name, revision)| (*name, &revision.spec));
+    operations.extend(routing::operations(routing::lines(routes), Vec::new()));
     for network in world.networks_of(app).filter(|network| !network.retired) {
         operations.push(remove(Thing::Network, network.name.to_string(), Vec::new()));
     }
@@ -964,6 +996,8 @@ fn soft_part(spec: &ServiceSpec) -> ServiceSpec {
     part.ports.retain(|port| !container.ports.contains(port));
     part.mode = Default::default();
     part.image = String::new();
+    // Each has a line of its own.
+    part.policy.routes = Vec::new();
     part
 }
 fn soft_part_differs(old: &ServiceSpec, new: &ServiceSpec) -> bool {

@@ -93,7 +93,7 @@ fn failure(pass: &Pass<'_>, services: &[ServiceStanding]) -> Option<(String, Fai
 }
 
 /// What the app was before the release that this rollout carries out.
-fn way_back(app: &AppRecord) -> Option<&Previous> {
+pub(crate) fn way_back(app: &AppRecord) -> Option<&Previous> {
     app.previous.as_ref().filter(|previous| previous.before == app.rollout.generation)
 }
 /// Whether the app is on its way back already.
