@@ -15,6 +15,7 @@ mod client;
 mod draining;
 mod handover;
 mod listen;
+pub mod process;
 mod route;
 mod tcp;
 mod udp;
@@ -32,7 +33,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wharf_model::{Protocol, Revision, RouteTable, TaskId};
+use wharf_model::{GatewayStats, PortReport, Protocol, Revision, RouteTable, TaskId};
 use wharf_process::{Task, Tasks};
 
 pub use crate::route::RouteCounters;
@@ -285,6 +286,32 @@ impl Gateway {
         let unkept =
             seen.routes.iter().filter_map(|(key, route)| Some(format!("port {key}: {}", route.problem()?)));
         seen.problems.values().cloned().chain(unkept).collect()
+    }
+
+    /// The ports that others have on this node.
+    #[must_use]
+    pub fn taken(&self) -> Vec<RouteKey> {
+        let seen = self.shared.seen.lock();
+        // Who has it is not always to be seen from here.
+        let is_taken = |key: &RouteKey, problem: &str| problem == listen::taken(*key, None);
+        seen.problems.iter().filter(|(key, problem)| is_taken(key, problem)).map(|(key, _)| *key).collect()
+    }
+
+    /// What went through everything that is in the table, or was and has something left.
+    #[must_use]
+    pub fn stats(&self) -> GatewayStats {
+        let report = |(key, counters): (RouteKey, RouteCounters)| PortReport {
+            port: key.port,
+            protocol: key.protocol,
+            host_ip: key.host_ip,
+            connections: counters.connections,
+            active: counters.active,
+            received: counters.received,
+            sent: counters.sent,
+            failures: counters.failures,
+            retries: counters.retries,
+        };
+        GatewayStats { ports: self.counters().into_iter().map(report).collect(), ..GatewayStats::default() }
     }
 
     /// What went through each route since it was first in the table.

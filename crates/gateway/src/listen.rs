@@ -70,8 +70,7 @@ async fn problem(key: RouteKey, error: io::Error) -> String {
     match (error.kind(), key.host_ip) {
         (io::ErrorKind::AddrInUse, _) => {
             let holder = wharf_process::blocking(move || holder(key)).await;
-            let holder = holder.unwrap_or_else(|| "another process".to_owned());
-            format!("port {} is taken on this node by {holder}", printed(key))
+            taken(key, holder)
         }
         (io::ErrorKind::AddrNotAvailable, Some(address)) => {
             format!("port {} cannot be served: this node has no address {address}", printed(key))
@@ -83,14 +82,20 @@ async fn problem(key: RouteKey, error: io::Error) -> String {
     }
 }
 
+/// Says who has a port.
+pub(crate) fn taken(key: RouteKey, holder: Option<String>) -> String {
+    let holder = holder.unwrap_or_else(|| "another process".to_owned());
+    format!("port {} is taken on this node by {holder}", printed(key))
+}
+
 /// As people write it: only what is not usual is said.
 fn printed(key: RouteKey) -> String {
     let key = key.to_string();
     key.strip_suffix("/tcp").map_or(key.clone(), ToOwned::to_owned)
 }
 
-/// Who has the port: the first process with a socket on it.
-fn holder(key: RouteKey) -> Option<String> {
+/// Who has the port: the first process with a socket on it that we may look at.
+pub(crate) fn holder(key: RouteKey) -> Option<String> {
     let files = match key.protocol {
         Protocol::Tcp => ["tcp", "tcp6"],
         Protocol::Udp => ["udp", "udp6"],

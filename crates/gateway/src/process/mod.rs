@@ -1,0 +1,403 @@
+//! The gateway as a process of its own: serves what it was last told, whether anybody is there to tell it more or not.
+//!
+//! - One speaks to it at a time, the agent: of two that do, the one that came later.
+//! - It begins with what the process before it left: its sockets, if that one still runs, and the table that it kept (`held`). So one that was
+//!   killed serves again before anybody has told it anything.
+//! - A successor takes the sockets over while the process before still accepts: no client is refused, and none is cut. The one before retires: it
+//!   takes no new connections, and ends when its last one is over, or after an hour.
+//! - A retired process may still begin requests on connections it has. So it is told every table too, by the agent itself, which finds
+//!   each process of the node at a socket of its own ([`sockets`]); a table counts as served when all of them serve it.
+//! - Nobody's absence ends it: an agent that is away, and servers that are, leave it with its table for as long as that may be. What that means
+//!   for tasks that are replaced meanwhile is in `ARCHITECTURE.md`.
+
+mod held;
+mod protocol;
+mod remote;
+
+pub use remote::{GatewayProcess, program};
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use wharf_model::{GatewayStats, RouteTable};
+use wharf_process::{
+    Shutdown, Tasks, blocking,
+    detached::{self, Caller, Door, Link, LinkReader, LinkWriter, Starting},
+};
+
+use self::{
+    held::Held,
+    protocol::{Ask, Say, Status},
+};
+use crate::{Gateway, GatewayOptions, RouteKey};
+
+/// How long the process before this one has to hand its sockets over.
+const HAND_OVER: Duration = Duration::from_secs(3);
+/// How long a retired process keeps the connections it has.
+const RETIRED: Duration = Duration::from_secs(3600);
+/// What connections have when the process is asked to end.
+const GRACE: Duration = Duration::from_secs(10);
+/// After an error of accepting.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often it is asked whether anybody needs this process, while nobody speaks to it.
+const LONELY: Duration = Duration::from_secs(10);
+/// Changes that come together are told together.
+const TOGETHER: Duration = Duration::from_millis(5);
+/// How often numbers are told that merely change, while there is something that people watch.
+const WATCHED: Duration = Duration::from_secs(1);
+/// And else.
+const UNWATCHED: Duration = Duration::from_secs(30);
+
+/// How a gateway process is set up.
+#[derive(Debug, Clone)]
+pub struct ProcessOptions {
+    /// Its folder in memory, which nobody else may write to: sockets and the table.
+    pub folder: PathBuf,
+    /// How it deals with endpoints.
+    pub gateway: GatewayOptions,
+}
+
+/// Where whoever takes the connections is found.
+fn current(folder: &Path) -> PathBuf {
+    folder.join("gateway.sock")
+}
+
+/// Where one process is found, whether it takes connections or not.
+fn socket_of(folder: &Path, pid: u32) -> PathBuf {
+    folder.join(format!("gateway-{pid}.sock"))
+}
+
+/// The sockets of all gateway processes with this folder, some of which may be left over from those that are gone.
+fn sockets(folder: &Path) -> Vec<(u32, PathBuf)> {
+    let files = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    let pid = |name: &str| name.strip_prefix("gateway-")?.strip_suffix(".sock")?.parse().ok();
+    files.filter_map(|file| Some((pid(file.file_name().to_str()?)?, file.path()))).collect()
+}
+
+struct Process {
+    folder: PathBuf,
+    gateway: Gateway,
+    held: Held,
+    /// Set once this process shall end.
+    over: CancellationToken,
+    /// Set once another process takes the connections.
+    retired: CancellationToken,
+    /// Ends the visit of whoever has the say.
+    visit: Mutex<CancellationToken>,
+    visited: AtomicBool,
+    /// Held while the table is kept, which is the current process's alone to do.
+    keeping: Mutex<()>,
+}
+
+/// Serves until its last connection is over once another process took its place, nobody needs it, or the process is asked to stop.
+///
+/// # Errors
+/// If it cannot listen in its folder.
+pub async fn serve(options: ProcessOptions, shutdown: &Shutdown) -> io::Result<()> {
+    let tasks = Tasks::new(shutdown);
+    // Connections have their time also when the process is asked to stop.
+    let connections = Tasks::staged(shutdown);
+    let ProcessOptions { folder, gateway } = options;
+    let starting = Starting::wait(&folder.join("gateway.lock")).await?;
+    let before = take_over(&folder).await;
+    let gateway = Gateway::new(gateway, &connections);
+    let process = Arc::new(Process::new(folder, gateway)?);
+    let before = before.map(|(link, sockets)| {
+        process.gateway.adopt(sockets);
+        link
+    });
+    process.begin().await;
+    let own = socket_of(&process.folder, std::process::id());
+    let door = Door::open(&own)?;
+    take_place(&own, &current(&process.folder))?;
+    if let Some(mut link) = before {
+        // Both accept until it hears this; if it does not, it is gone.
+        let _ = link.write(&[&serde_json::to_vec(&Ask::Took)?]).await;
+    }
+    drop(starting);
+    tracing::info!("the gateway serves");
+
+    let stop = tasks.token();
+    {
+        let (gateway, stop) = (process.gateway.clone(), stop.clone());
+        tasks.spawn("gateway", async move { gateway.run(stop).await });
+    }
+    {
+        let (process, stop) = (Arc::clone(&process), stop.clone());
+        tasks.spawn("needed", async move { stop.run_until_cancelled(process.while_needed()).await });
+    }
+    {
+        let (process, stop) = (Arc::clone(&process), stop.clone());
+        tasks.spawn("retirement", async move { stop.run_until_cancelled(process.retirement()).await });
+    }
+    loop {
+        tokio::select! {
+            // Cancel-safe: they wait for a flag.
+            () = stop.cancelled() => break,
+            () = process.over.cancelled() => break,
+            // Cancel-safe by its own words.
+            caller = door.accept() => match caller {
+                Ok(caller) => {
+                    let (process, stop) = (Arc::clone(&process), stop.clone());
+                    tasks.spawn("visit", async move { process.receive(caller, stop).await });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "visit not accepted");
+                    sleep(AGAIN).await;
+                }
+            },
+        }
+    }
+    tracing::info!(clients = process.gateway.clients(), "the gateway process ends");
+    // Nobody shall wait for what it says any more.
+    let _ = fs::remove_file(&own);
+    let left = process.gateway.clients() > 0 && !process.retired.is_cancelled();
+    let _ = connections.shutdown(if left { GRACE } else { Duration::ZERO }).await;
+    let _ = tasks.shutdown(Duration::ZERO).await;
+    Ok(())
+}
+
+/// Lets `own` be found at `place` as well, in place of whoever was, from one moment to the next.
+fn take_place(own: &Path, place: &Path) -> io::Result<()> {
+    let new = own.with_extension("new");
+    let _ = fs::remove_file(&new);
+    fs::hard_link(own, &new)?;
+    fs::rename(new, place)
+}
+
+/// The sockets of a process that runs, if one does. One that does not answer is ended, and so is one that does not hand over.
+async fn take_over(folder: &Path) -> Option<(Link, Vec<(RouteKey, OwnedFd)>)> {
+    let socket = current(folder);
+    let ask = async {
+        let Some(mut link) = Link::connect(&socket).await? else { return Ok(None) };
+        link.write(&[&serde_json::to_vec(&Ask::HandOver)?]).await?;
+        let Say::Sockets(keys) = serde_json::from_slice(&link.read().await?)? else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let files = link.receive_files(keys.len()).await?;
+        io::Result::Ok(Some((link, keys.into_iter().zip(files).collect())))
+    };
+    match timeout(HAND_OVER, ask).await.map_err(io::Error::from).flatten() {
+        Ok(taken) => taken,
+        Err(error) => {
+            tracing::warn!(%error, "the gateway process before this one does not hand over, and is ended");
+            if let Err(error) = detached::evict(&socket).await {
+                tracing::warn!(%error, "it could not be ended");
+            }
+            None
+        }
+    }
+}
+
+impl Process {
+    fn new(folder: PathBuf, gateway: Gateway) -> io::Result<Self> {
+        Ok(Self {
+            held: Held::open(&folder)?,
+            folder,
+            gateway,
+            over: CancellationToken::new(),
+            retired: CancellationToken::new(),
+            visit: Mutex::default(),
+            visited: AtomicBool::new(false),
+            keeping: Mutex::default(),
+        })
+    }
+
+    /// Serves as the process before did.
+    async fn begin(&self) {
+        if let Some(table) = self.held.table() {
+            self.gateway.apply(&table).await;
+            tracing::info!(version = table.version.0, "the table that was served before is served");
+        }
+    }
+
+    /// Returns once a retired process has nothing left, or its time is over.
+    async fn retirement(&self) {
+        self.retired.cancelled().await;
+        let mut changes = self.gateway.changes();
+        let until = Instant::now() + RETIRED;
+        let empty = async {
+            while self.gateway.clients() > 0 {
+                // The sender lives as long as the gateway.
+                let _ = changes.changed().await;
+            }
+        };
+        if tokio::time::timeout_at(until, empty).await.is_err() {
+            let clients = self.gateway.clients();
+            tracing::warn!(clients, "connections are closed: another process took over an hour ago");
+        }
+        self.over.cancel();
+    }
+
+    /// Returns once nobody can tell this process anything.
+    async fn while_needed(&self) {
+        let place = current(&self.folder);
+        let own = inode(&socket_of(&self.folder, std::process::id()));
+        loop {
+            sleep(LONELY).await;
+            if self.visited.load(Ordering::Acquire) || self.retired.is_cancelled() || inode(&place) == own {
+                continue;
+            }
+            // Its folder is gone, or somebody else is there who took nothing over.
+            tracing::info!("nobody needs the gateway process any more");
+            self.over.cancel();
+            return;
+        }
+    }
+
+    /// Hears what somebody has to say until they are gone, or somebody else comes.
+    async fn receive(&self, caller: Caller, stop: CancellationToken) {
+        let said = async {
+            let mut link = caller.greet().await?;
+            let first = link.read().await?;
+            if let Ask::HandOver = serde_json::from_slice(&first)? {
+                return self.hand_over(link).await;
+            }
+            let visit = stop.child_token();
+            std::mem::replace(&mut *self.visit.lock(), visit.clone()).cancel();
+            self.visited.store(true, Ordering::Release);
+            let (reader, writer) = link.split();
+            match visit.run_until_cancelled(self.listen_to(first, reader, writer)).await {
+                Some(ended) => {
+                    self.visited.store(false, Ordering::Release);
+                    ended
+                }
+                // Somebody else has the say.
+                None => Ok(()),
+            }
+        };
+        if let Some(Err(error)) = stop.run_until_cancelled(said).await {
+            tracing::debug!(%error, "visit ended");
+        }
+    }
+
+    async fn listen_to(&self, first: Vec<u8>, mut reader: LinkReader, writer: LinkWriter) -> io::Result<()> {
+        let writer = tokio::sync::Mutex::new(writer);
+        let hear = async {
+            let mut frame = first;
+            loop {
+                let answer = self.hear(&frame, &mut reader).await?;
+                writer.lock().await.write(&[&serde_json::to_vec(&answer)?]).await?;
+                frame = reader.read().await?;
+            }
+        };
+        // Neither ends but by an error, and then the visit is over: nothing is cut off in the middle that goes on.
+        tokio::select! {
+            ended = hear => ended,
+            ended = self.tell(&writer) => ended,
+        }
+    }
+
+    async fn hear(&self, frame: &[u8], reader: &mut LinkReader) -> io::Result<Say> {
+        Ok(match serde_json::from_slice(frame)? {
+            Ask::Table { number, content } => {
+                if content {
+                    let written = reader.read().await?;
+                    let parsed = blocking(move || {
+                        serde_json::from_slice::<RouteTable>(&written).map(|table| (table, written))
+                    });
+                    let (table, written) = match parsed.await {
+                        Ok(parsed) => parsed,
+                        Err(error) => return Ok(Say::NotUnderstood { why: error.to_string() }),
+                    };
+                    self.keep(&table, &written)?;
+                    self.gateway.apply(&table).await;
+                    tracing::debug!(version = table.version.0, "table served");
+                    blocking(move || drop((table, written))).await;
+                }
+                Say::Served { number, status: self.status() }
+            }
+            Ask::Stats { number } => Say::Stats { number, stats: self.stats() },
+            Ask::End => {
+                self.over.cancel();
+                Say::Status(self.status())
+            }
+            Ask::HandOver | Ask::Took => return Err(io::ErrorKind::InvalidData.into()),
+        })
+    }
+
+    fn keep(&self, table: &RouteTable, written: &[u8]) -> io::Result<()> {
+        let _keeping = self.keeping.lock();
+        if self.retired.is_cancelled() { Ok(()) } else { self.held.keep(table, written) }
+    }
+
+    /// Says how the process is, whenever that changes.
+    async fn tell(&self, writer: &tokio::sync::Mutex<LinkWriter>) -> io::Result<()> {
+        let mut changes = self.gateway.changes();
+        let mut told = None;
+        loop {
+            changes.mark_unchanged();
+            let status = self.status();
+            let watched = status.retired || !status.draining.is_empty() || !status.problems.is_empty();
+            if told.as_ref() != Some(&status) {
+                writer.lock().await.write(&[&serde_json::to_vec(&Say::Status(status.clone()))?]).await?;
+                told = Some(status);
+            }
+            tokio::select! {
+                // Cancel-safe all: they only wait.
+                _ = changes.changed() => sleep(TOGETHER).await,
+                () = self.retired.cancelled(), if !told.as_ref().is_some_and(|told| told.retired) => {}
+                () = sleep(if watched { WATCHED } else { UNWATCHED }) => {}
+            }
+        }
+    }
+
+    /// Gives another process what we listen on, and retires once that one listens. If it does not, nothing has happened.
+    async fn hand_over(&self, mut link: Link) -> io::Result<()> {
+        if self.retired.is_cancelled() {
+            return Err(io::Error::other("another process has taken over"));
+        }
+        let (keys, files): (Vec<_>, Vec<_>) = self.gateway.sockets()?.into_iter().unzip();
+        link.write(&[&serde_json::to_vec(&Say::Sockets(keys))?]).await?;
+        link.send_files(&files.iter().map(AsFd::as_fd).collect::<Vec<_>>()).await?;
+        drop(files);
+        if let Ask::Took = serde_json::from_slice(&link.read().await?)? {
+            tracing::info!(pid = link.peer.pid, "another process takes the connections");
+            {
+                let _keeping = self.keeping.lock();
+                self.retired.cancel();
+            }
+            self.gateway.retire().await;
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            retired: self.retired.is_cancelled(),
+            clients: self.gateway.clients(),
+            problems: self.gateway.problems(),
+            taken: self.gateway.taken(),
+            ports: self.gateway.ports().into_iter().map(|(port, _)| port).collect(),
+            draining: self.gateway.draining(),
+        }
+    }
+
+    fn stats(&self) -> GatewayStats {
+        let process = wharf_model::GatewayProcess {
+            pid: std::process::id(),
+            retired: self.retired.is_cancelled(),
+            clients: self.gateway.clients(),
+            unlogged: 0,
+        };
+        GatewayStats { processes: vec![process], ..self.gateway.stats() }
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
