@@ -49,6 +49,10 @@ static SECTIONS: &[Section] = &[
             ("probe", "how a task's health is asked for, from its node; wins over `healthcheck`"),
             ("routes", "what the gateways pass to the service"),
             ("release", "how the service moves to a new release; the file's `x-wharf.release` if absent"),
+            (
+                "drain",
+                "how long requests and connections under way with a task may go on before its process is asked to stop, 0s to 1h; `30s`",
+            ),
             ("autoscale", "how the number of tasks follows the load; nobody changes it if absent"),
             (
                 "logs",

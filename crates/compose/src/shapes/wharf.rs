@@ -16,6 +16,7 @@ pub(crate) static WHARF: Object = Object {
         ("probe", Map(&PROBE)),
         ("routes", List(&Map(&ROUTE))),
         ("release", Map(&STRATEGY)),
+        ("drain", Duration),
         ("autoscale", Map(&AUTOSCALE)),
         ("logs", Named("a log stream", &OrNull(&Map(&LOG_STREAM)))),
         ("priority", PRIORITY),

@@ -14,8 +14,8 @@ pub(crate) mod tests;
 use std::collections::BTreeMap;
 
 use wharf_model::{
-    Affinity, AppPolicy, Autoscale, AvailabilityMinimum, Bounds, LogFormat, LogSource, LogStream, Metric,
-    Millis, Mode, Neighbour, Priority, ReleaseStrategy, ServiceName, ServiceSpec,
+    Affinity, AppPolicy, Autoscale, AvailabilityMinimum, Bounds, LONGEST_DRAIN, LogFormat, LogSource,
+    LogStream, Metric, Millis, Mode, Neighbour, Priority, ReleaseStrategy, ServiceName, ServiceSpec,
 };
 
 use super::deploy::is_label;
@@ -118,6 +118,7 @@ impl Typing<'_, '_> {
                     }
                 }
                 "release" => spec.policy.release = self.release(value, &key),
+                "drain" => spec.policy.drain = self.drain(value, &key),
                 "autoscale" => {
                     let autoscale = self.autoscale(value, &key, spec.mode);
                     if self.carries_out(Setting::Autoscale, value.key, &key) {
@@ -185,6 +186,19 @@ impl Typing<'_, '_> {
         // Everything is normal as long as nothing else is.
         let carried_out = priority == Priority::Normal || self.carries_out(Setting::Priority, entry.key, key);
         carried_out.then_some(priority)
+    }
+
+    fn drain(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Millis> {
+        let drain = values::duration(entry)?;
+        if drain <= LONGEST_DRAIN {
+            return Some(drain);
+        }
+        let text = entry.node.as_str().unwrap_or_default();
+        let message = format!("a task drains for 1 hour at most, not `{text}`");
+        self.report()
+            .error(Complaint::InvalidValue, entry.place(), key, message)
+            .hint("write for example `drain: 5m`; `stop_grace_period` is what the process has after that");
+        None
     }
 
     fn release(&mut self, entry: &Entry, key: &Key<'_>) -> Option<ReleaseStrategy> {

@@ -92,6 +92,7 @@ services:
         step: 2
       logs: {access: {from: "/var/log/nginx/*.log", keep: 30d, format: json}, out: }
       priority: low
+      drain: 90s
       affinity: [{apart: web}, {near: db, scope: node.labels.zone, soft: true}, {near_image: "redis:7"}]
       availability: {at_least: 3}
   db: {image: i}
@@ -158,6 +159,7 @@ fn the_other_settings_are_read_whole() {
     assert_eq!(web.logs["access"].keep, Some(Millis::from_secs(30 * 86_400)));
     assert_eq!(web.logs["out"].from, LogSource::Stdout);
     assert_eq!(web.priority, Some(Priority::Low));
+    assert_eq!(web.drain, Some(Millis::from_secs(90)));
     let db: ServiceName = "db".parse().unwrap();
     assert_eq!(web.affinity[0].to, Neighbour::Apart("web".parse().unwrap()));
     assert_eq!(web.affinity[1].to, Neighbour::Near(db.clone()));
@@ -188,6 +190,22 @@ fn sample(setting: Setting) -> &'static str {
             "services: {web: {image: i, deploy: {replicas: 2}, x-wharf: {availability: {at_least: 2}}}}"
         }
         Setting::Jobs => "services: {web: {image: i}}\njobs: {once: {image: i}}",
+    }
+}
+
+#[test]
+fn a_task_drains_for_an_hour_at_most() {
+    let file =
+        |drain: &str| format!("name: shop\nservices: {{web: {{image: i, x-wharf: {{drain: {drain}}}}}}}");
+    for (drain, read_as) in [("0s", 0), ("30s", 30), ("1h", 3600)] {
+        let (app, _) = everything(&file(drain));
+        assert_eq!(policy(&app).drain, Some(Millis::from_secs(read_as)));
+    }
+    for drain in ["61m", "2h"] {
+        let loaded = read(&file(drain));
+        let [complaint] = loaded.diagnostics.as_slice() else { panic!("{:?}", loaded.diagnostics) };
+        assert_eq!(complaint.complaint, Complaint::InvalidValue);
+        assert!(complaint.message.contains("1 hour at most"), "{}", complaint.message);
     }
 }
 
