@@ -1,15 +1,11 @@
-//! Decides who has yet to serve a table of names and routes before what it no longer has may go.
+//! Decides whether a node serves a table of names and routes yet, before what it no longer has may go.
 //!
 //! - Sets are sent to a node only when they say something else than the one before. So a node acknowledges a revision by serving the latest set it was
 //!   sent, if that set is still right at the revision; it need not have seen the revision itself.
 //! - Epoch and revision count together: what a node served before the store was restored says nothing about what came after.
-//! - Nobody waits for the dead: a node that is given up is not waited for, and one that is away is until its lease ends.
+//! - Nobody waits for the dead: who is waited for at all is for [`crate::World::set_serving`] to find out.
 
-use std::collections::BTreeMap;
-
-use wharf_model::{NodeId, NodeState, Revision};
-
-use crate::World;
+use wharf_model::Revision;
 
 /// Orders sets of assignments: epoch, then revision.
 pub type Version = (u64, Revision);
@@ -60,28 +56,12 @@ impl std::fmt::Display for Unacknowledged {
     }
 }
 
-/// The live nodes that may still answer by names and routes older than `revision`, and why; empty once every live node has acknowledged.
-pub fn unacknowledged(
-    world: &World,
-    revision: Revision,
-    serving: &BTreeMap<NodeId, Serving>,
-) -> BTreeMap<NodeId, Unacknowledged> {
-    let waits = |node: &crate::Node| {
-        let serving = serving.get(&node.record.id).copied().unwrap_or_default();
-        let because = match node.state() {
-            // One that has never been here serves nothing, and one that is given up is waited for no longer.
-            NodeState::Joining | NodeState::Down => None,
-            NodeState::Unreachable => {
-                serving.unacknowledged(world.epoch, revision).map(|_| Unacknowledged::Away)
-            }
-            NodeState::Ready | NodeState::EngineDown => serving.unacknowledged(world.epoch, revision),
-        };
-        Some((node.record.id, because?))
-    };
-    world.nodes().filter_map(waits).collect()
-}
-
 impl Serving {
+    /// The newest version that it acknowledges: the newest at which what it serves is right, as far as is known.
+    pub fn acknowledges(&self) -> Option<Version> {
+        let told = self.told.filter(|told| self.serves.is_some_and(|serves| serves >= *told))?;
+        Some((told.0, self.right_at))
+    }
     /// Why a connected node has not acknowledged a revision of that epoch; none if it has.
     pub fn unacknowledged(&self, epoch: u64, revision: Revision) -> Option<Unacknowledged> {
         let Some(told) = self.told.filter(|told| told.0 == epoch && self.right_at >= revision) else {
@@ -95,15 +75,9 @@ impl Serving {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::*;
 
     const R: Revision = Revision(50);
 
-    fn cluster() -> Cluster {
-        let mut cluster = Cluster::of(3);
-        cluster.world.epoch = 2;
-        cluster
-    }
     fn serving(told: u64, right_at: u64, serves: (u64, u64)) -> Serving {
         Serving {
             told: Some((2, Revision(told))),
@@ -111,48 +85,33 @@ mod tests {
             serves: Some((serves.0, Revision(serves.1))),
         }
     }
-    fn of(cluster: &Cluster, n: u8, serving: Serving) -> Option<Unacknowledged> {
-        // The others serve what they should.
-        let fine = self::serving(40, 60, (2, 40));
-        let all = (1..=3).map(|other| (node_id(other), if other == n { serving } else { fine }));
-        let waiting = unacknowledged(&cluster.world, R, &all.collect());
-        assert!(waiting.keys().all(|node| *node == node_id(n)), "{waiting:?}");
-        waiting.get(&node_id(n)).copied()
+    fn of(serving: Serving) -> Option<Unacknowledged> {
+        let why = serving.unacknowledged(2, R);
+        let acknowledges = serving.acknowledges().is_some_and(|version| version >= (2, R));
+        assert_eq!(why.is_none(), acknowledges, "both say the same");
+        why
     }
 
     #[test]
     fn a_node_whose_set_has_not_changed_since_need_not_see_the_revision() {
-        assert_eq!(of(&cluster(), 2, serving(40, 50, (2, 40))), None);
-        assert_eq!(of(&cluster(), 2, serving(40, 50, (2, 45))), None, "a newer set than told is newer names");
+        assert_eq!(of(serving(40, 50, (2, 40))), None);
+        assert_eq!(of(serving(40, 50, (2, 45))), None, "a newer set than told is newer names");
     }
 
     #[test]
     fn a_node_is_waited_for_until_it_is_told_and_serves_what_it_was_told() {
-        let cluster = cluster();
-        assert_eq!(of(&cluster, 2, Serving::default()), Some(Unacknowledged::NotTold));
-        assert_eq!(of(&cluster, 2, serving(40, 49, (2, 40))), Some(Unacknowledged::NotTold));
-        let behind = of(&cluster, 2, serving(50, 50, (2, 49)));
+        assert_eq!(of(Serving::default()), Some(Unacknowledged::NotTold));
+        assert_eq!(of(serving(40, 49, (2, 40))), Some(Unacknowledged::NotTold));
         let told = (2, R);
-        assert_eq!(behind, Some(Unacknowledged::Behind { serves: Some((2, Revision(49))), told }));
-        assert_eq!(of(&cluster, 2, serving(50, 50, (2, 50))), None);
+        let behind = Unacknowledged::Behind { serves: Some((2, Revision(49))), told };
+        assert_eq!(of(serving(50, 50, (2, 49))), Some(behind));
+        assert_eq!(of(serving(50, 50, (2, 50))), None);
     }
 
     #[test]
     fn what_was_served_in_an_older_epoch_counts_for_nothing() {
-        let cluster = cluster();
-        assert!(of(&cluster, 2, serving(50, 50, (1, 99))).is_some());
+        assert!(of(serving(50, 50, (1, 99))).is_some());
         let told_before = Serving { told: Some((1, Revision(99))), ..serving(0, 99, (1, 99)) };
-        assert_eq!(of(&cluster, 2, told_before), Some(Unacknowledged::NotTold));
-    }
-
-    #[test]
-    fn nobody_waits_for_the_dead_and_for_the_absent_only_until_their_lease_ends() {
-        let mut cluster = cluster();
-        let old = serving(50, 50, (2, 49));
-        cluster.set_state(2, NodeState::Unreachable);
-        assert_eq!(of(&cluster, 2, old), Some(Unacknowledged::Away));
-        assert_eq!(of(&cluster, 2, serving(40, 60, (2, 40))), None, "it had acknowledged before it went");
-        cluster.set_state(2, NodeState::Down);
-        assert_eq!(of(&cluster, 2, old), None);
+        assert_eq!(of(told_before), Some(Unacknowledged::NotTold));
     }
 }

@@ -52,6 +52,16 @@ pub enum Change {
         /// Why.
         reason: StopReason,
     },
+    /// Nothing leads to a task that is no longer wanted, and what was under way with it has ended or gone on for long enough: its process may
+    /// be asked to stop. Never taken back.
+    DrainedTask {
+        /// The task.
+        task: TaskId,
+        /// When that was found.
+        at: Timestamp,
+        /// So many requests and connections are still under way, and are cut off.
+        under_way: u64,
+    },
     /// A task's node is down or gone: its status becomes `lost`, with this message.
     LoseTask {
         /// The task.

@@ -166,6 +166,11 @@ pub(crate) struct Cluster {
     pub(crate) scripts: BTreeMap<String, Script>,
     /// Nodes that are cut off: their tasks neither move nor report.
     pub(crate) cut_off: Vec<NodeId>,
+    /// Nodes that go on with the names and routes they have, whatever they are told.
+    pub(crate) deaf: Vec<NodeId>,
+    /// What the gateway of the first node has under way with tasks that are out.
+    pub(crate) under_way: BTreeMap<TaskId, u64>,
+    serves: BTreeMap<NodeId, crate::Version>,
     pub(crate) last: Decision,
     pub(crate) wake_at: Option<Timestamp>,
 }
@@ -183,6 +188,9 @@ impl Cluster {
             ids: SeededIds::new(7),
             scripts: BTreeMap::new(),
             cut_off: vec![],
+            deaf: vec![],
+            under_way: BTreeMap::new(),
+            serves: BTreeMap::new(),
             last: Decision::default(),
             wake_at: None,
         }
@@ -201,14 +209,38 @@ impl Cluster {
         self.apply(&changes);
     }
     pub(crate) fn pass(&mut self) -> Decision {
+        self.world.observe(self.now);
         self.last = decide(&self.world, &app_key(), self.now, &mut self.ids);
         self.wake_at = self.last.wake_at;
         let changes = self.last.changes.clone();
         self.apply(&changes);
         self.last.clone()
     }
-    /// Every task of a reachable node takes one step.
+    /// Nodes are told what there is now, and serve it unless they are deaf or cut off. What is changed later is another revision's.
+    pub(crate) fn acknowledge(&mut self) -> bool {
+        self.world.take_dirty();
+        let version = (self.world.epoch, self.world.revision);
+        let nodes: Vec<_> = self.world.nodes().map(|node| node.record.id).collect();
+        let there = |node: &NodeId| !self.cut_off.contains(node);
+        let mut said = Vec::new();
+        for node in nodes.into_iter().filter(there) {
+            if !self.deaf.contains(&node) {
+                self.serves.insert(node, version);
+            }
+            let serves = self.serves.get(&node).copied();
+            said.push((node, crate::Serving { told: Some(version), right_at: version.1, serves }));
+        }
+        self.world.set_serving(said);
+        let gone = |task: &TaskId| self.world.task(*task).is_some_and(|task| task.stop.is_some());
+        let under_way: BTreeMap<_, _> =
+            self.under_way.iter().filter(|(task, _)| gone(task)).map(|(task, n)| (*task, *n)).collect();
+        self.world.set_under_way(node_id(1), under_way);
+        self.world.revision.0 += 1;
+        self.world.is_dirty()
+    }
+    /// Every node acknowledges, and every task of a reachable node takes one step.
     pub(crate) fn step(&mut self) -> bool {
+        let acknowledged = self.acknowledge();
         let tasks: Vec<_> = self.world.tasks().filter(|task| !task.is_over()).cloned().collect();
         let mut moved = false;
         for task in tasks.into_iter().filter(|task| !self.cut_off.contains(&task.node.unwrap())) {
@@ -216,14 +248,14 @@ impl Cluster {
             moved |= status != task.status;
             self.world.set_task_status(task.id, status);
         }
-        self.delete_volumes() || moved
+        self.delete_volumes() || moved || acknowledged
     }
     fn next(&self, task: &Task) -> TaskStatus {
         let mut status = task.status.clone();
         let revision = self.world.revision_of(&task.service, task.generation).unwrap();
         let script = self.scripts.get(&revision.image.reference).cloned().unwrap_or(Script::Serve);
         status.sequence += 1;
-        if task.stop.is_some() {
+        if task.is_let_go() {
             status.phase = if status.phase < Phase::Stopping { Phase::Stopping } else { Phase::Stopped };
             status.ended_at = Some(self.now).filter(|_| status.phase == Phase::Stopped);
             return status;

@@ -19,12 +19,14 @@ mod names;
 mod network;
 mod nodes;
 mod pass;
+mod passage;
 mod place;
 mod plan;
 #[cfg(test)]
 mod properties;
 mod rollout;
 mod routes;
+mod routing;
 #[cfg(test)]
 mod scenarios;
 mod spec;
@@ -34,23 +36,27 @@ mod waiting;
 mod wireguard;
 mod world;
 
-pub use acknowledge::{Serving, Unacknowledged, Version, unacknowledged};
+pub use acknowledge::{Serving, Unacknowledged, Version};
 pub use assign::Assigner;
 pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
-pub use history::{compare, returned, rollback_target, strategies};
+pub use history::{compare, is_as_wanted, returned, rollback_target, strategies, strategy_of};
 pub use ipv6::Ipv6Refusal;
 pub use names::named_ports;
 pub use network::host_conflicts;
 pub use nodes::{Leases, Link, decide as decide_node};
 pub use pass::decide;
+pub use passage::Draining;
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};
 pub use plan::{
     Action, Operation, Plan, PlanRefusal, Request, Thing, noted_release, plan, plan_backend, plan_down, plan_pool,
     release, request,
 };
 pub use routes::wanted_routes;
+pub use routing::{
+    Pem, RouteConflict, RouteRefusal, RouteSecret, SecretUse, claims, route_secrets, service_routes, split_pem, user_lines,
+};
 pub use spec::{StopFirst, effective_order};
 pub use waiting::{About, DependencyState, NetworkRefusal, Reason, Waiting};
 pub use world::{Load, Node, World};

@@ -16,8 +16,8 @@ use wharf_model::{
 };
 
 use crate::{
-    About, Change, Decision, Ids, Reason, Waiting, World, history, network::AddressBook, place::Places, rollout, spec,
-    tasks,
+    About, Change, Decision, Ids, Reason, Waiting, World, history, network::AddressBook, passage::Drain,
+    place::Places, rollout, spec, tasks,
 };
 
 /// Decides everything about one app: its networks, volumes, tasks, rollout, and what can be forgotten of it.
@@ -28,6 +28,7 @@ pub fn decide(world: &World, app: &AppKey, now: Timestamp, ids: &mut dyn Ids) ->
     let Some(app) = world.app(app) else { return Decision::default() };
     let mut pass = Pass::new(world, app, now, ids);
     pass.lose_tasks();
+    pass.let_go();
     pass.ensure_networks();
     pass.ensure_vips();
     pass.ensure_volumes();
@@ -151,7 +152,19 @@ impl<'a> Pass<'a> {
         if task.stop.is_none() && !task.is_over() {
             self.change(Change::StopTask { task: task.id, reason });
             self.edit(task, |task| task.stop = Some(reason));
+            if !self.world.must_drain(task, reason) {
+                self.drained(task, 0);
+            }
         }
+    }
+    fn drained(&mut self, task: &Task, under_way: u64) {
+        let at = self.now;
+        self.change(Change::DrainedTask { task: task.id, at, under_way });
+        self.edit(task, |task| task.drained = Some(at));
+    }
+    /// A task as this pass leaves it.
+    pub(crate) fn task<'t>(&'t self, task: &'t Task) -> &'t Task {
+        self.tasks_of(&task.service).iter().find(|draft| draft.id == task.id).map_or(task, |draft| draft)
     }
     fn lose(&mut self, task: &Task, message: String) {
         let at = self.now;
@@ -207,6 +220,15 @@ impl<'a> Pass<'a> {
                     | NodeState::EngineDown
                     | NodeState::Unreachable,
                 ) => {}
+            }
+        }
+    }
+    /// Draining tasks to which nothing comes any more are let go.
+    fn let_go(&mut self) {
+        let draining: Vec<_> = self.all_tasks().filter(|task| task.is_draining()).cloned().collect();
+        for task in draining {
+            if let Drain::Done(under_way) = self.world.drain(&task, self.now) {
+                self.drained(&task, under_way);
             }
         }
     }

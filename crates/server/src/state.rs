@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use wharf_engine::{Serving, Unacknowledged, Version, World};
 use wharf_model::{
     Event, EventId, Health, NodeFacts, NodeId, Revision as ModelRevision, ServerId, Task, TaskId, TaskStatus,
-    TokenId, VolumeId,
+    Timestamp, TokenId, VolumeId,
 };
 use wharf_process::errors::chain;
 use wharf_store::{Backend, Batch, Revision, StoreError};
@@ -56,6 +56,8 @@ pub struct State {
     reported: watch::Sender<u64>,
     /// Counts connections, disconnections and reports of nodes.
     links: watch::Sender<u64>,
+    /// Counts what apps may have waited for that nodes said: that they serve other names and routes, or have less under way.
+    passages: watch::Sender<u64>,
     /// Nobody keeps this up to date any more.
     ended: CancellationToken,
 }
@@ -179,6 +181,8 @@ pub struct LiveNode {
     pub problems: Vec<String>,
     /// Epoch and revision of the set whose names and routes it serves.
     pub serves: Version,
+    /// What its gateways have under way with tasks that these routes no longer have.
+    pub draining: BTreeMap<TaskId, u64>,
 }
 
 impl State {
@@ -198,6 +202,7 @@ impl State {
             visible: watch::Sender::new(0),
             reported: watch::Sender::new(0),
             links: watch::Sender::new(0),
+            passages: watch::Sender::new(0),
             ended: CancellationToken::new(),
         };
         state.reload().await?;
@@ -233,6 +238,11 @@ impl State {
     pub fn links(&self) -> watch::Receiver<u64> {
         self.links.subscribe()
     }
+    /// Wakes when nodes have taken tasks into names and routes or out of them, or have nothing under way with them any more, and an app may
+    /// have waited for that.
+    pub fn passages(&self) -> watch::Receiver<u64> {
+        self.passages.subscribe()
+    }
     /// A node has connected or disconnected.
     pub fn link_changed(&self) {
         self.links.send_modify(|count| *count += 1);
@@ -243,6 +253,21 @@ impl State {
     }
     pub(crate) fn set_route_standing(&self, standing: Option<RouteStanding>) {
         *self.routes.lock() = standing;
+    }
+    /// What time it is while apps wait for tasks to be out of names and routes ([`World::observe`]).
+    pub fn observe(&self, now: Timestamp) {
+        if !self.inner.read().world.awaits_acknowledgement() {
+            return;
+        }
+        let matters = {
+            let world = &mut self.inner.write().world;
+            let decided = world.is_dirty();
+            world.observe(now);
+            world.is_dirty() && !decided
+        };
+        if matters {
+            self.passages.send_modify(|count| *count += 1);
+        }
     }
     /// The apps that may have to be decided anew since this was last asked.
     pub fn take_dirty(&self) -> std::collections::BTreeSet<wharf_model::AppKey> {
@@ -367,6 +392,8 @@ impl State {
         {
             let mut inner = self.inner.write();
             let mut live = self.live.lock();
+            // What changes is noted with the revision at which everything here has changed: nobody reads meanwhile.
+            inner.world.revision = ModelRevision(reached.0);
             for (revision, key, record) in changes {
                 match record {
                     Some(record) => {
@@ -389,7 +416,6 @@ impl State {
                     }
                 }
             }
-            inner.world.revision = ModelRevision(reached.0);
         }
         self.revision.send_replace(reached);
         if concerns {
@@ -402,6 +428,7 @@ impl State {
     async fn reload(&self) -> Result<(), StoreError> {
         let snapshot = self.backend.read("").await?;
         let mut inner = Inner::default();
+        inner.world.revision = ModelRevision(snapshot.revision.0);
         let mut later = Vec::new();
         for (text, entry) in snapshot.entries {
             let Ok(key) = text.parse::<Key>() else {
@@ -419,12 +446,21 @@ impl State {
         for (key, revision, record) in later {
             self.put(&mut inner, key, revision, record);
         }
-        inner.world.revision = ModelRevision(snapshot.revision.0);
         {
             let mut current = self.inner.write();
             *current = inner;
+            let mut live = self.live.lock();
             // What was removed meanwhile was not announced.
-            self.live.lock().tidy(&current);
+            live.tidy(&current);
+            // Of what nodes serve the new world knows nothing yet.
+            if !live.told.is_empty() {
+                let nodes: Vec<_> =
+                    live.nodes.iter().map(|(id, node)| (*id, node.draining.clone())).collect();
+                current.world.set_serving(Self::serving_of_all(&live));
+                for (id, draining) in nodes {
+                    current.world.set_under_way(id, draining);
+                }
+            }
         }
         self.revision.send_replace(snapshot.revision);
         self.concerns.send_modify(|count| *count += 1);
@@ -583,7 +619,14 @@ impl State {
     }
     /// A node's agent said this.
     pub fn report_node(&self, id: NodeId, node: LiveNode) {
-        self.live.lock().nodes.insert(id, node);
+        let mut live = self.live.lock();
+        let before = live.nodes.insert(id, node);
+        let said = |node: Option<&LiveNode>| node.map(|node| (node.serves, node.draining.clone()));
+        let other = said(before.as_ref()) != said(live.nodes.get(&id)) && live.told.contains_key(&id);
+        drop(live);
+        if other {
+            self.note_passages(Some(id));
+        }
         self.links.send_modify(|count| *count += 1);
         self.visible.send_modify(|count| *count += 1);
     }
@@ -591,23 +634,48 @@ impl State {
     pub fn told(&self, told: BTreeMap<NodeId, (Version, ModelRevision)>) {
         let before = std::mem::replace(&mut self.live.lock().told, told);
         drop(before);
+        self.note_passages(None);
     }
     /// This server does not lead: what nodes are told is not known here.
     pub fn forget_told(&self) {
+        let mut inner = self.inner.write();
         self.live.lock().told.clear();
+        inner.world.forget_serving();
     }
-    /// What each node was told by this server, which must be the leader, and what it says it serves: for
-    /// [`wharf_engine::unacknowledged`].
-    pub fn serving(&self) -> BTreeMap<NodeId, Serving> {
+    /// Has decisions see what this node, or every one, was told and serves; wakes who decides if that may matter.
+    fn note_passages(&self, node: Option<NodeId>) {
+        let mut inner = self.inner.write();
         let live = self.live.lock();
-        let nodes: BTreeSet<_> = live.told.keys().chain(live.nodes.keys()).copied().collect();
-        nodes.into_iter().map(|node| (node, Self::serving_of(&live, node))).collect()
+        // Somebody else leads by now.
+        if live.told.is_empty() {
+            return;
+        }
+        let world = &mut inner.world;
+        let decided = world.is_dirty();
+        match node {
+            Some(node) => {
+                let draining = live.nodes.get(&node).map(|live| live.draining.clone());
+                world.set_serving([(node, Self::serving_of(&live, node))]);
+                world.set_under_way(node, draining.unwrap_or_default());
+            }
+            None => world.set_serving(Self::serving_of_all(&live)),
+        }
+        let matters = world.is_dirty() && !decided;
+        drop(live);
+        drop(inner);
+        if matters {
+            self.passages.send_modify(|count| *count += 1);
+        }
     }
     /// Why a node that this server has told something may still answer by older names or routes.
     pub fn behind(&self, node: NodeId) -> Option<Unacknowledged> {
         let serving = Self::serving_of(&self.live.lock(), node);
         let (epoch, _) = serving.told?;
         serving.unacknowledged(epoch, serving.right_at)
+    }
+    fn serving_of_all(live: &Live) -> Vec<(NodeId, Serving)> {
+        let nodes: BTreeSet<_> = live.told.keys().chain(live.nodes.keys()).copied().collect();
+        nodes.into_iter().map(|node| (node, Self::serving_of(live, node))).collect()
     }
     fn serving_of(live: &Live, node: NodeId) -> Serving {
         let told = live.told.get(&node);

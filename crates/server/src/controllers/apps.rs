@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tokio::sync::watch;
 use wharf_engine::{Decision, Ids, Waiting, decide};
 use wharf_model::{AppKey, Timestamp};
 
@@ -25,6 +26,10 @@ pub struct Apps {
 impl Controller for Apps {
     fn name(&self) -> &'static str {
         "apps"
+    }
+
+    fn wakes(&self, state: &State) -> Option<watch::Receiver<u64>> {
+        Some(state.passages())
     }
 
     fn prepare(&mut self, state: &State, full: bool) {

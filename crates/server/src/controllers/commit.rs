@@ -151,6 +151,16 @@ impl<'a> Committer<'a> {
                 self.event(ids, EventKind::Task, self.about_task(&task), message);
                 self.put_task(Task { stop: Some(reason), ..task });
             }
+            Change::DrainedTask { task, at, under_way } => {
+                let Some(task) = self.task(task) else { return };
+                if under_way > 0 {
+                    let requests = if under_way == 1 { "1 request".into() } else { format!("{under_way} requests") };
+                    let message =
+                        format!("{} is stopped with {requests} under way: its time to drain is over", task.name());
+                    self.event(ids, EventKind::Task, self.about_task(&task), message);
+                }
+                self.put_task(Task { drained: task.drained.or(Some(at)), ..task });
+            }
             Change::LoseTask { task, message, at } => {
                 let Some(task) = self.task(task) else { return };
                 let status = TaskStatus {

@@ -163,6 +163,7 @@ async fn pass(
 ) -> Pass {
     let name = controller.name();
     let now = context.now();
+    context.state.observe(now);
     controller.prepare(&context.state, full);
     let (batches, changes, wake_at) = {
         let inner = context.state.read();

@@ -113,6 +113,7 @@ fn take(context: &Context, session: &NodeSession, report: Report) {
                 facts: Some(said.facts),
                 problems: said.problems,
                 serves: (said.epoch, said.observed),
+                draining: said.draining,
             };
             context.state.report_node(node, live);
         }
