@@ -694,11 +694,28 @@ pub struct Task {
     pub ready: bool,
     /// Why the cluster no longer wants it, if so.
     pub stop: Option<String>,
+    /// No longer wanted, it goes on until nothing leads to it and nothing is under way with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<TaskDrain>,
     /// When it was made.
     pub created_at: u64,
     /// What its node last said of it.
     #[schema(value_type = Object)]
     pub status: TaskStatus,
+}
+
+/// What a task waits for that is to stop. Known to the leading server only: others leave out what they do not know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TaskDrain {
+    /// Nodes that may still lead to it, each with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub led_to_by: Vec<String>,
+    /// Requests and connections of gateways that are under way with it.
+    #[serde(default)]
+    pub under_way: u64,
+    /// Until when they may go on, in milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
 }
 
 /// A network of an app.

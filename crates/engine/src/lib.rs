@@ -47,7 +47,7 @@ pub use names::named_ports;
 pub use network::host_conflicts;
 pub use nodes::{Leases, Link, decide as decide_node};
 pub use pass::decide;
-pub use passage::Draining;
+pub use passage::{DrainFacts, Draining};
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};
 pub use plan::{
     Action, Operation, Plan, PlanRefusal, Request, Thing, noted_release, plan, plan_backend, plan_down, plan_pool,

@@ -11,8 +11,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use ipnet::Ipv4Net;
 use wharf_model::{
-    AppKey, NAME_TTL, NetworkMode, NodeId, NodeState, Phase, Revision, ServiceKey, StopReason, Task, TaskId,
-    Timestamp,
+    AppKey, Fallback, NAME_TTL, NetworkMode, NodeId, NodeState, Phase, Revision, RouteSpec, ServiceKey,
+    StopReason, Task, TaskId, Timestamp,
 };
 
 use crate::{Node, Serving, Unacknowledged, Version, World, names, spec};
@@ -85,6 +85,17 @@ pub enum Draining {
         /// How much longer they may.
         left: Duration,
     },
+}
+
+/// What is known of a draining task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrainFacts {
+    /// Nodes that may still lead to it, by name, and why each has not acknowledged.
+    pub led_to_by: Vec<(String, Unacknowledged)>,
+    /// Requests and connections under way with it that gateways have told of.
+    pub under_way: u64,
+    /// Until when they may go on; not known before nothing leads to it.
+    pub until: Option<Timestamp>,
 }
 
 /// How far a draining task is.
@@ -349,12 +360,17 @@ impl World {
         let revision = generation.and_then(|generation| self.revision_of(service, generation));
         revision.map(|revision| revision.spec.policy.drain_time()).unwrap_or_default().duration()
     }
-    /// What a task that is no longer wanted still waits for before its process is asked to stop.
-    pub fn draining(&self, task: &Task, now: Timestamp) -> Option<Draining> {
-        match task.is_draining().then(|| self.drain(task, now))? {
-            Drain::Waits(what, _) => Some(what),
-            Drain::Done(_) => None,
-        }
+    /// What is known of a draining task.
+    pub fn drain_facts(&self, task: &Task) -> Option<DrainFacts> {
+        let leaving = self.passage.leaving.get(&task.id).filter(|_| task.is_draining())?;
+        let led_to_by = if leaving.out_at.is_none() && self.passage.leads {
+            self.led_to_by(task, leaving.since)
+        } else {
+            Vec::new()
+        };
+        let under_way = self.under_way(task.id);
+        let until = leaving.out_at.map(|out_at| out_at + self.drain_time(&task.service));
+        Some(DrainFacts { led_to_by, under_way, until })
     }
     /// Whether an unfinished task is one that its app still wants, with its service.
     fn is_wanted(&self, task: &Task) -> bool {
@@ -387,11 +403,24 @@ impl Ways {
         let generations =
             [world.service(&task.service).map(|record| record.generation), Some(task.generation)];
         let revisions = generations.into_iter().flatten();
+        // Other services of the app may have it answer in their place, or send it copies.
+        let lends = |routes: &[RouteSpec]| {
+            routes.iter().any(|route| {
+                let stands_in = matches!(&route.fallback, Some(Fallback::Service { service, .. }) if *service == task.service.name);
+                stands_in || route.mirror.as_ref().is_some_and(|mirror| mirror.service == task.service.name)
+            })
+        };
+        let lent = world.services_of(&task.service.app).any(|record| {
+            let revision = world.revision_of(&record.key, record.generation);
+            revision.is_some_and(|revision| lends(&revision.spec.policy.routes))
+        });
         let revisions: Vec<_> =
             revisions.filter_map(|generation| world.revision_of(&task.service, generation)).collect();
-        let gateways = revisions.iter().any(|revision| {
-            spec::ingress_ports(&revision.spec).next().is_some() || !revision.spec.policy.routes.is_empty()
-        });
+        let gateways = lent
+            || revisions.iter().any(|revision| {
+                spec::ingress_ports(&revision.spec).next().is_some()
+                    || !revision.spec.policy.routes.is_empty()
+            });
         let on_host = revisions.iter().any(|revision| revision.spec.network_mode == NetworkMode::Host);
         let mut subnets: Vec<_> = task
             .addresses

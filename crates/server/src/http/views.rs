@@ -166,6 +166,11 @@ pub fn task(state: &State, inner: &Inner, task: &Task) -> v1::Task {
             .collect(),
         ready: task.stop.is_none() && status.is_ready(),
         stop: task.stop.map(|reason| reason.to_string()),
+        draining: inner.world.drain_facts(task).map(|facts| v1::TaskDrain {
+            led_to_by: facts.led_to_by.iter().map(|(node, why)| format!("{node}: {why}")).collect(),
+            under_way: facts.under_way,
+            until: facts.until.map(|until| until.0),
+        }),
         created_at: task.created_at.0,
         status,
     }

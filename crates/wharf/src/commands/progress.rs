@@ -616,6 +616,9 @@ impl<'a> Tree<'a> {
 fn step(task: &v1::Task, bytes: bool) -> String {
     let status = &task.status;
     let mut text = ps::state(task);
+    if let Some(draining) = task.draining.as_ref().filter(|_| bytes) {
+        text.push_str(&drain(draining, super::now()));
+    }
     let telling = !status.phase.is_over() && !task.ready || status.phase == Phase::Failed;
     if telling && !status.message.is_empty() && !status.message.starts_with(&text) {
         text = format!("{text}: {}", status.message);
@@ -632,6 +635,21 @@ fn step(task: &v1::Task, bytes: bool) -> String {
         text.push_str(&format!(" on {node}"));
     }
     text
+}
+
+/// What a draining task waits for.
+fn drain(task: &v1::TaskDrain, now: u64) -> String {
+    let left = task.until.map(|until| until.saturating_sub(now).div_ceil(1000));
+    match (task.led_to_by.len(), task.under_way, left) {
+        (0, 0, _) => String::new(),
+        (0, requests, left) => {
+            let plural = if requests == 1 { "" } else { "s" };
+            let left = left.map(|left| format!(", up to {left} s more")).unwrap_or_default();
+            format!(": {requests} request{plural} under way{left}")
+        }
+        (1, ..) => format!(": {}", task.led_to_by[0]),
+        (nodes, ..) => format!(": {nodes} nodes may still lead to it"),
+    }
 }
 
 nix::ioctl_read_bad!(tiocgwinsz, nix::libc::TIOCGWINSZ, nix::libc::winsize);

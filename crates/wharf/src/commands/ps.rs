@@ -115,7 +115,8 @@ pub(crate) fn state(task: &v1::Task) -> String {
         return format!("unknown (node {away})");
     }
     match (status.phase, status.health) {
-        (Phase::Running, _) if task.stop.is_some() => "draining".into(),
+        (Phase::Running, _) if task.draining.is_some() => "draining".into(),
+        (Phase::Running, _) if task.stop.is_some() => "stopping".into(),
         (Phase::Running, Health::Unchecked) => "running".into(),
         (Phase::Running, Health::Starting) => "starting".into(),
         (Phase::Running, health) => health.to_string(),
