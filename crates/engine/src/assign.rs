@@ -1,7 +1,7 @@
 //! What each node should do: its part of the world, whole.
 //!
 //! A task is in its node's set from its making until it is over, and in no other's. Names and published ports lead to ready tasks
-//! that nobody has asked to stop, and to no others. What several nodes need is worked out once per [`Assigner`].
+//! that nobody has asked to stop, and to no others; what they no longer lead to goes on until it is let go. What several nodes need is worked out once per [`Assigner`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,14 +13,15 @@ use ipnet::Ipv4Net;
 use wharf_model::{
     AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Ipv6Addresses, Mac,
     NetworkAssignment, NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, RemoteBlock, Route,
-    RouteTable, ServiceKey, ServiceName, ServiceRevision, Target, Task, TaskAssignment, VolumeAssignment,
+    RouteTable, ServiceKey, ServiceName, ServiceRevision, ServiceRoute, ShownCertificate, Target, Task,
+    TaskAssignment, VolumeAssignment,
     VolumeId, VolumeRecord, tunnel_address,
 };
 
 use crate::{
     World,
     names::{self, Names},
-    network, routes, spec,
+    network, routes, routing, spec, strategy,
     wireguard::Mesh,
 };
 
@@ -38,7 +39,10 @@ pub struct Assigner<'a> {
     ipv6: BTreeMap<NetworkId, Ipv6Addresses>,
     names: Names,
     routes: Vec<Route>,
-    /// Networks that gateways need to reach the tasks behind published ports.
+    /// The routes of services, without the passwords that are asked for.
+    services: Vec<ServiceRoute>,
+    certificates: Vec<ShownCertificate>,
+    /// Networks that gateways need to reach the tasks behind published ports and routes.
     entries: BTreeSet<NetworkId>,
     mesh: Mesh,
 }
@@ -58,6 +62,8 @@ impl<'a> Assigner<'a> {
             ipv6: ipv6.collect(),
             names: Names::default(),
             routes: Vec::new(),
+            services: Vec::new(),
+            certificates: Vec::new(),
             entries: BTreeSet::new(),
             mesh: Mesh::of(world),
         };
@@ -69,6 +75,7 @@ impl<'a> Assigner<'a> {
         assigner.names.add_vips(world);
         assigner.names.finish();
         assigner.add_routes();
+        assigner.add_service_routes();
         assigner
     }
 
@@ -88,24 +95,37 @@ impl<'a> Assigner<'a> {
             volumes: self.volumes(&tasks),
             removed_volumes: self.removed_volumes(node, &tasks),
             dns,
-            routes: RouteTable::of_ports(
-                self.world.revision,
-                if gateway { self.routes_at(node) } else { Vec::new() },
-            ),
+            routes: if gateway {
+                self.routes_at(node)
+            } else {
+                RouteTable { version: self.world.revision, ..RouteTable::default() }
+            },
             tasks: assignments,
             wireguard: self.mesh.assignment(node),
             networks,
         }
     }
 
-    /// Ready, wanted, and on a node that is not given up.
+    pub(crate) const fn world(&self) -> &'a World {
+        self.world
+    }
+    /// The routes of services, without the passwords that are asked for.
+    pub(crate) fn into_service_routes(self) -> Vec<ServiceRoute> {
+        self.services
+    }
+
+    /// Ready, wanted, and found by everybody: of the set that serves its service.
     fn serves(&self, task: &Task) -> bool {
+        self.is_up(task) && strategy::serves(self.world, &task.service, task.generation)
+    }
+    /// Ready, wanted, and on a node that is not given up.
+    pub(crate) fn is_up(&self, task: &Task) -> bool {
         let down = || {
             task.node
                 .and_then(|node| self.world.node(node))
                 .is_none_or(|node| node.state() == NodeState::Down)
         };
-        task.is_ready() && !down()
+        task.hook.is_none() && task.is_ready() && !down()
     }
     fn network_at(&self, address: Ipv4Addr) -> Option<NetworkId> {
         network::network_of_address(&self.by_subnet, self.world, address)
@@ -177,23 +197,57 @@ impl<'a> Assigner<'a> {
                     endpoints,
                 });
             }
-            let entry = network::entry(&revision.spec)
-                .and_then(|name| self.world.network_named(&record.key.app, name));
-            self.entries.extend(entry.map(|network| network.id));
         }
         self.routes.sort_by_key(|route| (route.port, route.protocol, route.service.clone()));
     }
-    /// The routes with what holds for the gateway of this node: which endpoints answer it whatever address a connection is from.
-    fn routes_at(&self, node: NodeId) -> Vec<Route> {
-        let mut routes = self.routes.clone();
-        for endpoint in routes.iter_mut().flat_map(|route| &mut route.endpoints) {
-            let network = self.network_at(*endpoint.address.ip()).and_then(|id| self.world.network(id));
-            let entry = network.and_then(|network| network.gateways.get(&node));
-            let task = self.world.task(endpoint.task);
-            endpoint.keeps_client =
-                task.zip(entry).is_some_and(|(task, at)| task.status.entries.contains(at));
+    fn add_service_routes(&mut self) {
+        self.services = routing::routes(self);
+        self.certificates = routing::certificates(self.world, &self.services);
+        let endpoints = self.services.iter().flat_map(|route| {
+            let sets = route.sets.iter().flat_map(|set| &set.endpoints);
+            sets.chain(&route.fallback).chain(&route.mirror)
+        });
+        let reached = endpoints.filter_map(|endpoint| self.network_at(*endpoint.address.ip()));
+        let mut entries: BTreeSet<_> = reached.collect();
+        // Also where there is no task yet: a gateway that is there already leads to the first one at once.
+        for app in self.world.apps().filter(|app| !app.removed) {
+            let live = self.world.services_of(&app.key).filter(|record| !record.removed);
+            let specs = live.filter_map(|record| {
+                let revision = self.world.revision_of(&record.key, record.generation)?;
+                Some((&record.key.name, &revision.spec))
+            });
+            let named = routing::entries(&specs.collect());
+            let named = named.into_iter().filter_map(|name| self.world.network_named(&app.key, name));
+            entries.extend(named.map(|network| network.id));
         }
-        routes
+        self.entries.extend(entries);
+    }
+    /// The routes with what holds for the gateway of this node, who may pass, and what is shown.
+    fn routes_at(&self, node: NodeId) -> RouteTable {
+        let mut table = RouteTable {
+            services: self.services.clone(),
+            certificates: self.certificates.clone(),
+            ..RouteTable::of_ports(self.world.revision, self.routes.clone())
+        };
+        let ports = table.routes.iter_mut().flat_map(|route| &mut route.endpoints);
+        // Requests say in a header who they are from.
+        let bytes = table.services.iter_mut().filter(|route| !route.spec.sees_requests());
+        let bytes = bytes.flat_map(|route| route.sets.iter_mut().flat_map(|set| &mut set.endpoints));
+        for endpoint in ports.chain(bytes) {
+            endpoint.keeps_client = self.keeps_client(endpoint, node);
+        }
+        for route in table.services.iter_mut().filter(|route| route.spec.basic_auth.is_some()) {
+            route.users = routing::users(self.world, route);
+        }
+        self.world.obtained.complete(self.world, &mut table);
+        table
+    }
+    /// Whether an endpoint answers the gateway of this node whatever address a connection is from.
+    fn keeps_client(&self, endpoint: &Endpoint, node: NodeId) -> bool {
+        let network = self.network_at(*endpoint.address.ip()).and_then(|id| self.world.network(id));
+        let entry = network.and_then(|network| network.gateways.get(&node));
+        let task = self.world.task(endpoint.task);
+        task.zip(entry).is_some_and(|(task, at)| task.status.entries.contains(at))
     }
     /// The addresses of gateways on a network to which tasks can send answers back whatever address they go to. A routed packet keeps no
     /// sign of the node that it came through, a container on the physical segment answers by itself, and an internal network leads
@@ -211,7 +265,7 @@ impl<'a> Assigner<'a> {
         Some(self.world.node(task.node?)?.facts()?.address)
     }
     /// Where gateways reach a task: on its first network, on its node, or where the task is whose network it shares.
-    fn entry_address(&self, task: &Task) -> Option<Ipv4Addr> {
+    pub(crate) fn entry_address(&self, task: &Task) -> Option<Ipv4Addr> {
         let revision = self.revision(task)?;
         match &revision.spec.network_mode {
             NetworkMode::Networks => {
@@ -255,7 +309,7 @@ impl<'a> Assigner<'a> {
             slot: task.slot,
             generation: task.generation,
             name: task.name(),
-            target: if task.stop.is_some() { Target::Stop } else { Target::Run },
+            target: if task.is_let_go() { Target::Stop } else { Target::Run },
             spec: revision.spec.clone(),
             image: revision.image.clone(),
             attachments: attachments.collect(),

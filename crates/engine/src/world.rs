@@ -135,6 +135,8 @@ pub struct World {
     holdings: BTreeMap<TaskId, (NodeId, ServiceKey, Holding)>,
     loads: BTreeMap<NodeId, Load>,
     dirty: BTreeSet<AppKey>,
+    /// What gateways need for TLS and no file says.
+    pub obtained: crate::Obtained,
     /// What the leader knows of tasks on their way into names and routes, and out of them.
     pub(crate) passage: Passage,
 }

@@ -199,6 +199,154 @@ pub struct FileVersion {
     pub by: String,
 }
 
+/// Who issues certificates, and on which terms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcmeRecord {
+    /// The URL of the authority's directory (RFC 8555).
+    pub directory: String,
+    /// Whom the authority may write to.
+    #[serde(default)]
+    pub email: Option<String>,
+    /// Somebody has agreed to the authority's terms.
+    pub terms_agreed: bool,
+    /// Certificates in PEM that vouch for the authority's own server, beside those that the machine trusts.
+    #[serde(default)]
+    pub roots: String,
+    /// How hosts are proven to be ours, the preferred way first; there is one at least.
+    pub methods: Vec<Method>,
+    /// An account that the authority knows already (external account binding): its identifier, and its key sealed for `acme`, in hexadecimal.
+    #[serde(default)]
+    pub external: Option<(String, String)>,
+}
+impl AcmeRecord {
+    /// An authority to whose terms nobody has agreed.
+    pub fn new(directory: &str) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            email: None,
+            terms_agreed: false,
+            roots: String::new(),
+            methods: vec![Method::Http01, Method::TlsAlpn01],
+            external: None,
+        }
+    }
+}
+
+/// How a host is proven to be ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Method {
+    /// By a request of HTTP at port 80.
+    #[serde(rename = "http-01")]
+    Http01,
+    /// By a handshake of TLS at port 443.
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+}
+impl Method {
+    /// Its name in RFC 8555 and RFC 8737.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http01 => "http-01",
+            Self::TlsAlpn01 => "tls-alpn-01",
+        }
+    }
+    /// Where an authority asks.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Http01 => 80,
+            Self::TlsAlpn01 => 443,
+        }
+    }
+}
+impl std::fmt::Display for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+impl std::str::FromStr for Method {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Http01, Self::TlsAlpn01]
+            .into_iter()
+            .find(|method| method.as_str() == text)
+            .ok_or_else(|| format!("`{text}` is not a way to prove a host: http-01 and tls-alpn-01 are"))
+    }
+}
+
+/// What is known of the certificate that is obtained for a host. Chain and key lie beside it, sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRecord {
+    /// For which host.
+    pub host: String,
+    /// The one that is shown; none if none was obtained yet.
+    #[serde(default)]
+    pub issued: Option<IssuedCertificate>,
+    /// The last attempt, if it failed.
+    #[serde(default)]
+    pub failed: Option<FailedAttempt>,
+    /// When somebody asked for a new one, until there is.
+    #[serde(default)]
+    pub asked: Option<Timestamp>,
+}
+impl CertificateRecord {
+    /// For a host for which nothing was tried yet.
+    pub fn new(host: &str) -> Self {
+        Self { host: host.to_owned(), issued: None, failed: None, asked: None }
+    }
+}
+
+/// A certificate that was obtained.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuedCertificate {
+    /// From whom: the directory's URL.
+    pub directory: String,
+    /// Who signed it.
+    pub issuer: String,
+    /// Its serial number, in hexadecimal.
+    pub serial: String,
+    /// From when it is good
+    pub not_before: Timestamp,
+    /// and until when.
+    pub not_after: Timestamp,
+    /// When it was obtained.
+    pub at: Timestamp,
+    /// How the host was proven.
+    pub method: Method,
+}
+impl IssuedCertificate {
+    /// When it is renewed: a third of its lifetime is left then.
+    pub fn renew_at(&self) -> Timestamp {
+        let lifetime = self.not_after.0.saturating_sub(self.not_before.0);
+        Timestamp(self.not_after.0 - lifetime / 3)
+    }
+}
+
+/// An attempt to obtain a certificate that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedAttempt {
+    /// When.
+    pub at: Timestamp,
+    /// When it is tried again.
+    pub again_at: Timestamp,
+    /// How many in a row have failed.
+    pub failures: u32,
+    /// Why, for people.
+    pub why: String,
+    /// Whom it was asked of.
+    pub directory: String,
+    /// How the host was to be proven.
+    pub method: Method,
+}
+
+/// A key that seals the sessions of TLS clients.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketKeyRecord {
+    /// When it was made.
+    pub made_at: Timestamp,
+    /// The key.
+    pub key: wharf_model::TicketKey,
+}
+
 /// A value in the store.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "lives for one decoding; boxing would cost every reader")]
@@ -247,6 +395,12 @@ pub enum Record {
     NamedFile(NamedFileRecord),
     /// `named-contents/KIND/ENVIRONMENT/NAME/VERSION`, sealed.
     NamedContent(Vec<u8>),
+    /// `acme`
+    Acme(AcmeRecord),
+    /// `certificates/HOST`
+    Certificate(CertificateRecord),
+    /// `acme-accounts/DIRECTORY`, `certificate-keys/HOST`, `challenges/HOST` and `ticket-keys`, sealed.
+    Secret(Vec<u8>),
 }
 
 /// A key, read.
@@ -296,6 +450,18 @@ pub enum Key {
     NamedFile(NamedFileKey),
     /// The sealed content of one version of it.
     NamedContent(NamedFileKey, u64),
+    /// Who issues certificates.
+    Acme,
+    /// The sealed account with an authority, by the SHA-256 of its directory's URL.
+    AcmeAccount(String),
+    /// What is known of a host's certificate.
+    Certificate(String),
+    /// Its chain and key, sealed.
+    CertificateKey(String),
+    /// What an authority is answered that asks for a host, sealed.
+    Challenge(String),
+    /// What seals the sessions of TLS clients, sealed.
+    TicketKeys,
 }
 
 impl std::fmt::Display for Key {
@@ -325,6 +491,12 @@ impl std::fmt::Display for Key {
             Self::File(app, digest) => write!(f, "files/{app}/{digest}"),
             Self::NamedFile(file) => write!(f, "named/{file}"),
             Self::NamedContent(file, version) => write!(f, "named-contents/{file}/{version:010}"),
+            Self::Acme => f.write_str("acme"),
+            Self::AcmeAccount(directory) => write!(f, "acme-accounts/{directory}"),
+            Self::Certificate(host) => write!(f, "certificates/{host}"),
+            Self::CertificateKey(host) => write!(f, "certificate-keys/{host}"),
+            Self::Challenge(host) => write!(f, "challenges/{host}"),
+            Self::TicketKeys => f.write_str("ticket-keys"),
         }
     }
 }
@@ -360,6 +532,8 @@ impl std::str::FromStr for Key {
                     "leader" => Self::Leader,
                     "lease" => Self::Lease,
                     "published-ports" => Self::Ports,
+                    "acme" => Self::Acme,
+                    "ticket-keys" => Self::TicketKeys,
                     _ => return None,
                 },
                 Some(("nodes", rest)) => Self::Node(id(rest)?),
@@ -388,6 +562,10 @@ impl std::str::FromStr for Key {
                     Self::File(app(owner)?, digest.to_owned())
                 }
                 Some(("named", rest)) => Self::NamedFile(named(rest)?),
+                Some(("acme-accounts", rest)) => Self::AcmeAccount(rest.to_owned()),
+                Some(("certificates", rest)) => Self::Certificate(rest.to_owned()),
+                Some(("certificate-keys", rest)) => Self::CertificateKey(rest.to_owned()),
+                Some(("challenges", rest)) => Self::Challenge(rest.to_owned()),
                 Some(("named-contents", rest)) => {
                     let (file, version) = rest.rsplit_once('/')?;
                     Self::NamedContent(named(file)?, id(version)?)
@@ -436,6 +614,11 @@ impl Record {
             Key::File(..) => Self::Sealed(bytes.to_vec()),
             Key::NamedFile(_) => Self::NamedFile(value(key, bytes)?),
             Key::NamedContent(..) => Self::NamedContent(bytes.to_vec()),
+            Key::Acme => Self::Acme(value(key, bytes)?),
+            Key::Certificate(_) => Self::Certificate(value(key, bytes)?),
+            Key::AcmeAccount(_) | Key::CertificateKey(_) | Key::Challenge(_) | Key::TicketKeys => {
+                Self::Secret(bytes.to_vec())
+            }
         })
     }
 }
@@ -484,6 +667,12 @@ mod tests {
             Key::File(app, "00ff".into()),
             Key::NamedFile(named.clone()),
             Key::NamedContent(named, 12),
+            Key::Acme,
+            Key::AcmeAccount("00ff".into()),
+            Key::Certificate("shop.example.com".into()),
+            Key::CertificateKey("shop.example.com".into()),
+            Key::Challenge("shop.example.com".into()),
+            Key::TicketKeys,
         ];
         for key in keys {
             assert_eq!(key.to_string().parse(), Ok(key));
