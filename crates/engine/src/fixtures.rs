@@ -170,7 +170,8 @@ pub(crate) struct Cluster {
     pub(crate) deaf: Vec<NodeId>,
     /// What the gateway of the first node has under way with tasks that are out.
     pub(crate) under_way: BTreeMap<TaskId, u64>,
-    serves: BTreeMap<NodeId, crate::Version>,
+    /// What each node serves names and routes by.
+    pub(crate) serves: BTreeMap<NodeId, AssignmentSet>,
     pub(crate) last: Decision,
     pub(crate) wake_at: Option<Timestamp>,
 }
@@ -223,11 +224,12 @@ impl Cluster {
         let nodes: Vec<_> = self.world.nodes().map(|node| node.record.id).collect();
         let there = |node: &NodeId| !self.cut_off.contains(node);
         let mut said = Vec::new();
+        let assigner = crate::Assigner::new(&self.world);
         for node in nodes.into_iter().filter(there) {
             if !self.deaf.contains(&node) {
-                self.serves.insert(node, version);
+                self.serves.insert(node, assigner.for_node(node));
             }
-            let serves = self.serves.get(&node).copied();
+            let serves = self.serves.get(&node).map(|set| (set.epoch, set.revision));
             said.push((node, crate::Serving { told: Some(version), right_at: version.1, serves }));
         }
         self.world.set_serving(said);
@@ -335,6 +337,29 @@ impl Cluster {
             }
         }
         panic!("it does not settle; last decision: {:#?}", self.last);
+    }
+    /// Passes and steps for so long, whether anything moves or not.
+    pub(crate) fn go_on_for(&mut self, time: Duration, check: &mut dyn FnMut(&Self)) {
+        let end = self.now + time;
+        while self.now < end {
+            let _ = self.pass();
+            check(self);
+            self.step();
+            check(self);
+            self.now = self.now + Duration::from_millis(50);
+        }
+    }
+    /// Where the names and published ports of a service lead by what a node serves.
+    pub(crate) fn led_to(&self, n: u8, service: &str) -> std::collections::BTreeSet<TaskId> {
+        let Some(set) = self.serves.get(&node_id(n)) else { return Default::default() };
+        let names = set.dns.networks.values().filter_map(|names| names.get(service)).flatten();
+        let named = names.flat_map(|address| {
+            let tasks = self.world.tasks().filter(move |task| task.addresses.values().any(|own| own == address));
+            tasks.filter(|task| !task.is_over()).map(|task| task.id)
+        });
+        let routes = set.routes.routes.iter().filter(|route| route.service == key(service));
+        let routed = routes.flat_map(|route| &route.endpoints).map(|endpoint| endpoint.task);
+        named.chain(routed).collect()
     }
     pub(crate) fn waiting(&self) -> String {
         self.last.waiting.iter().map(Waiting::to_string).collect::<Vec<_>>().join("\n")

@@ -165,8 +165,8 @@ fn a_newer_task_is_ready_before_the_older_one_stops() {
     cluster.up(&app(&[("web", replicas(service("web2"), 3))]));
     cluster.settle_for(Duration::from_secs(60), &mut |cluster| {
         assert!(cluster.ready("web").len() >= 3, "{:#?}", cluster.tasks("web"));
-        let live = cluster.tasks("web").iter().filter(|task| !task.is_over() && task.stop.is_none()).count();
-        assert!(live <= 4, "one more than wanted at a time");
+        let live = cluster.tasks("web").iter().filter(|task| !task.is_over() && !task.is_let_go()).count();
+        assert!(live <= 4, "one more than wanted at a time, those that drain among them");
     });
     assert!(cluster.ready("web").iter().all(|task| task.generation == Generation(2)));
     assert_eq!(cluster.rollout().state, RolloutState::Done);
@@ -453,7 +453,7 @@ fn stopped_services_stop_after_those_that_depend_on_them_and_start_again() {
     assert!(cluster.tasks("db")[0].stop.is_none());
     insta::assert_snapshot!(cluster.waiting(), @r"
     db stops once web, which depends on it, has stopped
-    web.1 is being stopped on n1: the service was stopped
+    web.1 is draining on n1 (the service was stopped): nodes are told to send nothing new to it
     ");
     cluster.settle();
     assert_eq!(cluster.ready("db").len() + cluster.ready("web").len(), 0);
@@ -771,4 +771,282 @@ fn whoever_waits_for_a_change_may_look_after_the_next_has_begun() {
     assert!(cluster.rollout().generation > first);
     let done = wharf_model::EndedRollout { generation: first, state: RolloutState::Done };
     assert_eq!(cluster.rollout().before, Some(done));
+}
+
+/// A service that a client on every node asks by name, and that is published on the gateway of the first.
+fn asked_for(web: ServiceSpec) -> AppSpec {
+    let mut client = service("client");
+    client.mode = Mode::Global;
+    app(&[("client", client), ("web", published(web, 8080, PublishMode::Ingress))])
+}
+fn draining(cluster: &Cluster, service: &str) -> Vec<Task> {
+    cluster.tasks(service).into_iter().filter(Task::is_draining).collect()
+}
+
+#[test]
+fn what_serves_goes_on_until_every_live_node_leads_to_its_successor() {
+    let mut cluster = Cluster::of(3);
+    cluster.up(&asked_for(service("web")));
+    cluster.settle();
+    let old = cluster.ready("web").remove(0);
+    cluster.deaf = vec![node_id(3)];
+    cluster.up(&asked_for(service("web2")));
+    cluster.go_on_for(Duration::from_secs(120), &mut |cluster| {
+        assert!(cluster.world.task(old.id).unwrap().is_ready(), "n3 leads to nothing else");
+    });
+    assert_eq!(cluster.ready("web").len(), 2);
+    let said = cluster.waiting();
+    assert!(
+        said.starts_with("web.1 is ready on n2 and takes over once every node leads to it: n3: it serves the names and routes of revision "),
+        "{said}"
+    );
+    cluster.deaf.clear();
+    cluster.settle_for(Duration::from_secs(10), &mut |_| {});
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+    assert!(cluster.ready("web").iter().all(|task| task.id != old.id));
+}
+
+#[test]
+fn a_task_drains_before_its_process_is_asked_to_stop() {
+    let mut cluster = Cluster::of(3);
+    cluster.up(&asked_for(service("web")));
+    cluster.settle();
+    let old = cluster.ready("web").remove(0);
+    cluster.under_way.insert(old.id, 3);
+    cluster.up(&asked_for(service("web2")));
+    let mut let_go = None;
+    cluster.go_on_for(Duration::from_secs(20), &mut |cluster| {
+        let_go = let_go.or(cluster.world.task(old.id).filter(|task| task.is_let_go()).map(|_| cluster.now));
+    });
+    assert_eq!((let_go, draining(&cluster, "web").len()), (None, 1));
+    for n in 1..=3 {
+        assert!(!cluster.led_to(n, "web").contains(&old.id), "nothing new comes to it");
+    }
+    let said = cluster.waiting();
+    assert!(
+        said.starts_with("web.1 is draining on n")
+            && said.contains("(replaced by a newer release): 3 requests under way, up to "),
+        "{said}"
+    );
+    // They end.
+    cluster.under_way.clear();
+    cluster.settle_for(Duration::from_secs(1), &mut |_| {});
+    assert!(cluster.world.task(old.id).unwrap().is_over());
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+}
+
+#[test]
+fn requests_that_do_not_end_are_cut_off_after_the_time_that_the_service_gives_them() {
+    let mut cluster = Cluster::of(2);
+    let web = |image: &str| {
+        let mut web = service(image);
+        web.policy.drain = Some(Millis::from_secs(7));
+        web
+    };
+    cluster.up(&asked_for(web("web")));
+    cluster.settle();
+    let old = cluster.ready("web").remove(0);
+    cluster.under_way.insert(old.id, 3);
+    cluster.up(&asked_for(web("web2")));
+    let (mut stopped_at, mut cut_off) = (None, None);
+    cluster.go_on_for(Duration::from_secs(20), &mut |cluster| {
+        for change in &cluster.last.changes {
+            match change {
+                Change::StopTask { task, .. } if *task == old.id => stopped_at = Some(cluster.now),
+                Change::DrainedTask { task, at, under_way } if *task == old.id => {
+                    cut_off = Some((*at, *under_way))
+                }
+                _ => {}
+            }
+        }
+    });
+    let (at, under_way) = cut_off.unwrap();
+    let drained = at.since(stopped_at.unwrap());
+    assert_eq!(under_way, 3);
+    assert!((7_000..7_500).contains(&drained.as_millis()), "{drained:?}");
+}
+
+#[test]
+fn who_has_just_asked_for_a_name_may_still_come() {
+    let mut cluster = Cluster::of(2);
+    let mut spec = asked_for(service("web"));
+    cluster.up(&spec);
+    cluster.settle();
+    let old = cluster.ready("web").remove(0);
+    spec.services.get_mut(&old.service.name).unwrap().image = "web2:1".into();
+    cluster.up(&spec);
+    let (mut out_at, mut let_go) = (None, None);
+    cluster.go_on_for(Duration::from_secs(20), &mut |cluster| {
+        let leads = (1..=2).any(|n| cluster.led_to(n, "web").contains(&old.id));
+        let task = cluster.world.task(old.id).unwrap();
+        out_at = out_at.or(Some(cluster.now).filter(|_| !leads));
+        let_go = let_go.or(Some(cluster.now).filter(|_| task.is_let_go()));
+    });
+    let remembered = let_go.unwrap().since(out_at.unwrap());
+    assert!((1_500..2_000).contains(&remembered.as_millis()), "{remembered:?}");
+}
+
+#[test]
+fn nobody_waits_for_what_nobody_can_ask() {
+    // The whole app goes: nothing is under way, and nobody is left who would ask for a name.
+    let mut cluster = Cluster::of(3);
+    cluster.up(&asked_for(replicas(service("web"), 3)));
+    cluster.settle();
+    let began = cluster.now;
+    cluster.ask(&Request::Down { volumes: false });
+    cluster.settle();
+    assert!(cluster.world.app(&app_key()).is_none());
+    assert!(cluster.now.since(began) < Duration::from_millis(200), "{:?}", cluster.now.since(began));
+
+    // It was never ready, is not well, or is on no network.
+    let let_go_at_once = |cluster: &mut Cluster, request: &Request| {
+        cluster.ask(request);
+        let _ = cluster.pass();
+        assert!(draining(cluster, "web").is_empty(), "{}", cluster.waiting());
+    };
+    let stop = Request::Stop(names(&["web"]));
+    let mut cluster = Cluster::of(1);
+    cluster.scripts.insert("web:1".into(), Script::Sicken);
+    cluster.up(&asked_for(service("web")));
+    cluster.go_on_for(Duration::from_millis(250), &mut |_| {});
+    let_go_at_once(&mut cluster, &stop);
+    let mut cluster = Cluster::of(1);
+    let mut web = service("web");
+    (web.network_mode, web.networks) = (NetworkMode::None, BTreeMap::new());
+    cluster.up(&app(&[("web", web), ("client", service("client"))]));
+    cluster.settle();
+    let_go_at_once(&mut cluster, &stop);
+    let mut cluster = Cluster::of(1);
+    cluster.up(&asked_for(service("web")));
+    cluster.settle();
+    let task = cluster.ready("web").remove(0);
+    cluster
+        .world
+        .set_task_status(task.id, TaskStatus { health: Health::Unhealthy, sequence: 50, ..task.status });
+    let _ = cluster.pass();
+    assert!(cluster.world.task(task.id).unwrap().is_let_go(), "as ever");
+}
+
+#[test]
+fn who_is_away_is_waited_for_until_its_lease_ends() {
+    let mut cluster = Cluster::of(3);
+    cluster.up(&asked_for(service("web")));
+    cluster.settle();
+    let old = cluster.ready("web").remove(0);
+    let away = (1..=3).rev().find(|n| old.node != Some(node_id(*n))).unwrap();
+    cluster.up(&asked_for(service("web2")));
+    let _ = cluster.pass();
+    cluster.set_state(away, NodeState::Unreachable);
+    cluster.go_on_for(Duration::from_secs(10), &mut |cluster| {
+        assert!(cluster.world.task(old.id).unwrap().is_ready());
+    });
+    let said = cluster.waiting();
+    assert!(
+        said.contains(&format!("n{away}: it is not connected, and is waited for until its lease ends")),
+        "{said}"
+    );
+    cluster.set_state(away, NodeState::Down);
+    cluster.settle_for(Duration::from_secs(10), &mut |_| {});
+    assert!(cluster.world.task(old.id).unwrap().is_over());
+}
+
+#[test]
+fn a_node_that_does_not_say_that_a_task_is_out_is_waited_for_a_minute() {
+    let mut cluster = Cluster::of(2);
+    cluster.up(&asked_for(service("web")));
+    cluster.settle();
+    cluster.deaf = vec![node_id(2)];
+    let began = cluster.now;
+    cluster.ask(&Request::Stop(names(&["web"])));
+    cluster.go_on_for(Duration::from_secs(59), &mut |_| {});
+    let said = cluster.waiting();
+    assert!(
+        said.contains("(the service was stopped): nodes are told to send nothing new to it: n2: it serves"),
+        "{said}"
+    );
+    cluster.settle();
+    assert!(cluster.tasks("web")[0].is_over());
+    assert!(cluster.now.since(began) < Duration::from_secs(65));
+}
+
+#[test]
+fn a_node_without_anything_that_could_ask_keeps_nobody_waiting() {
+    let mut cluster = Cluster::of(3);
+    let mut web = service("web");
+    let on = |n: &str| vec![Constraint { key: "node.hostname".into(), equal: true, value: n.into() }];
+    web.placement.constraints = on("n2");
+    cluster.up(&app(&[("web", web.clone())]));
+    cluster.settle();
+    cluster.deaf = vec![node_id(1), node_id(3)];
+    web.image = "web2:1".into();
+    cluster.up(&app(&[("web", web)]));
+    let began = cluster.now;
+    cluster.settle();
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+    // The new one is watched for three seconds, and each look that finds nothing new is followed by another.
+    assert!(cluster.now.since(began) < Duration::from_secs(6), "{:?}", cluster.now.since(began));
+}
+
+#[test]
+fn what_cannot_be_shared_is_handed_over_when_the_old_task_has_drained_and_stopped() {
+    let mut cluster = Cluster::of(2);
+    let db = |image: &str| {
+        let client = service("client");
+        app(&[
+            ("client", client),
+            ("db", published(with_volume(service(image), "db_data"), 5432, PublishMode::Ingress)),
+        ])
+    };
+    cluster.up(&db("mariadb"));
+    cluster.settle();
+    let old = cluster.ready("db").remove(0);
+    cluster.under_way.insert(old.id, 1);
+    cluster.up(&db("mariadb2"));
+    cluster.go_on_for(Duration::from_secs(10), &mut |cluster| {
+        assert_eq!(cluster.tasks("db").len(), 1, "it drains, and nothing else writes to its volume");
+    });
+    assert_eq!(cluster.world.task(old.id).unwrap().status.phase, Phase::Running);
+    cluster.under_way.clear();
+    cluster.settle_for(Duration::from_secs(30), &mut |cluster| {
+        assert!(cluster.tasks("db").iter().filter(|task| !task.is_over()).count() <= 1);
+    });
+    assert_eq!(cluster.ready("db")[0].generation, Generation(2));
+}
+
+#[test]
+fn a_slot_that_drains_takes_its_part_of_the_parallelism_and_holds_up_no_scaling() {
+    let mut cluster = Cluster::of(3);
+    cluster.up(&asked_for(replicas(service("web"), 3)));
+    cluster.settle();
+    let old: Vec<_> = cluster.ready("web").iter().map(|task| task.id).collect();
+    cluster.under_way.extend(old.iter().map(|task| (*task, 1)));
+    cluster.up(&asked_for(replicas(service("web2"), 3)));
+    cluster.go_on_for(Duration::from_secs(20), &mut |cluster| {
+        let going = cluster.tasks("web").iter().filter(|task| !task.is_over() && !task.is_let_go()).count();
+        assert!(going <= 4, "{going}");
+    });
+    assert_eq!(draining(&cluster, "web").len(), 1);
+    assert!(cluster.waiting().contains("waits for its turn: 1 at a time"), "{}", cluster.waiting());
+    // What goes for want of work makes no room for anybody who waits for it.
+    cluster.ask(&Request::Scale(BTreeMap::from([("web".parse().unwrap(), 1)])));
+    let _ = cluster.pass();
+    cluster.step();
+    cluster.ask(&Request::Scale(BTreeMap::from([("web".parse().unwrap(), 3)])));
+    cluster.go_on_for(Duration::from_secs(2), &mut |_| {});
+    assert_eq!(cluster.ready("web").len(), 3, "{}", cluster.waiting());
+}
+
+#[test]
+fn a_server_that_knew_of_no_draining_has_let_go_what_it_stopped() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&asked_for(service("web")));
+    cluster.settle();
+    let task = cluster.ready("web").remove(0);
+    cluster.world.apply(&Change::StopTask { task: task.id, reason: StopReason::Outdated });
+    let status = TaskStatus { phase: Phase::Stopping, sequence: 99, ..task.status.clone() };
+    cluster.world.set_task_status(task.id, status);
+    let set = crate::Assigner::new(&cluster.world).for_node(node_id(1));
+    assert_eq!(set.tasks[&task.id].target, Target::Stop);
+    let _ = cluster.pass();
+    assert!(cluster.waiting().contains("web.1 is being stopped on n1"), "{}", cluster.waiting());
 }
