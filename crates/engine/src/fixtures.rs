@@ -170,6 +170,8 @@ pub(crate) struct Cluster {
     pub(crate) deaf: Vec<NodeId>,
     /// What the gateway of the first node has under way with tasks that are out.
     pub(crate) under_way: BTreeMap<TaskId, u64>,
+    /// When each task was asked to stop.
+    pub(crate) asked_at: BTreeMap<TaskId, Timestamp>,
     /// What each node serves names and routes by.
     pub(crate) serves: BTreeMap<NodeId, AssignmentSet>,
     pub(crate) last: Decision,
@@ -191,6 +193,7 @@ impl Cluster {
             cut_off: vec![],
             deaf: vec![],
             under_way: BTreeMap::new(),
+            asked_at: BTreeMap::new(),
             serves: BTreeMap::new(),
             last: Decision::default(),
             wake_at: None,
@@ -214,6 +217,11 @@ impl Cluster {
         self.last = decide(&self.world, &app_key(), self.now, &mut self.ids);
         self.wake_at = self.last.wake_at;
         let changes = self.last.changes.clone();
+        let stops = changes.iter().filter_map(|change| match change {
+            Change::StopTask { task, .. } => Some((*task, self.now)),
+            _ => None,
+        });
+        self.asked_at.extend(stops);
         self.apply(&changes);
         self.last.clone()
     }
@@ -354,7 +362,8 @@ impl Cluster {
         let Some(set) = self.serves.get(&node_id(n)) else { return Default::default() };
         let names = set.dns.networks.values().filter_map(|names| names.get(service)).flatten();
         let named = names.flat_map(|address| {
-            let tasks = self.world.tasks().filter(move |task| task.addresses.values().any(|own| own == address));
+            let tasks =
+                self.world.tasks().filter(move |task| task.addresses.values().any(|own| own == address));
             tasks.filter(|task| !task.is_over()).map(|task| task.id)
         });
         let routes = set.routes.routes.iter().filter(|route| route.service == key(service));

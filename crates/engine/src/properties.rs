@@ -18,6 +18,10 @@ enum Act {
     State(u8, NodeState),
     Sicken(u8),
     Crash(u8),
+    /// A node goes on with the names and routes it has, or does as it is told again.
+    Deaf(u8, bool),
+    /// The first node's gateway has something under way with a task, or nothing any more.
+    Busy(u8, u64),
     Steps(u8),
     Wait(u16),
 }
@@ -70,6 +74,8 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (1u8..5, state).prop_map(|(node, state)| Act::State(node, state)),
         1 => any::<u8>().prop_map(Act::Sicken),
         1 => any::<u8>().prop_map(Act::Crash),
+        1 => (1u8..5, any::<bool>()).prop_map(|(node, deaf)| Act::Deaf(node, deaf)),
+        1 => (any::<u8>(), 0u64..3).prop_map(|(task, requests)| Act::Busy(task, requests)),
         4 => (1u8..8).prop_map(Act::Steps),
         1 => (1u16..5000).prop_map(Act::Wait),
     ]
@@ -146,6 +152,21 @@ fn play(cluster: &mut Cluster, act: &Act) {
                 status.ended_at = Some(now);
             });
         }
+        Act::Deaf(n, deaf) => {
+            cluster.deaf.retain(|node| *node != node_id(*n));
+            cluster.deaf.extend(deaf.then_some(node_id(*n)));
+        }
+        Act::Busy(n, requests) => {
+            let running: Vec<_> = cluster
+                .world
+                .tasks()
+                .filter(|task| task.status.phase == Phase::Running)
+                .map(|task| task.id)
+                .collect();
+            if let Some(task) = running.get(usize::from(*n) % running.len().max(1)) {
+                cluster.under_way.insert(*task, *requests);
+            }
+        }
         Act::Steps(n) => (0..*n).for_each(|_| {
             cluster.now = cluster.now + Duration::from_millis(10);
             cluster.step();
@@ -172,6 +193,7 @@ fn checked_pass(cluster: &mut Cluster) -> Result<Decision, TestCaseError> {
     no_seat_is_filled_twice(cluster, &decision)?;
     no_address_is_doubled(cluster)?;
     indexes_agree(cluster)?;
+    nothing_is_stopped_that_anybody_comes_to(cluster, &decision)?;
     // A pass that begins a return wants something else from then on.
     if !decision.changes.iter().any(|change| matches!(change, Change::PutApp(_))) {
         everything_unsettled_has_a_reason(cluster, &decision)?;
@@ -219,6 +241,87 @@ fn no_seat_is_filled_twice(cluster: &Cluster, decision: &Decision) -> Result<(),
         let state = cluster.world.node(new.node.unwrap()).unwrap();
         prop_assert_eq!(state.state(), NodeState::Ready);
         prop_assert_eq!(state.record.availability, Availability::Active);
+    }
+    Ok(())
+}
+/// By what nodes really serve: nobody is led to a task whose process is asked to stop, and what serves goes on until there is another
+/// wherever it is. What failed, and nodes that are gone or have had a minute, aside.
+fn nothing_is_stopped_that_anybody_comes_to(
+    cluster: &Cluster,
+    decision: &Decision,
+) -> Result<(), TestCaseError> {
+    let live = (1..=4).filter(|n| {
+        let node = cluster.world.node(node_id(*n)).unwrap();
+        matches!(node.state(), NodeState::Ready | NodeState::EngineDown | NodeState::Unreachable)
+    });
+    let live: Vec<_> = live.collect();
+    let leading_to = |task: &Task| -> Vec<u8> {
+        let service = task.service.name.to_string();
+        live.iter().copied().filter(|n| cluster.led_to(*n, &service).contains(&task.id)).collect()
+    };
+    // Who can ask: a gateway where the service is published, and whoever has a task on the network.
+    let counts = |n: u8, task: &Task| {
+        let published = cluster
+            .world
+            .revision_of(&task.service, task.generation)
+            .is_some_and(|revision| crate::spec::ingress_ports(&revision.spec).next().is_some());
+        let mut here = cluster.world.tasks_on(node_id(n));
+        n == 1 && published
+            || here.any(|other| !other.is_over() && other.id != task.id && other.stop.is_none())
+    };
+    for change in &decision.changes {
+        match change {
+            Change::DrainedTask { task, .. } => {
+                let Some(task) = cluster.world.task(*task) else { continue };
+                let excused = matches!(task.stop, Some(StopReason::Unhealthy))
+                    || cluster.now.since(cluster.asked_at[&task.id]) >= crate::passage::PATIENCE
+                    || task
+                        .node
+                        .and_then(|node| cluster.world.node(node))
+                        .is_none_or(|node| node.state() == NodeState::Down);
+                let unwanted = |task: &Task| {
+                    let app = cluster.world.app(&task.service.app);
+                    let service = cluster.world.service(&task.service);
+                    app.is_none_or(|app| app.removed)
+                        || service.is_none_or(|record| record.removed || record.stopped)
+                };
+                let asked = cluster.world.tasks().any(|other| {
+                    other.id != task.id && other.stop.is_none() && !other.is_over() && !unwanted(other)
+                });
+                let leading: Vec<_> = leading_to(task).into_iter().filter(|n| counts(*n, task)).collect();
+                prop_assert!(
+                    excused || !asked || leading.is_empty(),
+                    "{} is let go, and {:?} lead to it",
+                    task.name(),
+                    leading
+                );
+            }
+            Change::StopTask {
+                task,
+                reason: StopReason::Outdated | StopReason::Restarted | StopReason::Drained,
+            } => {
+                let Some(task) = cluster.world.task(*task).filter(|task| task.status.is_ready()) else {
+                    continue;
+                };
+                let successor = cluster.world.tasks_of(&task.service).find(|other| {
+                    other.slot == task.slot && other.is_ready() && other.id != task.id && task.slot != Slot(0)
+                });
+                // What cannot be shared is handed over with a gap.
+                let Some(successor) = successor else { continue };
+                let there = leading_to(successor);
+                let old_only =
+                    leading_to(task).into_iter().filter(|n| counts(*n, task) && !there.contains(n));
+                let old_only: Vec<_> = old_only.collect();
+                prop_assert!(
+                    old_only.is_empty(),
+                    "{} is to stop, and {:?} do not lead to {}",
+                    task.name(),
+                    old_only,
+                    successor.id
+                );
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -316,11 +419,26 @@ proptest! {
         }
         let _ = checked_pass(&mut cluster)?;
 
+        // Whoever is deaf stays so, requests stay under way: what is not wanted ends all the same.
+        for n in 1..=4 {
+            cluster.set_state(n, NodeState::Ready);
+        }
+        cluster.settle_for(Duration::from_secs(120), &mut |_| {});
+        // A minute for the deaf, what the services give (the usual), and a moment.
+        let enough = crate::passage::PATIENCE + USUAL_DRAIN.duration() + Duration::from_secs(5);
+        let mut stopping = cluster.world.tasks().filter(|task| task.stop.is_some() && !task.is_over());
+        prop_assert!(
+            stopping.all(|task| cluster.now.since(cluster.asked_at[&task.id]) < enough),
+            "a drain without end: {:#?}",
+            cluster.world.tasks().filter(|task| task.is_draining()).collect::<Vec<_>>()
+        );
         // Everything is mended: nodes are back, images work, and what can be wanted is.
         for n in 1..=4 {
             cluster.set_state(n, NodeState::Ready);
             cluster.set_availability(n, Availability::Active);
         }
+        cluster.deaf.clear();
+        cluster.under_way.clear();
         cluster.scripts.values_mut().for_each(|script| *script = Script::Serve);
         cluster.settle();
         let decision = checked_pass(&mut cluster)?;
@@ -367,8 +485,16 @@ proptest! {
             (wanted.min(scale), wanted.max(scale) + at_once)
         };
         cluster.settle_for(Duration::from_secs(60), &mut |cluster| {
-            let live = cluster.tasks("web").iter().filter(|task| !task.is_over() && task.stop.is_none()).count();
-            assert!(live <= usize::try_from(most).unwrap(), "{live} tasks, at most {most}");
+            let live = cluster.tasks("web").iter().filter(|task| !task.is_over() && !task.is_let_go()).count();
+            assert!(live <= usize::try_from(most).unwrap(), "{live} tasks, at most {most}, with those that drain");
+            for n in 1..=4 {
+                let led_to = cluster.led_to(n, "web");
+                let of = cluster.world.tasks().filter(|task| led_to.contains(&task.id) && !task.is_let_go());
+                let of = of.count();
+                // Nodes without a task of it, and so without its network, lead nowhere.
+                let asks = cluster.serves.get(&node_id(n)).is_some_and(|set| !set.networks.is_empty());
+                assert!(!asks || of >= usize::try_from(least).unwrap(), "n{n} leads to {of}, at least {least}");
+            }
             let ready = cluster.ready("web").len();
             assert!(ready >= usize::try_from(least).unwrap(), "{ready} ready, at least {least}");
         });
