@@ -320,6 +320,10 @@ pub(crate) struct Fake {
     removed: Mutex<Vec<VolumeId>>,
     /// New tasks stay where they are until this is cleared.
     pub(crate) stuck: watch::Sender<bool>,
+    /// It goes on with the names and routes of this set, whatever it is told.
+    deaf: Mutex<Option<(u64, Revision)>>,
+    /// What its gateway has under way with tasks that it sends nothing new to.
+    draining: Mutex<BTreeMap<TaskId, u64>>,
     changed: watch::Sender<u64>,
     sequence: AtomicU64,
     /// Sessions that are open.
@@ -336,6 +340,8 @@ impl Fake {
             statuses: Mutex::default(),
             removed: Mutex::default(),
             stuck: watch::Sender::new(false),
+            deaf: Mutex::default(),
+            draining: Mutex::default(),
             changed: watch::Sender::new(0),
             sequence: AtomicU64::new(1),
             sessions: AtomicU64::new(0),
@@ -353,6 +359,19 @@ impl Fake {
     }
     pub(crate) fn status(&self, task: TaskId) -> TaskStatus {
         self.statuses.lock().unwrap().get(&task).cloned().unwrap_or_default()
+    }
+    /// From now on it goes on with the names and routes that it serves, or serves what it is told again.
+    pub(crate) fn set_deaf(&self, deaf: bool) {
+        let served = self.set.lock().unwrap().as_ref().map(|set| (set.epoch, set.revision));
+        *self.deaf.lock().unwrap() = served.filter(|_| deaf);
+        self.changed.send_modify(|count| *count += 1);
+    }
+    /// Its gateway has so many requests under way with a task.
+    pub(crate) fn set_under_way(&self, task: TaskId, requests: u64) {
+        let draining = &mut *self.draining.lock().unwrap();
+        draining.retain(|other, _| *other != task);
+        draining.extend((requests > 0).then_some((task, requests)));
+        self.changed.send_modify(|count| *count += 1);
     }
     /// Lets tasks that were held up go on.
     pub(crate) fn go_on(&self) {
@@ -419,7 +438,14 @@ impl Fake {
         };
         let (epoch, observed) =
             self.set.lock().unwrap().as_ref().map_or((0, Revision(0)), |set| (set.epoch, set.revision));
-        let node = NodeReport { sequence: 1, epoch, observed, facts, problems: vec![], draining: BTreeMap::new() };
+        let (epoch, observed) = self.deaf.lock().unwrap().unwrap_or((epoch, observed));
+        // As a real one does, of what its routes no longer have.
+        let mut draining = self.draining.lock().unwrap().clone();
+        let set = self.set.lock().unwrap().clone();
+        let routes = set.iter().flat_map(|set| &set.routes.routes);
+        let led_to: Vec<_> = routes.flat_map(|route| &route.endpoints).map(|endpoint| endpoint.task).collect();
+        draining.retain(|task, _| !led_to.contains(task));
+        let node = NodeReport { sequence: 1, epoch, observed, facts, problems: vec![], draining };
         let statuses = self.statuses.lock().unwrap().clone();
         let tasks =
             statuses.into_iter().map(|(task, status)| Report::Task(Box::new(TaskReport { task, status })));
@@ -478,6 +504,8 @@ async fn assign(State(fake): State<Arc<Fake>>, Json(set): Json<AssignmentSet>) -
     }
     *fake.set.lock().unwrap() = Some(set);
     fake.work();
+    // It serves these names and routes from now on, unless it is held up.
+    fake.changed.send_modify(|count| *count += 1);
     Json(have).into_response()
 }
 

@@ -8,6 +8,7 @@ mod cluster;
 mod committer;
 mod files;
 mod fixture;
+mod handover;
 mod leader;
 mod leaks;
 mod state;
