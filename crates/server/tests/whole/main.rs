@@ -11,5 +11,6 @@ mod fixture;
 mod handover;
 mod leader;
 mod leaks;
+mod releases;
 mod state;
 mod streams;

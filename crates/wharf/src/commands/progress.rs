@@ -300,6 +300,18 @@ async fn begun(
             print(out, plan, "not_yet", Some(applied), status.as_deref())?;
             Ok(Exit::NotYet)
         }
+        Watched::Held(status) => {
+            let (what, app) = (&status.app.rollout.what, &change.app.name);
+            out.must_say(&format!("{what} goes on only when somebody says so ({elapsed})"));
+            for waiting in status.services.iter().flat_map(|service| &service.waiting) {
+                out.must_say(&format!("  {waiting}"));
+            }
+            out.must_say(&format!(
+                "hint: `wharf rollout promote -p {app}` or `resume` lets it go on, `wharf rollout abort -p {app}` takes it back"
+            ));
+            print(out, plan, "not_yet", Some(applied), Some(&status))?;
+            Ok(Exit::NotYet)
+        }
         Watched::Over(status) => {
             let rollout = &status.app.rollout;
             let good = rollout.state_of(applied.generation) == Some("done");
@@ -347,6 +359,8 @@ pub(crate) fn print(
 enum Watched {
     /// The rollout has ended, or another has taken its place.
     Over(Box<v1::AppStatus>),
+    /// It goes on only when somebody says so.
+    Held(Box<v1::AppStatus>),
     /// The app is gone.
     Gone,
     /// Time is up.
@@ -379,6 +393,9 @@ async fn watch(
                                 || (rollout.generation == generation && rollout.state != "progressing");
                             if over {
                                 return Ok(Watched::Over(Box::new(status)));
+                            }
+                            if rollout.generation == generation && rollout.held {
+                                return Ok(Watched::Held(Box::new(status)));
                             }
                             latest = Some(Box::new(status));
                         }
