@@ -15,7 +15,7 @@ use wharf_model::{
     StopReason, Task, TaskId, Timestamp,
 };
 
-use crate::{Node, Serving, Unacknowledged, Version, World, names, spec};
+use crate::{Node, Serving, Unacknowledged, Version, World, names, routing, spec};
 
 /// For so long connected nodes are waited for that do not say that they have taken a task out of names and routes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -264,8 +264,10 @@ impl World {
     }
     /// Live nodes that have not acknowledged a revision.
     fn laggards(&self, since: Revision) -> impl Iterator<Item = &Node> {
-        let all = since > self.passage.everyone;
-        self.nodes().filter(move |node| all && is_live(node) && self.has_acknowledged(node.record.id) < since)
+        // As a rule everyone has, and nobody is asked.
+        let some = (since > self.passage.everyone).then(|| self.nodes());
+        let lags = move |node: &&Node| is_live(node) && self.has_acknowledged(node.record.id) < since;
+        some.into_iter().flatten().filter(lags)
     }
     /// Whether names or routes of live nodes may not say yet what they say since this revision about a task.
     fn is_led_to(&self, task: &Task, since: Revision) -> bool {
