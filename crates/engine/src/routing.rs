@@ -3,8 +3,8 @@
 //! - A service's routes are those of the generation that serves. A task whose container would be made the same today answers by them as
 //!   they are; one of another generation by those that its own generation has as well, at the port it has there: nobody is sent to a port
 //!   that a task does not listen on.
-//! - A route that only tasks of an earlier generation have stays until these go: what moves to another service is answered by the one
-//!   until the other is ready.
+//! - A route that only tasks of an earlier generation have stays until these go. One that a release gives to another service is answered by
+//!   the first until the other is ready for it.
 //! - A route that a release adds begins when a task is ready for it; until then whatever answered before does. Once the release is over it
 //!   is there, with tasks or without.
 //! - Only ready tasks that nobody asked to stop are led to. Everything is sorted: equal states give equal tables.
@@ -15,11 +15,10 @@ mod plan;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddrV4},
-    sync::Arc,
 };
 
 use wharf_model::{
-    AppKey, Endpoint, EndpointSet, Fallback, Generation, NetworkMode, NetworkName, ReleaseStrategy, RouteId,
+    AppKey, Endpoint, EndpointSet, Fallback, Generation, NetworkMode, NetworkName, Previous, ReleaseStrategy, RouteId,
     RouteProtocol, RouteSpec, RouteTls, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceRoute,
     ServiceSpec, TaskId, Users,
 };
@@ -61,8 +60,14 @@ pub fn service_routes(world: &World) -> Vec<ServiceRoute> {
 /// As [`service_routes`], with what an assigner has worked out already.
 pub(crate) fn routes(assigner: &Assigner<'_>) -> Vec<ServiceRoute> {
     let world = assigner.world();
-    let app_stays = |record: &&Arc<ServiceRecord>| world.app(&record.key.app).is_some_and(|app| !app.removed);
-    world.services().filter(app_stays).flat_map(|record| of_service(assigner, record)).collect()
+    let mut routes = Vec::new();
+    for app in world.apps().filter(|app| !app.removed) {
+        let services = world.services_of(&app.key).filter_map(|record| Routed::of(assigner, record));
+        let services: Vec<_> = services.collect();
+        let coming: Vec<_> = services.iter().flat_map(Routed::coming).cloned().collect();
+        routes.extend(services.into_iter().flat_map(|service| service.routes(assigner, &coming)));
+    }
+    routes
 }
 
 /// The networks of an app on which gateways need addresses: the first of each service to which published ports or routes lead, or that of
@@ -181,63 +186,148 @@ fn serving<'w>(assigner: &Assigner<'w>, service: &ServiceRecord) -> Vec<Serving<
     serving.collect()
 }
 
-/// The routes of one service.
-fn of_service(assigner: &Assigner<'_>, record: &ServiceRecord) -> Vec<ServiceRoute> {
-    let world = assigner.world();
-    let key = &record.key;
-    if world.revisions_of(key).all(|revision| revision.spec.policy.routes.is_empty()) {
-        return Vec::new();
-    }
-    let Some(base) = world.revision_of(key, record.generation).map(|revision| &**revision) else {
-        return Vec::new();
-    };
-    let current = &base.spec.policy.routes;
-    let serving = serving(assigner, record);
-    let visible: Vec<_> = serving.iter().filter(|task| task.share.is_led_to()).collect();
-    let answers_by_current: BTreeMap<Generation, bool> = visible
-        .iter()
-        .map(|task| (task.revision.generation, spec::same_container(world, task.revision, base)))
-        .collect();
-    let follows = |task: &Serving<'_>| answers_by_current.get(&task.revision.generation) == Some(&true);
+/// A service with routes.
+struct Routed<'w> {
+    record: &'w ServiceRecord,
+    /// Its ready tasks.
+    serving: Vec<Serving<'w>>,
+    /// One for each route of the generation that serves, then those that only tasks of earlier ones have.
+    drafts: Vec<Draft>,
+    /// Which of the former nothing leads anywhere yet, although the release under way adds them.
+    coming: BTreeSet<usize>,
+    /// The generations whose tasks answer by the routes as they are now.
+    following: BTreeSet<Generation>,
+}
 
-    let mut drafts: Vec<Draft> = current.iter().map(|route| Draft::new(route.clone())).collect();
-    for task in &visible {
-        let own = &task.revision.spec.policy.routes;
-        for (draft, route) in drafts.iter_mut().zip(current) {
-            let port = if follows(task) {
-                Some(route.port)
-            } else {
-                own.iter().find(|own| has(own, route)).map(|own| own.port)
-            };
-            draft.sets.extend(port.and_then(|port| task.entry(route, port)));
+impl<'w> Routed<'w> {
+    fn of(assigner: &Assigner<'w>, record: &'w ServiceRecord) -> Option<Self> {
+        let world = assigner.world();
+        let key = &record.key;
+        if world.revisions_of(key).all(|revision| revision.spec.policy.routes.is_empty()) {
+            return None;
         }
+        let base = world.revision_of(key, record.generation)?;
+        let current = &base.spec.policy.routes;
+        let serving = serving(assigner, record);
+        let others: BTreeMap<_, _> =
+            serving.iter().map(|task| (task.revision.generation, task.revision)).collect();
+        let following = others.into_iter().filter(|(_, other)| spec::same_container(world, other, base));
+        let mut routed = Self {
+            record,
+            drafts: current.iter().map(|route| Draft::new(route.clone())).collect(),
+            coming: BTreeSet::new(),
+            following: following.map(|(generation, _)| generation).collect(),
+            serving,
+        };
+        routed.lead(current);
+        let without = routed.drafts.iter().enumerate().filter(|(_, draft)| draft.sets.is_empty());
+        let coming = without.filter(|(_, draft)| is_coming(world, record, &draft.route));
+        routed.coming = coming.map(|(number, _)| number).collect();
+        routed.leave(current);
+        Some(routed)
     }
-    let wanted = drafts.len();
-    // A share of a service's requests is no reason for routes of which the others know nothing.
-    for task in visible.iter().filter(|task| task.serves && !follows(task)) {
-        for own in task.revision.spec.policy.routes.iter().filter_map(|own| left_over(own, current)) {
-            let known = drafts[wanted..].iter().position(|draft| {
-                draft.route.hosts == own.hosts && takes_alike(&draft.route, &own)
-            });
-            let at = known.map_or(drafts.len(), |at| wanted + at);
-            let entry = task.entry(&own, own.port);
-            if known.is_none() {
-                drafts.push(Draft::new(own));
+
+    /// The tasks to which routes lead that are there now.
+    fn visible(&self) -> impl Iterator<Item = &Serving<'w>> {
+        self.serving.iter().filter(|task| task.share.is_led_to())
+    }
+    /// Leads the current routes to every task that has them.
+    fn lead(&mut self, current: &[RouteSpec]) {
+        let mut sets: Vec<Vec<_>> = vec![Vec::new(); current.len()];
+        for task in self.visible() {
+            let own = &task.revision.spec.policy.routes;
+            let follows = self.following.contains(&task.revision.generation);
+            for (set, route) in sets.iter_mut().zip(current) {
+                let elsewhere = || own.iter().find(|own| has(own, route)).map(|own| own.port);
+                let port = if follows { Some(route.port) } else { elsewhere() };
+                set.extend(port.and_then(|port| task.entry(route, port)));
             }
-            drafts[at].sets.extend(entry);
+        }
+        for (draft, set) in self.drafts.iter_mut().zip(sets) {
+            draft.sets = set;
         }
     }
-    let mut routes = Vec::new();
-    for (number, draft) in drafts.into_iter().enumerate() {
-        let Ok(number) = u16::try_from(number) else { break };
-        if draft.sets.is_empty() && (record.removed || is_coming(world, record, &draft.route)) {
-            continue;
+    /// Keeps what only tasks of earlier generations have. A share of a service's requests is no reason for routes of which the others know
+    /// nothing.
+    fn leave(&mut self, current: &[RouteSpec]) {
+        let mut left: Vec<Draft> = Vec::new();
+        let earlier = self.visible().filter(|task| {
+            task.serves && !self.following.contains(&task.revision.generation)
+        });
+        for task in earlier {
+            for own in task.revision.spec.policy.routes.iter().filter_map(|own| left_over(own, current)) {
+                add(&mut left, own, task);
+            }
         }
-        let id = RouteId { service: key.clone(), number, preview: false };
-        routes.push(draft.finish(assigner, id));
+        self.drafts.append(&mut left);
     }
-    routes.extend(previews(assigner, key, &serving));
-    routes
+    /// What its last release answered and this one gives to another service, which is not ready for it yet.
+    fn moving(&self, world: &World, coming: &[RouteSpec]) -> Vec<Draft> {
+        let before = before_release(world, self.record).map(|revision| &revision.spec.policy.routes);
+        let current: Vec<_> = self.drafts.iter().map(|draft| draft.route.clone()).collect();
+        let mut moving = Vec::new();
+        for own in before.into_iter().flatten().filter_map(|own| left_over(own, &current)) {
+            let awaited = |route: &RouteSpec| has(&own, route) || has(route, &own);
+            if !coming.iter().any(awaited) {
+                continue;
+            }
+            let followers =
+                self.visible().filter(|task| task.serves && self.following.contains(&task.revision.generation));
+            for task in followers {
+                add(&mut moving, own.clone(), task);
+            }
+        }
+        moving
+    }
+    fn coming(&self) -> impl Iterator<Item = &RouteSpec> {
+        self.coming.iter().filter_map(|number| self.drafts.get(*number)).map(|draft| &draft.route)
+    }
+
+    fn routes(mut self, assigner: &Assigner<'_>, coming: &[RouteSpec]) -> Vec<ServiceRoute> {
+        let key = &self.record.key;
+        let mut moving = self.moving(assigner.world(), coming);
+        let previews = previews(assigner, key, &self.serving);
+        self.drafts.append(&mut moving);
+        let mut routes = Vec::new();
+        for (number, draft) in self.drafts.into_iter().enumerate() {
+            let hidden = self.coming.contains(&number) || (self.record.removed && draft.sets.is_empty());
+            let (false, Ok(number)) = (hidden, u16::try_from(number)) else { continue };
+            routes.push(draft.finish(assigner, RouteId { service: key.clone(), number, preview: false }));
+        }
+        routes.extend(previews);
+        routes
+    }
+}
+
+/// Adds a task to the draft of a route that is not current, or to a new one.
+fn add(drafts: &mut Vec<Draft>, route: RouteSpec, task: &Serving<'_>) {
+    let entry = task.entry(&route, route.port);
+    let same = |draft: &Draft| draft.route.hosts == route.hosts && takes_alike(&draft.route, &route);
+    match drafts.iter_mut().find(|draft| same(draft)) {
+        Some(draft) => draft.sets.extend(entry),
+        None => {
+            let sets = entry.into_iter().collect();
+            drafts.push(Draft { route, sets });
+        }
+    }
+}
+
+/// How a service was made before the release under way; none if there is none, or it was not there.
+fn before_release<'w>(world: &'w World, record: &ServiceRecord) -> Option<&'w ServiceRevision> {
+    let previous = under_way(world, record)?;
+    let before = previous.services.iter().find(|before| before.key == record.key)?;
+    world.revision_of(&before.key, before.generation).map(|revision| &**revision)
+}
+/// What the app was before the release that is under way; none if none is, or the app is on its way back.
+fn under_way<'w>(world: &'w World, record: &ServiceRecord) -> Option<&'w Previous> {
+    let app = world.app(&record.key.app).filter(|app| !app.rollout.state.is_over())?;
+    rollout::way_back(app).filter(|previous| !rollout::is_return(app, previous))
+}
+
+/// Whether a route is one that the release under way adds to its service.
+fn is_coming(world: &World, record: &ServiceRecord, route: &RouteSpec) -> bool {
+    let has_it = |before: &ServiceRevision| before.spec.policy.routes.iter().any(|own| has(own, route));
+    under_way(world, record).is_some() && !before_release(world, record).is_some_and(has_it)
 }
 
 /// What a route of an earlier generation takes and none of the current ones does: the route, with the hosts of which that is so.
@@ -251,19 +341,6 @@ fn left_over(own: &RouteSpec, current: &[RouteSpec]) -> Option<RouteSpec> {
     }
     // Without hosts it takes all of them, also beside routes for some.
     (own.hosts.is_empty() || !left.hosts.is_empty()).then_some(left)
-}
-
-/// Whether a route is one that the release under way adds to its service.
-fn is_coming(world: &World, record: &ServiceRecord, route: &RouteSpec) -> bool {
-    let Some(app) = world.app(&record.key.app).filter(|app| !app.rollout.state.is_over()) else {
-        return false;
-    };
-    let Some(previous) = rollout::way_back(app).filter(|previous| !rollout::is_return(app, previous)) else {
-        return false;
-    };
-    let before = previous.services.iter().find(|before| before.key == record.key);
-    let before = before.and_then(|before| world.revision_of(&before.key, before.generation));
-    !before.is_some_and(|before| before.spec.policy.routes.iter().any(|own| has(own, route)))
 }
 
 /// The routes by which a release that does not serve yet is tried.
@@ -291,8 +368,7 @@ fn previews(assigner: &Assigner<'_>, key: &ServiceKey, serving: &[Serving<'_>]) 
 
 /// The host at which a release is tried before it serves.
 fn preview_host<'w>(world: &'w World, revision: &'w ServiceRevision) -> Option<&'w str> {
-    let of_app = || world.release(&revision.key.app, revision.release)?.spec.policy.release.as_ref();
-    match revision.spec.policy.release.as_ref().or_else(of_app)? {
+    match strategy::of_revision(world, revision)? {
         ReleaseStrategy::BlueGreen { preview, .. } => preview.as_deref(),
         ReleaseStrategy::Rolling | ReleaseStrategy::Canary { .. } => None,
     }
@@ -350,3 +426,6 @@ fn endpoints(assigner: &Assigner<'_>, app: &AppKey, service: &ServiceName, port:
     endpoints.sort_unstable();
     endpoints
 }
+
+#[cfg(test)]
+mod tests;

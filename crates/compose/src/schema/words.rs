@@ -109,7 +109,7 @@ static SECTIONS: &[Section] = &[
             ),
             (
                 "host",
-                "host names, one or a list; `*.` in front stands for any labels; a name without a dot stands under the cluster's own domain; every host if absent",
+                "host names, one or a list; `*.` in front stands for any labels; every host if absent",
             ),
             ("path", "a prefix of the path, whole segments; `/`"),
             ("methods", "HTTP methods; all if absent"),

@@ -28,7 +28,6 @@ pub(super) use external::is_external;
 /// A setting that a version of the cluster may or may not carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Setting {
-    Routes,
     BlueGreen,
     Canary,
     Hooks,
@@ -43,7 +42,6 @@ pub(super) enum Setting {
 /// What is understood and not carried out yet, with what people can write meanwhile. To carry something out, take its line
 /// away: the setting then reaches the model.
 const NOT_CARRIED_OUT: &[(Setting, &str)] = &[
-    (Setting::Routes, "publish a port of the service: `ports: [\"80:80\"]`"),
     (Setting::BlueGreen, "leave it out: tasks are replaced one by one, each once the new one is ready"),
     (Setting::Canary, "leave it out: tasks are replaced one by one, each once the new one is ready"),
     (Setting::Hooks, "make it a service that others await with `condition: service_completed_successfully`"),
@@ -62,7 +60,6 @@ impl Setting {
     /// How people call it.
     const fn as_str(self) -> &'static str {
         match self {
-            Self::Routes => "routes",
             Self::BlueGreen => "release: {strategy: blue-green}",
             Self::Canary => "release: {strategy: canary}",
             Self::Hooks => "hooks",
@@ -111,12 +108,7 @@ impl Typing<'_, '_> {
             }
             match field {
                 "probe" => spec.probe = self.probe(value, &key),
-                "routes" => {
-                    let routes = self.routes(value, &key, spec);
-                    if self.carries_out(Setting::Routes, value.key, &key) {
-                        spec.policy.routes = routes;
-                    }
-                }
+                "routes" => spec.policy.routes = self.routes(value, &key, spec),
                 "release" => spec.policy.release = self.release(value, &key),
                 "drain" => spec.policy.drain = self.drain(value, &key),
                 "autoscale" => {

@@ -176,7 +176,6 @@ fn the_other_settings_are_read_whole() {
 /// A setting for each line of the table, alone.
 fn sample(setting: Setting) -> &'static str {
     match setting {
-        Setting::Routes => "services: {web: {image: i, x-wharf: {routes: [{port: 80}]}}}",
         Setting::BlueGreen => "services: {web: {image: i, x-wharf: {release: {strategy: blue-green}}}}",
         Setting::Canary => "services: {web: {image: i, x-wharf: {release: {strategy: canary, steps: [5]}}}}",
         Setting::Hooks => {
