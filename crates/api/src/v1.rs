@@ -4,10 +4,12 @@
 //! they do not know. Specifications of apps are in the vocabulary of the Compose Specification ([`wharf_model::AppSpec`]).
 //! Times are milliseconds since the epoch.
 
+mod certificates;
 mod defaults;
 mod network;
 mod releases;
 
+pub use certificates::*;
 pub use defaults::*;
 pub use network::*;
 pub use releases::*;
@@ -576,6 +578,9 @@ pub struct RolloutView {
     /// How the change before it ended, if there was one and it had ended when this one began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<EndedRollout>,
+    /// It is paused or waits to be promoted: it goes on only when somebody says so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 impl RolloutView {
     /// The state of the change that carries out this generation, as far as this one knows: its own, or that of the one before.
@@ -611,7 +616,7 @@ pub struct AppStatus {
     pub networks: Vec<NetworkView>,
     /// Its volumes.
     pub volumes: Vec<VolumeView>,
-    /// Where its published ports answer: `http://10.0.0.1:8080`.
+    /// Where its routes and published ports answer: `https://shop.example.com/`, `http://10.0.0.1:8080`.
     pub urls: Vec<String>,
     /// Of a change that failed or returns: the latest task of each service that failed in it, with its last output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -650,6 +655,9 @@ pub struct ServiceStatus {
     pub stopped: bool,
     /// Published ports: `8080->80/tcp`.
     pub ports: Vec<String>,
+    /// Its routes: `https://shop.example.com/api -> 8080`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
     /// What is not as wanted, each with its reason.
     pub waiting: Vec<String>,
     /// Tasks: those that are not over, and the latest that is of each slot that has no other.

@@ -14,7 +14,9 @@ mod choose;
 #[cfg(test)]
 mod fixtures;
 mod history;
+mod hooks;
 mod ipv6;
+mod judge;
 mod names;
 mod network;
 mod nodes;
@@ -31,6 +33,7 @@ mod routing;
 #[cfg(test)]
 mod scenarios;
 mod spec;
+mod strategy;
 mod tasks;
 mod vip;
 mod waiting;
@@ -42,12 +45,14 @@ pub use assign::Assigner;
 pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
-pub use history::{compare, is_as_wanted, returned, rollback_target, strategies, strategy_of};
+pub use history::{
+    compare, is_as_wanted, release_strategy, returned, rollback_target, strategies, strategy_of,
+};
 pub use ipv6::Ipv6Refusal;
 pub use names::named_ports;
 pub use network::host_conflicts;
 pub use nodes::{Leases, Link, decide as decide_node};
-pub use obtained::{Obtained, hosts_to_certify};
+pub use obtained::{Obtained, given_certificates, hosts_to_certify};
 pub use pass::decide;
 pub use passage::{DrainFacts, Draining};
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};

@@ -10,7 +10,7 @@ use wharf_model::{
     AcmeChallenge, AppKey, ReleaseStrategy, RouteTable, RouteTls, ServiceRevision, ShownCertificate, TicketKey,
 };
 
-use crate::World;
+use crate::{World, routing};
 
 /// What gateways need for TLS and no file says. Kept up to date by the server.
 #[derive(Debug, Clone, Default)]
@@ -62,6 +62,11 @@ pub fn hosts_to_certify(world: &World) -> BTreeMap<String, BTreeSet<AppKey>> {
         }
     }
     hosts
+}
+
+/// The certificates that files give for routes, as gateways are told of them.
+pub fn given_certificates(world: &World) -> Vec<ShownCertificate> {
+    routing::certificates(world, &routing::service_routes(world))
 }
 
 /// The host at which a release is tried before it serves.

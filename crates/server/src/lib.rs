@@ -3,6 +3,7 @@
 //! State is read from one watch of the store ([`state`]); controllers decide by the pure functions of `wharf-engine` and commit
 //! conditionally ([`controllers`]); agents are called over the connections they opened ([`sessions`]).
 
+mod acme;
 pub mod controllers;
 mod diagnose;
 pub mod http;

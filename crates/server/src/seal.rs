@@ -15,6 +15,12 @@ pub struct SealKey([u8; 32]);
 pub struct CannotOpen {
     place: String,
 }
+impl CannotOpen {
+    /// What lies there does not open.
+    pub fn of(place: &str) -> Self {
+        Self { place: place.to_owned() }
+    }
+}
 
 impl SealKey {
     /// The key with these bytes.
@@ -50,7 +56,7 @@ impl SealKey {
     /// # Errors
     /// If the bytes are damaged, were sealed with another key or for another place.
     pub fn open(&self, place: &str, sealed: &[u8]) -> Result<Vec<u8>, CannotOpen> {
-        let cannot = || CannotOpen { place: place.to_owned() };
+        let cannot = || CannotOpen::of(place);
         let (nonce, rest) = sealed.split_first_chunk::<12>().ok_or_else(cannot)?;
         let mut content = rest.to_vec();
         let length = self

@@ -41,6 +41,7 @@ use wharf_process::{Clock, Shutdown, Tasks, errors::chain};
 use wharf_store::{Backend, Batch, Embedded, Etcd, PORTABLE_KEYS, StoreError};
 
 use crate::{
+    acme,
     controllers::{self, apps::Apps, nodes::Nodes, reports, routes},
     http::{
         self,
@@ -499,6 +500,7 @@ impl Server {
             reports::assign(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
         );
         essential("routes", routes::keep(context.clone(), routes::Call, stop.clone()).boxed());
+        essential("certificates", acme::keep(context.clone(), stop.clone()).boxed());
         let (servers, known) = watch::channel(self.state.read().servers_list());
         essential("server list", reports::tell_servers(Arc::clone(&sessions), known, stop.clone()).boxed());
         let keeper = Keeper {

@@ -25,12 +25,13 @@ use wharf_process::errors::chain;
 use wharf_store::{Backend, Batch, Revision, StoreError};
 
 use crate::{
+    acme,
     controllers::routes::RouteStanding,
     records::{
-        ClusterRecord, Key, LeaderRecord, NamedFileKey, NamedFileRecord, Record, RevokedRecord, ServerRecord,
-        TokenRecord,
+        AcmeRecord, CertificateRecord, ClusterRecord, Key, LeaderRecord, NamedFileKey, NamedFileRecord, Record, RevokedRecord, ServerRecord,
+        TicketKeyRecord, TokenRecord,
     },
-    seal::SealKey,
+    seal::{CannotOpen, SealKey},
 };
 
 /// How many events are kept; the leader deletes older ones.
@@ -87,6 +88,14 @@ pub struct Inner {
     files: BTreeMap<String, BTreeSet<wharf_model::AppKey>>,
     /// The configs and secrets of environments.
     pub named: BTreeMap<NamedFileKey, NamedFileRecord>,
+    /// Who issues certificates; nobody if absent.
+    pub acme: Option<AcmeRecord>,
+    /// The accounts with such authorities, as sealed as in the store.
+    pub acme_accounts: HashMap<Key, Arc<[u8]>>,
+    /// What is known of the certificates that are obtained, by host. They themselves are in [`World::obtained`].
+    pub certificates: BTreeMap<String, CertificateRecord>,
+    /// What seals the sessions of TLS clients, the newest first.
+    pub ticket_keys: Vec<TicketKeyRecord>,
     /// The contents of their versions, as sealed as in the store.
     named_contents: HashMap<(NamedFileKey, u64), Arc<[u8]>>,
     revisions: HashMap<Key, Revision>,
@@ -532,8 +541,38 @@ impl State {
                 let Key::NamedContent(file, version) = &key else { return };
                 inner.named_contents.insert((file.clone(), *version), Arc::from(sealed));
             }
+            Record::Acme(record) => inner.acme = Some(record),
+            Record::Certificate(record) => {
+                inner.certificates.insert(record.host.clone(), record);
+            }
+            Record::Secret(sealed) => {
+                if let Err(error) = self.put_secret(inner, &key, &sealed) {
+                    tracing::error!(%error, "what gateways need for TLS cannot be handed out");
+                }
+            }
         }
         inner.revisions.insert(key, revision);
+    }
+
+    fn put_secret(&self, inner: &mut Inner, key: &Key, bytes: &[u8]) -> Result<(), CannotOpen> {
+        let obtained = &mut inner.world.obtained;
+        match key {
+            Key::AcmeAccount(_) => {
+                inner.acme_accounts.insert(key.clone(), Arc::from(bytes));
+            }
+            Key::CertificateKey(host) => {
+                obtained.certificates.insert(host.clone(), acme::opened(&self.seal, key, bytes)?);
+            }
+            Key::Challenge(host) => {
+                obtained.challenges.insert(host.clone(), acme::opened(&self.seal, key, bytes)?);
+            }
+            Key::TicketKeys => {
+                inner.ticket_keys = acme::opened(&self.seal, key, bytes)?;
+                obtained.ticket_keys = inner.ticket_keys.iter().map(|record| record.key.clone()).collect();
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -591,6 +630,15 @@ fn remove(inner: &mut Inner, key: &Key, revision: Revision) {
         }
         Key::NamedContent(file, version) => {
             inner.named_contents.remove(&(file.clone(), *version));
+        }
+        Key::Acme => inner.acme = None,
+        Key::AcmeAccount(_) => drop(inner.acme_accounts.remove(key)),
+        Key::Certificate(host) => drop(inner.certificates.remove(host)),
+        Key::CertificateKey(host) => drop(world.obtained.certificates.remove(host)),
+        Key::Challenge(host) => drop(world.obtained.challenges.remove(host)),
+        Key::TicketKeys => {
+            inner.ticket_keys.clear();
+            world.obtained.ticket_keys.clear();
         }
     }
 }
@@ -672,6 +720,10 @@ impl State {
         let serving = Self::serving_of(&self.live.lock(), node);
         let (epoch, _) = serving.told?;
         serving.unacknowledged(epoch, serving.right_at)
+    }
+    /// What a node was told by this server, which must be the leader, and what it says it serves.
+    pub fn serving(&self, node: NodeId) -> Serving {
+        Self::serving_of(&self.live.lock(), node)
     }
     fn serving_of_all(live: &Live) -> Vec<(NodeId, Serving)> {
         let nodes: BTreeSet<_> = live.told.keys().chain(live.nodes.keys()).copied().collect();

@@ -132,7 +132,7 @@ impl Command {
     /// Whether this is a process that runs beside an agent all the time: one thread is enough for it, and all threads have the privileges
     /// that it keeps.
     pub(crate) fn is_companion(&self) -> bool {
-        matches!(self, Self::Dns(_) | Self::WireguardDevice(_))
+        matches!(self, Self::Dns(_) | Self::Gateway(_) | Self::WireguardDevice(_))
     }
 
     /// The flags that say which files, of commands that read any.
@@ -150,18 +150,22 @@ impl Command {
             Self::Stop(args) => Some(&mut args.common.files),
             Self::Start(args) => Some(&mut args.common.files),
             Self::Top(args) => Some(&mut args.files),
+            Self::Rollout(args) => Some(args.files()),
+            Self::Rollback(args) => Some(&mut args.which.files),
+            Self::App(args) => args.files(),
             Self::Inspect(_)
             | Self::Events(_)
-            | Self::App(_)
             | Self::Secret(_)
             | Self::Configs(_)
             | Self::Network(_)
+            | Self::Certificate(_)
             | Self::Node(_)
             | Self::Token(_)
             | Self::Context(_)
             | Self::Server(_)
             | Self::Agent(_)
             | Self::Dns(_)
+            | Self::Gateway(_)
             | Self::WireguardDevice(_)
             | Self::RouteProvider(_)
             | Self::Doctor(_)
@@ -202,6 +206,10 @@ pub(crate) enum Command {
     Events(commands::events::Events),
     /// Show what tasks use
     Top(commands::top::Top),
+    /// Watch and steer how an app moves to a release
+    Rollout(commands::rollout::Rollout),
+    /// Return an app to an earlier release
+    Rollback(commands::rollback::Rollback),
     /// Look at apps and their releases
     App(commands::app::App),
     /// Keep secrets that apps mount as `external: true`
@@ -210,6 +218,8 @@ pub(crate) enum Command {
     Configs(commands::files::Configs),
     /// Look at the networks of apps
     Network(commands::network::Network),
+    /// Look at certificates, and say who issues them
+    Certificate(commands::certificate::Certificate),
     /// Look at machines and change them
     Node(commands::node::Node),
     /// Make and end join tokens
@@ -223,6 +233,9 @@ pub(crate) enum Command {
     /// Answer DNS for this machine's containers; the agent starts this
     #[command(hide = true)]
     Dns(commands::dns::Dns),
+    /// Take connections on published ports and routes; the agent starts this
+    #[command(hide = true)]
+    Gateway(commands::gateway::Gateway),
     /// Carry this machine's WireGuard tunnels; the agent starts this
     #[command(hide = true)]
     WireguardDevice(commands::wireguard_device::WireguardDevice),

@@ -7,6 +7,7 @@
 pub mod apps;
 pub mod builds;
 mod catalogue;
+mod certificates;
 pub mod cluster;
 pub mod defaults;
 pub mod extract;
@@ -16,6 +17,8 @@ pub mod networks;
 pub mod nodes;
 pub mod openapi;
 mod releases;
+mod rollouts;
+mod route_files;
 pub mod streams;
 pub mod views;
 
@@ -147,6 +150,8 @@ api! {
     get "/v1/apps/{environment}/{app}/releases" releases::list,
     get "/v1/apps/{environment}/{app}/releases/{number}" releases::get,
     get "/v1/apps/{environment}/{app}/releases/{number}/diff/{other}" releases::diff,
+    get "/v1/apps/{environment}/{app}/rollout" rollouts::get,
+    post "/v1/apps/{environment}/{app}/rollout/{verb}" rollouts::steer,
     get "/v1/apps/{environment}/{app}/watch" streams::watch_app,
     get "/v1/apps/{environment}/{app}/logs" streams::app_logs,
     get "/v1/tasks" apps::tasks,
@@ -162,6 +167,11 @@ api! {
     post "/v1/secrets/{environment}/{name}" files::create_secret,
     delete "/v1/secrets/{environment}/{name}" files::remove_secret,
     get "/v1/usage" streams::usage,
+    get "/v1/certificates" certificates::list,
+    get "/v1/certificates/{host}" certificates::get,
+    post "/v1/certificates/{host}/renew" certificates::renew,
+    get "/v1/acme" certificates::settings,
+    put "/v1/acme" certificates::change,
     get "/v1/events" streams::events,
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod app;
 pub(crate) mod build;
+pub(crate) mod certificate;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod context;
@@ -12,6 +13,7 @@ pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod files;
+pub(crate) mod gateway;
 pub(crate) mod inspect;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
@@ -19,6 +21,8 @@ pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod progress;
 pub(crate) mod ps;
+pub(crate) mod rollback;
+pub(crate) mod rollout;
 pub(crate) mod route_provider;
 pub(crate) mod server;
 pub(crate) mod token;
@@ -63,15 +67,19 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
         Command::Events(args) => events::run(args, global, &out).await,
         Command::Top(args) => top::run(args, global, &out).await,
         Command::App(args) => app::run(args, global, &out).await,
+        Command::Rollout(args) => rollout::run(args, global, &out).await,
+        Command::Rollback(args) => rollback::run(args, global, &out).await,
         Command::Secret(args) => files::secret(args, global, &out).await,
         Command::Configs(args) => files::configs(args, global, &out).await,
         Command::Network(args) => network::run(args, global, &out).await,
+        Command::Certificate(args) => certificate::run(args, global, &out).await,
         Command::Node(args) => node::run(args, global, &out).await,
         Command::Token(args) => token::run(args, global, &out).await,
         Command::Context(args) => context::run(args, global, &out),
         Command::Server(args) => server::run(args, global, &out).await,
         Command::Agent(args) => agent::run(args, global, &out).await,
         Command::Dns(args) => dns::run(args).await,
+        Command::Gateway(args) => gateway::run(args).await,
         Command::RouteProvider(args) => route_provider::run(args).await,
         Command::WireguardDevice(args) => wireguard_device::run(args).await,
         Command::Doctor(args) => doctor::run(args, global, &out).await,
