@@ -11,13 +11,18 @@
 //!
 //! It needs nothing of an agent, so that it can be a process of its own and outlive the agent's upgrades.
 
+mod access_log;
 mod client;
 mod draining;
+mod entry;
 mod handover;
+mod http;
 mod listen;
 pub mod process;
+mod proxy_protocol;
 mod route;
 mod tcp;
+mod tls;
 mod udp;
 
 use std::{
@@ -31,13 +36,18 @@ use std::{
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use socket2::Type;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wharf_model::{GatewayStats, PortReport, Protocol, Revision, RouteTable, TaskId};
 use wharf_process::{Task, Tasks};
 
-pub use crate::route::RouteCounters;
-use crate::{draining::Draining, handover::Handover, route::RouteState};
+pub use crate::{
+    access_log::{AccessLog, AccessLogOptions},
+    http::HttpOptions,
+    route::RouteCounters,
+};
+use crate::{draining::Draining, handover::Handover, http::{Moment, worker::Http}, route::RouteState};
 
 /// How often a port that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -101,6 +111,7 @@ pub struct Gateway {
 struct Shared {
     options: GatewayOptions,
     tasks: Tasks,
+    access_log: AccessLog,
     /// The newest table that was published; [`Gateway::run`] applies it.
     published: watch::Sender<Option<Arc<RouteTable>>>,
     /// One table at a time is applied; held while sockets are opened and closed.
@@ -109,11 +120,14 @@ struct Shared {
     seen: Mutex<Seen>,
     handover: Handover,
     draining: Arc<Draining>,
+    http: Arc<Http>,
 }
 
 #[derive(Default)]
 struct Table {
     routes: BTreeMap<RouteKey, Serving>,
+    /// Where services' routes listen, and whether the port could be had.
+    services: BTreeMap<u16, bool>,
     /// Ports that two routes want: the first has it.
     clashes: BTreeMap<RouteKey, String>,
 }
@@ -159,9 +173,24 @@ impl Gateway {
     /// A gateway without routes. Listeners stop when `tasks` are asked to; connections then have the group's grace period.
     #[must_use]
     pub fn new(options: GatewayOptions, tasks: &Tasks) -> Self {
-        let (published, table, seen, handover, draining) = Default::default();
-        let tasks = tasks.clone();
-        Self { shared: Arc::new(Shared { options, tasks, published, table, seen, handover, draining }) }
+        Self::with_access_log(options, tasks, AccessLog::new(None))
+    }
+
+    /// The same with a log, which somebody else [writes](AccessLog::run).
+    #[must_use]
+    pub fn with_access_log(options: GatewayOptions, tasks: &Tasks, access_log: AccessLog) -> Self {
+        let requests = HttpOptions { hold: options.hold, ..HttpOptions::default() };
+        Self::with(options, requests, tasks, access_log)
+    }
+
+    /// The same, with options of its own for requests.
+    #[must_use]
+    pub fn with(options: GatewayOptions, requests: HttpOptions, tasks: &Tasks, access_log: AccessLog) -> Self {
+        let (published, table, seen, handover) = Default::default();
+        let (tasks, draining) = (tasks.clone(), Arc::<Draining>::default());
+        let http = Arc::new(Http::new(requests, Arc::clone(&draining), access_log.clone()));
+        let shared = Shared { options, tasks, access_log, published, table, seen, handover, draining, http };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Has [`Gateway::run`] serve this table; [`Gateway::version`] says when it does. One that another overtakes is skipped.
@@ -173,9 +202,23 @@ impl Gateway {
     pub async fn apply(&self, table: &RouteTable) {
         let mut serving = self.shared.table.lock().await;
         // First what goes, so that its port can be taken over by another address.
-        let wanted: BTreeSet<RouteKey> = table.routes.iter().map(key).collect();
-        let Shared { handover, draining, .. } = &*self.shared;
+        let mut wanted: BTreeSet<RouteKey> = table.routes.iter().map(key).collect();
+        let Shared { handover, draining, http, .. } = &*self.shared;
         serving.close_all_but(&wanted, handover, draining).await;
+        http.entry.apply(table);
+        http.serve(http::table::Table::compile(table, &http.table.load(), http.workers(), Moment::now()));
+        let ports = http.entry.ports();
+        let gone: Vec<u16> = serving.services.keys().copied().filter(|port| !ports.contains(port)).collect();
+        for port in gone {
+            handover.close(service_key(port));
+            http.leave(port).await;
+            serving.services.remove(&port);
+            tracing::info!(port, "services' port closed");
+        }
+        for port in ports {
+            serving.services.entry(port).or_default();
+        }
+        wanted.extend(serving.services.keys().copied().map(service_key));
         handover.forget_all_but(&wanted);
         serving.clashes.clear();
         let mut met = BTreeSet::new();
@@ -214,6 +257,10 @@ impl Gateway {
         for listener in serving.routes.values_mut().filter_map(|route| route.listener.take()) {
             listener.leave().await;
         }
+        for port in std::mem::take(&mut serving.services).into_keys() {
+            self.shared.http.leave(port).await;
+        }
+        self.shared.http.retire().await;
         serving.clashes.clear();
         let mut seen = self.shared.seen.lock();
         (seen.problems, seen.held) = Default::default();
@@ -261,7 +308,8 @@ impl Gateway {
 
     async fn retry(&self) {
         let mut serving = self.shared.table.lock().await;
-        if serving.routes.values().any(|route| !route.is_open()) && !self.shared.handover.is_retired() {
+        let is_open = serving.routes.values().all(Serving::is_open) && serving.services.values().all(|open| *open);
+        if !is_open && !self.shared.handover.is_retired() {
             self.open(&mut serving).await;
         }
     }
@@ -285,7 +333,9 @@ impl Gateway {
         let seen = self.shared.seen.lock();
         let unkept =
             seen.routes.iter().filter_map(|(key, route)| Some(format!("port {key}: {}", route.problem()?)));
-        seen.problems.values().cloned().chain(unkept).collect()
+        let http = &self.shared.http;
+        let routes = http.table.load().problems().to_vec();
+        seen.problems.values().cloned().chain(unkept).chain(http.entry.problems()).chain(routes).collect()
     }
 
     /// The ports that others have on this node.
@@ -336,6 +386,15 @@ impl Gateway {
                 Err(problem) => drop(problems.insert(*key, problem)),
             }
         }
+        for (port, is_open) in table.services.iter_mut().filter(|(_, is_open)| !**is_open) {
+            match self.listen_for_services(*port).await {
+                Ok(()) => {
+                    *is_open = true;
+                    tracing::info!(port, "services' port opened");
+                }
+                Err(problem) => drop(problems.insert(service_key(*port), problem)),
+            }
+        }
         let mut seen = self.shared.seen.lock();
         for (key, problem) in &problems {
             if seen.problems.get(key) != Some(problem) {
@@ -344,7 +403,20 @@ impl Gateway {
         }
         seen.problems = problems;
         seen.held = table.routes.iter().filter(|(_, route)| route.is_open()).map(|(key, _)| *key).collect();
+        let services = table.services.iter().filter(|(_, is_open)| **is_open);
+        seen.held.extend(services.map(|(port, _)| service_key(*port)));
         seen.routes = table.routes.iter().map(|(key, route)| (*key, Arc::clone(&route.state))).collect();
+    }
+
+    async fn listen_for_services(&self, port: u16) -> Result<(), String> {
+        let Shared { tasks, handover, http, .. } = &*self.shared;
+        let socket = listen::socket(service_key(port), Type::STREAM, handover).await?;
+        let opened = http.listen(port, &socket, tasks).await;
+        if opened.is_err() {
+            handover.close(service_key(port));
+            http.leave(port).await;
+        }
+        opened
     }
 
     async fn listen(&self, key: RouteKey, state: &Arc<RouteState>) -> Result<Listener, String> {
@@ -404,6 +476,11 @@ fn tasks_of(table: &RouteTable) -> BTreeSet<TaskId> {
         sets.chain(&route.fallback).chain(&route.mirror)
     });
     ports.chain(services).map(|endpoint| endpoint.task).collect()
+}
+
+/// Where services' routes listen: at every address.
+fn service_key(port: u16) -> RouteKey {
+    RouteKey { port, protocol: Protocol::Tcp, host_ip: None }
 }
 
 fn key(route: &wharf_model::Route) -> RouteKey {

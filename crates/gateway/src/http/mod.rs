@@ -61,6 +61,23 @@
 //! ```
 
 // Modules are added here by those who own them: table, balance, breaker, limit, access, sticky, stats, mirror, fallback.
+pub(crate) mod forward;
+pub(crate) mod head;
+pub(crate) mod pool;
+pub(crate) mod serve;
+pub(crate) mod upgrade;
+pub(crate) mod worker;
+pub(crate) mod table;
+pub(crate) mod sticky;
+pub(crate) mod stats;
+pub(crate) mod probe;
+pub(crate) mod path;
+pub(crate) mod mirror;
+pub(crate) mod limit;
+pub(crate) mod fallback;
+pub(crate) mod breaker;
+pub(crate) mod balance;
+pub(crate) mod access;
 
 use std::{
     net::IpAddr,
@@ -70,6 +87,46 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
+
+/// How a gateway deals with clients and tasks that speak HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpOptions {
+    /// Threads that serve requests; one for each processor if 0.
+    pub workers: usize,
+    /// How long a request waits for an endpoint that takes it, before it is refused.
+    pub hold: Duration,
+    /// For the head of a request, from its first byte.
+    pub header_timeout: Duration,
+    /// How long a client may be silent between requests.
+    pub keep_alive: Duration,
+    /// The same, once another process accepts in place of this one.
+    pub retired_idle: Duration,
+    /// How long a connection to a task waits for the next request. Shorter than servers usually wait: Node.js, Apache and uvicorn have 5 s.
+    pub pool_idle: Duration,
+    /// Proxies before this one, whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` are believed.
+    pub trusted: Vec<IpNet>,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            hold: Duration::from_secs(3),
+            header_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(75),
+            retired_idle: Duration::from_secs(10),
+            pool_idle: Duration::from_secs(4),
+            trusted: Vec::new(),
+        }
+    }
+}
+
+impl HttpOptions {
+    fn trusts(&self, client: IpAddr) -> bool {
+        self.trusted.iter().any(|net| net.contains(&client))
+    }
+}
 
 /// A moment of the machine's monotonic clock, in microseconds since some fixed moment of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
