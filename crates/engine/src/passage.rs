@@ -12,15 +12,18 @@ use std::{collections::BTreeMap, time::Duration};
 use ipnet::Ipv4Net;
 use wharf_model::{
     AppKey, Fallback, NAME_TTL, NetworkMode, NodeId, NodeState, Phase, Revision, RouteSpec, ServiceKey,
-    StopReason, Task, TaskId, Timestamp,
+    StopReason, Task, TaskId, Timestamp, USUAL_DRAIN,
 };
 
-use crate::{Node, Serving, Unacknowledged, Version, World, names, routing, spec};
+use crate::{Node, Serving, Unacknowledged, Version, World, names, spec};
 
 /// For so long connected nodes are waited for that do not say that they have taken a task out of names and routes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Whoever has asked for a name just before it was taken out may come for so long: the answer's life, and a moment to use it.
 pub(crate) const REMEMBERED: Duration = Duration::from_millis(NAME_TTL as u64 * 1000 + 500);
+/// What is under way with a task that is to be replaced may go on for so long while nothing else serves, unless the file says otherwise: as long
+/// as gateways hold what comes meanwhile.
+pub(crate) const GAP_DRAIN: Duration = Duration::from_secs(3);
 /// Nodes that have nothing to do with a task and lag behind keep it waiting until the next look, and no longer.
 pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
@@ -273,13 +276,13 @@ impl World {
     fn is_led_to(&self, task: &Task, since: Revision) -> bool {
         let mut laggards = self.laggards(since).peekable();
         laggards.peek().is_some() && {
-            let ways = Ways::to(self, task);
+            let ways = Ways::of(self, task);
             laggards.any(|node| ways.begin_at(self, node))
         }
     }
     /// The same nodes, by name, and why each has not acknowledged.
     fn led_to_by(&self, task: &Task, since: Revision) -> Vec<(String, Unacknowledged)> {
-        let ways = Ways::to(self, task);
+        let ways = Ways::of(self, task);
         let nodes = self.laggards(since).filter(|node| ways.begin_at(self, node));
         let why = |node: &Node| match node.state() {
             NodeState::Unreachable => Unacknowledged::Away,
@@ -329,7 +332,7 @@ impl World {
     /// Whether gateways or anybody by name may come to it.
     fn is_reachable(&self, task: &Task) -> bool {
         self.under_way(task.id) > 0 || {
-            let ways = Ways::to(self, task);
+            let ways = Ways::from_which_it_goes(self, task);
             ways.gateways || ways.is_asked_for(self, task)
         }
     }
@@ -348,19 +351,32 @@ impl World {
             let nodes = if self.passage.leads { self.led_to_by(task, leaving.since) } else { Vec::new() };
             return Drain::Waits(Draining::Led(nodes), now + LOOK);
         };
-        let (remembered, most) = (out_at + REMEMBERED, out_at + self.drain_time(&task.service));
+        let (remembered, most) = (out_at + REMEMBERED, out_at + self.drain_time(task));
         if requests > 0 && now < most {
             return Drain::Waits(Draining::UnderWay { requests, left: most.since(now) }, most);
         }
-        if now < remembered && Ways::to(self, task).is_asked_for(self, task) {
+        if now < remembered && Ways::from_which_it_goes(self, task).is_asked_for(self, task) {
             return Drain::Waits(Draining::Named { left: remembered.since(now) }, remembered);
         }
         Drain::Done(requests)
     }
-    fn drain_time(&self, service: &ServiceKey) -> Duration {
-        let generation = self.service(service).map(|record| record.generation);
-        let revision = generation.and_then(|generation| self.revision_of(service, generation));
-        revision.map(|revision| revision.spec.policy.drain_time()).unwrap_or_default().duration()
+    /// How long requests that are under way with a draining task may go on. While nothing else serves and something is to, everybody who comes
+    /// waits for them: they have less time then, unless the file says otherwise.
+    fn drain_time(&self, task: &Task) -> Duration {
+        let generation = self.service(&task.service).map(|record| record.generation);
+        let revision = generation.and_then(|generation| self.revision_of(&task.service, generation));
+        let Some(revision) = revision else { return USUAL_DRAIN.duration() };
+        let replaced =
+            matches!(task.stop, Some(StopReason::Outdated | StopReason::Restarted | StopReason::Drained));
+        if revision.spec.policy.drain.is_none() && replaced && !self.is_served_beside(task) {
+            return GAP_DRAIN;
+        }
+        revision.spec.policy.drain_time().duration()
+    }
+    /// Whether another task of its service serves.
+    fn is_served_beside(&self, task: &Task) -> bool {
+        self.tasks_of(&task.service)
+            .any(|other| other.id != task.id && other.hook.is_none() && other.is_ready())
     }
     /// What is known of a draining task.
     pub fn drain_facts(&self, task: &Task) -> Option<DrainFacts> {
@@ -371,7 +387,7 @@ impl World {
             Vec::new()
         };
         let under_way = self.under_way(task.id);
-        let until = leaving.out_at.map(|out_at| out_at + self.drain_time(&task.service));
+        let until = leaving.out_at.map(|out_at| out_at + self.drain_time(task));
         Some(DrainFacts { led_to_by, under_way, until })
     }
     /// Whether an unfinished task is one that its app still wants, with its service.
@@ -401,6 +417,16 @@ struct Ways {
 }
 
 impl Ways {
+    /// Those that matter of a task on its way in or out.
+    fn of(world: &World, task: &Task) -> Self {
+        if task.stop.is_some() { Self::from_which_it_goes(world, task) } else { Self::to(world, task) }
+    }
+    /// Those that matter when it goes: where nothing else serves names lead nowhere else, and to wait for them serves nobody. Gateways hold
+    /// what comes meanwhile.
+    fn from_which_it_goes(world: &World, task: &Task) -> Self {
+        let ways = Self::to(world, task);
+        if world.is_served_beside(task) { ways } else { Self { subnets: Vec::new(), ..ways } }
+    }
     fn to(world: &World, task: &Task) -> Self {
         let generations =
             [world.service(&task.service).map(|record| record.generation), Some(task.generation)];

@@ -38,11 +38,13 @@ struct Draft {
     parallelism: u32,
     one_shot: bool,
     port: bool,
+    public: bool,
 }
 fn draft() -> impl Strategy<Value = Draft> {
     (0u8..3, 0u8..8, 0u32..4, prop::bool::weighted(0.15), prop::bool::weighted(0.25), any::<bool>(), 0u32..3)
         .prop_flat_map(|(version, script, replicas, global, volume, depends, parallelism)| {
-            (prop::bool::weighted(0.15), prop::bool::weighted(0.2)).prop_map(move |(one_shot, port)| Draft {
+            let flags = (prop::bool::weighted(0.15), prop::bool::weighted(0.2), prop::bool::weighted(0.4));
+            flags.prop_map(move |(one_shot, port, public)| Draft {
                 version,
                 script,
                 replicas,
@@ -52,6 +54,7 @@ fn draft() -> impl Strategy<Value = Draft> {
                 parallelism,
                 one_shot,
                 port,
+                public,
             })
         })
 }
@@ -99,6 +102,9 @@ fn spec_of(drafts: &[Draft], scripts: &mut BTreeMap<String, Script>) -> AppSpec 
         if draft.port {
             let port = 8000 + u16::try_from(n).unwrap();
             spec = published(spec, port, PublishMode::Host);
+        }
+        if draft.public {
+            spec = published(spec, 9000 + u16::try_from(n).unwrap(), PublishMode::Ingress);
         }
         spec.update.parallelism = draft.parallelism;
         let script = match draft.script {
@@ -260,14 +266,13 @@ fn nothing_is_stopped_that_anybody_comes_to(
         live.iter().copied().filter(|n| cluster.led_to(*n, &service).contains(&task.id)).collect()
     };
     // Who can ask: a gateway where the service is published, and whoever has a task on the network.
+    let gateway = |n: u8, task: &Task| {
+        let revision = cluster.world.revision_of(&task.service, task.generation);
+        n == 1 && revision.is_some_and(|revision| crate::spec::ingress_ports(&revision.spec).next().is_some())
+    };
     let counts = |n: u8, task: &Task| {
-        let published = cluster
-            .world
-            .revision_of(&task.service, task.generation)
-            .is_some_and(|revision| crate::spec::ingress_ports(&revision.spec).next().is_some());
         let mut here = cluster.world.tasks_on(node_id(n));
-        n == 1 && published
-            || here.any(|other| !other.is_over() && other.id != task.id && other.stop.is_none())
+        gateway(n, task) || here.any(|other| !other.is_over() && other.id != task.id && other.stop.is_none())
     };
     for change in &decision.changes {
         match change {
@@ -288,7 +293,15 @@ fn nothing_is_stopped_that_anybody_comes_to(
                 let asked = cluster.world.tasks().any(|other| {
                     other.id != task.id && other.stop.is_none() && !other.is_over() && !unwanted(other)
                 });
-                let leading: Vec<_> = leading_to(task).into_iter().filter(|n| counts(*n, task)).collect();
+                // Where nothing else serves, names lead nowhere else.
+                let beside = cluster
+                    .world
+                    .tasks_of(&task.service)
+                    .any(|other| other.id != task.id && other.is_ready());
+                let leading: Vec<_> = leading_to(task)
+                    .into_iter()
+                    .filter(|n| counts(*n, task) && (beside || gateway(*n, task)))
+                    .collect();
                 prop_assert!(
                     excused || !asked || leading.is_empty(),
                     "{} is let go, and {:?} lead to it",
