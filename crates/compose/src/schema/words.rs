@@ -51,7 +51,7 @@ static SECTIONS: &[Section] = &[
             ("release", "how the service moves to a new release; the file's `x-wharf.release` if absent"),
             (
                 "drain",
-                "how long requests and connections under way with a task may go on before its process is asked to stop, 0s to 1h; `30s`",
+                "how long requests and connections under way with a task may go on before its process is asked to stop, 0s to 1h; `30s`, and `3s` where the old task stops before the new one starts",
             ),
             ("autoscale", "how the number of tasks follows the load; nobody changes it if absent"),
             (
