@@ -27,8 +27,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
-    AssignmentSet, Backend, DnsTable, Image, NetworkAssignment, NetworkId, NodeId, NodeReport, Phase,
-    PullPolicy, RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId, WireguardAssignment, WireguardFacts,
+    AssignmentSet, Backend, DnsTable, GatewayStats, Image, NetworkAssignment, NetworkId, NodeId, NodeReport,
+    Phase, PullPolicy, RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId, WireguardAssignment,
+    WireguardFacts,
 };
 use wharf_process::{Clock, Tasks, blocking, errors};
 
@@ -175,14 +176,22 @@ impl NetworkPlane for KernelNetwork {
     }
 }
 
-/// The node's entry for published ports.
+/// The node's entry for published ports and routes.
+#[async_trait]
 pub trait Entry: Send + Sync {
-    /// Serves these routes from now on.
-    fn publish(&self, routes: &RouteTable);
+    /// Serves these routes from now on. Whether nothing can begin any more by an older table: if not yet, it will be so, and this is asked
+    /// again.
+    async fn publish(&self, routes: &RouteTable) -> bool;
     /// What is not as it should be, such as a port that something else holds.
     fn problems(&self) -> Vec<String>;
-    /// The ports it holds itself.
-    fn ports(&self) -> BTreeSet<u16>;
+    /// The ports it holds itself; none while that is not known yet.
+    fn ports(&self) -> Option<BTreeSet<u16>>;
+    /// Tasks that the routes it serves do not have, and what is still under way with each. Complete once [`Entry::publish`] has answered yes.
+    fn draining(&self) -> BTreeMap<TaskId, u64>;
+    /// Tells when what it says may have changed.
+    fn changes(&self) -> watch::Receiver<()>;
+    /// What went through it.
+    async fn stats(&self) -> GatewayStats;
 }
 
 /// What a node is and where it keeps things.
@@ -358,6 +367,7 @@ impl NodeAgent {
         tokio::join!(
             inner.follow_engine(&stop),
             inner.look_around(&stop),
+            inner.follow_entry(&stop),
             Arc::clone(inner).work(tasks.clone(), stop.clone()),
             Arc::clone(inner).tend(tasks.clone(), stop.clone())
         );
@@ -448,6 +458,11 @@ impl NodeAgent {
     #[cfg(test)]
     pub(crate) fn has_ended(&self, task: TaskId) -> bool {
         self.inner.shared.ended.lock().contains(&task)
+    }
+
+    /// What went through the node's gateway; none if it has none.
+    pub(crate) async fn gateway(&self) -> Option<GatewayStats> {
+        Some(self.inner.entry.as_ref()?.stats().await)
     }
 
     /// The kernel's side of the networks.
@@ -559,6 +574,23 @@ impl Inner {
         }
     }
 
+    /// Says what the entry says, when that changes: releases wait for the end of what it has under way.
+    async fn follow_entry(&self, stop: &CancellationToken) {
+        let Some(entry) = &self.entry else { return };
+        let mut changes = entry.changes();
+        loop {
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Cancel-safe: a change that was not seen is seen by the next call.
+                changed = changes.changed() => if changed.is_err() { return }
+            }
+            // At once what others wait for, and then the rest.
+            self.reports.draining(&|| entry.draining());
+            self.report().await;
+        }
+    }
+
     async fn look_at_engine(&self) {
         let facts = self.runtime.facts().await;
         let before = std::mem::replace(&mut *self.engine.lock(), facts.clone());
@@ -593,14 +625,21 @@ impl Inner {
             Ok(subnets) => facts.subnets = subnets,
             Err(error) => problems.push(format!("cannot read the machine's routes: {error}")),
         }
-        self.reports.node(observed, facts, problems);
+        // After `observed` was read: what is not in it now is over since then.
+        let draining = || self.entry.as_ref().map(|entry| entry.draining()).unwrap_or_default();
+        self.reports.node(observed, facts, problems, &draining);
     }
 
     /// The ports on which Wharf itself or its tasks listen.
     fn own_ports(&self) -> BTreeSet<u16> {
         let mut ports = self.config.own_ports.clone();
-        ports.extend(self.entry.iter().flat_map(|entry| entry.ports()));
-        if let Some(set) = self.held() {
+        let held = self.held();
+        if let Some(entry) = &self.entry {
+            // An agent that has just started has not spoken to the gateway: what it was to serve is no stranger's.
+            let assigned = || held.iter().flat_map(|set| gateway_ports(&set.routes)).collect();
+            ports.extend(entry.ports().unwrap_or_else(assigned));
+        }
+        if let Some(set) = held {
             for task in set.tasks.keys() {
                 ports.extend(
                     self.reports.of(*task).iter().flat_map(|status| status.host_ports.values().copied()),
@@ -643,14 +682,15 @@ impl Inner {
         self.adopt_sandboxes(&set, &sandboxes).await;
         let entries = sandboxes.iter().map(|(task, sandbox)| (*task, sandbox.entries.clone()));
         let wanted_entries: BTreeMap<_, _> = entries.collect();
-        let (programmed, served) =
-            tokio::join!(self.plane.program(sandboxes), self.plane.publish(&names, &sources));
-        let served = programmed && served;
-        self.nudge_reachable(&wanted_entries);
-        if let Some(entry) = &self.entry {
+        let routed = async {
+            let Some(entry) = &self.entry else { return true };
             let routes = self.reachable_from_clients(departed.without_routes(&set.routes)).await;
-            entry.publish(&routes);
-        }
+            entry.publish(&routes).await
+        };
+        let (programmed, named, routed) =
+            tokio::join!(self.plane.program(sandboxes), self.plane.publish(&names, &sources), routed);
+        let served = programmed && named && routed;
+        self.nudge_reachable(&wanted_entries);
         // Servers wait for this before they let a task go that these names and routes no longer have.
         if served {
             *self.observed.lock() = (set.epoch, set.revision);
@@ -915,6 +955,14 @@ impl Inner {
         self.reports.removed_volumes(&gone);
         problems
     }
+}
+
+/// The ports at which a table's routes are.
+fn gateway_ports(table: &RouteTable) -> BTreeSet<u16> {
+    let specs = || table.services.iter().map(|route| &route.spec);
+    let services = specs().map(wharf_model::RouteSpec::gateway_port);
+    let redirects = specs().filter_map(wharf_model::RouteSpec::redirect_port);
+    table.routes.iter().map(|route| route.port).chain(services).chain(redirects).collect()
 }
 
 /// Whether the engine's network is the same for both; who else is on it does not matter to the engine.

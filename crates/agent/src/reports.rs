@@ -41,18 +41,33 @@ impl Reports {
         Self { clock, state: Arc::default(), latest: watch::Sender::new(0) }
     }
 
-    /// Notes how the node is; nothing happens if that is known.
-    pub fn node(&self, (epoch, observed): (u64, Revision), facts: NodeFacts, problems: Vec<String>) {
+    /// Notes how the node is; nothing happens if that is known. What its gateways have under way is asked here, so that of two who note it
+    /// at once the later one knows it best.
+    pub fn node(
+        &self,
+        (epoch, observed): (u64, Revision),
+        facts: NodeFacts,
+        problems: Vec<String>,
+        draining: &dyn Fn() -> BTreeMap<TaskId, u64>,
+    ) {
         let mut state = self.state.lock();
-        let known = state.node.as_ref().is_some_and(|known| {
-            (known.epoch, known.observed) == (epoch, observed)
-                && known.facts == facts
-                && known.problems == problems
-        });
-        if !known {
-            let sequence = self.next(&mut state);
-            state.node =
-                Some(NodeReport { sequence, epoch, observed, facts, problems, draining: BTreeMap::new() });
+        let report = NodeReport { sequence: 0, epoch, observed, facts, problems, draining: draining() };
+        self.set_node(&mut state, report);
+    }
+
+    /// Notes what the node's gateways have under way with tasks that left; nothing happens if that is known, or nothing of the node is.
+    pub fn draining(&self, draining: &dyn Fn() -> BTreeMap<TaskId, u64>) {
+        let mut state = self.state.lock();
+        let Some(report) = state.node.clone() else { return };
+        self.set_node(&mut state, NodeReport { draining: draining(), ..report });
+    }
+
+    fn set_node(&self, state: &mut State, report: NodeReport) {
+        let before = state.node.as_ref().map_or(0, |known| known.sequence);
+        let report = NodeReport { sequence: before, ..report };
+        if state.node.as_ref() != Some(&report) {
+            let sequence = self.next(state);
+            state.node = Some(NodeReport { sequence, ..report });
             self.latest.send_replace(sequence);
         }
     }
@@ -206,6 +221,24 @@ mod tests {
             [(task(1), Phase::Running)],
             "overtaken and unchanged reports are left out"
         );
+    }
+
+    #[test]
+    fn what_gateways_have_under_way_is_said_when_it_changes_and_belongs_to_the_last_report() {
+        let hub = hub(5);
+        hub.draining(&|| BTreeMap::from([(task(1), 3)]));
+        assert_eq!(hub.latest_node(), None, "nothing is known of the node");
+        let machine = crate::facts::Machine::look(std::net::Ipv4Addr::LOCALHOST.into(), "1");
+        let facts = || machine.facts(&Err(crate::runtime::RuntimeError::unreachable("away")), vec![]);
+        hub.node((1, Revision(7)), facts(), vec![], &|| BTreeMap::from([(task(1), 2)]));
+        let first = hub.latest_node().unwrap();
+        assert_eq!(first.draining, BTreeMap::from([(task(1), 2)]));
+        hub.node((1, Revision(7)), facts(), vec![], &|| BTreeMap::from([(task(1), 2)]));
+        assert_eq!(hub.latest_node().unwrap().sequence, first.sequence, "that is known");
+        hub.draining(&BTreeMap::new);
+        let last = hub.latest_node().unwrap();
+        assert_eq!((last.draining.len(), last.observed), (0, Revision(7)));
+        assert!(last.sequence > first.sequence);
     }
 
     #[test]

@@ -16,7 +16,9 @@ use wharf_api::{
     },
     v1::{self, Code},
 };
-use wharf_model::{AssignmentSet, Bytes, Cpus, Image, NodeReport, PullPolicy, TaskId, Timestamp};
+use wharf_model::{
+    AssignmentSet, Bytes, Cpus, GatewayStats, Image, NodeReport, PullPolicy, TaskId, Timestamp,
+};
 
 use crate::{
     assignments::Refused,
@@ -151,6 +153,11 @@ impl Node for NodeAgent {
             // There is one as soon as the node has looked at itself once.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
+    }
+
+    async fn gateway(&self) -> Result<GatewayStats, Refusal> {
+        let none = || Refusal::new(Code::NotFound, "this node has no gateway");
+        NodeAgent::gateway(self).await.ok_or_else(none)
     }
 
     async fn look(&self, request: LookRequest) -> Result<Look, Refusal> {

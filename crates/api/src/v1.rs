@@ -8,11 +8,13 @@ mod certificates;
 mod defaults;
 mod network;
 mod releases;
+mod route;
 
 pub use certificates::*;
 pub use defaults::*;
 pub use network::*;
 pub use releases::*;
+pub use route::*;
 
 use std::collections::BTreeMap;
 

@@ -158,6 +158,7 @@ impl Command {
             | Self::Secret(_)
             | Self::Configs(_)
             | Self::Network(_)
+            | Self::Route(_)
             | Self::Certificate(_)
             | Self::Node(_)
             | Self::Token(_)
@@ -220,6 +221,8 @@ pub(crate) enum Command {
     Network(commands::network::Network),
     /// Look at certificates, and say who issues them
     Certificate(commands::certificate::Certificate),
+    /// Look at routes: where they are, where they lead, and what goes through them
+    Route(commands::route::Route),
     /// Look at machines and change them
     Node(commands::node::Node),
     /// Make and end join tokens

@@ -1,7 +1,7 @@
 //! The roles this binary runs as: put together here, and nowhere else.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use wharf_agent::{
     facts::Machine,
     network::{
@@ -21,8 +23,8 @@ use wharf_agent::{
     session::{self, Home},
 };
 use wharf_api::transport::{ServerAddress, Timing};
-use wharf_gateway::{Gateway, GatewayOptions};
-use wharf_model::{Bytes, RouteTable};
+use wharf_gateway::process::GatewayProcess;
+use wharf_model::{Bytes, GatewayStats, RouteTable, TaskId};
 use wharf_process::{
     Clock, Shutdown, SystemClock, Tasks,
     logging::{self, Format},
@@ -97,21 +99,32 @@ impl Process {
 }
 
 /// The gateway as the node knows it.
-struct GatewayEntry(Gateway);
+struct GatewayEntry(GatewayProcess);
 
+#[async_trait]
 impl Entry for GatewayEntry {
-    fn publish(&self, routes: &RouteTable) {
-        self.0.publish(routes.clone());
+    async fn publish(&self, routes: &RouteTable) -> bool {
+        self.0.publish(routes).await
     }
     fn problems(&self) -> Vec<String> {
         self.0.problems()
     }
-    fn ports(&self) -> BTreeSet<u16> {
-        self.0.ports().into_iter().map(|(port, _)| port).collect()
+    fn ports(&self) -> Option<BTreeSet<u16>> {
+        self.0.ports()
+    }
+    fn draining(&self) -> BTreeMap<TaskId, u64> {
+        self.0.draining()
+    }
+    fn changes(&self) -> watch::Receiver<()> {
+        self.0.changes()
+    }
+    async fn stats(&self) -> GatewayStats {
+        self.0.stats().await
     }
 }
 
-/// Runs agent and gateway of this machine until the process is asked to stop. Containers stay as they are then.
+/// Runs the agent of this machine until the process is asked to stop. Containers stay as they are then, and so do the processes that answer
+/// DNS and serve routes.
 pub(crate) async fn run_agent(
     process: &Process,
     state_dir: &Path,
@@ -153,8 +166,8 @@ pub(crate) async fn run_agent(
     config.own_ports.insert(tunnels.port);
     let tunnels = Arc::new(Tunnels::open(tunnels, Arc::clone(&process.clock), &tasks)?);
     let network = Arc::new(KernelNetwork::open(networks, &tasks)?.with_tunnels(Arc::clone(&tunnels)));
-    let gateway = Gateway::new(GatewayOptions::default(), &tasks);
-    let entry: Arc<dyn Entry> = Arc::new(GatewayEntry(gateway.clone()));
+    let gateway = GatewayProcess::start(commands::gateway::program(run_dir), &tasks);
+    let entry: Arc<dyn Entry> = Arc::new(GatewayEntry(gateway));
     let plane = Arc::clone(&network);
     let node = NodeAgent::new(config, Arc::new(runtime), plane, Some(entry), Arc::clone(&process.clock))
         .with_context(|| format!("cannot read what this node held, in {}", state_dir.display()))?;
@@ -165,8 +178,6 @@ pub(crate) async fn run_agent(
         tasks.spawn("networks", async move { network.run(stop).await });
         let stop = tasks.token();
         tasks.spawn("tunnels", async move { tunnels.run(stop).await });
-        let (gateway, stop) = (gateway.clone(), tasks.token());
-        tasks.spawn("gateway", async move { gateway.run(stop).await });
         let (node, stop, group) = (node.clone(), tasks.token(), tasks.clone());
         tasks.spawn("node", async move { node.run(&group, stop).await });
     }

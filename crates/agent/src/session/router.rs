@@ -27,7 +27,7 @@ use wharf_api::{
     },
     v1::{BuildLine, BuildRequest, Code, ExecRequest, Problem},
 };
-use wharf_model::{AssignmentSet, Image, NodeReport, TaskId, Timestamp};
+use wharf_model::{AssignmentSet, GatewayStats, Image, NodeReport, TaskId, Timestamp};
 use wharf_process::{Task, Tasks};
 
 use super::Shared;
@@ -107,6 +107,10 @@ pub trait Node: Send + Sync + 'static {
     async fn inspect(&self, task: TaskId) -> Result<serde_json::Value, Refusal>;
     /// What it says of itself.
     async fn report(&self) -> NodeReport;
+    /// What went through its gateway.
+    async fn gateway(&self) -> Result<GatewayStats, Refusal> {
+        Err(Refusal::new(Code::NotFound, "this node has no gateway"))
+    }
     /// How its side of its networks is.
     async fn look(&self, _: LookRequest) -> Result<Look, Refusal> {
         Err(Refusal::new(Code::Unavailable, "this node cannot look at its networks"))
@@ -159,6 +163,7 @@ pub(super) fn routes(node: Arc<dyn Node>, shared: Arc<Shared>, tasks: Tasks) -> 
         .route("/v1/tasks/{id}/stats", get(stats))
         .route("/v1/tasks/{id}/inspect", get(inspect))
         .route("/v1/node", get(report))
+        .route("/v1/gateway/routes", get(gateway))
         .route("/v1/diagnose/look", post(look))
         .route("/v1/diagnose/probe", post(probe))
         .route("/v1/diagnose/listen", post(listen))
@@ -290,6 +295,10 @@ async fn inspect(
 
 async fn report(State(served): State<Served>) -> Json<NodeReport> {
     Json(served.node.report().await)
+}
+
+async fn gateway(State(served): State<Served>) -> Result<Json<GatewayStats>, Refusal> {
+    served.node.gateway().await.map(Json)
 }
 
 async fn look(State(served): State<Served>, Json(request): Json<LookRequest>) -> Result<Json<Look>, Refusal> {

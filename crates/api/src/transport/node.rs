@@ -14,6 +14,7 @@
 //! | `GET /v1/tasks/{id}/stats` | | [`TaskUsage`] |
 //! | `GET /v1/tasks/{id}/inspect` | | the engine's JSON |
 //! | `GET /v1/node` | | [`NodeReport`] |
+//! | `GET /v1/gateway/routes` | | [`GatewayStats`](wharf_model::GatewayStats); 404 if it has no gateway |
 //!
 //! A refusal is a [`Problem`](crate::v1::Problem), as in the API.
 

@@ -43,7 +43,7 @@ use self::{
     held::Held,
     protocol::{Ask, Say, Status},
 };
-use crate::{Gateway, GatewayOptions, RouteKey};
+use crate::{AccessLog, AccessLogOptions, Gateway, GatewayOptions, RouteKey};
 
 /// How long the process before this one has to hand its sockets over.
 const HAND_OVER: Duration = Duration::from_secs(3);
@@ -69,6 +69,8 @@ pub struct ProcessOptions {
     pub folder: PathBuf,
     /// How it deals with endpoints.
     pub gateway: GatewayOptions,
+    /// Where requests are logged; nowhere if absent.
+    pub access_log: Option<AccessLogOptions>,
 }
 
 /// Where whoever takes the connections is found.
@@ -91,6 +93,7 @@ fn sockets(folder: &Path) -> Vec<(u32, PathBuf)> {
 struct Process {
     folder: PathBuf,
     gateway: Gateway,
+    access_log: AccessLog,
     held: Held,
     /// Set once this process shall end.
     over: CancellationToken,
@@ -111,11 +114,14 @@ pub async fn serve(options: ProcessOptions, shutdown: &Shutdown) -> io::Result<(
     let tasks = Tasks::new(shutdown);
     // Connections have their time also when the process is asked to stop.
     let connections = Tasks::staged(shutdown);
-    let ProcessOptions { folder, gateway } = options;
+    // And the log, after the last of them.
+    let logging = Tasks::staged(shutdown);
+    let ProcessOptions { folder, gateway, access_log } = options;
+    let access_log = AccessLog::new(access_log);
     let starting = Starting::wait(&folder.join("gateway.lock")).await?;
     let before = take_over(&folder).await;
-    let gateway = Gateway::new(gateway, &connections);
-    let process = Arc::new(Process::new(folder, gateway)?);
+    let gateway = Gateway::with_access_log(gateway, &connections, access_log.clone());
+    let process = Arc::new(Process::new(folder, gateway, access_log.clone())?);
     let before = before.map(|(link, sockets)| {
         process.gateway.adopt(sockets);
         link
@@ -130,6 +136,10 @@ pub async fn serve(options: ProcessOptions, shutdown: &Shutdown) -> io::Result<(
     }
     drop(starting);
     tracing::info!("the gateway serves");
+    {
+        let stop = logging.token();
+        logging.spawn("access log", async move { access_log.run(stop).await });
+    }
 
     let stop = tasks.token();
     {
@@ -167,6 +177,7 @@ pub async fn serve(options: ProcessOptions, shutdown: &Shutdown) -> io::Result<(
     let _ = fs::remove_file(&own);
     let left = process.gateway.clients() > 0 && !process.retired.is_cancelled();
     let _ = connections.shutdown(if left { GRACE } else { Duration::ZERO }).await;
+    let _ = logging.shutdown(GRACE).await;
     let _ = tasks.shutdown(Duration::ZERO).await;
     Ok(())
 }
@@ -204,11 +215,12 @@ async fn take_over(folder: &Path) -> Option<(Link, Vec<(RouteKey, OwnedFd)>)> {
 }
 
 impl Process {
-    fn new(folder: PathBuf, gateway: Gateway) -> io::Result<Self> {
+    fn new(folder: PathBuf, gateway: Gateway, access_log: AccessLog) -> io::Result<Self> {
         Ok(Self {
             held: Held::open(&folder)?,
             folder,
             gateway,
+            access_log,
             over: CancellationToken::new(),
             retired: CancellationToken::new(),
             visit: Mutex::default(),
@@ -392,7 +404,7 @@ impl Process {
             pid: std::process::id(),
             retired: self.retired.is_cancelled(),
             clients: self.gateway.clients(),
-            unlogged: 0,
+            unlogged: self.access_log.unlogged(),
         };
         GatewayStats { processes: vec![process], ..self.gateway.stats() }
     }

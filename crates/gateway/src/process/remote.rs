@@ -45,8 +45,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A process that runs that long was no failure to start.
-const STEADY: Duration = Duration::from_secs(10);
+/// A process that was there for that long was no failure to start.
+const STEADY: Duration = Duration::from_millis(200);
 
 /// The gateway process with its files in `folder`; `arguments` make the running executable that process.
 #[must_use]
@@ -95,6 +95,8 @@ struct Table {
 /// What is known of the processes.
 #[derive(Default)]
 struct Known {
+    /// It was tried to find them.
+    has_looked: bool,
     /// None runs, and none is needed.
     idle: bool,
     /// The one that takes the connections, while there is a link to it.
@@ -195,11 +197,12 @@ impl GatewayProcess {
         known.absent.iter().cloned().chain(named).collect()
     }
 
-    /// The ports the processes listen on.
+    /// The ports the processes listen on; none while they have not been met.
     #[must_use]
-    pub fn ports(&self) -> BTreeSet<u16> {
+    pub fn ports(&self) -> Option<BTreeSet<u16>> {
         let known = self.shared.known.borrow();
-        known.processes.values().flat_map(|seen| seen.status.ports.iter().copied()).collect()
+        let ports = known.processes.values().flat_map(|seen| seen.status.ports.iter().copied()).collect();
+        known.has_looked.then_some(ports)
     }
 
     /// Tasks that the served table does not have, and how much is still under way with each in all processes together. Read after
@@ -251,7 +254,7 @@ impl Shared {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             self.needed().await;
-            let since = Instant::now();
+            let mut met = None;
             let error = match self.program.reach().await {
                 Ok((link, started)) => {
                     if started {
@@ -259,6 +262,7 @@ impl Shared {
                     }
                     let pid = link.peer.pid;
                     tracing::info!(pid, started, "connected to the gateway process");
+                    met = Some(Instant::now());
                     self.meet(pid);
                     let error = self.speak(pid, link).await;
                     self.part(pid);
@@ -269,10 +273,10 @@ impl Shared {
             tracing::warn!(%error, "no connection to the gateway process");
             let absent =
                 format!("routes are not kept up to date: no connection to the gateway process: {error}");
-            self.know(|known| known.absent = Some(absent));
-            if since.elapsed() > STEADY {
+            self.know(|known| (known.has_looked, known.absent) = (true, Some(absent)));
+            if met.is_some_and(|since| since.elapsed() > STEADY) {
                 backoff.reset();
-                // The first time without a pause: every millisecond is a refused connection.
+                // Without a pause: every millisecond is a refused connection.
                 continue;
             }
             let pause = backoff.next_delay(&mut rand::rng());
@@ -293,7 +297,10 @@ impl Shared {
                 self.know(|known| known.idle = false);
                 return;
             }
-            self.know(|known| (known.idle, known.absent) = (true, None));
+            self.know(|known| {
+                (known.has_looked, known.idle, known.absent) = (true, true, None);
+                known.processes.clear();
+            });
             // The sender is in `self`.
             let _ = wanted.changed().await;
         }
@@ -429,6 +436,7 @@ impl Shared {
                     let retired = status.retired;
                     self.name_holders(&status).await;
                     self.heard(pid, |seen| seen.status = status);
+                    self.know(|known| known.has_looked |= known.current == Some(pid));
                     if retired && self.known.borrow().current == Some(pid) {
                         return io::Error::other("another process takes the connections");
                     }

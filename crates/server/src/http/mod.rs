@@ -19,6 +19,7 @@ pub mod openapi;
 mod releases;
 mod rollouts;
 mod route_files;
+pub mod routes;
 pub mod streams;
 pub mod views;
 
@@ -137,6 +138,9 @@ api! {
     get "/v1/networks" networks::list,
     get "/v1/networks/{network}" networks::get,
     post "/v1/trace" networks::trace,
+    get "/v1/routes" routes::list,
+    get "/v1/routes/{route}" routes::get,
+    get "/v1/gateways/metrics" routes::metrics,
     get "/v1/nodes" nodes::list,
     get "/v1/nodes/{node}" nodes::get,
     patch "/v1/nodes/{node}" nodes::change,

@@ -34,7 +34,7 @@ use wharf_api::{
     },
     v1::{Code, Problem},
 };
-use wharf_model::{AssignmentSet, Image, NodeId, NodeReport, TaskId, Timestamp};
+use wharf_model::{AssignmentSet, GatewayStats, Image, NodeId, NodeReport, TaskId, Timestamp};
 use wharf_process::{Clock, errors::chain};
 
 use crate::{http::failure::Failure, pki::now};
@@ -358,6 +358,14 @@ impl NodeSession {
     /// If the node does not answer, or has no such task.
     pub async fn inspect(&self, task: TaskId) -> Result<serde_json::Value, CallError> {
         self.remote.get(&format!("/v1/tasks/{task}/inspect")).await
+    }
+
+    /// What went through the node's gateway.
+    ///
+    /// # Errors
+    /// If the node does not answer, or has no gateway.
+    pub async fn gateway(&self) -> Result<GatewayStats, CallError> {
+        self.remote.get("/v1/gateway/routes").await
     }
 
     /// What the node says of itself.

@@ -23,6 +23,7 @@ pub(crate) mod progress;
 pub(crate) mod ps;
 pub(crate) mod rollback;
 pub(crate) mod rollout;
+pub(crate) mod route;
 pub(crate) mod route_provider;
 pub(crate) mod server;
 pub(crate) mod token;
@@ -73,6 +74,7 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
         Command::Configs(args) => files::configs(args, global, &out).await,
         Command::Network(args) => network::run(args, global, &out).await,
         Command::Certificate(args) => certificate::run(args, global, &out).await,
+        Command::Route(args) => route::run(args, global, &out).await,
         Command::Node(args) => node::run(args, global, &out).await,
         Command::Token(args) => token::run(args, global, &out).await,
         Command::Context(args) => context::run(args, global, &out),
