@@ -15,8 +15,8 @@ use wharf_api::{
 };
 use wharf_engine::{self as engine, Change, PlanRefusal, Request};
 use wharf_model::{
-    AppKey, AppRecord, AppSpec, By, EventKind, FileSpec, Image, NodeState, PublishMode, PullPolicy, ReleaseNote,
-    ReleaseNumber, RolloutState, ServiceName, ServiceRecord, ServiceSpec, Subject, Task,
+    AppKey, AppRecord, AppSpec, By, EventKind, FileSpec, Image, NodeState, PullPolicy, ReleaseNote,
+    ReleaseNumber, RolloutState, ServiceName, ServiceRecord, Subject, Task,
 };
 use wharf_store::{Batch, PORTABLE_BYTES, PORTABLE_KEYS, Revision, StoreError};
 
@@ -25,7 +25,7 @@ use super::{
     extract::{Json, Path, Query},
     failure::{Answer, Failure},
     files::{self, Pins},
-    releases, require_user, views,
+    releases, require_user, route_files, views,
 };
 use crate::{
     controllers::commit::Committer,
@@ -153,7 +153,14 @@ pub(super) fn status(shared: &Shared, key: &AppKey, with_spec: bool) -> Answer<v
         .iter()
         .map(|waiting| (waiting.about.service().cloned(), waiting.to_string()))
         .collect();
-    Ok(views::app_status(&shared.state, &inner, record, &waiting, with_spec))
+    let mut status = views::app_status(&shared.state, &inner, record, &waiting, with_spec);
+    status.app.rollout.held |= awaits_somebody(&decision);
+    Ok(status)
+}
+
+/// Whether something of an app goes on only when somebody lets it.
+pub(super) fn awaits_somebody(decision: &engine::Decision) -> bool {
+    decision.waiting.iter().any(|waiting| matches!(waiting.reason, engine::Reason::Promotion { .. }))
 }
 
 /// Which tasks are wanted.
@@ -219,7 +226,7 @@ pub(super) async fn plan(
     let key = key(&environment, &app)?;
     let mut prepared = prepare(&shared, &key, wish.action).await?;
     let inner = shared.state.read();
-    prepared.pin(&inner, &key);
+    prepared.pin(&shared, &inner, &key);
     Ok(Json(prepared.plan(&inner, &key, &by, shared.now())))
 }
 
@@ -265,7 +272,7 @@ async fn apply_prepared(
         let (mut writes, applied) = {
             let inner = shared.state.read();
             prepared.refuse_if_busy(&inner, &key, supersede)?;
-            prepared.pin(&inner, &key);
+            prepared.pin(&shared, &inner, &key);
             let plan = prepared.plan(&inner, &key, &by, shared.now());
             if plan.fingerprint != fingerprint {
                 return Err(Failure::new(
@@ -346,6 +353,8 @@ enum Prepared {
         /// Images that could not be found.
         missing: Vec<v1::Refusal>,
         warnings: Vec<String>,
+        /// What was found in the secrets that its routes name.
+        route_files: route_files::Findings,
         /// The release whose app this is: what it pinned stays pinned.
         rollback_of: Option<ReleaseNumber>,
     },
@@ -448,6 +457,7 @@ async fn prepare_up(
         pins: Pins::default(),
         missing,
         warnings,
+        route_files: route_files::Findings::default(),
         rollback_of: None,
     })
 }
@@ -496,6 +506,7 @@ async fn prepare_rollback(shared: &Shared, key: &AppKey, to: Option<u64>) -> Ans
         pins: Pins::default(),
         missing,
         warnings,
+        route_files: route_files::Findings::default(),
         rollback_of: Some(release.number),
     })
 }
@@ -611,10 +622,26 @@ async fn resolve(shared: &Shared, wish: &ResolveImage) -> Answer<Image> {
 
 impl Prepared {
     /// Pins what the app takes from its environment to what that has now.
-    fn pin(&mut self, inner: &Inner, key: &AppKey) {
+    fn pin(&mut self, shared: &Shared, inner: &Inner, key: &AppKey) {
         match self {
-            Self::Up { spec, pins, rollback_of: None, .. } => *pins = Pins::pin(inner, key, spec),
-            Self::Up { spec, pins, rollback_of: Some(_), .. } => *pins = Pins::keep(inner, key, spec),
+            Self::Up { spec, pins, files, route_files, rollback_of, .. } => {
+                *pins = match rollback_of {
+                    None => Pins::pin(inner, key, spec),
+                    Some(_) => Pins::keep(inner, key, spec),
+                };
+                let content = |digest: &str| {
+                    let stored = || BASE64.decode(&**inner.world.file(digest)?).ok();
+                    let pinned = || pins.content(shared, inner, digest).ok().flatten();
+                    files.get(digest).cloned().or_else(stored).or_else(pinned)
+                };
+                *route_files = route_files::Findings::of(spec, content, shared.now());
+                let authority = inner.acme.as_ref().is_some_and(|authority| authority.terms_agreed);
+                route_files.look_for_authority(spec, authority);
+                if rollback_of.is_some() {
+                    // What it was before is better than what it is now, whatever has ended meanwhile.
+                    route_files.allow();
+                }
+            }
             Self::Request(_) => {}
         }
     }
@@ -623,13 +650,13 @@ impl Prepared {
     fn plan(&self, inner: &Inner, key: &AppKey, by: &By, now: wharf_model::Timestamp) -> v1::Plan {
         let world = &inner.world;
         match self {
-            Self::Up { spec, images, pins, missing, warnings, rollback_of, .. } => {
+            Self::Up { spec, images, pins, missing, warnings, rollback_of, route_files, .. } => {
                 let plan = engine::plan(world, key, spec, images);
                 let noop = plan.is_noop();
                 let mut view = view(plan);
-                view.warnings.extend(warnings.iter().cloned());
+                view.warnings.extend(warnings.iter().chain(&route_files.warnings).cloned());
                 // A service whose image was not found has said so already.
-                view.refusals.extend(pins.missing.iter().chain(missing).cloned());
+                view.refusals.extend(pins.missing.iter().chain(missing).chain(&route_files.refusals).cloned());
                 let latest = world.releases_of(key).last().map_or(0, |release| release.number.0);
                 view.release = (!noop).then_some(latest + 1);
                 view.rollback_of = rollback_of.map(|number| number.0);
@@ -697,8 +724,9 @@ impl Prepared {
         };
         let mut writes = Writes::default();
         let changes = match self {
-            Self::Up { spec, images, files, pins, missing, rollback_of, .. } => {
-                if let Some(refusal) = pins.missing.first().or(missing.first()) {
+            Self::Up { spec, images, files, pins, missing, rollback_of, route_files, .. } => {
+                let unfit = route_files.refusals.first();
+                if let Some(refusal) = pins.missing.first().or(missing.first()).or(unfit) {
                     let failure = Failure::invalid(refusal.message.clone());
                     return Err(refusal.hint.iter().fold(failure, |failure, hint| failure.hint(hint)));
                 }
@@ -778,16 +806,12 @@ impl Prepared {
     }
 }
 
-/// Whether a release publishes a port on gateways that the app has not published so far: then it depends on what other apps publish.
+/// Whether a release wants a port or a route of gateways that the app has not had so far: then it depends on what other apps have.
 fn takes_ports(world: &engine::World, app: &AppKey, wanted: &AppSpec) -> bool {
-    let published = |spec: &ServiceSpec| -> BTreeSet<_> {
-        let ports = spec.ports.iter().filter(|port| port.mode == PublishMode::Ingress);
-        ports.map(|port| (port.published, port.protocol, port.host_ip)).collect()
-    };
     let kept = world.services_of(app).filter(|service| !service.removed);
     let revisions = kept.filter_map(|service| world.revision_of(&service.key, service.generation));
-    let has: BTreeSet<_> = revisions.flat_map(|revision| published(&revision.spec)).collect();
-    wanted.services.values().flat_map(published).any(|port| !has.contains(&port))
+    let has: BTreeSet<_> = revisions.flat_map(|revision| engine::claims(&revision.spec)).collect();
+    wanted.services.values().flat_map(engine::claims).any(|claim| !has.contains(&claim))
 }
 
 fn refusal(error: &PlanRefusal) -> v1::Refusal {

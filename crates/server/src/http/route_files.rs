@@ -12,13 +12,13 @@ use rustls::{
 };
 use wharf_api::v1;
 use wharf_engine::{RouteSecret, SecretUse, route_secrets, split_pem, user_lines};
-use wharf_model::{AppSpec, Timestamp};
+use wharf_model::{AppSpec, RouteTls, Timestamp};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time};
 
 /// A certificate that ends within this time is warned about.
 const SOON: Duration = Duration::from_secs(14 * 86_400);
 /// What the hashes of passwords begin with that gateways know.
-const HASHES: [&str; 5] = ["$2y$", "$2b$", "$2a$", "$apr1$", "{SHA}"];
+const HASHES: [&str; 6] = ["$2y$", "$2b$", "$2a$", "$2x$", "$apr1$", "{SHA}"];
 
 /// What was found in the secrets that routes name.
 #[derive(Debug, Default)]
@@ -65,6 +65,25 @@ impl Findings {
             }
         }
         findings
+    }
+    /// Says that nobody obtains the certificates that routes wait for, unless somebody does.
+    pub(super) fn look_for_authority(&mut self, spec: &AppSpec, there_is_one: bool) {
+        let routes = spec.services.iter().flat_map(|(name, service)| {
+            service.policy.routes.iter().enumerate().map(move |(number, route)| (name, number, route))
+        });
+        let mut waiting = routes.filter(|(_, _, route)| route.tls == RouteTls::Auto);
+        if let (false, Some((service, number, route))) = (there_is_one, waiting.next()) {
+            let others = match waiting.count() {
+                0 => String::new(),
+                1 => " and another route".to_owned(),
+                more => format!(" and {more} other routes"),
+            };
+            self.warnings.push(format!(
+                "services.{service}.x-wharf.routes[{number}]: nobody obtains the certificate of {}{others}: \
+                 `tls: auto` needs an authority, and somebody who agrees to its terms: `wharf certificate acme --agree-tos --email YOU@EXAMPLE.COM`",
+                route.place()
+            ));
+        }
     }
     /// Makes warnings of what would be refused.
     pub(super) fn allow(&mut self) {
