@@ -18,6 +18,8 @@
 //! [`Entered::Requests`] has requests: HTTP/2 if `secure` says so, else HTTP/1.1 or, without TLS, what its first bytes say. Without `secure` at a
 //! port that ends TLS nobody is found but the redirect: then 400, "this port speaks TLS". [`Entered::Connection`] goes to `layer4::pass`.
 
+pub(crate) mod datagrams;
+pub(crate) mod layer4;
 mod ports;
 mod stream;
 
@@ -170,6 +172,11 @@ impl Entry {
         ports.problems.iter().chain(self.problems.load().iter()).cloned().collect()
     }
 
+    /// Counts a datagram that should have begun with the PROXY protocol.
+    pub(crate) fn count_malformed(&self) {
+        self.counters.malformed.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn counters(&self) -> EntryCounters {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         EntryCounters {
@@ -221,7 +228,7 @@ impl Entry {
             first = rest;
         }
         let conversation = |stream, secure| Conversation { stream, client, destination, secure };
-        if port.names.is_empty() {
+        if !port.is_secure() {
             let begun = conversation(Begun::new(stream, first).into(), None);
             return self.plain(begun, &port.plain);
         }

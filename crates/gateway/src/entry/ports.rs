@@ -17,6 +17,8 @@ use wharf_model::{AcmeChallenge, ProxyProtocol, RouteId, RouteProtocol, RouteTab
 
 /// Where certificate authorities ask over HTTP.
 const HTTP: u16 = 80;
+/// Where they ask in handshakes of TLS.
+const HTTPS: u16 = 443;
 /// The share of a route that does not say it.
 const WHOLE: u8 = 100;
 
@@ -40,6 +42,15 @@ pub(crate) struct Port {
     pub(crate) plain: Plain,
     /// What is done with one of TLS.
     pub(crate) names: Names,
+    /// Certificate authorities ask here in handshakes, whatever else there is.
+    pub(crate) challenges: bool,
+}
+
+impl Port {
+    /// Whether clients may begin with TLS.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.challenges || !self.names.is_empty()
+    }
 }
 
 /// What is done with a connection without TLS.
@@ -187,8 +198,13 @@ impl Ports {
         for route in &table.services {
             ports.add(route);
         }
-        if table.challenges.iter().any(|challenge| matches!(challenge, AcmeChallenge::Http01 { .. })) {
-            ports.plain_requests(HTTP);
+        for challenge in &table.challenges {
+            match challenge {
+                AcmeChallenge::Http01 { .. } => {
+                    ports.plain_requests(HTTP);
+                }
+                AcmeChallenge::TlsAlpn01 { .. } => ports.tcp.entry(HTTPS).or_default().challenges = true,
+            }
         }
         ports
     }
@@ -403,12 +419,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_challenge_over_http_opens_its_port() {
+    fn a_challenge_opens_its_port() {
         let challenge = |challenge| RouteTable { challenges: vec![challenge], ..RouteTable::default() };
         let http = AcmeChallenge::Http01 { host: "a".into(), token: "t".into(), answer: "x".into() };
         assert!(Ports::of(&challenge(http)).tcp.contains_key(&80));
         let certificate = ShownCertificate { hosts: vec![], chain: String::new(), key: String::new() };
-        assert!(Ports::of(&challenge(AcmeChallenge::TlsAlpn01 { certificate })).tcp.is_empty());
+        let ports = Ports::of(&challenge(AcmeChallenge::TlsAlpn01 { certificate }));
+        assert!(ports.tcp.keys().eq(&[443]) && ports.tcp[&443].is_secure());
     }
 
     #[test]
