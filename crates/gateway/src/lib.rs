@@ -44,6 +44,7 @@ use wharf_process::{Task, Tasks};
 
 pub use crate::{
     access_log::{AccessLog, AccessLogOptions},
+    entry::EntryCounters,
     http::HttpOptions,
     route::RouteCounters,
 };
@@ -128,6 +129,8 @@ struct Table {
     routes: BTreeMap<RouteKey, Serving>,
     /// Where services' routes listen, and whether the port could be had.
     services: BTreeMap<u16, bool>,
+    /// Where services' routes of UDP listen; nobody does while the port cannot be had.
+    datagrams: BTreeMap<u16, Option<Listener>>,
     /// Ports that two routes want: the first has it.
     clashes: BTreeMap<RouteKey, String>,
 }
@@ -156,6 +159,10 @@ struct Listener {
 }
 
 impl Listener {
+    fn is_open(&self) -> bool {
+        !self.task.is_finished()
+    }
+
     /// Returns when the port is free again.
     async fn close(self) {
         self.stop.cancel();
@@ -218,7 +225,20 @@ impl Gateway {
         for port in ports {
             serving.services.entry(port).or_default();
         }
+        let datagrams = http.entry.datagrams();
+        let gone: Vec<_> = serving.datagrams.extract_if(.., |port, _| !datagrams.contains_key(port)).collect();
+        for (port, listener) in gone {
+            handover.close(datagram_key(port));
+            if let Some(listener) = listener {
+                listener.close().await;
+            }
+            tracing::info!(port, "services' port of UDP closed");
+        }
+        for port in datagrams.into_keys() {
+            serving.datagrams.entry(port).or_default();
+        }
         wanted.extend(serving.services.keys().copied().map(service_key));
+        wanted.extend(serving.datagrams.keys().copied().map(datagram_key));
         handover.forget_all_but(&wanted);
         serving.clashes.clear();
         let mut met = BTreeSet::new();
@@ -255,6 +275,9 @@ impl Gateway {
         let mut serving = self.shared.table.lock().await;
         self.shared.handover.retire();
         for listener in serving.routes.values_mut().filter_map(|route| route.listener.take()) {
+            listener.leave().await;
+        }
+        for listener in std::mem::take(&mut serving.datagrams).into_values().flatten() {
             listener.leave().await;
         }
         for port in std::mem::take(&mut serving.services).into_keys() {
@@ -308,7 +331,9 @@ impl Gateway {
 
     async fn retry(&self) {
         let mut serving = self.shared.table.lock().await;
-        let is_open = serving.routes.values().all(Serving::is_open) && serving.services.values().all(|open| *open);
+        let is_open = serving.routes.values().all(Serving::is_open)
+            && serving.services.values().all(|open| *open)
+            && serving.datagrams.values().all(|listener| listener.as_ref().is_some_and(Listener::is_open));
         if !is_open && !self.shared.handover.is_retired() {
             self.open(&mut serving).await;
         }
@@ -364,6 +389,12 @@ impl Gateway {
         GatewayStats { ports: self.counters().into_iter().map(report).collect(), ..GatewayStats::default() }
     }
 
+    /// What connections to services' routes began with, since the process began: handshakes of TLS, the PROXY protocol.
+    #[must_use]
+    pub fn entry_counters(&self) -> EntryCounters {
+        self.shared.http.entry.counters()
+    }
+
     /// What went through each route since it was first in the table.
     #[must_use]
     pub fn counters(&self) -> BTreeMap<RouteKey, RouteCounters> {
@@ -395,6 +426,18 @@ impl Gateway {
                 Err(problem) => drop(problems.insert(service_key(*port), problem)),
             }
         }
+        for (port, listener) in &mut table.datagrams {
+            if listener.as_ref().is_some_and(Listener::is_open) {
+                continue;
+            }
+            match self.listen_for_datagrams(*port).await {
+                Ok(opened) => {
+                    *listener = Some(opened);
+                    tracing::info!(port, "services' port of UDP opened");
+                }
+                Err(problem) => drop(problems.insert(datagram_key(*port), problem)),
+            }
+        }
         let mut seen = self.shared.seen.lock();
         for (key, problem) in &problems {
             if seen.problems.get(key) != Some(problem) {
@@ -405,6 +448,8 @@ impl Gateway {
         seen.held = table.routes.iter().filter(|(_, route)| route.is_open()).map(|(key, _)| *key).collect();
         let services = table.services.iter().filter(|(_, is_open)| **is_open);
         seen.held.extend(services.map(|(port, _)| service_key(*port)));
+        let datagrams = table.datagrams.iter().filter(|(_, listener)| listener.as_ref().is_some_and(Listener::is_open));
+        seen.held.extend(datagrams.map(|(port, _)| datagram_key(*port)));
         seen.routes = table.routes.iter().map(|(key, route)| (*key, Arc::clone(&route.state))).collect();
     }
 
@@ -417,6 +462,15 @@ impl Gateway {
             http.leave(port).await;
         }
         opened
+    }
+
+    async fn listen_for_datagrams(&self, port: u16) -> Result<Listener, String> {
+        let Shared { tasks, handover, http, options, .. } = &*self.shared;
+        let socket = listen::udp(datagram_key(port), handover).await?;
+        let (stop, leave) = (tasks.token(), CancellationToken::new());
+        let until = (stop.clone(), leave.clone());
+        let serve = entry::datagrams::serve(socket, port, Arc::clone(http), *options, tasks.clone(), until);
+        Ok(Listener { stop, leave, task: tasks.spawn(format!("gateway {}", datagram_key(port)), serve) })
     }
 
     async fn listen(&self, key: RouteKey, state: &Arc<RouteState>) -> Result<Listener, String> {
@@ -476,6 +530,11 @@ fn tasks_of(table: &RouteTable) -> BTreeSet<TaskId> {
         sets.chain(&route.fallback).chain(&route.mirror)
     });
     ports.chain(services).map(|endpoint| endpoint.task).collect()
+}
+
+/// Where services' routes of UDP listen: at every address.
+fn datagram_key(port: u16) -> RouteKey {
+    RouteKey { port, protocol: Protocol::Udp, host_ip: None }
 }
 
 /// Where services' routes listen: at every address.
