@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppName, AppSpec, EnvironmentName, Generation, Mode, NodeId, ReleaseNote, ReleaseOutcome, ServiceName,
-    ServiceSpec, Timestamp, VolumeId, VolumeName, VolumeSpec,
+    AppName, AppSpec, Asked, EnvironmentName, Generation, Mode, NodeId, Promotion, ReleaseHooks, ReleaseNote,
+    ReleaseOutcome, ServiceName, ServiceProgress, ServiceSpec, SetRole, TaskSet, Timestamp, VolumeId,
+    VolumeName, VolumeSpec,
 };
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -143,9 +144,10 @@ pub struct Rollout {
     /// The one-off commands that it runs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub hooks: ReleaseHooks,
-    /// The services as they will be once the commands before it are through; until then they are as they were.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub pending: Vec<ServiceRecord>,
+    /// The services as they will be once the commands before it are through; until then they are as they were. Absent if they are what it
+    /// says already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Vec<ServiceRecord>>,
     /// It returns to what was there before: new sets take over as soon as they are ready, whatever steps their strategies have.
     #[serde(default, skip_serializing_if = "is_default")]
     pub direct: bool,
@@ -168,7 +170,7 @@ impl Rollout {
             abort: None,
             steps: BTreeMap::new(),
             hooks: ReleaseHooks::default(),
-            pending: Vec::new(),
+            pending: None,
             direct: false,
         }
     }

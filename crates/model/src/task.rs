@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, NetworkName, NodeId, ServiceKey, TaskId, Timestamp};
+use crate::{Generation, Millis, NetworkName, NodeId, ServiceKey, TaskId, Timestamp};
 
 /// A stable position of a service's task. Replicated services count from 1; the tasks of a global service all have slot 0 and differ by node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -97,6 +97,8 @@ pub struct TaskHook {
     pub number: u32,
     /// Program and arguments, in place of the service's command.
     pub command: Vec<String>,
+    /// How long it may take once its process has started.
+    pub timeout: Millis,
 }
 
 /// When in a rollout a command runs.
