@@ -152,7 +152,8 @@ impl<'a> Assigner<'a> {
         }
     }
     fn add_names(&mut self, task: &Task) {
-        let Some(revision) = self.revision(task) else { return };
+        // Nothing leads to one that runs a command around a release.
+        let Some(revision) = self.revision(task).filter(|_| task.hook.is_none()) else { return };
         let ready = self.serves(task);
         for (name, address) in &task.addresses {
             if let Some(id) = self.network_at(*address) {
@@ -294,7 +295,11 @@ impl<'a> Assigner<'a> {
 
     fn task(&self, task: &Task) -> Option<TaskAssignment> {
         let revision = self.revision(task)?;
-        let attachments = spec::attachments(&revision.spec).into_iter().filter_map(|(name, attachment)| {
+        let spec = match &task.hook {
+            Some(hook) => spec::of_hook(&revision.spec, hook),
+            None => revision.spec.clone(),
+        };
+        let attachments = spec::attachments(&spec).into_iter().filter_map(|(name, attachment)| {
             let address = *task.addresses.get(name)?;
             let endpoint = attachment.endpoint.clone();
             let network = self.network_at(address)?;
@@ -303,6 +308,7 @@ impl<'a> Assigner<'a> {
         let companions = revision.spec.companions().into_keys();
         let companions = companions.filter_map(|name| Some((name.clone(), self.companion(task, name)?.id)));
         let volumes = self.volumes_of(task, revision);
+        let attachments = attachments.collect();
         Some(TaskAssignment {
             id: task.id,
             service: task.service.clone(),
@@ -310,9 +316,9 @@ impl<'a> Assigner<'a> {
             generation: task.generation,
             name: task.name(),
             target: if task.is_let_go() { Target::Stop } else { Target::Run },
-            spec: revision.spec.clone(),
+            spec,
             image: revision.image.clone(),
-            attachments: attachments.collect(),
+            attachments,
             volumes: volumes.map(|volume| (volume.name.clone(), volume.id)).collect(),
             files: self.files(revision),
             companions: companions.collect(),
@@ -550,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_task_is_to_stop_until_it_is_over() {
+    fn a_task_that_is_not_wanted_goes_on_until_it_is_let_go_and_is_to_stop_until_it_is_over() {
         let mut cluster = running();
         let task = cluster.ready("db").remove(0);
         cluster.world.apply(&crate::Change::StopTask { task: task.id, reason: StopReason::Stopped });
@@ -558,6 +564,9 @@ mod tests {
             let set = Assigner::new(&cluster.world).for_node(task.node.unwrap());
             set.tasks.get(&task.id).map(|task| task.target)
         };
+        assert_eq!(target(&cluster), Some(Target::Run), "it drains");
+        let at = cluster.now;
+        cluster.world.apply(&crate::Change::DrainedTask { task: task.id, at, under_way: 0 });
         assert_eq!(target(&cluster), Some(Target::Stop));
         let status = TaskStatus { phase: Phase::Stopped, sequence: 99, ..task.status.clone() };
         cluster.world.set_task_status(task.id, status);

@@ -93,7 +93,7 @@ fn take_back(before: &mut Vec<PortSpec>, port: &PortSpec, taken: &Taken) -> Opti
 fn published_now(world: &World, app: &AppKey, name: &ServiceName) -> Vec<PortSpec> {
     let key = ServiceKey { app: app.clone(), name: name.clone() };
     let record = world.service(&key).filter(|record| !record.removed);
-    let revision = record.and_then(|record| world.revision_of(&key, record.generation));
+    let revision = record.and_then(|record| world.revision_of(&key, record.wanted().0));
     revision.map_or_else(Vec::new, |revision| revision.spec.ports.clone())
 }
 
@@ -128,7 +128,7 @@ pub fn pinned_image<'w>(
 ) -> Option<&'w Image> {
     let key = ServiceKey { app: app.clone(), name: name.clone() };
     let record = world.service(&key).filter(|record| !record.removed)?;
-    let image = &world.revision_of(&key, record.generation)?.image;
+    let image = &world.revision_of(&key, record.wanted().0)?.image;
     let too_old = match wanted.pull_policy {
         PullPolicy::Always => true,
         PullPolicy::Missing | PullPolicy::Never => false,

@@ -170,6 +170,10 @@ pub(crate) struct Cluster {
     pub(crate) deaf: Vec<NodeId>,
     /// What the gateway of the first node has under way with tasks that are out.
     pub(crate) under_way: BTreeMap<TaskId, u64>,
+    /// With each step gateways count 50 requests to each generation of a service that is judged; of those whose image is named here so many
+    /// are counted, and so many of them fail.
+    pub(crate) traffic: BTreeMap<String, (u64, u64)>,
+    figures: BTreeMap<ServiceKey, Figures>,
     /// When each task was asked to stop.
     pub(crate) asked_at: BTreeMap<TaskId, Timestamp>,
     /// What each node serves names and routes by.
@@ -193,6 +197,8 @@ impl Cluster {
             cut_off: vec![],
             deaf: vec![],
             under_way: BTreeMap::new(),
+            traffic: BTreeMap::new(),
+            figures: BTreeMap::new(),
             asked_at: BTreeMap::new(),
             serves: BTreeMap::new(),
             last: Decision::default(),
@@ -248,8 +254,38 @@ impl Cluster {
         self.world.revision.0 += 1;
         self.world.is_dirty()
     }
+    /// Gateways count what they send to services that are judged, from `now` on if they have not before.
+    pub(crate) fn count(&mut self) -> bool {
+        let judged = crate::judged(&self.world);
+        self.figures.retain(|service, _| judged.contains(service));
+        for service in &judged {
+            let begin = || Figures { since: self.now, ..Figures::default() };
+            let figures = self.figures.entry(service.clone()).or_insert_with(begin);
+            let ready = self.world.tasks_of(service).filter(|task| task.is_ready()).map(|task| task.generation);
+            for generation in ready.collect::<std::collections::BTreeSet<_>>() {
+                let image = &self.world.revision_of(service, generation).unwrap().image.reference;
+                let (requests, failures) = self.traffic.get(image).copied().unwrap_or((50, 0));
+                let set = figures.sets.entry(generation).or_default();
+                set.requests += requests;
+                set.failures += failures;
+                set.latency.resize(LATENCY_BOUNDS.len() + 1, 0);
+                set.latency[4] += requests;
+            }
+        }
+        for (service, figures) in self.figures.clone() {
+            self.world.set_figures(&service, Some(figures));
+        }
+        !judged.is_empty()
+    }
+    /// Another server leads: what was counted so far is not known to it.
+    pub(crate) fn forget_figures(&mut self) {
+        for service in std::mem::take(&mut self.figures).into_keys() {
+            self.world.set_figures(&service, None);
+        }
+    }
     /// Every node acknowledges, and every task of a reachable node takes one step.
     pub(crate) fn step(&mut self) -> bool {
+        self.count();
         let acknowledged = self.acknowledge();
         let tasks: Vec<_> = self.world.tasks().filter(|task| !task.is_over()).cloned().collect();
         let mut moved = false;
@@ -263,7 +299,10 @@ impl Cluster {
     fn next(&self, task: &Task) -> TaskStatus {
         let mut status = task.status.clone();
         let revision = self.world.revision_of(&task.service, task.generation).unwrap();
-        let script = self.scripts.get(&revision.image.reference).cloned().unwrap_or(Script::Serve);
+        let script = match &task.hook {
+            Some(hook) => self.scripts.get(&hook.command[0]).cloned().unwrap_or(Script::Exit(0)),
+            None => self.scripts.get(&revision.image.reference).cloned().unwrap_or(Script::Serve),
+        };
         status.sequence += 1;
         if task.is_let_go() {
             status.phase = if status.phase < Phase::Stopping { Phase::Stopping } else { Phase::Stopped };

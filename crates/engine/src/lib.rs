@@ -35,6 +35,8 @@ mod scenarios;
 mod spec;
 mod strategy;
 mod tasks;
+#[cfg(test)]
+mod trials;
 mod vip;
 mod waiting;
 mod wireguard;
@@ -65,5 +67,6 @@ pub use routing::{
     Pem, RouteConflict, RouteRefusal, RouteSecret, SecretUse, claims, route_secrets, service_routes, split_pem, user_lines,
 };
 pub use spec::{StopFirst, effective_order};
+pub use strategy::judged;
 pub use waiting::{About, DependencyState, NetworkRefusal, Reason, Waiting};
 pub use world::{Load, Node, World};

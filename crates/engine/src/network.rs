@@ -325,8 +325,16 @@ impl Pass<'_> {
         }
         let gateways: Vec<_> = self.world.nodes().filter(|node| node.record.roles.gateway).collect();
         let live = self.services.iter().filter(|service| !service.record.removed);
-        let specs = live.filter_map(|service| Some((service.name(), &service.revision?.spec)));
-        for name in routing::entries(&specs.collect()) {
+        let live: Vec<_> = live.map(|service| (service.name(), service.record, service.revision)).collect();
+        let serving = live.iter().filter_map(|(name, _, revision)| Some((*name, &revision.as_ref()?.spec)));
+        // Sets that are to take over are reached before they do.
+        let next = live.iter().filter_map(|(name, record, revision)| {
+            let next = record.next().and_then(|set| self.world.revision_of(&record.key, set.generation));
+            Some((*name, &next.map(|next| &**next).or(*revision)?.spec))
+        });
+        let (serving, next) = (routing::entries(&serving.collect()), routing::entries(&next.collect()));
+        let entries: BTreeSet<_> = serving.into_iter().chain(next).cloned().collect();
+        for name in &entries {
             for node in &gateways {
                 self.ensure_gateway(name, node.record.id);
             }

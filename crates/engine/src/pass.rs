@@ -16,8 +16,8 @@ use wharf_model::{
 };
 
 use crate::{
-    About, Change, Decision, Ids, Reason, Waiting, World, history, network::AddressBook, passage::Drain,
-    place::Places, rollout, spec, tasks,
+    About, Change, Decision, Ids, Reason, Waiting, World, history, hooks, network::AddressBook, passage::Drain,
+    place::Places, rollout, spec, strategy, tasks,
 };
 
 /// Decides everything about one app: its networks, volumes, tasks, rollout, and what can be forgotten of it.
@@ -32,6 +32,7 @@ pub fn decide(world: &World, app: &AppKey, now: Timestamp, ids: &mut dyn Ids) ->
     pass.ensure_networks();
     pass.ensure_vips();
     pass.ensure_volumes();
+    hooks::tidy(&mut pass);
     let standings = tasks::decide(&mut pass);
     rollout::decide(&mut pass, &standings);
     pass.note_outcome();
@@ -46,8 +47,35 @@ pub(crate) struct Service<'a> {
     pub(crate) revision: Option<&'a ServiceRevision>,
     /// The generations whose tasks need no replacing: those whose containers are made just as the wanted ones.
     pub(crate) fitting: BTreeSet<Generation>,
+    tasks: Whose,
+}
+
+/// Which tasks of a service belong to the set that is looked at.
+#[derive(Debug, Clone)]
+enum Whose {
+    /// All but those of these generations, which belong to other sets.
+    AllBut(BTreeSet<Generation>),
+    /// Only those that need no replacing.
+    Fitting,
+}
+impl<'a> Service<'a> {
+    /// One set of a service's tasks that stands beside the one that serves.
+    pub(crate) const fn only(
+        record: &'a ServiceRecord,
+        revision: Option<&'a ServiceRevision>,
+        fitting: BTreeSet<Generation>,
+    ) -> Self {
+        Self { record, revision, fitting, tasks: Whose::Fitting }
+    }
 }
 impl Service<'_> {
+    /// Whether a task of the service belongs to this set of it.
+    pub(crate) fn owns(&self, task: &Task) -> bool {
+        match &self.tasks {
+            Whose::AllBut(others) => !others.contains(&task.generation),
+            Whose::Fitting => self.fits(task),
+        }
+    }
     pub(crate) const fn name(&self) -> &ServiceName {
         &self.record.key.name
     }
@@ -69,6 +97,8 @@ pub(crate) struct Pass<'a> {
     /// Dependencies before dependents.
     pub(crate) services: Vec<Service<'a>>,
     tasks: BTreeMap<ServiceKey, Vec<Arc<Task>>>,
+    /// The tasks that run commands around the app's releases, oldest first.
+    hooks: Vec<Arc<Task>>,
     pub(crate) networks: BTreeMap<NetworkId, NetworkRecord>,
     pub(crate) volumes: BTreeMap<VolumeId, VolumeRecord>,
     pub(crate) places: Places<'a>,
@@ -78,6 +108,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) parts: BTreeSet<(NetworkId, Ipv4Net)>,
     /// Tasks that this pass counts lost.
     lost: BTreeSet<TaskId>,
+    /// Services as this pass leaves them.
+    records: BTreeMap<ServiceKey, ServiceRecord>,
     pub(crate) out: Decision,
 }
 
@@ -95,6 +127,7 @@ impl<'a> Pass<'a> {
             now,
             ids,
             tasks: tasks.collect(),
+            hooks: world.hooks_of(&app.key).cloned().collect(),
             services: spec::in_order(services, |service| {
                 let dependencies = service.revision.map(|revision| spec::dependencies(&revision.spec));
                 (service.name().clone(), dependencies.unwrap_or_default())
@@ -105,6 +138,7 @@ impl<'a> Pass<'a> {
             books: BTreeMap::new(),
             parts: BTreeSet::new(),
             lost: BTreeSet::new(),
+            records: BTreeMap::new(),
             out: Decision::default(),
         }
     }
@@ -116,11 +150,28 @@ impl<'a> Pass<'a> {
     pub(crate) fn tasks_of(&self, service: &ServiceKey) -> &[Arc<Task>] {
         self.tasks.get(service).map(Vec::as_slice).unwrap_or_default()
     }
+    /// Also those that are no replicas.
     pub(crate) fn all_tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
-        self.tasks.values().flatten()
+        self.tasks.values().flatten().chain(&self.hooks)
+    }
+    /// The tasks that run commands around the app's releases as this pass leaves them, oldest first.
+    pub(crate) fn hooks(&self) -> &[Arc<Task>] {
+        &self.hooks
+    }
+    /// The tasks among which one is.
+    fn kin(&mut self, task: &Task) -> Option<&mut Vec<Arc<Task>>> {
+        if task.hook.is_some() { Some(&mut self.hooks) } else { self.tasks.get_mut(&task.service) }
     }
     pub(crate) fn service(&self, name: &ServiceName) -> Option<&Service<'a>> {
         self.services.iter().find(|service| service.name() == name)
+    }
+    /// A service's record as this pass leaves it.
+    pub(crate) fn record(&self, service: &ServiceKey) -> Option<ServiceRecord> {
+        let stored = || self.world.service(service).map(|record| ServiceRecord::clone(record));
+        self.records.get(service).cloned().or_else(stored)
+    }
+    pub(crate) fn put_service(&mut self, record: ServiceRecord) {
+        self.records.insert(record.key.clone(), record);
     }
     pub(crate) fn state(&self, node: Option<NodeId>) -> Option<NodeState> {
         self.world.node(node?).map(crate::Node::state)
@@ -176,28 +227,31 @@ impl<'a> Pass<'a> {
         self.lost.insert(task.id);
         self.change(Change::LoseTask { task: task.id, message, at });
     }
-    fn forget_task(&mut self, task: &Task) {
+    pub(crate) fn forget_task(&mut self, task: &Task) {
         self.change(Change::RemoveTask(task.id));
-        if let Some(tasks) = self.tasks.get_mut(&task.service) {
+        if let Some(tasks) = self.kin(task) {
             tasks.retain(|kept| kept.id != task.id);
         }
     }
     fn edit(&mut self, task: &Task, edit: impl FnOnce(&mut Task)) {
-        let tasks = self.tasks.get_mut(&task.service);
+        let tasks = self.kin(task);
         if let Some(draft) = tasks.and_then(|tasks| tasks.iter_mut().find(|draft| draft.id == task.id)) {
             edit(Arc::make_mut(draft));
         }
     }
     /// A new task's id and time: later than every task the service has, whatever the clock says.
     pub(crate) fn new_task(&mut self, service: &ServiceKey) -> (TaskId, Timestamp) {
-        let newest = self.tasks_of(service).iter().map(|task| task.created_at).max();
+        let newest = self.tasks_of(service).iter().chain(&self.hooks).map(|task| task.created_at).max();
         let after_newest = newest.filter(|newest| *newest >= self.now).map(|newest| Timestamp(newest.0 + 1));
         let at = after_newest.unwrap_or(self.now);
         (TaskId::from_parts(at.0, self.ids.random()), at)
     }
     pub(crate) fn create(&mut self, task: Task) {
         self.change(Change::CreateTask(task.clone()));
-        self.tasks.entry(task.service.clone()).or_default().push(Arc::new(task));
+        match task.hook {
+            Some(_) => self.hooks.push(Arc::new(task)),
+            None => self.tasks.entry(task.service.clone()).or_default().push(Arc::new(task)),
+        }
     }
 
     /// Tasks whose node is down or gone are over, unless they wait there for their data to come back.
@@ -263,7 +317,8 @@ impl<'a> Pass<'a> {
         let gone = |change: &&Change| matches!(change, Change::RemoveVolume(_));
         let volumes_left = self.app.remove_volumes
             && self.world.volumes_of(&self.app.key).count() > self.out.changes.iter().filter(gone).count();
-        if self.app.removed && !services_left && !networks_left && !volumes_left {
+        let hooks_left = !self.hooks.is_empty();
+        if self.app.removed && !services_left && !networks_left && !volumes_left && !hooks_left {
             for release in self.world.releases_of(&self.app.key) {
                 self.out.changes.push(Change::RemoveRelease(release.app.clone(), release.number));
             }
@@ -306,9 +361,15 @@ impl<'a> Pass<'a> {
             let back = back.and_then(|previous| previous.services.iter().find(|record| record.key == *key));
             let removed = self.out.changes.contains(&Change::RemoveService(key.clone()));
             let record = self.world.service(key).filter(|_| !removed);
-            let tasks = self.tasks_of(key).iter().map(|task| task.generation);
-            let needed = [back, record.map(|record| &**record)].into_iter().flatten();
-            let oldest = tasks.chain(needed.map(|record| record.generation)).min();
+            let hooks = self.hooks.iter().filter(|task| task.service == *key);
+            let tasks = self.tasks_of(key).iter().chain(hooks).map(|task| task.generation);
+            let pending = self.app.rollout.pending.iter().flatten().find(|record| record.key == *key);
+            let needed = [back, record.map(|record| &**record), pending].into_iter().flatten();
+            let needed = needed.flat_map(|record| {
+                let sets = record.sets.iter().map(|set| set.generation);
+                sets.chain([record.generation])
+            });
+            let oldest = tasks.chain(needed).min();
             // What belongs to a release later than the app's may have been written just now, by a change whose app comes next.
             let coming =
                 |revision: &ServiceRevision| !self.app.removed && revision.release > self.app.release;
@@ -360,6 +421,12 @@ impl<'a> Pass<'a> {
                 changes.push(Change::PutVolume(volume));
             }
         }
+        let gone = |key: &ServiceKey| self.out.changes.contains(&Change::RemoveService(key.clone()));
+        for (key, record) in self.records {
+            if self.world.service(&key).is_none_or(|stored| **stored != record) && !gone(&key) {
+                changes.push(Change::PutService(record));
+            }
+        }
         changes.append(&mut self.out.changes);
         self.out.changes = changes;
         self.out
@@ -368,15 +435,7 @@ impl<'a> Pass<'a> {
 
 fn service<'a>(world: &'a World, record: &'a ServiceRecord) -> Service<'a> {
     let revision = world.revision_of(&record.key, record.generation).map(|revision| &**revision);
-    let fitting = world.revisions_of(&record.key).filter(|other| {
-        revision.is_some_and(|wanted| {
-            let (low, high) =
-                (other.generation.min(wanted.generation), other.generation.max(wanted.generation));
-            let restarts = world
-                .revisions_of(&record.key)
-                .any(|between| between.restart && between.generation > low && between.generation <= high);
-            other.generation == wanted.generation || (!restarts && spec::same_container(world, other, wanted))
-        })
-    });
-    Service { record, revision, fitting: fitting.map(|revision| revision.generation).collect() }
+    let fitting = strategy::fitting(world, &record.key, record.generation);
+    let others = strategy::beside(world, record).into_iter().flat_map(|(_, generations)| generations);
+    Service { record, revision, fitting, tasks: Whose::AllBut(others.collect()) }
 }

@@ -204,6 +204,19 @@ impl<'a> Places<'a> {
     }
 }
 
+/// Whether there is room for so many more tasks like this beside everything that runs.
+///
+/// # Errors
+/// For how many there is, and why for no more.
+pub(crate) fn room_for(world: &World, revision: &ServiceRevision, tasks: u32) -> Result<(), (u32, NoPlace)> {
+    let mut places = Places::new(world);
+    for placed in 0..tasks {
+        let node = places.find(&Demand::of(revision)).map_err(|because| (placed, because))?;
+        places.promise(node, &revision.key, &Holding::of(revision));
+    }
+    Ok(())
+}
+
 /// Whether a global service has a task on this node, whatever else runs there.
 pub(crate) fn belongs(node: &Node, demand: &Demand<'_>) -> bool {
     LASTING.iter().all(|filter| filter(demand, node, &Load::default()).is_ok())

@@ -21,7 +21,7 @@ use wharf_model::{
 use crate::{
     Change, NetworkRefusal, RouteRefusal, World, history,
     network::{self, Moving},
-    routing, spec, tasks,
+    place, routing, spec, strategy, tasks,
 };
 
 /// What happens to a thing.
@@ -216,6 +216,36 @@ pub enum PlanRefusal {
         /// The service.
         service: ServiceName,
     },
+    /// A service cannot have a second set of tasks beside the one that serves, as its strategy asks.
+    SecondSet {
+        /// The service.
+        service: ServiceName,
+        /// The strategy's word.
+        strategy: String,
+        /// Why not.
+        because: String,
+    },
+    /// No node has room for a service's second set of tasks beside the one that serves.
+    NoRoom {
+        /// The service.
+        service: ServiceName,
+        /// How many tasks of it there is room for, and how many are wanted.
+        room: (u32, u32),
+        /// Why there is none for more.
+        because: String,
+    },
+    /// A command around a release cannot run as a task of its own.
+    Hook {
+        /// The service whose container it is to have.
+        service: ServiceName,
+        /// Why not.
+        because: String,
+    },
+    /// A release is neither through nor given up: nothing else of the app changes before it is.
+    Undecided {
+        /// What is under way, in words.
+        what: String,
+    },
 }
 impl fmt::Display for PlanRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -282,6 +312,26 @@ impl fmt::Display for PlanRefusal {
                     "service {service} is global: it has one task on every suitable node, and no number to set"
                 )
             }
+            Self::SecondSet { service, strategy, because } => write!(
+                f,
+                "service {service} cannot be released {strategy}: {because}; \
+                 hint: give it `x-wharf: {{release: {{strategy: rolling}}}}`"
+            ),
+            Self::NoRoom { service, room: (room, wanted), because } => write!(
+                f,
+                "there is room for {room} of the {wanted} tasks that service {service} has beside the old ones until these go: \
+                 {because}; hint: add a node, lower `deploy.resources.reservations`, or release it with `strategy: rolling`"
+            ),
+            Self::Hook { service, because } => write!(
+                f,
+                "a command around the release cannot have a container like those of service {service}: {because}; \
+                 hint: name a service without that in `x-wharf.hooks`"
+            ),
+            Self::Undecided { what } => write!(
+                f,
+                "{what} is being tried beside what serves; hint: `wharf rollout promote` or `wharf rollout abort` first, \
+                 or, once it has failed, `wharf up` or `wharf rollback`"
+            ),
             Self::OneTaskOnly { service } => {
                 write!(f, "service {service} has a fixed address, which only one task can have")
             }
@@ -350,6 +400,7 @@ pub fn plan(world: &World, app: &AppKey, wanted: &AppSpec, images: &BTreeMap<Ser
     plan.externals(&current, wanted);
     plan.jobs(&current, wanted);
     plan.policy(&current, wanted);
+    plan.hooks(wanted);
     plan.ports(world, wanted);
     routing::check(&mut plan, world, wanted);
     plan.warn(wanted);
@@ -487,10 +538,14 @@ struct Current<'a> {
 impl<'a> Current<'a> {
     fn of(world: &'a World, app: &AppKey) -> Self {
         let record = world.app(app).map(|record| &**record);
-        let kept = world.services_of(app).filter(|service| !service.removed);
-        let services: BTreeMap<_, _> = kept.map(|service| (&service.key.name, &**service)).collect();
+        let stored = world.services_of(app).map(|service| &**service);
+        // Before the commands before a release are through, its services are as they will be then.
+        let pending = record.and_then(|record| record.rollout.pending.as_deref()).unwrap_or_default();
+        let kept = stored.chain(pending);
+        let mut services: BTreeMap<_, _> = kept.map(|service| (&service.key.name, service)).collect();
+        services.retain(|_, service| !service.removed);
         let revisions = services.iter().filter_map(|(name, service)| {
-            Some((*name, &**world.revision_of(&service.key, service.generation)?))
+            Some((*name, &**world.revision_of(&service.key, service.wanted().0)?))
         });
         Self {
             record,
@@ -703,6 +758,9 @@ impl Plan {
             }
             let Some(change) = changes.get(name) else { continue };
             self.add(change.action, Thing::Service, name, change.reasons.clone());
+            if change.action == Action::Replace && self.second_set(current, wanted, (name, service), images) {
+                continue;
+            }
             let (order, why) = spec::effective_order(service);
             if let (Action::Replace, UpdateOrder::StopFirst, Some(why)) = (change.action, order, why) {
                 self.note(|| format!("the old task stops before the new one starts: {why}"));
@@ -710,6 +768,61 @@ impl Plan {
         }
         for (name, _) in current.services.iter().filter(|(name, _)| !wanted.services.contains_key(**name)) {
             self.add(Action::Remove, Thing::Service, name, vec!["no longer in the file".to_owned()]);
+        }
+    }
+
+    /// Whether a service that is replaced has a second set of tasks made; says how that goes, or why it cannot be.
+    fn second_set(
+        &mut self,
+        current: &Current<'_>,
+        wanted: &AppSpec,
+        (name, service): (&ServiceName, &ServiceSpec),
+        images: &BTreeMap<ServiceName, Image>,
+    ) -> bool {
+        if let Some(because) = strategy::refused(wanted, name, service) {
+            let strategy = history::strategy_of(service.policy.release.as_ref()).to_owned();
+            self.refusals.push(PlanRefusal::SecondSet { service: name.clone(), strategy, because });
+            return true;
+        }
+        let Some(strategy) = strategy::asked(wanted, name, service) else {
+            if let Some(why) = strategy::fallen_back(wanted, name, service) {
+                self.note(|| why);
+            }
+            return false;
+        };
+        self.note(|| strategy::note(strategy, service.mode));
+        let key = ServiceKey { app: self.app.clone(), name: name.clone() };
+        let stored = current.world.service(&key);
+        // What was kept may be what is wanted, and then has its place already.
+        let kept = stored.is_some_and(|stored| !stored.sets.is_empty() || stored.stopped);
+        let (Some(image), Mode::Replicated { replicas }) = (images.get(name), service.mode) else { return true };
+        let revision = ServiceRevision {
+            key,
+            generation: Generation::default(),
+            release: ReleaseNumber::default(),
+            spec: service.clone(),
+            image: image.clone(),
+            restart: false,
+        };
+        if !kept && let Err((room, because)) = place::room_for(current.world, &revision, replicas) {
+            let (service, because) = (name.clone(), because.refused());
+            self.refusals.push(PlanRefusal::NoRoom { service, room: (room, replicas), because });
+        }
+        true
+    }
+
+    /// Commands around the release: each has a container like those of a service.
+    fn hooks(&mut self, wanted: &AppSpec) {
+        let hooks = &wanted.policy.hooks;
+        for hook in hooks.before.iter().chain(&hooks.after) {
+            let service = hook.service.clone();
+            let because = match wanted.services.get(&service) {
+                None => Some("the app has no such service".to_owned()),
+                Some(spec) => spec.companions().into_iter().next().map(|(other, shared)| {
+                    format!("it shares the {shared} of {other}, and the command would have none")
+                }),
+            };
+            self.refusals.extend(because.map(|because| PlanRefusal::Hook { service, because }));
         }
     }
 
@@ -766,7 +879,9 @@ impl Plan {
     fn ports(&mut self, world: &World, wanted: &AppSpec) {
         let mut taken = BTreeMap::<(u16, Protocol), Vec<(Option<std::net::IpAddr>, ServiceKey)>>::new();
         for record in world.services().filter(|record| record.key.app != self.app && !record.removed) {
-            if let Some(revision) = world.revision_of(&record.key, record.generation) {
+            // What is about to take over has its ports already.
+            for generation in BTreeSet::from([record.generation, record.wanted().0]) {
+                let Some(revision) = world.revision_of(&record.key, generation) else { continue };
                 for port in spec::ingress_ports(&revision.spec) {
                     let key = (port.published.unwrap_or_default(), port.protocol);
                     taken.entry(key).or_default().push((port.host_ip, record.key.clone()));
@@ -933,7 +1048,8 @@ fn service_change(
     if replaced || soft_part_differs(&revision.spec, spec) {
         reasons.extend(soft_differences(&revision.spec, spec));
     }
-    let mode = (spec.mode != record.mode).then(|| mode_reason(record.mode, spec.mode));
+    let (_, tasks) = record.wanted();
+    let mode = (spec.mode != tasks).then(|| mode_reason(tasks, spec.mode));
     reasons.extend(mode);
     if record.stopped {
         reasons.push("it is stopped and starts again".to_owned());
@@ -1110,6 +1226,7 @@ pub fn noted_release(
     })];
     changes.extend(history::superseded(world, app, now));
     let service_changes = service_changes(&current, wanted, images);
+    let mut records = Vec::new();
     for (name, service) in &wanted.services {
         let key = ServiceKey { app: app.clone(), name: name.clone() };
         let old = current.revisions.get(name);
@@ -1140,27 +1257,31 @@ pub fn noted_release(
                 generation
             }
         };
-        let record = ServiceRecord::new(key, generation, service.mode);
-        if current.services.get(name).is_none_or(|old| **old != record) {
-            changes.push(Change::PutService(record));
-        }
+        records.push(ServiceRecord::new(key, generation, service.mode));
     }
+    let direct = note.rollback_of.is_some();
+    let mut records = succeeded(world, &changes, wanted, records, direct);
     for record in world.services_of(app).filter(|record| !wanted.services.contains_key(&record.key.name)) {
-        if !record.removed {
-            changes.push(Change::PutService(ServiceRecord { removed: true, ..ServiceRecord::clone(record) }));
-        }
+        records.push(ServiceRecord { removed: true, ..ServiceRecord::clone(record) });
     }
-    let previous = current.record.map(|record| Previous {
-        before: generation,
-        release: record.release,
-        services: current.services.values().map(|record| (*record).clone()).collect(),
-    });
+    records.retain(|record| world.service(&record.key).is_none_or(|stored| **stored != *record));
+    // What is returned to has been set up before.
+    let hooks = if direct { Default::default() } else { wanted.policy.hooks.clone() };
+    let pending = if hooks.before.is_empty() {
+        changes.extend(records.into_iter().map(Change::PutService));
+        None
+    } else {
+        Some(records)
+    };
     changes.push(Change::PutApp(AppRecord {
         key: app.clone(),
         generation,
         release: number,
         rollout: Rollout {
             release: Some(number),
+            hooks,
+            pending,
+            direct,
             ..rollout(
                 generation,
                 note.rollback_of
@@ -1170,12 +1291,59 @@ pub fn noted_release(
                 current.record.map(|record| &record.rollout),
             )
         },
-        previous,
+        previous: current.record.map(|record| previous(world, record, generation)),
         removed: false,
         remove_volumes: false,
         created_at: current.record.map_or(now, |record| record.created_at),
     }));
     Ok(changes)
+}
+
+/// The services' records once a release wants them like this, beside or in place of what there is. `changes` makes their revisions.
+fn succeeded(
+    world: &World,
+    changes: &[Change],
+    wanted: &AppSpec,
+    records: Vec<ServiceRecord>,
+    direct: bool,
+) -> Vec<ServiceRecord> {
+    let strategy = |record: &ServiceRecord| {
+        strategy::asked(wanted, &record.key.name, wanted.services.get(&record.key.name)?)
+    };
+    let stored = |record: &ServiceRecord| world.service(&record.key).filter(|stored| !stored.removed);
+    let plain = |record: &ServiceRecord| {
+        strategy(record).is_none() && stored(record).is_none_or(|stored| stored.sets.is_empty())
+    };
+    if records.iter().all(plain) {
+        return records;
+    }
+    // Whether containers are the same can only be seen from revisions and releases that are there.
+    let mut after = world.clone();
+    changes.iter().for_each(|change| after.apply(change));
+    let succeed = |record: ServiceRecord| {
+        let stored = stored(&record).map(|stored| &**stored);
+        strategy::succeeded(&after, stored, &record, strategy(&record), direct)
+    };
+    records.into_iter().map(succeed).collect()
+}
+
+/// What an app was before a change of it: where a failing release returns to. A release that was not through is no such place, what was
+/// before it is.
+fn previous(world: &World, record: &AppRecord, before: Generation) -> Previous {
+    let rollout = &record.rollout;
+    let unfinished = |previous: &&Previous| {
+        !rollout.state.is_over()
+            && previous.before == rollout.generation
+            && !crate::rollout::is_return(record, previous)
+    };
+    if let Some(previous) = record.previous.as_ref().filter(unfinished) {
+        return Previous { before, ..previous.clone() };
+    }
+    let services = world.services_of(&record.key).filter(|service| !service.removed);
+    let alone = |service: &std::sync::Arc<ServiceRecord>| {
+        ServiceRecord { sets: Vec::new(), ..ServiceRecord::clone(service) }
+    };
+    Previous { before, release: record.release, services: services.map(alone).collect() }
 }
 
 fn next_release(world: &World, app: &AppKey) -> ReleaseNumber {
@@ -1254,6 +1422,10 @@ pub fn request(
     let down = matches!(request, Request::Down { .. });
     if record.removed && !down {
         return Err(PlanRefusal::BeingRemoved);
+    }
+    let tried = current.services.values().any(|service| service.next().is_some());
+    if !down && (tried || record.rollout.pending.is_some()) {
+        return Err(PlanRefusal::Undecided { what: record.rollout.what.clone() });
     }
     let mut changes = match request {
         Request::Scale(numbers) => scale(&current, numbers)?,

@@ -1,66 +1,192 @@
 //! Decides how far the latest change of an app has come.
 //!
-//! It is done when every seat of every service is as wanted; it has failed as soon as one cannot come to that by itself. A failed
-//! release returns to the one before, if there is one and the failing service's `failure_action` says so (the default): the
-//! services are as they were, and the change ends as rolled back once they are ready again. Otherwise it ends as failed: its tasks
-//! stay for people to look at and are tried again ever less often, and what has not been replaced yet is left alone.
+//! It is done when every seat of every service is as wanted; it has failed as soon as one cannot come to that by itself, a second set of
+//! tasks was judged and found wanting, or a command around it failed. A failed release returns to the one before, if there is one and the
+//! failing service's `failure_action` says so (the default): the services are as they were, and the change ends as rolled back once they
+//! are ready again. Otherwise it ends as failed: its tasks stay for people to look at and are tried again ever less often, and what has not
+//! been replaced yet is left alone.
+//!
+//! - What people want counts first: one that is aborted returns whatever its policies say; one that is paused begins nothing new. Failing
+//!   ends it also while it is paused: what serves is to go on serving.
+//! - A release with commands before it leaves the services as they are until these are through, and then changes all of them in one commit.
 
-use wharf_model::{AppRecord, FailureAction, Previous, Rollout, RolloutState};
+use wharf_model::{
+    AppRecord, Asked, FailureAction, HookStage, Previous, Rollout, RolloutState, ServiceRecord,
+};
 
 use crate::{
     Change,
+    hooks::{self, Ran},
     pass::Pass,
+    strategy::{self, Course},
     tasks::{ServiceStanding, Standing},
 };
 
 pub(crate) fn decide(pass: &mut Pass<'_>, services: &[ServiceStanding]) {
-    let rollout = &pass.app.rollout;
-    if rollout.state.is_over() || pass.app.removed {
+    let app = pass.app;
+    if app.rollout.state.is_over() || app.removed {
         return;
     }
-    let tolerated: Vec<_> = services.iter().filter(|service| tolerates(pass, service)).collect();
-    let within = |service: &ServiceStanding| tolerated.iter().any(|other| other.name == service.name);
-    let settled = services.iter().all(|service| {
-        let fine = |standing: &Standing| match standing {
-            Standing::Settled => true,
-            Standing::Failed(_) => within(service),
-            Standing::Underway => false,
-        };
-        service.seats.iter().all(fine)
-    }) && networks_are_there(pass);
-    let failure = failure(pass, services);
-    let returning = pass.app.previous.as_ref().filter(|previous| is_return(pass.app, previous));
-    match (failure, returning) {
-        (Some((why, FailureAction::Rollback)), None) if way_back(pass.app).is_some() => roll_back(pass, &why),
-        (Some((why, _)), None) => end(pass, RolloutState::Failed, failed(pass, &why)),
-        (Some((why, _)), Some(_)) => {
-            let reason = format!("{}; and the return failed: {why}", rollout.reason);
-            end(pass, RolloutState::Failed, reason);
-        }
-        (None, Some(_)) if settled => end(pass, RolloutState::RolledBack, rollout.reason.clone()),
-        (None, None) if settled => end(pass, RolloutState::Done, borne(&tolerated)),
-        (None, _) => {}
+    let mut rollout = app.rollout.clone();
+    if app.previous.as_ref().is_some_and(|previous| is_return(app, previous)) {
+        returning(pass, rollout, services);
+    } else if let Some(abort) = rollout.abort.clone() {
+        aborted(pass, rollout, &abort);
+    } else if rollout.pending.is_some() {
+        before(pass, rollout);
+    } else {
+        let outcome = carry_out(pass, &mut rollout, services);
+        conclude(pass, rollout, outcome);
     }
+}
+
+/// How a rollout stands that is carried out.
+enum Outcome {
+    Underway,
+    /// What is to be said of it.
+    Done(String),
+    /// Why, and what to do about it.
+    Failed(String, FailureAction),
+}
+
+/// Carries a change out, as far as that is not for tasks to do.
+fn carry_out(pass: &mut Pass<'_>, rollout: &mut Rollout, services: &[ServiceStanding]) -> Outcome {
+    if let Some((why, action)) = failure(pass, services) {
+        return Outcome::Failed(why, action);
+    }
+    let settled = settled(pass, services.iter().filter(|service| !is_tried(pass, service)));
+    match strategy::decide(pass, rollout, services, settled) {
+        // Whatever its policy says: what was judged must not get more requests, nor those that it has.
+        Course::Refused(why) => return Outcome::Failed(why, FailureAction::Rollback),
+        Course::Underway => return Outcome::Underway,
+        Course::Through => {}
+    }
+    if !settled {
+        return Outcome::Underway;
+    }
+    match hooks::run(pass, rollout, HookStage::After) {
+        Ran::Through => Outcome::Done(remarks(pass, services)),
+        Ran::Underway => Outcome::Underway,
+        Ran::Failed(why, service) => {
+            let revision = pass.service(&service).and_then(|service| service.revision);
+            let action = revision.map_or(FailureAction::Rollback, |revision| {
+                pass.update_policy(&revision.spec).failure_action
+            });
+            Outcome::Failed(why, action)
+        }
+    }
+}
+
+fn conclude(pass: &mut Pass<'_>, rollout: Rollout, outcome: Outcome) {
+    match outcome {
+        Outcome::Underway => set(pass, rollout),
+        Outcome::Done(reason) => end(pass, rollout, RolloutState::Done, reason),
+        Outcome::Failed(why, FailureAction::Rollback) if way_back(pass.app).is_some() => {
+            let reason =
+                |from, to| format!("release {from} failed, and the app returned to release {to}: {why}");
+            roll_back(pass, rollout, reason);
+        }
+        Outcome::Failed(why, _) => {
+            let reason = failed(pass, &why);
+            end(pass, rollout, RolloutState::Failed, reason);
+        }
+    }
+}
+
+/// A change that is on its way back to what was before.
+fn returning(pass: &mut Pass<'_>, rollout: Rollout, services: &[ServiceStanding]) {
+    let reason = rollout.reason.clone();
+    match failure(pass, services) {
+        Some((why, _)) => {
+            let reason = format!("{reason}; and the return failed: {why}");
+            end(pass, rollout, RolloutState::Failed, reason);
+        }
+        None if settled(pass, services.iter()) => end(pass, rollout, RolloutState::RolledBack, reason),
+        None => {}
+    }
+}
+
+/// A change that somebody wants undone.
+fn aborted(pass: &mut Pass<'_>, rollout: Rollout, abort: &Asked) {
+    if way_back(pass.app).is_some() {
+        roll_back(pass, rollout, |from, to| {
+            format!("release {from} was aborted by {abort}, and the app returned to release {to}")
+        });
+    } else {
+        let reason =
+            format!("aborted by {abort}; there is nothing before it to return to, so what has begun stays");
+        end(pass, rollout, RolloutState::Failed, reason);
+    }
+}
+
+/// The commands before a release; once they are through, the services become what it says.
+fn before(pass: &mut Pass<'_>, mut rollout: Rollout) {
+    match hooks::run(pass, &rollout, HookStage::Before) {
+        Ran::Underway => set(pass, rollout),
+        Ran::Through => {
+            for record in rollout.pending.take().into_iter().flatten() {
+                pass.put_service(record);
+            }
+            set(pass, rollout);
+        }
+        Ran::Failed(why, _) => match way_back(pass.app) {
+            Some(_) => roll_back(pass, rollout, |from, to| {
+                format!(
+                    "release {from} failed before anything was replaced, and the app stays on release {to}: {why}"
+                )
+            }),
+            None => {
+                let reason = format!("{why}; nothing was started, and there is no earlier release");
+                end(pass, rollout, RolloutState::Failed, reason);
+            }
+        },
+    }
+}
+
+/// Whether these services are as wanted, with what their policies bear.
+fn settled<'s>(pass: &Pass<'_>, services: impl Iterator<Item = &'s ServiceStanding>) -> bool {
+    let fine = |service: &ServiceStanding| {
+        let tolerated = tolerates(pass, service);
+        service.seats.iter().all(|standing| match standing {
+            Standing::Settled => true,
+            Standing::Failed(_) => tolerated,
+            Standing::Underway => false,
+        })
+    };
+    services.into_iter().all(fine) && networks_are_there(pass)
+}
+
+/// Whether a service has a set of tasks that is to take over.
+fn is_tried(pass: &Pass<'_>, service: &ServiceStanding) -> bool {
+    pass.service(&service.name).is_some_and(|service| service.record.next().is_some())
 }
 
 /// Whether no more of a service's seats have failed than its policy allows.
 fn tolerates(pass: &Pass<'_>, service: &ServiceStanding) -> bool {
     let failed = service.seats.iter().filter(|seat| matches!(seat, Standing::Failed(_))).count();
-    let revision = pass.service(&service.name).and_then(|service| service.revision);
+    let revision = wanted_revision(pass, service);
     revision.is_some_and(|revision| pass.update_policy(&revision.spec).tolerates(failed, service.seats.len()))
 }
 
-/// What failed and was borne with, in words; nothing if nothing did.
-fn borne(services: &[&ServiceStanding]) -> String {
+/// How a service is made that stands like this: its next set, if it has one.
+fn wanted_revision<'w>(
+    pass: &Pass<'w>,
+    service: &ServiceStanding,
+) -> Option<&'w wharf_model::ServiceRevision> {
+    let record = pass.service(&service.name)?.record;
+    pass.world.revision_of(&record.key, record.wanted().0).map(|revision| &**revision)
+}
+
+/// What is to be said of a change that is done although not all went well; nothing if it did.
+fn remarks(pass: &Pass<'_>, services: &[ServiceStanding]) -> String {
     let why = services.iter().flat_map(|service| &service.seats).filter_map(|seat| match seat {
         Standing::Failed(why) => Some(why.as_str()),
         Standing::Settled | Standing::Underway => None,
     });
     let why: Vec<_> = why.collect();
-    if why.is_empty() {
-        return String::new();
-    }
-    format!("done within `max_failure_ratio`, although {}", why.join("; "))
+    let borne = format!("done within `max_failure_ratio`, although {}", why.join("; "));
+    let borne = Some(borne).filter(|_| !why.is_empty());
+    borne.into_iter().chain(hooks::remarks(pass)).collect::<Vec<_>>().join("; ")
 }
 
 fn all(services: &[ServiceStanding], is: impl Fn(&Standing) -> bool) -> bool {
@@ -76,9 +202,9 @@ fn networks_are_there(pass: &Pass<'_>) -> bool {
 fn failure(pass: &Pass<'_>, services: &[ServiceStanding]) -> Option<(String, FailureAction)> {
     let counted = services.iter().filter(|service| !tolerates(pass, service));
     let failures = counted.flat_map(|service| {
-        let action = pass.service(&service.name).and_then(|service| service.revision);
-        let action =
-            action.map_or(FailureAction::Pause, |revision| pass.update_policy(&revision.spec).failure_action);
+        let revision = wanted_revision(pass, service);
+        let action = revision
+            .map_or(FailureAction::Pause, |revision| pass.update_policy(&revision.spec).failure_action);
         service.seats.iter().filter_map(move |seat| match seat {
             Standing::Failed(why) => Some((why.clone(), action)),
             Standing::Settled | Standing::Underway => None,
@@ -101,27 +227,41 @@ pub(crate) fn is_return(app: &AppRecord, previous: &Previous) -> bool {
     previous.before == app.rollout.generation && previous.release == app.release
 }
 
-fn roll_back(pass: &mut Pass<'_>, why: &str) {
+/// Makes the app what it was before the release, and says why: `reason` is handed the release that is left and the one it returns to.
+fn roll_back(
+    pass: &mut Pass<'_>,
+    rollout: Rollout,
+    reason: impl FnOnce(wharf_model::ReleaseNumber, wharf_model::ReleaseNumber) -> String,
+) {
     let Some(previous) = way_back(pass.app).cloned() else { return };
-    for record in &previous.services {
-        if pass.world.service(&record.key).is_none_or(|now| **now != *record) {
-            pass.change(Change::PutService(record.clone()));
-        }
+    // Before the commands before it are through nothing of it has begun.
+    if rollout.pending.is_none() {
+        put_back(pass, &previous);
     }
-    let kept = |key| previous.services.iter().any(|record| record.key == key);
-    for service in pass.services.clone() {
-        if !kept(service.record.key.clone()) && !service.record.removed {
-            let record = wharf_model::ServiceRecord { removed: true, ..service.record.clone() };
-            pass.change(Change::PutService(record));
-        }
-    }
-    let reason = format!(
-        "release {} failed, and the app returned to release {}: {why}",
-        pass.app.release, previous.release
-    );
-    let rollout = Rollout { reason, ..pass.app.rollout.clone() };
+    let rollout = Rollout {
+        reason: reason(pass.app.release, previous.release),
+        paused: None,
+        promoted: None,
+        pending: None,
+        ..rollout
+    };
     let app = AppRecord { release: previous.release, rollout, ..pass.app.clone() };
     pass.change(Change::PutApp(app));
+}
+fn put_back(pass: &mut Pass<'_>, previous: &Previous) {
+    for before in &previous.services {
+        let record = match pass.record(&before.key) {
+            Some(now) => strategy::returned(pass.world, &now, before),
+            None => before.clone(),
+        };
+        pass.put_service(record);
+    }
+    for service in pass.services.clone() {
+        let kept = previous.services.iter().any(|record| record.key == service.record.key);
+        if !kept && !service.record.removed {
+            pass.put_service(ServiceRecord { removed: true, ..service.record.clone() });
+        }
+    }
 }
 
 fn failed(pass: &Pass<'_>, why: &str) -> String {
@@ -134,7 +274,12 @@ fn failed(pass: &Pass<'_>, why: &str) -> String {
     format!("{why}{stays}")
 }
 
-fn end(pass: &mut Pass<'_>, state: RolloutState, reason: String) {
-    let rollout = Rollout { state, reason, ended_at: Some(pass.now), ..pass.app.rollout.clone() };
-    pass.change(Change::SetRollout { app: pass.app.key.clone(), rollout });
+fn end(pass: &mut Pass<'_>, rollout: Rollout, state: RolloutState, reason: String) {
+    let ended_at = Some(pass.now);
+    set(pass, Rollout { state, reason, ended_at, paused: None, promoted: None, pending: None, ..rollout });
+}
+fn set(pass: &mut Pass<'_>, rollout: Rollout) {
+    if rollout != pass.app.rollout {
+        pass.change(Change::SetRollout { app: pass.app.key.clone(), rollout });
+    }
 }

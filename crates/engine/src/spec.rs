@@ -7,7 +7,7 @@ use std::{
 
 use wharf_model::{
     Dependency, DependencyCondition, FileSpec, MountSource, NetworkAttachment, NetworkMode, NetworkName,
-    PortSpec, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, Shared, UpdateOrder,
+    PortSpec, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, Shared, TaskHook, UpdateOrder,
     VolumeName, VolumeSpec,
 };
 
@@ -178,6 +178,22 @@ pub(crate) fn container_part(spec: &ServiceSpec) -> ServiceSpec {
     // Gateways listen on these, not containers.
     part.ports.retain(|port| port.mode == PublishMode::Host);
     part
+}
+
+/// How the container of a command around a release is made: as the service's, without what only one task can have and what nobody asks
+/// of a command. The image's or the service's entry point stays, as with `docker compose run`.
+pub(crate) fn of_hook(spec: &ServiceSpec, hook: &TaskHook) -> ServiceSpec {
+    let mut spec = spec.clone();
+    spec.container.command = Some(hook.command.clone());
+    spec.ports = Vec::new();
+    spec.expose = Vec::new();
+    (spec.healthcheck, spec.probe) = (None, None);
+    for attachment in spec.networks.values_mut() {
+        (attachment.ipv4_address, attachment.ipv6_address) = (None, None);
+        attachment.endpoint.mac_address = None;
+        attachment.aliases = Vec::new();
+    }
+    spec
 }
 
 /// Digests of the configs and secrets a service mounts, so that a changed content is seen. A config and a secret may have one name.

@@ -21,7 +21,7 @@ use crate::{
     pass::{Pass, Service},
     passage::{self, Drain},
     place::{self, Demand, Pin, PinnedBy},
-    spec,
+    spec, strategy,
     world::Holding,
 };
 
@@ -54,8 +54,12 @@ pub(crate) fn decide(pass: &mut Pass<'_>) -> Vec<ServiceStanding> {
     let services = pass.services.clone();
     let mut standings = Vec::new();
     for service in &services {
-        let seats =
-            if service.is_unwanted(pass.app) { vec![stop_all(pass, service)] } else { pass.fill(service) };
+        let seats = if service.is_unwanted(pass.app) {
+            strategy::clear(pass, service);
+            vec![stop_all(pass, service)]
+        } else {
+            pass.fill_sets(service)
+        };
         standings.push(ServiceStanding { name: service.name().clone(), seats });
     }
     standings
@@ -144,8 +148,13 @@ fn is_guess(task: &Task) -> bool {
 }
 
 impl Pass<'_> {
+    /// The same of every set of tasks that a service has.
+    fn fill_sets(&mut self, service: &Service<'_>) -> Vec<Standing> {
+        let serving = self.fill(service);
+        strategy::fill(self, service, serving)
+    }
     /// Brings a service's seats nearer to what is wanted, and says how each stands.
-    fn fill(&mut self, service: &Service<'_>) -> Vec<Standing> {
+    pub(crate) fn fill(&mut self, service: &Service<'_>) -> Vec<Standing> {
         let key = service.record.key.clone();
         let Some(revision) = service.revision else {
             self.wait(About::Service(key), Reason::NoRevision);
@@ -185,7 +194,7 @@ impl Pass<'_> {
             }
         }
         let mut surplus = Vec::new();
-        for task in self.tasks_of(&service.record.key) {
+        for task in self.tasks_of(&service.record.key).iter().filter(|task| service.owns(task)) {
             let seat = (task.slot, task.node.filter(|_| task.slot == Slot(0)));
             match by_seat.get_mut(&seat) {
                 Some(tasks) => tasks.push(Arc::clone(task)),
@@ -493,6 +502,13 @@ impl Pass<'_> {
         let begun = !seat.ended.is_empty();
         let updated =
             leaving.iter().any(|(_, why)| matches!(why, StopReason::Outdated | StopReason::Restarted));
+        let fresh = !begun && seat.leaving.is_empty() && seat.stopping.is_empty();
+        if (fresh || updated && !begun)
+            && let Some(reason) = self.held()
+        {
+            self.wait(about, reason);
+            return Standing::Underway;
+        }
         if updated
             && !begun
             && let Some(reason) = turns.refused()
@@ -531,6 +547,12 @@ impl Pass<'_> {
             self.replace(revision, seat, failures, &leaving);
         }
         self.certain_failure(&about, seat).map_or(Standing::Underway, Standing::Failed)
+    }
+    /// Why nothing new of the rollout begins, if somebody wants that.
+    fn held(&self) -> Option<Reason> {
+        let rollout = &self.app.rollout;
+        let paused = rollout.paused.as_ref().filter(|_| !rollout.state.is_over())?;
+        Some(Reason::Held { by: paused.to_string() })
     }
     /// Whether tasks of the seat that are stopping must be over before another starts.
     fn must_wait_for(&self, revision: &ServiceRevision, seat: &Seat) -> bool {
@@ -696,7 +718,7 @@ impl Pass<'_> {
         Some(Pin { nodes, by: PinnedBy::Volume(volume) })
     }
     /// The first volume of a service that has data on nodes of the cluster which no other node can read, and those nodes.
-    fn local_volume(&self, spec: &ServiceSpec) -> Option<(wharf_model::VolumeName, Vec<NodeId>)> {
+    pub(crate) fn local_volume(&self, spec: &ServiceSpec) -> Option<(wharf_model::VolumeName, Vec<NodeId>)> {
         spec::named_volumes(spec).find_map(|(name, _)| {
             let volume = self.volume(name).filter(|volume| spec::is_local(&volume.spec))?;
             let nodes: Vec<_> =
@@ -900,7 +922,7 @@ impl Turns {
 }
 
 /// Stops a task unless that was asked already, and says that it has not ended yet.
-fn stop_and_wait(pass: &mut Pass<'_>, task: &Task, why: StopReason) {
+pub(crate) fn stop_and_wait(pass: &mut Pass<'_>, task: &Task, why: StopReason) {
     pass.stop(task, why);
     wait_for_stop(pass, &Task { stop: task.stop.or(Some(why)), ..Task::clone(task) });
 }
@@ -908,7 +930,7 @@ fn wait_for_stop(pass: &mut Pass<'_>, task: &Task) {
     if let (Some(why), false) = (task.stop, task.is_over()) {
         let (about, node) = (pass.about(task), pass.node_name(task.node));
         // As this pass leaves it.
-        let drains = pass.task(task).is_draining();
+        let drains = pass.task(task).is_draining() && pass.world.must_drain(task, why);
         let reason = match drains.then(|| pass.world.drain(task, pass.now)) {
             Some(Drain::Waits(waits, again_at)) => {
                 pass.out.wake(again_at);

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use wharf_model::{
-    AppKey, DependencyCondition, HostSubnet, NetworkName, NodeName, Phase, ServiceKey, ServiceName, Slot,
+    AppKey, DependencyCondition, HookStage, HostSubnet, NetworkName, NodeName, Phase, ServiceKey, ServiceName, Slot,
     StopReason, TaskId, Timestamp, VolumeName,
 };
 
@@ -175,6 +175,38 @@ pub enum Reason {
     },
     /// The rollout failed, and nothing more of it is carried out.
     Paused,
+    /// Somebody wants the rollout to pause.
+    Held {
+        /// Who, and why.
+        by: String,
+    },
+    /// A part of the requests goes to the new release, which is judged by it.
+    Step {
+        /// Per cent of them.
+        percent: u8,
+        /// Which step it is, from 1.
+        number: u32,
+        /// How many there are.
+        of: u32,
+        /// What was found so far.
+        found: String,
+    },
+    /// The new release may go on as soon as somebody lets it.
+    Promotion {
+        /// What was found so far; empty if nothing is looked for.
+        found: String,
+    },
+    /// New sets are ready to take over once the app's other services are as wanted.
+    Others,
+    /// A command around a release has not ended yet.
+    Hook {
+        /// Which, as people know it: the name of its task.
+        name: String,
+        /// When in the rollout.
+        stage: HookStage,
+        /// Where it is, and how far.
+        doing: String,
+    },
     /// The slot should move away from its node and cannot.
     Stays {
         /// The node it is on.
@@ -339,6 +371,11 @@ impl Waiting {
             | Reason::UpdateDelay { .. }
             | Reason::Monitor { .. }
             | Reason::Paused
+            | Reason::Held { .. }
+            | Reason::Step { .. }
+            | Reason::Promotion { .. }
+            | Reason::Others
+            | Reason::Hook { .. }
             | Reason::NodeUnreachable { .. }
             | Reason::VolumeOnDownNode { .. }
             | Reason::VolumeData { .. }
@@ -415,6 +452,30 @@ impl fmt::Display for Waiting {
                 f,
                 "{about} is not replaced: the rollout failed; hint: `wharf up` with a corrected file begins a new one"
             ),
+            Reason::Held { by } => {
+                write!(f, "{about} stays as it is: the rollout was paused by {by}; hint: `wharf rollout resume` goes on")
+            }
+            Reason::Step { percent, number, of, found } => write!(
+                f,
+                "{about} sends {percent} % of its requests to the new release, step {number} of {of}, and that is watched: {found}"
+            ),
+            Reason::Promotion { found } => {
+                let found = if found.is_empty() { String::new() } else { format!(" ({found})") };
+                write!(
+                    f,
+                    "{about} waits for somebody to let the new release go on{found}; hint: `wharf rollout promote`, or `abort`"
+                )
+            }
+            Reason::Others => write!(
+                f,
+                "{about} has new sets of tasks that are ready, and waits for its other services before they take over"
+            ),
+            Reason::Hook { name, stage: HookStage::Before, doing } => {
+                write!(f, "{about} stays as it is until {name} is through, which {doing}")
+            }
+            Reason::Hook { name, stage: HookStage::After, doing } => {
+                write!(f, "{about} is as wanted, and waits for {name}, which {doing}")
+            }
             Reason::Stays { node, why, because } => {
                 write!(f, "{about} stays on {node} for now although {}: ", why_leaves(*why))?;
                 place::sentence(f, &"its replacement", because)

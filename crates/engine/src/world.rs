@@ -11,7 +11,7 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use wharf_model::{
-    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Generation, NetworkDefaults, NetworkId,
+    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Figures, Generation, NetworkDefaults, NetworkId,
     NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus, Phase, Protocol, PublishMode,
     Release, ReleaseNumber, Revision, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Task, TaskId,
     TaskStatus, VolumeId, VolumeName, VolumeRecord,
@@ -69,6 +69,14 @@ impl Holding {
             memory: reserved.memory.unwrap_or_default(),
             host_ports: ports.filter_map(|port| Some((port.published?, port.protocol))).collect(),
         }
+    }
+    /// One that runs a command around a release publishes nothing.
+    fn of_task(revision: &ServiceRevision, task: &Task) -> Self {
+        let mut holding = Self::of(revision);
+        if task.hook.is_some() {
+            holding.host_ports.clear();
+        }
+        holding
     }
 }
 impl Load {
@@ -135,6 +143,10 @@ pub struct World {
     holdings: BTreeMap<TaskId, (NodeId, ServiceKey, Holding)>,
     loads: BTreeMap<NodeId, Load>,
     dirty: BTreeSet<AppKey>,
+    /// What gateways have counted of services whose releases are judged. Known to the leader only.
+    figures: BTreeMap<ServiceKey, Figures>,
+    /// Tasks that run a command around a release: no replicas of their services, and not among those of any.
+    hooks_of_app: BTreeMap<AppKey, BTreeSet<TaskId>>,
     /// What gateways need for TLS and no file says.
     pub obtained: crate::Obtained,
     /// What the leader knows of tasks on their way into names and routes, and out of them.
@@ -220,6 +232,14 @@ impl World {
     /// The tasks of a service, finished ones that are still kept among them; oldest first.
     pub fn tasks_of(&self, service: &ServiceKey) -> impl Iterator<Item = &Arc<Task>> {
         self.known(self.tasks_of_service.get(service))
+    }
+    /// The tasks of an app that run commands around its releases, finished ones that are still kept among them; oldest first.
+    pub fn hooks_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<Task>> {
+        self.known(self.hooks_of_app.get(app))
+    }
+    /// What gateways have counted of a service, where its releases are judged and this server leads.
+    pub fn figures(&self, service: &ServiceKey) -> Option<&Figures> {
+        self.figures.get(service)
     }
     /// The tasks of a node, finished ones that are still kept among them; oldest first.
     pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = &Arc<Task>> {
@@ -463,6 +483,16 @@ impl World {
         }
         true
     }
+    /// What gateways have counted of a service; nothing if that is not known here, or of no use any more.
+    pub fn set_figures(&mut self, service: &ServiceKey, figures: Option<Figures>) {
+        let before = match figures.clone() {
+            Some(figures) => self.figures.insert(service.clone(), figures),
+            None => self.figures.remove(service),
+        };
+        if before != figures {
+            self.mark(&service.app);
+        }
+    }
     /// A task and its status are gone.
     pub fn remove_task(&mut self, id: TaskId) {
         if let Some(task) = self.tasks.remove(&id) {
@@ -584,7 +614,11 @@ impl World {
         }
         self.note_passage(&task, old.is_some_and(|old| old.is_ready()));
         self.mark(&task.service.app);
-        self.tasks_of_service.entry(task.service.clone()).or_default().insert(task.id);
+        if task.hook.is_some() {
+            self.hooks_of_app.entry(task.service.app.clone()).or_default().insert(task.id);
+        } else {
+            self.tasks_of_service.entry(task.service.clone()).or_default().insert(task.id);
+        }
         if let Some(node) = task.node {
             self.tasks_on_node.entry(node).or_default().insert(task.id);
         }
@@ -597,6 +631,7 @@ impl World {
     }
     fn unindex(&mut self, task: &Task) {
         withdraw(&mut self.tasks_of_service, &task.service, task.id);
+        withdraw(&mut self.hooks_of_app, &task.service.app, task.id);
         if let Some(node) = task.node {
             withdraw(&mut self.tasks_on_node, &node, task.id);
         }
@@ -609,7 +644,7 @@ impl World {
         let Some(node) = task.node.filter(|_| !task.is_over()) else { return };
         let holding = self
             .revision_of(&task.service, task.generation)
-            .map(|revision| Holding::of(revision))
+            .map(|revision| Holding::of_task(revision, task))
             .unwrap_or_default();
         self.loads.entry(node).or_default().add(&task.service, &holding);
         self.holdings.insert(task.id, (node, task.service.clone(), holding));
