@@ -500,6 +500,8 @@ impl Server {
             reports::assign(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
         );
         essential("routes", routes::keep(context.clone(), routes::Call, stop.clone()).boxed());
+        let judge = controllers::judge::watch(context.clone(), Arc::clone(&sessions), stop.clone());
+        essential("judge", judge.boxed());
         essential("certificates", acme::keep(context.clone(), stop.clone()).boxed());
         let (servers, known) = watch::channel(self.state.read().servers_list());
         essential("server list", reports::tell_servers(Arc::clone(&sessions), known, stop.clone()).boxed());

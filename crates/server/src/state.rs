@@ -278,6 +278,14 @@ impl State {
             self.passages.send_modify(|count| *count += 1);
         }
     }
+    /// What gateways have counted of a service whose release is judged, or that it is not any more.
+    pub fn set_figures(&self, service: &wharf_model::ServiceKey, figures: Option<wharf_model::Figures>) {
+        if self.inner.read().world.figures(service) == figures.as_ref() {
+            return;
+        }
+        self.inner.write().world.set_figures(service, figures);
+        self.passages.send_modify(|count| *count += 1);
+    }
     /// The apps that may have to be decided anew since this was last asked.
     pub fn take_dirty(&self) -> std::collections::BTreeSet<wharf_model::AppKey> {
         self.inner.write().world.take_dirty()

@@ -6,6 +6,7 @@
 
 pub mod apps;
 pub mod commit;
+pub mod judge;
 pub mod nodes;
 pub mod reports;
 pub mod routes;

@@ -84,6 +84,7 @@ pub fn rollout(rollout: &Rollout) -> v1::RolloutView {
             generation: before.generation.0,
             state: state_name(before.state),
         }),
+        held: rollout.paused.is_some() && !rollout.state.is_over(),
     }
 }
 
@@ -216,6 +217,11 @@ pub fn service(
         ready: ready(state, world, &record.key),
         stopped: record.stopped,
         ports: revision.map(|revision| revision.spec.ports.iter().map(port).collect()).unwrap_or_default(),
+        routes: revision
+            .into_iter()
+            .flat_map(|revision| &revision.spec.policy.routes)
+            .map(|route| format!("{} -> {}", route.place(), route.port))
+            .collect(),
         waiting,
         tasks: tasks.into_iter().map(|found| task(state, inner, found)).collect(),
         spec: revision.filter(|_| with_spec).map(|revision| Box::new(revision.spec.clone())),
@@ -281,7 +287,7 @@ pub fn event(event: &Event) -> v1::Event {
     }
 }
 
-/// Where an app's published ports answer: on each gateway that is ready.
+/// Where an app's routes and published ports answer: at the hosts of the routes, and otherwise on each gateway that is ready.
 pub fn urls(inner: &Inner, app: &AppKey) -> Vec<String> {
     let world = &inner.world;
     let gateways: Vec<_> = world
@@ -289,9 +295,20 @@ pub fn urls(inner: &Inner, app: &AppKey) -> Vec<String> {
         .filter(|node| node.record.roles.gateway && node.state() == wharf_model::NodeState::Ready)
         .filter_map(|node| node.facts().map(|facts| facts.address))
         .collect();
+    let hosts: Vec<_> = gateways
+        .iter()
+        .map(|gateway| match gateway {
+            std::net::IpAddr::V4(address) => address.to_string(),
+            std::net::IpAddr::V6(address) => format!("[{address}]"),
+        })
+        .collect();
     let mut urls = Vec::new();
     for service in world.services_of(app).filter(|service| !service.removed && !service.stopped) {
         let Some(revision) = world.revision_of(&service.key, service.generation) else { continue };
+        for route in &revision.spec.policy.routes {
+            let named = if route.hosts.is_empty() { &hosts } else { &route.hosts };
+            urls.extend(named.iter().map(|host| route.url(host)));
+        }
         for port in revision.spec.ports.iter().filter(|port| port.mode == PublishMode::Ingress) {
             let Some(published) = port.published else { continue };
             let scheme = match (port.protocol, port.app_protocol.as_deref(), port.target) {
@@ -302,13 +319,7 @@ pub fn urls(inner: &Inner, app: &AppKey) -> Vec<String> {
                 }
                 _ => "tcp",
             };
-            for gateway in &gateways {
-                let host = match gateway {
-                    std::net::IpAddr::V4(address) => address.to_string(),
-                    std::net::IpAddr::V6(address) => format!("[{address}]"),
-                };
-                urls.push(format!("{scheme}://{host}:{published}"));
-            }
+            urls.extend(hosts.iter().map(|host| format!("{scheme}://{host}:{published}")));
         }
     }
     urls
