@@ -3,12 +3,14 @@
 //! - A socket that was handed over listens from before the old process stops accepting until after the new one has begun: no client is refused,
 //!   and what waits to be accepted is accepted by whoever comes first.
 //! - What was taken over and the first table does not want is closed.
+//! - Others may have duplicates of a socket: it is shut down before it is closed, so that nobody is kept waiting at a port that is not served.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::Shutdown,
     os::fd::OwnedFd,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use parking_lot::Mutex;
@@ -23,6 +25,8 @@ pub(crate) struct Handover {
     adopted: Mutex<BTreeMap<RouteKey, OwnedFd>>,
     /// A duplicate of each that is listened on.
     held: Mutex<BTreeMap<RouteKey, Socket>>,
+    /// Grows whenever `held` changes.
+    changes: AtomicU64,
     /// Nothing is listened on any more.
     retired: AtomicBool,
 }
@@ -49,11 +53,21 @@ impl Handover {
             // Then the next process opens it anew.
             Err(error) => tracing::warn!(route = %key, %error, "socket cannot be kept for the next process"),
         }
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// It is not listened on any more: the port is free once whoever listens has closed it.
+    /// It is not listened on any more, by whoever has a duplicate. The port is free.
     pub(crate) fn close(&self, key: RouteKey) {
-        self.held.lock().remove(&key);
+        if let Some(socket) = self.held.lock().remove(&key) {
+            // Datagram sockets that are connected to nobody refuse it, and have nobody waiting.
+            let _ = socket.shutdown(Shutdown::Both);
+            self.changes.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Grows whenever a socket is opened or closed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Duplicates of all that are listened on.

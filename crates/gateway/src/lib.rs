@@ -12,6 +12,8 @@
 //! It needs nothing of an agent, so that it can be a process of its own and outlive the agent's upgrades.
 
 mod access_log;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod client;
 mod draining;
 mod entry;
@@ -39,7 +41,7 @@ use serde::{Deserialize, Serialize};
 use socket2::Type;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wharf_model::{GatewayStats, PortReport, Protocol, Revision, RouteTable, TaskId};
+use wharf_model::{GatewayStats, PortReport, Protocol, Revision, RouteReport, RouteTable, TaskId};
 use wharf_process::{Task, Tasks};
 
 pub use crate::{
@@ -131,6 +133,8 @@ struct Table {
     services: BTreeMap<u16, bool>,
     /// Where services' routes of UDP listen; nobody does while the port cannot be had.
     datagrams: BTreeMap<u16, Option<Listener>>,
+    /// The table before, for its keys and passwords.
+    secrets: RouteTable,
     /// Ports that two routes want: the first has it.
     clashes: BTreeMap<RouteKey, String>,
 }
@@ -205,9 +209,14 @@ impl Gateway {
         self.shared.published.send_replace(Some(Arc::new(table)));
     }
 
-    /// Serves exactly this table. Routes that stay keep their sockets and connections.
+    /// Serves exactly this table. Routes that stay keep their sockets and connections; keys and passwords that are left out of it
+    /// ([`RouteTable::withheld`]) stay as they were.
     pub async fn apply(&self, table: &RouteTable) {
         let mut serving = self.shared.table.lock().await;
+        let mut table = table.clone();
+        table.recall(&serving.secrets);
+        serving.secrets = RouteTable { routes: Vec::new(), ..table.clone() };
+        let table = &table;
         // First what goes, so that its port can be taken over by another address.
         let mut wanted: BTreeSet<RouteKey> = table.routes.iter().map(key).collect();
         let Shared { handover, draining, http, .. } = &*self.shared;
@@ -217,8 +226,8 @@ impl Gateway {
         let ports = http.entry.ports();
         let gone: Vec<u16> = serving.services.keys().copied().filter(|port| !ports.contains(port)).collect();
         for port in gone {
-            handover.close(service_key(port));
             http.leave(port).await;
+            handover.close(service_key(port));
             serving.services.remove(&port);
             tracing::info!(port, "services' port closed");
         }
@@ -228,10 +237,10 @@ impl Gateway {
         let datagrams = http.entry.datagrams();
         let gone: Vec<_> = serving.datagrams.extract_if(.., |port, _| !datagrams.contains_key(port)).collect();
         for (port, listener) in gone {
-            handover.close(datagram_key(port));
             if let Some(listener) = listener {
                 listener.close().await;
             }
+            handover.close(datagram_key(port));
             tracing::info!(port, "services' port of UDP closed");
         }
         for port in datagrams.into_keys() {
@@ -262,6 +271,12 @@ impl Gateway {
     /// If no more files may be opened.
     pub fn sockets(&self) -> io::Result<Vec<(RouteKey, OwnedFd)>> {
         self.shared.handover.sockets()
+    }
+
+    /// Grows whenever [`Gateway::sockets`] changes.
+    #[must_use]
+    pub fn socket_changes(&self) -> u64 {
+        self.shared.handover.changes()
     }
 
     /// Takes over the sockets of the process before. The first table that is applied uses those it has a route for, and the others are closed.
@@ -386,7 +401,12 @@ impl Gateway {
             failures: counters.failures,
             retries: counters.retries,
         };
-        GatewayStats { ports: self.counters().into_iter().map(report).collect(), ..GatewayStats::default() }
+        let routes = self.shared.http.table.load().stats(Moment::now());
+        GatewayStats {
+            ports: self.counters().into_iter().map(report).collect(),
+            routes: routes.into_iter().map(|(route, stats)| RouteReport { route, stats }).collect(),
+            ..GatewayStats::default()
+        }
     }
 
     /// What connections to services' routes began with, since the process began: handshakes of TLS, the PROXY protocol.
@@ -458,8 +478,8 @@ impl Gateway {
         let socket = listen::socket(service_key(port), Type::STREAM, handover).await?;
         let opened = http.listen(port, &socket, tasks).await;
         if opened.is_err() {
-            handover.close(service_key(port));
             http.leave(port).await;
+            handover.close(service_key(port));
         }
         opened
     }
@@ -507,10 +527,10 @@ impl Table {
         let gone: Vec<_> = self.routes.extract_if(.., |key, _| !wanted.contains(key)).collect();
         for (key, route) in gone {
             route.state.set_endpoints(&[], draining);
-            handover.close(key);
             if let Some(listener) = route.listener {
                 listener.close().await;
             }
+            handover.close(key);
             tracing::info!(route = %key, "route closed");
         }
     }

@@ -39,13 +39,19 @@ impl Held {
         serde_json::from_slice(&bytes[end + 1..]).ok()
     }
 
-    /// Keeps a table as it was written.
+    /// Keeps a table as it was written; what is left out of it stays as it is kept.
     pub(super) fn keep(&self, table: &RouteTable, written: &[u8]) -> io::Result<()> {
-        if self.in_memory || (table.certificates.is_empty() && table.challenges.is_empty()) {
+        if table.withheld
+            && let Some(before) = self.table()
+        {
+            let mut whole = table.clone();
+            whole.recall(&before);
+            return self.write(&serde_json::to_vec(&whole)?);
+        }
+        if self.in_memory || !table.has_secrets() {
             return self.write(written);
         }
-        let public = RouteTable { certificates: Vec::new(), challenges: Vec::new(), ..table.clone() };
-        self.write(&serde_json::to_vec(&public)?)
+        self.write(&serde_json::to_vec(&table.without_secrets())?)
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
@@ -90,6 +96,10 @@ mod tests {
             assert_eq!(held.table().unwrap().certificates.len(), usize::from(in_memory));
             let kept = fs::read_to_string(folder.path().join(TABLE)).unwrap();
             assert_eq!(kept.contains("secret"), in_memory);
+            let withheld = RouteTable { version: Revision(2), ..table.without_secrets() };
+            held.keep(&withheld, &serde_json::to_vec(&withheld).unwrap()).unwrap();
+            let kept = held.table().unwrap();
+            assert_eq!((kept.version, kept.certificates.len()), (Revision(2), usize::from(in_memory)));
         }
     }
 }

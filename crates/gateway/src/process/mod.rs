@@ -1,8 +1,8 @@
 //! The gateway as a process of its own: serves what it was last told, whether anybody is there to tell it more or not.
 //!
 //! - One speaks to it at a time, the agent: of two that do, the one that came later.
-//! - It begins with what the process before it left: its sockets, if that one still runs, and the table that it kept (`held`). So one that was
-//!   killed serves again before anybody has told it anything.
+//! - It begins with what the process before it left: its sockets, and the table that it kept (`held`). So one that was killed serves again
+//!   before anybody has told it anything. The agent has duplicates of the sockets meanwhile: who connects is kept waiting, not refused.
 //! - A successor takes the sockets over while the process before still accepts: no client is refused, and none is cut. The one before retires: it
 //!   takes no new connections, and ends when its last one is over, or after an hour.
 //! - A retired process may still begin requests on connections it has. So it is told every table too, by the agent itself, which finds
@@ -78,6 +78,11 @@ fn current(folder: &Path) -> PathBuf {
     folder.join("gateway.sock")
 }
 
+/// Where an agent gives the sockets of a gateway that was killed to the next one.
+fn shelf(folder: &Path) -> PathBuf {
+    folder.join("gateway.shelf")
+}
+
 /// Where one process is found, whether it takes connections or not.
 fn socket_of(folder: &Path, pid: u32) -> PathBuf {
     folder.join(format!("gateway-{pid}.sock"))
@@ -122,10 +127,16 @@ pub async fn serve(options: ProcessOptions, shutdown: &Shutdown) -> io::Result<(
     let before = take_over(&folder).await;
     let gateway = Gateway::with_access_log(gateway, &connections, access_log.clone());
     let process = Arc::new(Process::new(folder, gateway, access_log.clone())?);
-    let before = before.map(|(link, sockets)| {
-        process.gateway.adopt(sockets);
-        link
-    });
+    let before = match before {
+        Some((link, sockets)) => {
+            process.gateway.adopt(sockets);
+            Some(link)
+        }
+        None => {
+            process.gateway.adopt(kept_sockets(&process.folder).await);
+            None
+        }
+    };
     process.begin().await;
     let own = socket_of(&process.folder, std::process::id());
     let door = Door::open(&own)?;
@@ -190,19 +201,45 @@ fn take_place(own: &Path, place: &Path) -> io::Result<()> {
     fs::rename(new, place)
 }
 
-/// The sockets of a process that runs, if one does. One that does not answer is ended, and so is one that does not hand over.
-async fn take_over(folder: &Path) -> Option<(Link, Vec<(RouteKey, OwnedFd)>)> {
-    let socket = current(folder);
+/// Sockets and where each listens.
+type Sockets = Vec<(RouteKey, OwnedFd)>;
+
+/// Duplicates of the sockets of whoever is found there; none if nobody is. Whoever has them goes on with them, until it is told more.
+async fn ask_for_sockets(at: &Path) -> io::Result<Option<(Link, Sockets)>> {
     let ask = async {
-        let Some(mut link) = Link::connect(&socket).await? else { return Ok(None) };
+        let Some(mut link) = Link::connect(at).await? else { return Ok(None) };
         link.write(&[&serde_json::to_vec(&Ask::HandOver)?]).await?;
         let Say::Sockets(keys) = serde_json::from_slice(&link.read().await?)? else {
             return Err(io::ErrorKind::InvalidData.into());
         };
         let files = link.receive_files(keys.len()).await?;
-        io::Result::Ok(Some((link, keys.into_iter().zip(files).collect())))
+        Ok(Some((link, keys.into_iter().zip(files).collect())))
     };
-    match timeout(HAND_OVER, ask).await.map_err(io::Error::from).flatten() {
+    timeout(HAND_OVER, ask).await?
+}
+
+/// Gives duplicates of sockets to whoever asked.
+async fn give_sockets(link: &mut Link, sockets: Sockets) -> io::Result<()> {
+    let (keys, files): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
+    link.write(&[&serde_json::to_vec(&Say::Sockets(keys))?]).await?;
+    link.send_files(&files.iter().map(AsFd::as_fd).collect::<Vec<_>>()).await
+}
+
+/// The sockets that an agent has kept of a process that is gone.
+async fn kept_sockets(folder: &Path) -> Sockets {
+    match ask_for_sockets(&shelf(folder)).await {
+        Ok(kept) => kept.map(|(_, sockets)| sockets).unwrap_or_default(),
+        Err(error) => {
+            tracing::warn!(%error, "the agent gives no sockets");
+            Vec::new()
+        }
+    }
+}
+
+/// The sockets of a process that runs, if one does. One that does not answer is ended, and so is one that does not hand over.
+async fn take_over(folder: &Path) -> Option<(Link, Sockets)> {
+    let socket = current(folder);
+    match ask_for_sockets(&socket).await {
         Ok(taken) => taken,
         Err(error) => {
             tracing::warn!(%error, "the gateway process before this one does not hand over, and is ended");
@@ -373,10 +410,8 @@ impl Process {
         if self.retired.is_cancelled() {
             return Err(io::Error::other("another process has taken over"));
         }
-        let (keys, files): (Vec<_>, Vec<_>) = self.gateway.sockets()?.into_iter().unzip();
-        link.write(&[&serde_json::to_vec(&Say::Sockets(keys))?]).await?;
-        link.send_files(&files.iter().map(AsFd::as_fd).collect::<Vec<_>>()).await?;
-        drop(files);
+        give_sockets(&mut link, self.gateway.sockets()?).await?;
+        // An agent only keeps them, and hangs up.
         if let Ask::Took = serde_json::from_slice(&link.read().await?)? {
             tracing::info!(pid = link.peer.pid, "another process takes the connections");
             {
@@ -395,6 +430,7 @@ impl Process {
             problems: self.gateway.problems(),
             taken: self.gateway.taken(),
             ports: self.gateway.ports().into_iter().map(|(port, _)| port).collect(),
+            sockets: self.gateway.socket_changes(),
             draining: self.gateway.draining(),
         }
     }

@@ -25,7 +25,8 @@ pub(super) enum Ask {
     },
     /// Say what went through. Answered with [`Say::Stats`].
     Stats { number: u64 },
-    /// Give the sockets to whoever asks. Answered with [`Say::Sockets`]; then their files follow.
+    /// Give the sockets to whoever asks. Answered with [`Say::Sockets`]; then their files follow. If nothing is said after that, they are
+    /// kept by both.
     HandOver,
     /// They are listened on; take no more connections.
     Took,
@@ -67,6 +68,8 @@ pub(super) struct Status {
     pub(super) taken: Vec<RouteKey>,
     /// The ports it listens on.
     pub(super) ports: BTreeSet<u16>,
+    /// Grows whenever it opens or closes a socket.
+    pub(super) sockets: u64,
     /// Tasks its table does not have, and what is under way with each.
     pub(super) draining: BTreeMap<TaskId, u64>,
 }

@@ -4,11 +4,14 @@
 //! - Whoever connects tells the whole table, and each that follows; what is overtaken meanwhile is not told at all.
 //! - A table is served when the process that takes the connections and every retired one that still runs have acknowledged it.
 //! - A process that does not acknowledge in time is ended. The one that takes the connections is started again, at once.
+//! - The agent has duplicates of the sockets. While a gateway that was killed is started again, clients are kept waiting in the kernel's queue;
+//!   if it is not back soon, they are refused.
 //! - The agent's end, however it comes, is not theirs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -22,18 +25,18 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
-use wharf_model::{GatewayStats, Revision, RouteTable, TaskId};
+use wharf_model::{GatewayStats, Protocol, Revision, RouteTable, TaskId};
 use wharf_process::{
     Backoff, Tasks, blocking,
-    detached::{self, Link, LinkReader, LinkWriter, Program},
+    detached::{self, Caller, Door, Link, LinkReader, LinkWriter, Program},
 };
 
 use super::{
-    current,
+    ask_for_sockets, current, give_sockets,
     protocol::{self, Ask, Say, Status},
-    socket_of, sockets,
+    shelf, socket_of, sockets,
 };
-use crate::listen;
+use crate::{RouteKey, listen};
 
 /// How long a process has to acknowledge: a large table on a busy machine.
 const ACKNOWLEDGED: Duration = Duration::from_secs(20);
@@ -45,6 +48,10 @@ const ANSWER: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long sockets of a gateway that is gone are kept.
+const KEPT: Duration = Duration::from_secs(5);
+/// After duplicates of sockets could not be had.
+const AGAIN: Duration = Duration::from_secs(1);
 /// A process that was there for that long was no failure to start.
 const STEADY: Duration = Duration::from_millis(200);
 
@@ -69,6 +76,8 @@ struct Shared {
     /// Tells of changes of what people and servers are told.
     changed: watch::Sender<()>,
     starts: AtomicU64,
+    /// Duplicates of the sockets that are listened on.
+    kept: Mutex<Vec<(RouteKey, OwnedFd)>>,
     /// What taken ports' problems are called by whom may see more than the process.
     holders: Mutex<BTreeMap<String, String>>,
 }
@@ -139,10 +148,13 @@ impl GatewayProcess {
             known: watch::Sender::default(),
             changed: watch::Sender::default(),
             starts: AtomicU64::new(0),
+            kept: Mutex::default(),
             holders: Mutex::default(),
         });
         let (running, stop) = (Arc::clone(&shared), tasks.token());
         tasks.spawn("gateway process", async move { stop.run_until_cancelled(running.run()).await });
+        let (running, stop) = (Arc::clone(&shared), tasks.token());
+        tasks.spawn("gateway sockets", async move { stop.run_until_cancelled(running.lend_sockets()).await });
         Self { shared }
     }
 
@@ -156,7 +168,8 @@ impl GatewayProcess {
                 return false;
             }
         };
-        let RouteTable { version, routes, services, certificates, challenges } = table;
+        let RouteTable { version, routes, services, certificates, challenges, ticket_keys: _, withheld: _ } =
+            table;
         let is_empty =
             routes.is_empty() && services.is_empty() && certificates.is_empty() && challenges.is_empty();
         self.shared.wanted.send_if_modified(|wanted| {
@@ -264,7 +277,11 @@ impl Shared {
                     tracing::info!(pid, started, "connected to the gateway process");
                     met = Some(Instant::now());
                     self.meet(pid);
-                    let error = self.speak(pid, link).await;
+                    let error = tokio::select! {
+                        error = self.speak(pid, link) => error,
+                        // Never ends; dropped at any point it has what it had.
+                        error = self.keep_sockets(pid) => error,
+                    };
                     self.part(pid);
                     error
                 }
@@ -301,6 +318,7 @@ impl Shared {
                 (known.has_looked, known.idle, known.absent) = (true, true, None);
                 known.processes.clear();
             });
+            self.kept.lock().clear();
             // The sender is in `self`.
             let _ = wanted.changed().await;
         }
@@ -339,6 +357,77 @@ impl Shared {
         if retired {
             self.follow(pid, socket_of(&self.folder, pid));
         }
+        let (shared, stop) = (Arc::clone(self), self.tasks.token());
+        self.tasks.spawn("gateway sockets for a while", async move {
+            let _ = stop.run_until_cancelled(sleep(KEPT)).await;
+            // Nobody shall wait for a gateway that does not come back.
+            if shared.known.borrow().current.is_none() {
+                shared.kept.lock().clear();
+            }
+        });
+    }
+
+    /// Keeps duplicates of the sockets that a process listens on.
+    async fn keep_sockets(&self, pid: u32) -> io::Error {
+        let mut known = self.known.subscribe();
+        let mut have = None;
+        loop {
+            let opened = |known: &Known| Some(known.processes.get(&pid)?.status.sockets);
+            let Ok(now) = known.wait_for(|known| opened(known) != have).await.map(|known| opened(&known))
+            else {
+                return io::Error::other("no longer wanted");
+            };
+            match ask_for_sockets(&socket_of(&self.folder, pid)).await {
+                Ok(given) => {
+                    let sockets = given.map(|(_, sockets)| sockets).unwrap_or_default();
+                    // Those of datagrams are left out: their port would stay taken for as long as this has them.
+                    let streams = sockets.into_iter().filter(|(key, _)| key.protocol == Protocol::Tcp);
+                    *self.kept.lock() = streams.collect();
+                    have = now;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "sockets are not kept");
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Gives the sockets that are kept to a process that begins.
+    async fn lend_sockets(self: Arc<Self>) {
+        let door = loop {
+            match Door::open(&shelf(&self.folder)) {
+                Ok(door) => break door,
+                Err(error) => {
+                    tracing::warn!(%error, "sockets of a gateway that is killed cannot be kept");
+                    sleep(LONGEST_PAUSE).await;
+                }
+            }
+        };
+        loop {
+            match door.accept().await {
+                Ok(caller) => {
+                    let (shared, stop) = (Arc::clone(&self), self.tasks.token());
+                    self.tasks.spawn("gateway sockets lent", async move {
+                        if let Some(Err(error)) = stop.run_until_cancelled(shared.lend(caller)).await {
+                            tracing::debug!(%error, "sockets are not given");
+                        }
+                    });
+                }
+                Err(_) => sleep(AGAIN).await,
+            }
+        }
+    }
+
+    async fn lend(&self, caller: Caller) -> io::Result<()> {
+        let mut link = caller.greet().await?;
+        let Ask::HandOver = serde_json::from_slice(&link.read().await?)? else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let duplicate =
+            |(key, socket): &(RouteKey, OwnedFd)| Ok((*key, socket.as_fd().try_clone_to_owned()?));
+        let sockets: io::Result<Vec<_>> = self.kept.lock().iter().map(duplicate).collect();
+        give_sockets(&mut link, sockets?).await
     }
 
     /// Keeps a process that takes no connections at the table until it is gone.
