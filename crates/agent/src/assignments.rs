@@ -1,7 +1,7 @@
 //! The assignment set that the node holds: accepted, kept on disk, and refused when it is older.
 //!
 //! - Sets are ordered by epoch and revision; one that is older than the held one is refused, an equal one is taken again.
-//! - What is on disk is whole: written beside, synced, renamed. It holds no content of a secret.
+//! - What is on disk is whole: written beside, synced, renamed. It holds no content of a secret, no key and no password.
 //! - A node that starts without a server carries on from what is on disk.
 
 use std::{
@@ -78,7 +78,8 @@ impl Assignments {
         Ok(Self { node, path, held })
     }
 
-    /// The set that is held. After a start from disk, secrets have no content in it.
+    /// The set that is held. After a start from disk, secrets have no content in it, and routes no keys and passwords
+    /// ([`wharf_model::RouteTable::withheld`]).
     pub const fn held(&self) -> Option<&Arc<AssignmentSet>> {
         self.held.as_ref()
     }
@@ -110,6 +111,7 @@ impl Assignments {
         for file in kept.tasks.values_mut().flat_map(|task| &mut task.files).filter(|file| file.secret) {
             file.content.clear();
         }
+        kept.routes = kept.routes.without_secrets();
         write_whole(&self.path, &serde_json::to_vec(&kept)?)
     }
 }
@@ -131,7 +133,10 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use std::{collections::BTreeMap, os::unix::fs::PermissionsExt};
 
-    use wharf_model::{DnsTable, FileAssignment, FileMount, RouteTable};
+    use wharf_model::{
+        AcmeChallenge, AppKey, DnsTable, FileAssignment, FileMount, RouteId, RouteTable, ServiceKey, ServiceRoute,
+        ShownCertificate, TicketKey, Users,
+    };
 
     use super::*;
     use crate::runtime::contract::sample_task;
@@ -195,6 +200,39 @@ mod tests {
         let files = &again.held().unwrap().tasks[&task.id].files;
         assert_eq!((files[0].content.as_str(), files[1].content.as_str()), ("", "cHVibGlj"));
         assert!(again.accept(set(1, 6)).is_err(), "a restart does not make it forget what it held");
+    }
+
+    #[test]
+    fn no_key_and_no_password_of_a_route_is_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let shown = || ShownCertificate { hosts: vec!["a.example".into()], chain: "C".into(), key: "PRIVATE-1".into() };
+        let app = AppKey { environment: "prod".parse().unwrap(), name: "shop".parse().unwrap() };
+        let route = ServiceRoute {
+            id: RouteId { service: ServiceKey { app, name: "web".parse().unwrap() }, number: 0, preview: false },
+            spec: serde_json::from_str(r#"{"port": 80, "basic_auth": {"secret": "staff"}}"#).unwrap(),
+            sets: Vec::new(),
+            fallback: Vec::new(),
+            mirror: Vec::new(),
+            users: Users(vec!["ada:PRIVATE-2".into()]),
+        };
+        let answer = "PRIVATE-3".to_owned();
+        let full = RouteTable {
+            services: vec![route],
+            certificates: vec![shown()],
+            challenges: vec![AcmeChallenge::Http01 { host: "a.example".into(), token: "t".into(), answer }],
+            ticket_keys: vec![TicketKey([251; 32])],
+            ..RouteTable::default()
+        };
+        let given = AssignmentSet { routes: full.clone(), ..set(1, 7) };
+        Assignments::load(node(1), folder.path()).unwrap().accept(given).unwrap();
+        let kept = fs::read_to_string(folder.path().join("assignments.json")).unwrap();
+        assert!(!kept.contains("PRIVATE") && !kept.contains("251"), "{kept}");
+
+        let again = Assignments::load(node(1), folder.path()).unwrap();
+        let mut routes = again.held().unwrap().routes.clone();
+        assert!(routes.withheld && routes.services.len() == 1);
+        routes.recall(&full);
+        assert_eq!(routes, full, "a gateway that has them goes on with them");
     }
 
     #[test]

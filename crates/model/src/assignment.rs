@@ -334,20 +334,61 @@ pub struct RouteTable {
     /// What seals the sessions of TLS clients, the newest first: that one seals, all of them open. Never on a disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ticket_keys: Vec<crate::TicketKey>,
+    /// Keys and passwords are left out, because it was kept on a disk: a gateway that has them from the table before goes on with those.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub withheld: bool,
 }
 impl RouteTable {
     /// A table of published ports.
     pub fn of_ports(version: Revision, routes: Vec<Route>) -> Self {
         Self { version, routes, ..Self::default() }
     }
+    /// The same without anything that must not be on a disk.
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        let mut table = Self {
+            certificates: Vec::new(),
+            challenges: Vec::new(),
+            ticket_keys: Vec::new(),
+            withheld: self.withheld || self.has_secrets(),
+            ..self.clone()
+        };
+        table.services.iter_mut().for_each(|route| route.users.0.clear());
+        table
+    }
+    /// Whether anything of it must not be on a disk.
+    pub fn has_secrets(&self) -> bool {
+        let asks = |route: &crate::ServiceRoute| !route.users.0.is_empty();
+        !self.certificates.is_empty()
+            || !self.challenges.is_empty()
+            || !self.ticket_keys.is_empty()
+            || self.services.iter().any(asks)
+    }
+    /// What was left out of this one, from one that a gateway had before.
+    pub fn recall(&mut self, before: &Self) {
+        if !std::mem::take(&mut self.withheld) {
+            return;
+        }
+        self.withheld = before.withheld;
+        self.certificates.clone_from(&before.certificates);
+        self.challenges.clone_from(&before.challenges);
+        self.ticket_keys.clone_from(&before.ticket_keys);
+        let users: BTreeMap<_, _> = before.services.iter().map(|route| (&route.id, &route.users)).collect();
+        for route in &mut self.services {
+            if let Some(known) = users.get(&route.id).filter(|_| route.spec.basic_auth.is_some()) {
+                route.users.clone_from(known);
+            }
+        }
+    }
     /// Whether two tables differ in nothing but the revisions they were made from.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let Self { version: _, routes, services, certificates, challenges, ticket_keys } = self;
+        let Self { version: _, routes, services, certificates, challenges, ticket_keys, withheld } = self;
         *routes == other.routes
             && *services == other.services
             && *certificates == other.certificates
             && *challenges == other.challenges
             && *ticket_keys == other.ticket_keys
+            && *withheld == other.withheld
     }
 }
 
