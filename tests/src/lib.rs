@@ -3,7 +3,9 @@
 //! - `wharf` runs as a program, built as it is released, on machines of the test cluster; nothing here links to it.
 //! - Commands run at the client's place on the switch, as from somebody's laptop, unless a test says otherwise.
 
+pub mod deployments;
 pub mod exactness;
+pub mod load;
 
 use std::{
     ffi::OsStr,

@@ -360,7 +360,7 @@ services:
     let app = items(&apps).iter().find(|app| app["name"] == "verbs").unwrap();
     assert_eq!((app["ready"].as_u64(), app["wanted"].as_u64()), (Some(3), Some(3)), "{app}");
     assert_eq!(FLEET.json(["app", "inspect", "verbs"])["app"]["name"], "verbs");
-    assert_said(&FLEET.wharf(["app", "history", "verbs"]), 0, &["1 (current)", "talk=busybox:1@"]);
+    assert_said(&FLEET.wharf(["app", "history", "verbs"]), 0, &["1 (current)", "done", "+talk"]);
     assert_eq!(FLEET.json(["app", "history", "verbs", "--show", "1"])["number"], 1);
     assert_said(&FLEET.wharf(["config", "-f", &path]), 0, &["wharf/testserver:1"]);
     assert_said(&FLEET.wharf(["--env", "staging", "app", "ls"]), 0, &["no apps in environment `staging`"]);
