@@ -84,7 +84,10 @@ fn curl(fleet: &Fleet, node: u8, url: &str, more: &[&str]) -> Result<Answer> {
 /// What the test server calls itself in an answer: it says its host and `NAME`.
 fn named(answer: &Answer) -> Result<&str> {
     ensure!(answer.status == 200, "{answer:?}");
-    ["web", "api", "spare"].into_iter().find(|name| answer.body.contains(name)).with_context(|| format!("{answer:?}"))
+    ["web", "api", "spare"]
+        .into_iter()
+        .find(|name| answer.body.contains(name))
+        .with_context(|| format!("{answer:?}"))
 }
 
 fn tasks(fleet: &Fleet, app: &str) -> BTreeSet<String> {
@@ -94,7 +97,17 @@ fn tasks(fleet: &Fleet, app: &str) -> BTreeSet<String> {
 /// A certificate of its own for a host, with its key.
 fn certificate(folder: &Path, host: &str) -> String {
     let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "90"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "90",
+        ])
         .args(["-subj", &format!("/CN={host}"), "-addext", &format!("subjectAltName=DNS:{host}")])
         .args(["-keyout", "key.pem", "-out", "chain.pem"])
         .current_dir(folder)
@@ -119,7 +132,9 @@ fn requests_come_to_the_service_whose_route_they_are_by_every_node() {
     // People see what there will be, and where it answers.
     let up = fleet.wharf(["up", "-y", "-f", &path]);
     assert!(up.is_success(), "{}{}", up.stdout, up.stderr);
-    for line in ["+ route    http://shop.test/ -> web:8080", "+ route    http://shop.test/ (DELETE) -> api:8080"] {
+    for line in
+        ["+ route    http://shop.test/ -> web:8080", "+ route    http://shop.test/ (DELETE) -> api:8080"]
+    {
         assert!(up.stderr.contains(line), "{}", up.stderr);
     }
     for url in ["  http://shop.test/\n", "  https://tls.test/\n", "  http://shop.test/env\n"] {
@@ -137,7 +152,11 @@ fn requests_come_to_the_service_whose_route_they_are_by_every_node() {
         };
         assert_eq!(said("http://shop.test/", &[]), "web");
         assert_eq!(said("http://shop.test/env", &[]), "api", "the longer path wins");
-        assert_eq!(asked("http://shop.test/envoy", &[]).status, 404, "it is the test server's: paths are whole segments");
+        assert_eq!(
+            asked("http://shop.test/envoy", &[]).status,
+            404,
+            "it is the test server's: paths are whole segments"
+        );
         assert_eq!(said("http://shop.test/", &["-H", "X-Canary: 1"]), "api");
         assert_eq!(said("http://shop.test/", &["-H", "X-Canary: 2"]), "web");
         assert_eq!(said("http://shop.test/", &["-X", "DELETE"]), "api");
@@ -149,7 +168,10 @@ fn requests_come_to_the_service_whose_route_they_are_by_every_node() {
 
         let refused = asked("http://private.test/", &[]);
         assert_eq!(refused.status, 401);
-        assert!(refused.header("www-authenticate").is_some_and(|value| value.starts_with("Basic")), "{refused:?}");
+        assert!(
+            refused.header("www-authenticate").is_some_and(|value| value.starts_with("Basic")),
+            "{refused:?}"
+        );
         assert_eq!(asked("http://private.test/", &["-u", "ada:wrong"]).status, 401);
         assert_eq!(said("http://private.test/", &["-u", "ada:hunter2"]), "web");
 
@@ -157,7 +179,11 @@ fn requests_come_to_the_service_whose_route_they_are_by_every_node() {
         assert!((301..=308).contains(&redirect.status), "{redirect:?}");
         assert_eq!(redirect.header("location"), Some("https://tls.test/env?a=b"));
         let certificate = folder.join("chain.pem").display().to_string();
-        assert_eq!(said("https://tls.test/", &["--cacert", &certificate]), "web", "it is the certificate of the file");
+        assert_eq!(
+            said("https://tls.test/", &["--cacert", &certificate]),
+            "web",
+            "it is the certificate of the file"
+        );
 
         let statuses: Vec<_> = (0..8).map(|_| asked("http://limited.test/", &[]).status).collect();
         assert_eq!(statuses[0], 200);
@@ -178,7 +204,9 @@ fn requests_come_to_the_service_whose_route_they_are_by_every_node() {
     let before = tasks(&fleet, "shop");
     let changed = fleet.wharf(["up", "-y", "-f", &file("/client")]);
     assert!(changed.is_success(), "{}", changed.stderr);
-    for line in ["- route    http://shop.test/env -> api:8080", "+ route    http://shop.test/client -> api:8080"] {
+    for line in
+        ["- route    http://shop.test/env -> api:8080", "+ route    http://shop.test/client -> api:8080"]
+    {
         assert!(changed.stderr.contains(line), "{}", changed.stderr);
     }
     assert!(!changed.stderr.contains("service "), "{}", changed.stderr);
@@ -200,8 +228,9 @@ fn requests_come_to_the_service_whose_route_they_are_by_every_node() {
     };
     let said = refused("other", &other("{host: shop.test, port: 80}"));
     assert!(
-        said.contains("services.web.x-wharf.routes[0]: http://shop.test/ belongs to service web of app shop in ")
-            && said.contains("hint: choose another host or path"),
+        said.contains(
+            "services.web.x-wharf.routes[0]: http://shop.test/ belongs to service web of app shop in "
+        ) && said.contains("hint: choose another host or path"),
         "{said}"
     );
     let said = refused("other", "name: other\nservices: {web: {image: 'busybox:1', ports: ['80:80']}}\n");
@@ -211,7 +240,10 @@ fn requests_come_to_the_service_whose_route_they_are_by_every_node() {
     std::fs::write(wrong.join("cert.pem"), certificate(&wrong, "another.test")).unwrap();
     let text = "name: wrong\nservices: {web: {image: 'busybox:1', x-wharf: {routes: [{host: a.test, port: 80, tls: {certificate: cert}}]}}}\nsecrets: {cert: {file: cert.pem}}\n";
     let said = refused("wrong", text);
-    assert!(said.contains("the secret cert has a certificate for another.test, and not for a.test"), "{said}");
+    assert!(
+        said.contains("the secret cert has a certificate for another.test, and not for a.test"),
+        "{said}"
+    );
     assert!(!items(&fleet.json(["app", "ls"])).iter().any(|app| text_of(app) != "shop"), "nothing was made");
 
     // What is secret stays where it is needed.

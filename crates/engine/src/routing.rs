@@ -18,15 +18,15 @@ use std::{
 };
 
 use wharf_model::{
-    AppKey, Endpoint, EndpointSet, Fallback, Generation, NetworkMode, NetworkName, Previous, ReleaseStrategy, RouteId,
-    RouteProtocol, RouteSpec, RouteTls, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceRoute,
-    ServiceSpec, TaskId, Users,
+    AppKey, Endpoint, EndpointSet, Fallback, Generation, NetworkMode, NetworkName, Previous, Protocol,
+    ReleaseStrategy, RouteId, RouteProtocol, RouteSpec, RouteTls, ServiceKey, ServiceName, ServiceRecord,
+    ServiceRevision, ServiceRoute, ServiceSpec, TaskId, Users,
 };
 
 pub use files::{Pem, RouteSecret, SecretUse, route_secrets, split_pem, user_lines};
 pub(crate) use files::{certificates, users};
-pub(crate) use plan::{check, gateway_ports, lines, operations};
 pub use plan::{RouteConflict, RouteRefusal, claims};
+pub(crate) use plan::{check, gateway_ports, lines, operations};
 
 use crate::{Assigner, World, rollout, spec, strategy};
 
@@ -72,7 +72,9 @@ pub(crate) fn routes(assigner: &Assigner<'_>) -> Vec<ServiceRoute> {
 
 /// The networks of an app on which gateways need addresses: the first of each service to which published ports or routes lead, or that of
 /// the service whose network it shares.
-pub(crate) fn entries<'s>(services: &BTreeMap<&'s ServiceName, &'s ServiceSpec>) -> BTreeSet<&'s NetworkName> {
+pub(crate) fn entries<'s>(
+    services: &BTreeMap<&'s ServiceName, &'s ServiceSpec>,
+) -> BTreeSet<&'s NetworkName> {
     let mut led_to = BTreeSet::new();
     for (name, spec) in services {
         let routes = &spec.policy.routes;
@@ -109,10 +111,17 @@ fn takes_alike(one: &RouteSpec, other: &RouteSpec) -> bool {
     // Methods are a set, and a prefix is the same with and without the last slash.
     let methods = |route: &RouteSpec| route.methods.iter().cloned().collect::<BTreeSet<_>>();
     one.gateway_port() == other.gateway_port()
+        && transport(one) == transport(other)
         && layer(one) == layer(other)
         && path(one) == path(other)
         && one.headers == other.headers
         && methods(one) == methods(other)
+}
+const fn transport(route: &RouteSpec) -> Protocol {
+    match route.protocol {
+        RouteProtocol::Udp => Protocol::Udp,
+        RouteProtocol::Http | RouteProtocol::H2c | RouteProtocol::Tcp => Protocol::Tcp,
+    }
 }
 fn path(route: &RouteSpec) -> &str {
     route.path.as_deref().unwrap_or_default().trim_end_matches('/')
@@ -178,8 +187,7 @@ fn serving<'w>(assigner: &Assigner<'w>, service: &ServiceRecord) -> Vec<Serving<
             let key = &service.key;
             (strategy::share(world, key, generation), strategy::serves(world, key, generation))
         };
-        let (share, serves) =
-            *standings.entry(task.generation).or_insert_with(|| standing(task.generation));
+        let (share, serves) = *standings.entry(task.generation).or_insert_with(|| standing(task.generation));
         let revision = world.revision_of(&service.key, task.generation)?;
         Some(Serving { task: task.id, address: assigner.entry_address(task)?, revision, share, serves })
     });
@@ -251,9 +259,8 @@ impl<'w> Routed<'w> {
     /// nothing.
     fn leave(&mut self, current: &[RouteSpec]) {
         let mut left: Vec<Draft> = Vec::new();
-        let earlier = self.visible().filter(|task| {
-            task.serves && !self.following.contains(&task.revision.generation)
-        });
+        let earlier =
+            self.visible().filter(|task| task.serves && !self.following.contains(&task.revision.generation));
         for task in earlier {
             for own in task.revision.spec.policy.routes.iter().filter_map(|own| left_over(own, current)) {
                 add(&mut left, own, task);
@@ -271,8 +278,9 @@ impl<'w> Routed<'w> {
             if !coming.iter().any(awaited) {
                 continue;
             }
-            let followers =
-                self.visible().filter(|task| task.serves && self.following.contains(&task.revision.generation));
+            let followers = self
+                .visible()
+                .filter(|task| task.serves && self.following.contains(&task.revision.generation));
             for task in followers {
                 add(&mut moving, own.clone(), task);
             }

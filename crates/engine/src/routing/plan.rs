@@ -15,12 +15,8 @@ use wharf_model::{
     RouteTls, ServiceKey, ServiceName, ServiceSpec,
 };
 
-use super::{Layer, files, layer, path, takes_alike};
-use crate::{
-    Action, Operation, Plan, PlanRefusal, Thing, World,
-    plan::differences,
-    spec,
-};
+use super::{Layer, files, layer, path, takes_alike, transport};
+use crate::{Action, Operation, Plan, PlanRefusal, Thing, World, plan::differences, spec};
 
 /// Why an app cannot have a route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -286,13 +282,11 @@ fn listeners(route: &RouteSpec) -> Vec<Listener> {
         ProxyProtocol::In | ProxyProtocol::Both => true,
         ProxyProtocol::Off | ProxyProtocol::Out => false,
     };
-    let (protocol, speaks) = match (route.protocol, &route.tls) {
-        (RouteProtocol::Udp, _) => (Protocol::Udp, Speaks::Bytes),
-        (_, RouteTls::Auto | RouteTls::Certificate(_) | RouteTls::Passthrough) => {
-            (Protocol::Tcp, Speaks::Tls)
-        }
-        (RouteProtocol::Tcp, RouteTls::Off) => (Protocol::Tcp, Speaks::Bytes),
-        (RouteProtocol::Http | RouteProtocol::H2c, RouteTls::Off) => (Protocol::Tcp, Speaks::Http),
+    let protocol = transport(route);
+    let speaks = match (route.protocol, &route.tls) {
+        (RouteProtocol::Udp, _) | (RouteProtocol::Tcp, RouteTls::Off) => Speaks::Bytes,
+        (_, RouteTls::Auto | RouteTls::Certificate(_) | RouteTls::Passthrough) => Speaks::Tls,
+        (RouteProtocol::Http | RouteProtocol::H2c, RouteTls::Off) => Speaks::Http,
     };
     let own = Listener { port: route.gateway_port(), protocol, speaks, proxied, redirects: false };
     let redirect = route.redirect_port().map(|port| Listener {
@@ -334,7 +328,8 @@ fn conflict(here: &Entrance<'_>, there: &Entrance<'_>) -> Option<RouteConflict> 
             }
         }
     }
-    if here.route.gateway_port() != there.route.gateway_port() {
+    let at = |route: &RouteSpec| (route.gateway_port(), transport(route));
+    if at(here.route) != at(there.route) {
         return None;
     }
     let host = common_host(here.route, there.route)?;
@@ -395,7 +390,9 @@ pub(crate) fn check(plan: &mut Plan, world: &World, wanted: &AppSpec) {
         let published = || published(entrance, &services);
         let beside = || {
             let rivals = theirs.iter().chain(&mine[..at]);
-            rivals.filter(|other| other.service != entrance.service).find_map(|other| conflict(entrance, other))
+            rivals
+                .filter(|other| other.service != entrance.service)
+                .find_map(|other| conflict(entrance, other))
         };
         // One is enough for each: the second often follows from the first.
         let refused = lacking.or_else(published).or_else(beside);
@@ -424,7 +421,7 @@ fn lacks(entrance: &Entrance<'_>, wanted: &AppSpec) -> Option<RouteConflict> {
 }
 
 /// What keeps gateways from reaching a service, if anything does.
-fn unreachable(wanted: &AppSpec, mut service: &ServiceSpec) -> Option<String> {
+fn unreachable<'a>(wanted: &'a AppSpec, mut service: &'a ServiceSpec) -> Option<String> {
     for _ in &wanted.services {
         match &service.network_mode {
             NetworkMode::Service(other) => service = wanted.services.get(other)?,
@@ -483,7 +480,12 @@ fn held_by_routes(plan: &mut Plan, wanted: &AppSpec, theirs: &[Entrance<'_>]) {
             let (number, protocol) = (port.published.unwrap_or_default(), port.protocol);
             if let Some(by) = held.get(&(number, protocol)) {
                 let by = (*by).clone();
-                plan.refusals.push(PlanRefusal::PortRouted { port: number, protocol, service: service.clone(), by });
+                plan.refusals.push(PlanRefusal::PortRouted {
+                    port: number,
+                    protocol,
+                    service: service.clone(),
+                    by,
+                });
             }
         }
     }
@@ -508,9 +510,11 @@ fn foreign(plan: &mut Plan, world: &World, mine: &[Entrance<'_>]) {
     for (port, (entrance, redirects)) in ports {
         let is_taken =
             |node: &&&crate::Node| node.facts().is_some_and(|facts| facts.taken_ports.contains(&port));
-        let taken: Vec<_> = gateways.iter().filter(is_taken).map(|node| node.record.name.to_string()).collect();
+        let taken: Vec<_> =
+            gateways.iter().filter(is_taken).map(|node| node.record.name.to_string()).collect();
         // A task of this app may hold it by `mode: host` and give it up now.
-        let held = own.iter().flat_map(|revision| &revision.spec.ports).any(|held| held.published == Some(port));
+        let held =
+            own.iter().flat_map(|revision| &revision.spec.ports).any(|held| held.published == Some(port));
         if taken.is_empty() || held {
             continue;
         }
@@ -573,7 +577,7 @@ pub(crate) fn lines<'a>(
 }
 
 /// What becomes of each route.
-pub(crate) fn operations(old: Vec<Line<'_>>, new: Vec<Line<'_>>) -> Vec<Operation> {
+pub(crate) fn operations<'a>(old: Vec<Line<'a>>, new: Vec<Line<'a>>) -> Vec<Operation> {
     let mut gone: Vec<Option<Line<'_>>> = old.into_iter().map(Some).collect();
     let mut before: Vec<Option<Line<'_>>> = vec![None; new.len()];
     // What stays with its service first, then what moves to another.

@@ -23,7 +23,13 @@ fn shown(cluster: &Cluster) -> String {
         let sets = route.sets.iter().map(|set| {
             let ports: BTreeSet<_> = set.endpoints.iter().map(|endpoint| endpoint.address.port()).collect();
             let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
-            format!("gen {} x{} = {} on {}", set.generation.0, set.endpoints.len(), set.weight, ports.join("+"))
+            format!(
+                "gen {} x{} = {} on {}",
+                set.generation.0,
+                set.endpoints.len(),
+                set.weight,
+                ports.join("+")
+            )
         });
         let sets = sets.collect::<Vec<_>>().join(", ");
         let id = route.id.to_string();
@@ -70,7 +76,11 @@ fn nobody_is_sent_to_a_port_that_a_task_does_not_have_and_somebody_always_answer
         assert!(!route.sets.is_empty(), "somebody answers");
         for set in &route.sets {
             let port = if set.generation == Generation(1) { 8080 } else { 9090 };
-            assert!(set.endpoints.iter().all(|endpoint| endpoint.address.port() == port), "{}", shown(cluster));
+            assert!(
+                set.endpoints.iter().all(|endpoint| endpoint.address.port() == port),
+                "{}",
+                shown(cluster)
+            );
             assert_eq!(set.weight as usize, set.endpoints.len());
         }
         mixed |= route.sets.len() == 2;
@@ -147,7 +157,9 @@ fn a_route_that_moves_to_another_service_is_answered_throughout() {
 
 #[test]
 fn what_only_earlier_tasks_have_stays_until_they_go() {
-    let version = |name: &str, routes: &[&str]| app(&[("web", image(routed(replicas(service("web"), 2), routes), name))]);
+    let version = |name: &str, routes: &[&str]| {
+        app(&[("web", image(routed(replicas(service("web"), 2), routes), name))])
+    };
     let (all, old, new) = (
         r#"{"hosts": ["a"], "port": 80}"#,
         r#"{"hosts": ["a"], "path": "/old", "port": 80}"#,
@@ -161,7 +173,12 @@ fn what_only_earlier_tasks_have_stays_until_they_go() {
     cluster.settle_for(std::time::Duration::from_secs(600), &mut |cluster| {
         let earlier = cluster.ready("web").iter().filter(|task| task.generation == Generation(1)).count();
         let later = cluster.ready("web").len() - earlier;
-        assert_eq!((endpoints(cluster, "/old"), endpoints(cluster, "/new")), (earlier, later), "{}", shown(cluster));
+        assert_eq!(
+            (endpoints(cluster, "/old"), endpoints(cluster, "/new")),
+            (earlier, later),
+            "{}",
+            shown(cluster)
+        );
         both |= earlier > 0 && later > 0;
     });
     assert!(both);
@@ -170,10 +187,7 @@ fn what_only_earlier_tasks_have_stays_until_they_go() {
 
 #[test]
 fn shares_previews_and_connections_follow_the_sets() {
-    let routes = [
-        r#"{"hosts": ["a"], "port": 80}"#,
-        r#"{"protocol": "tcp", "port": 5432, "listen": 5432}"#,
-    ];
+    let routes = [r#"{"hosts": ["a"], "port": 80}"#, r#"{"protocol": "tcp", "port": 5432, "listen": 5432}"#];
     let mut web = routed(replicas(service("web"), 2), &routes);
     web.policy.release = Some(ReleaseStrategy::BlueGreen {
         preview: Some("next.a".into()),
@@ -230,7 +244,10 @@ fn fallbacks_mirrors_and_shared_networks_are_led_to_where_they_answer() {
     };
     let named = |name: &str| routes.iter().find(|route| route.id.service == key(name)).unwrap();
     let web = named("web");
-    assert_eq!(web.fallback, [Endpoint::new(cluster.ready("spare")[0].id, SocketAddrV4::new(at("spare"), 82))]);
+    assert_eq!(
+        web.fallback,
+        [Endpoint::new(cluster.ready("spare")[0].id, SocketAddrV4::new(at("spare"), 82))]
+    );
     assert_eq!(web.mirror, [Endpoint::new(cluster.ready("side")[0].id, SocketAddrV4::new(at("web"), 81))]);
     assert_eq!(named("side").sets[0].endpoints[0].address, SocketAddrV4::new(at("web"), 84));
     assert_eq!(named("host").sets[0].endpoints[0].address, "10.0.0.1:83".parse().unwrap());
@@ -282,11 +299,8 @@ fn passwords_and_certificates_go_to_gateways_and_nowhere_else() {
     let gateway = table(&cluster, 1);
     assert_eq!(gateway.services[0].users, Users(vec!["ada:$2y$1".into()]));
     assert_eq!(gateway.services[1].users, Users::default());
-    let shown = ShownCertificate {
-        hosts: vec!["a".into(), "b".into()],
-        chain: chain.into(),
-        key: key_pem.into(),
-    };
+    let shown =
+        ShownCertificate { hosts: vec!["a".into(), "b".into()], chain: chain.into(), key: key_pem.into() };
     assert_eq!(gateway.certificates, [shown]);
     let other = table(&cluster, 2);
     assert_eq!((other.services, other.certificates), (vec![], vec![]));

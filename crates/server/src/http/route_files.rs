@@ -243,9 +243,15 @@ mod tests {
         assert!(said("hello").starts_with("has no certificate"));
         assert!(said(&chain).starts_with("has no private key"));
         assert!(said(&format!("{chain}{other_key}")).starts_with("has a key that is not of its first"));
-        assert!(said(&format!("{other_chain}{chain}{key}")).starts_with("has a key that is not of its first"));
+        assert!(
+            said(&format!("{other_chain}{chain}{key}")).starts_with("has a key that is not of its first")
+        );
         let broken = chain.replacen("MII", "AAA", 1);
-        assert!(said(&format!("{broken}{key}")).contains("cannot be read"), "{}", said(&format!("{broken}{key}")));
+        assert!(
+            said(&format!("{broken}{key}")).contains("cannot be read"),
+            "{}",
+            said(&format!("{broken}{key}"))
+        );
         let (past, past_key) = pem(&["a.example"], (2026, 5, 1));
         assert!(said(&format!("{past}{past_key}")).starts_with("has a certificate that ended on May"));
         let (soon, soon_key) = pem(&["a.example"], (2026, 6, 10));

@@ -60,7 +60,7 @@ fn a_plan_has_a_line_for_each_route_and_no_header_value() {
     cluster.settle();
     assert!(planned(&cluster, &first).is_noop());
     let second = web(&[
-        r#"{"hosts": ["shop.example.com"], "port": 9090, "tls": "auto", "redirect": true, "rate_limit": {"requests": 5, "per": "1s", "burst": 5, "by": "client"}}"#,
+        r#"{"hosts": ["shop.example.com"], "port": 9090, "tls": "auto", "redirect": true, "rate_limit": {"requests": 5, "per": 1000, "burst": 5, "by": "client"}}"#,
         r#"{"hosts": ["www.example.com"], "port": 8080, "tls": "auto"}"#,
         r#"{"protocol": "udp", "port": 53, "listen": 53}"#,
     ]);
@@ -71,11 +71,11 @@ fn a_plan_has_a_line_for_each_route_and_no_header_value() {
     - route    https://shop.example.com/api (GET, header x-key) -> web:8080
     ");
     assert!(!plan.is_noop(), "it is a release although no service changes");
-    let moved = app(&[
-        ("web", service("web")),
-        ("api", one(r#"{"protocol": "udp", "port": 53, "listen": 53}"#)),
-    ]);
-    assert!(planned(&cluster, &moved).to_string().contains("~ route    udp://*:53 -> api:53: it led to web:53\n"));
+    let moved =
+        app(&[("web", service("web")), ("api", one(r#"{"protocol": "udp", "port": 53, "listen": 53}"#))]);
+    assert!(
+        planned(&cluster, &moved).to_string().contains("~ route    udp://*:53 -> api:53: it led to web:53\n")
+    );
     let down = plan_down(&cluster.world, &app_key(), false).to_string();
     assert!(down.contains("- route    https://shop.example.com/ -> web:8080\n"), "{down}");
 }
@@ -154,7 +154,9 @@ fn services_of_one_app_share_a_route_and_not_a_hosts_tls() {
     insta::assert_snapshot!(together(at(""), at("")), @"services.a.x-wharf.routes[0] and services.b.x-wharf.routes[0] both take http://a.example/: each gets half of the requests; `weight` says otherwise");
     assert_eq!(together(at(""), at(r#", "weight": 30"#)), "");
     let with = |secret: &str| {
-        one(&format!(r#"{{"hosts": ["a.example"], "path": "/{secret}", "port": 80, "tls": {{"certificate": "{secret}"}}}}"#))
+        one(&format!(
+            r#"{{"hosts": ["a.example"], "path": "/{secret}", "port": 80, "tls": {{"certificate": "{secret}"}}}}"#
+        ))
     };
     insta::assert_snapshot!(together(with("one"), with("two")), @"services.b.x-wharf.routes[0]: https://a.example/two shows another certificate for host a.example than https://a.example/one of service a of app shop in prod; hint: give both the same `tls`");
 }
