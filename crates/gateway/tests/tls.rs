@@ -42,7 +42,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Runs a test in a network of its own, whose only interface is the loopback.
-fn alone(test: impl Future<Output = ()> + Send + 'static) {
+fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     std::thread::spawn(move || {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
             eprintln!("skipped: a network of its own needs root ({error})");
@@ -51,7 +51,7 @@ fn alone(test: impl Future<Output = ()> + Send + 'static) {
         let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
         assert!(up.success());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test);
+        runtime.block_on(test());
     })
     .join()
     .unwrap();
@@ -254,7 +254,7 @@ const H1: &[u8] = b"http/1.1";
 
 #[test]
 fn each_host_has_its_certificate_and_http_2_is_chosen() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let (a, b) = (certificate(&["a.example"]), certificate(&["*.b.example"]));
         let task = fixture.requests(1).await;
@@ -279,7 +279,7 @@ fn each_host_has_its_certificate_and_http_2_is_chosen() {
 
 #[test]
 fn a_new_certificate_is_shown_from_the_next_handshake_on_and_cuts_nobody_off() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let (old, new) = (certificate(&["a.example"]), certificate(&["a.example"]));
         let task = fixture.echo(1).await;
@@ -310,7 +310,7 @@ fn a_new_certificate_is_shown_from_the_next_handshake_on_and_cuts_nobody_off() {
 
 #[test]
 fn tls_is_passed_through_to_the_task_that_ends_it() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let (own, other) = (certificate(&["own.example"]), certificate(&["a.example"]));
         let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap();
@@ -349,7 +349,7 @@ fn tls_is_passed_through_to_the_task_that_ends_it() {
 
 #[test]
 fn requests_without_tls_are_sent_to_where_it_is() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let task = fixture.requests(1).await;
         fixture.route("a", spec(RouteProtocol::Http, RouteTls::Auto, &["a.example"]), task);
@@ -368,7 +368,7 @@ fn requests_without_tls_are_sent_to_where_it_is() {
 
 #[test]
 fn a_certificate_authority_finds_what_it_asks_for() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let mut params = CertificateParams::new(vec!["new.example".to_owned()]).unwrap();
@@ -400,7 +400,7 @@ fn a_certificate_authority_finds_what_it_asks_for() {
 
 #[test]
 fn sessions_are_resumed_also_by_another_gateway_of_the_cluster() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let shown = certificate(&["a.example"]);
         let task = fixture.echo(1).await;
@@ -436,7 +436,7 @@ fn sessions_are_resumed_also_by_another_gateway_of_the_cluster() {
 
 #[test]
 fn what_a_proxy_in_front_says_of_its_client_is_believed_where_it_is_expected() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let (shown, task) = (certificate(&["a.example"]), fixture.requests(1).await);
         let mut secure = spec(RouteProtocol::Http, RouteTls::Auto, &["a.example"]);
@@ -471,7 +471,7 @@ fn what_a_proxy_in_front_says_of_its_client_is_believed_where_it_is_expected() {
 
 #[test]
 fn a_task_is_told_of_its_client_by_the_proxy_protocol() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let task = fixture.echo(1).await;
         let mut route = spec(RouteProtocol::Tcp, RouteTls::Off, &[]);
@@ -491,7 +491,7 @@ fn a_task_is_told_of_its_client_by_the_proxy_protocol() {
 
 #[test]
 fn connections_find_another_task_when_one_does_not_take_them_and_wait_for_one() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let alive = fixture.echo(1).await;
         let mut route = spec(RouteProtocol::Tcp, RouteTls::Off, &[]);
@@ -525,7 +525,7 @@ fn connections_find_another_task_when_one_does_not_take_them_and_wait_for_one() 
 
 #[test]
 fn datagrams_reach_a_task_and_come_back() {
-    alone(async {
+    alone(|| async {
         let mut fixture = Fixture::new();
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let port = socket.local_addr().unwrap().port();

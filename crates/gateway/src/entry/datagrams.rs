@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -157,8 +157,13 @@ impl Clients {
         let id: RouteId = id.ok_or_else(gone)?;
         let route = self.http.table.load().by_id(&id).map(Arc::clone).ok_or_else(gone)?;
         let (proxied, _) = self.content(&route, datagram)?;
-        let here = self.socket.local_addr().unwrap_or(from);
-        let whom = proxied.unwrap_or(Proxied { source: from, destination: here });
+        // To which of our addresses it was sent, a socket for all of them does not say.
+        let source = super::canonical(from);
+        let anywhere = match source.ip() {
+            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        let whom = proxied.unwrap_or(Proxied { source, destination: SocketAddr::new(anywhere, self.port) });
         let (upstream, lease) = self.reach(&route, whom).await?;
         let header = match route.proxy_protocol {
             true => Arc::from(proxy_protocol::datagram_header(whom)),

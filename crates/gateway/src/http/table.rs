@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header::RETRY_AFTER};
 use parking_lot::Mutex;
 use wharf_model::{
     AcmeChallenge, Balance, Endpoint, EndpointState, EndpointStats, Generation, ProxyProtocol, Revision, RouteId,
@@ -83,6 +83,8 @@ impl fmt::Debug for Table {
 /// The routes of one port.
 #[derive(Default)]
 struct Hosts {
+    /// Requests come over TLS here, and no others are for anybody.
+    secure: bool,
     exact: HashMap<Box<str>, Paths>,
     /// By what follows the `*.`.
     below: HashMap<Box<str>, Paths>,
@@ -230,6 +232,7 @@ impl Table {
     fn place_at(&mut self, port: u16, route: &Arc<Route>, target: impl Fn() -> Target) {
         let spec = &route.source.spec;
         let hosts = self.hosts.entry(port).or_default();
+        hosts.secure |= self.ports.get(&port).is_some_and(|port| port.secure);
         let prefix = path::of_route(spec.path.as_deref().unwrap_or("/")).into_boxed_slice();
         let anywhere = [String::new()];
         for host in if spec.hosts.is_empty() { &anywhere[..] } else { &spec.hosts[..] } {
@@ -256,6 +259,10 @@ impl Table {
             return Found::Challenge(answer);
         }
         let Some(hosts) = self.hosts.get(&ask.port) else { return Found::Nobody };
+        if hosts.secure && !ask.secure {
+            // Nothing of a request that everybody on its way could read is passed on.
+            return Found::Nobody;
+        }
         let Ok(readings) = path::read(ask.path) else { return Found::Unclear };
         let mut hit = hosts.find(ask, &readings.usual);
         for other in &readings.others {
@@ -1305,13 +1312,6 @@ impl Probe {
     pub(crate) fn done(self, taken: bool, now: Moment) {
         self.route.members[self.at].breaker.probed(taken, &self.route.policy, now);
     }
-}
-
-/// Headers of a request, for tests and conditions that need none.
-#[cfg(test)]
-pub(crate) fn no_headers() -> &'static HeaderMap {
-    static NONE: std::sync::OnceLock<HeaderMap> = std::sync::OnceLock::new();
-    NONE.get_or_init(HeaderMap::new)
 }
 
 #[cfg(test)]

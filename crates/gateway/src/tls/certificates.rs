@@ -141,8 +141,14 @@ fn listed(hosts: &[String]) -> String {
     if hosts.is_empty() { "any host".to_owned() } else { hosts.join(", ") }
 }
 
-/// Reads chain and key, and makes sure that they belong together.
-pub(crate) fn read(shown: &ShownCertificate, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
+/// Reads what an authority is shown. It says something that only authorities understand, so it is not looked into.
+pub(super) fn read_challenge(shown: &ShownCertificate, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
+    let (chain, key) = parts(shown)?;
+    let key = provider.key_provider.load_private_key(key).map_err(|error| error.to_string())?;
+    Ok(CertifiedKey::new(chain, key))
+}
+
+fn parts(shown: &ShownCertificate) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(shown.chain.as_bytes()).collect();
     let chain = chain.map_err(|error| format!("its chain is not PEM ({error})"))?;
     if chain.is_empty() {
@@ -150,6 +156,12 @@ pub(crate) fn read(shown: &ShownCertificate, provider: &CryptoProvider) -> Resul
     }
     let key = PrivateKeyDer::from_pem_slice(shown.key.as_bytes())
         .map_err(|_| "its key is no private key in PEM".to_owned())?;
+    Ok((chain, key))
+}
+
+/// Reads chain and key, and makes sure that they belong together.
+fn read(shown: &ShownCertificate, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
+    let (chain, key) = parts(shown)?;
     CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => "its key belongs to another certificate".to_owned(),
         rustls::Error::InvalidCertificate(_) => "what its chain begins with is no certificate".to_owned(),

@@ -104,7 +104,7 @@ impl Tls {
             let known = before.get(host).filter(|known| known.certificate == *certificate);
             let config = match known {
                 Some(known) => Arc::clone(&known.config),
-                None => match certificates::read(certificate, &self.provider) {
+                None => match certificates::read_challenge(certificate, &self.provider) {
                     Ok(key) => Arc::new(self.answering(key)),
                     Err(why) => {
                         problems.push(format!("the challenge for {host} cannot be answered: {why}"));
