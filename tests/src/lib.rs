@@ -32,7 +32,8 @@ const ANSWERING: Duration = Duration::from_secs(20);
 /// How long a command of `wharf` may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The `wharf` that is tested: the one `WHARF_BIN` names, or the one built beside this test, or one that is built now.
+/// The `wharf` that is tested: the one `WHARF_BIN` names, or the one built beside this test, or one that is built now. Benchmarks always
+/// build it, optimised: what lies there may be older than what is to be measured.
 pub fn wharf_binary() -> Result<PathBuf> {
     static BUILDING: Mutex<()> = Mutex::new(());
     if let Some(path) = std::env::var_os("WHARF_BIN") {
@@ -41,10 +42,13 @@ pub fn wharf_binary() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let built = test.ancestors().nth(2).context("this test is in no build directory")?.join("wharf");
     let _one = BUILDING.lock();
-    if !built.is_file() {
+    let is_optimised = built.parent().is_some_and(|folder| folder.ends_with("release"));
+    if is_optimised || !built.is_file() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let status = Command::new(cargo).args(["build", "--package", "wharf"]).current_dir(root).status()?;
+        let mut build = Command::new(cargo);
+        build.args(["build", "--package", "wharf"]).args(is_optimised.then_some("--release"));
+        let status = build.current_dir(root).status()?;
         ensure!(status.success(), "building wharf ended with {status}");
     }
     ensure!(built.is_file(), "{} was not built", built.display());
