@@ -11,7 +11,6 @@
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -666,7 +665,14 @@ pub(crate) struct Upload {
     idle: AtomicU64,
     request: AtomicU64,
     watch: Arc<Watch>,
-    conn: Arc<Conn>,
+    client: Arc<dyn Uploading>,
+}
+
+/// The client's side of an upload.
+pub(crate) trait Uploading: Send + Sync {
+    fn now(&self) -> Moment;
+    /// All of the body has come.
+    fn body_ends(&self);
 }
 
 impl Upload {
@@ -680,17 +686,17 @@ impl Upload {
     /// Something of it was taken.
     fn moves(&self) {
         let idle = Duration::from_micros(self.idle.load(Ordering::Relaxed));
-        self.watch.set(self.conn.worker.now().plus(idle));
+        self.watch.set(self.client.now().plus(idle));
     }
 
     fn finish(&self) {
         if self.done.swap(true, Ordering::Relaxed) {
             return;
         }
-        self.conn.body_ends();
+        self.client.body_ends();
         if !self.answered.load(Ordering::Relaxed) {
             let request = Duration::from_micros(self.request.load(Ordering::Relaxed));
-            self.watch.set(self.conn.worker.now().plus(request));
+            self.watch.set(self.client.now().plus(request));
         }
     }
 
@@ -729,8 +735,8 @@ impl Outgoing {
         }
         conn.body_begins();
         let (bytes, done, broken, answered, idle, request) = Default::default();
-        let (watch, conn) = (Arc::clone(watch), Arc::clone(conn));
-        let upload = Arc::new(Upload { bytes, done, broken, answered, idle, request, watch, conn });
+        let (watch, client) = (Arc::clone(watch), Arc::clone(conn) as Arc<dyn Uploading>);
+        let upload = Arc::new(Upload { bytes, done, broken, answered, idle, request, watch, client });
         (Self::Stream(body, Arc::clone(&upload)), Some(upload))
     }
 }

@@ -249,6 +249,11 @@ impl Found {
     }
 }
 
+fn is_chunked_only(headers: &HeaderMap) -> bool {
+    let mut codings = tokens(headers, &header::TRANSFER_ENCODING);
+    codings.next().is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) && codings.next().is_none()
+}
+
 /// Whether tasks may take it for what we say of clients: to many of them `_` is the same as `-`.
 fn tells_of_client(name: &str) -> bool {
     let separated = |byte: Option<&u8>| matches!(byte, Some(b'-' | b'_'));
@@ -271,9 +276,7 @@ pub(crate) fn request(head: &mut Parts, target: &Target, origin: &Origin, has_bo
     let found = Found::in_head(&head.headers);
     let mut wishes = Wishes::default();
     if found.transfer_encoding {
-        let mut codings = tokens(&head.headers, &header::TRANSFER_ENCODING);
-        let only = codings.next().is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
-        if !only || codings.next().is_some() || head.version != Version::HTTP_11 {
+        if !is_chunked_only(&head.headers) || head.version != Version::HTTP_11 {
             let text = "a transfer coding other than chunked";
             return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "malformed", text));
         }
@@ -429,9 +432,7 @@ pub(crate) fn to_http2(head: &mut Parts, target: &Target, wishes: Wishes) -> Res
 pub(crate) fn answer(head: &mut http::response::Parts) -> Result<(), Refusal> {
     let found = Found::in_head(&head.headers);
     if found.transfer_encoding {
-        let mut codings = tokens(&head.headers, &header::TRANSFER_ENCODING);
-        let only = codings.next().is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
-        if !only || codings.next().is_some() {
+        if !is_chunked_only(&head.headers) {
             let text = "the task answered with a transfer coding other than chunked";
             return Err(Refusal::new(StatusCode::BAD_GATEWAY, "nonsense", text));
         }

@@ -184,7 +184,6 @@ impl Drop for Stream {
 }
 
 /// Why there is no answer.
-#[derive(Debug)]
 pub(crate) enum Unanswered {
     /// Nothing of the request was sent; this is it.
     NotSent(Box<Request<Outgoing>>),

@@ -20,7 +20,6 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::HeaderValue;
 use hyper::{
     Request,
     body::Incoming,
@@ -35,11 +34,11 @@ use tokio::{
 };
 
 use super::{
-    HttpOptions,
-    forward::{self, Origin},
+    Moment,
+    forward::{self, Origin, Uploading},
     pool::Spawn,
     upgrade::Tunnel,
-    worker::{Watch, Watched, Worker},
+    worker::{Watched, Worker},
 };
 use crate::entry::{Conversation, Entered, Stream, layer4};
 
@@ -149,11 +148,6 @@ impl Conn {
         self.body_open.store(true, Ordering::Relaxed);
     }
 
-    /// It has come to its end. One that is given up before that has none.
-    pub(crate) fn body_ends(&self) {
-        self.body_open.store(false, Ordering::Relaxed);
-    }
-
     /// Whether nothing of a request is here or on its way to us, and nothing of an answer to the client.
     fn is_silent(&self) -> bool {
         let is_open = self.blocked.load(Ordering::Relaxed) || self.body_open.load(Ordering::Relaxed);
@@ -173,6 +167,17 @@ impl Conn {
 
     pub(crate) fn address(&self) -> IpAddr {
         self.client.ip()
+    }
+}
+
+impl Uploading for Conn {
+    fn now(&self) -> Moment {
+        self.worker.now()
+    }
+
+    /// One that is given up before that has none.
+    fn body_ends(&self) {
+        self.body_open.store(false, Ordering::Relaxed);
     }
 }
 

@@ -136,7 +136,8 @@ impl Http {
             tasks.spawn("gateway probes", probe::run(Arc::clone(&self.table), tasks.token()));
         }
         while workers.len() < self.workers() {
-            workers.push(self.start_one(workers.len(), tasks)?);
+            let number = workers.len();
+            workers.push(self.start_one(number, tasks)?);
         }
         Ok(())
     }
