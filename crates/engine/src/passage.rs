@@ -134,7 +134,8 @@ impl World {
         self.advance_passage();
     }
     /// What a node's gateways have under way with tasks that they send nothing new to. Apps are marked of whose tasks there is nothing any more.
-    pub fn set_under_way(&mut self, node: NodeId, under_way: BTreeMap<TaskId, u64>) {
+    pub fn set_under_way(&mut self, node: NodeId, mut under_way: BTreeMap<TaskId, u64>) {
+        under_way.retain(|_, requests| *requests > 0);
         let before = if under_way.is_empty() {
             self.passage.under_way.remove(&node)
         } else {
