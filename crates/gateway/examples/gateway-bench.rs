@@ -9,8 +9,8 @@ use anyhow::{Context as _, bail};
 use tokio::io::AsyncReadExt as _;
 use wharf_gateway::{AccessLog, Gateway, GatewayOptions, HttpOptions};
 use wharf_model::{
-    AppKey, Endpoint, EndpointSet, Generation, Revision, RouteId, RouteSpec, RouteTable, ServiceKey, ServiceRoute,
-    TaskId,
+    AppKey, Endpoint, EndpointSet, Generation, Revision, RouteId, RouteSpec, RouteTable, ServiceKey,
+    ServiceRoute, TaskId,
 };
 use wharf_process::{Shutdown, Tasks};
 

@@ -29,8 +29,8 @@ use tokio::{
 };
 use wharf_gateway::{AccessLog, Gateway, GatewayOptions, HttpOptions};
 use wharf_model::{
-    AppKey, Endpoint, EndpointSet, Generation, Revision, RouteId, RouteProtocol, RouteSpec, RouteTable, ServiceKey,
-    ServiceRoute, TaskId,
+    AppKey, Endpoint, EndpointSet, Generation, Revision, RouteId, RouteProtocol, RouteSpec, RouteTable,
+    ServiceKey, ServiceRoute, TaskId,
 };
 use wharf_process::{Shutdown, Tasks};
 
@@ -317,7 +317,8 @@ where
 
 /// A task that answers its number.
 async fn numbered(tasks: &Tasks, number: u8) -> (Endpoint, Arc<Seen>) {
-    serve(tasks, number, Version::HTTP_11, move |_| async move { Response::new(full(number.to_string())) }).await
+    serve(tasks, number, Version::HTTP_11, move |_| async move { Response::new(full(number.to_string())) })
+        .await
 }
 
 /// A task that sends back what it is sent, and its trailers.
@@ -463,7 +464,8 @@ async fn what_grpc_needs_goes_through() {
                 let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from(0))]);
                 let _ = send.send(Ok(Frame::trailers(trailers))).await;
             });
-            let frames = stream::unfold(receive, |mut receive| async move { Some((receive.recv().await?, receive)) });
+            let frames =
+                stream::unfold(receive, |mut receive| async move { Some((receive.recv().await?, receive)) });
             let mut response = Response::new(streamed(frames));
             response.headers_mut().insert("trailer", HeaderValue::from_static("grpc-status"));
             response
@@ -477,7 +479,8 @@ async fn what_grpc_needs_goes_through() {
             })
             .await;
         let (send, receive) = mpsc::channel::<Result<Frame<Bytes>, io::Error>>(1);
-        let frames = stream::unfold(receive, |mut receive| async move { Some((receive.recv().await?, receive)) });
+        let frames =
+            stream::unfold(receive, |mut receive| async move { Some((receive.recv().await?, receive)) });
         let mut request = request(Version::HTTP_2, Method::POST, "/echo", streamed(frames));
         request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
         let mut client = fixture.http2().await;
@@ -517,7 +520,10 @@ async fn upgraded_connections_pass_everything_on() {
         let head = task.request().await.unwrap().join("\n").to_ascii_lowercase();
         assert!(head.contains("connection: upgrade") && head.contains("upgrade: websocket"), "{head}");
         // What follows the head at once is not lost either.
-        task.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello").await;
+        task.send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello",
+        )
+        .await;
         let mut buffer = [0; 1000];
         loop {
             let length = task.stream.read(&mut buffer).await.unwrap();
@@ -581,7 +587,7 @@ async fn events_arrive_when_they_are_sent() {
     assert_eq!(client.head().await.header("transfer-encoding"), Some("chunked"));
     for number in 0..20 {
         send.send(format!("data: {number:02}\n\n").into()).await.unwrap();
-        assert_eq!(client.line().await, "a");
+        assert_eq!(client.line().await.to_ascii_lowercase(), "a");
         assert_eq!(client.line().await, format!("data: {number:02}"));
         assert_eq!(client.line().await, "");
         assert_eq!(client.line().await, "");
@@ -612,7 +618,8 @@ async fn large_bodies_stream_both_ways_at_once() {
         let (mut body, mut received) = (response.into_body(), 0);
         while let Some(frame) = timeout(SOON * 5, body.frame()).await.unwrap() {
             let data = frame.unwrap().into_data().unwrap();
-            let right = data.iter().enumerate().all(|(at, byte)| *byte == chunk[(received + at) % chunk.len()]);
+            let right =
+                data.iter().enumerate().all(|(at, byte)| *byte == chunk[(received + at) % chunk.len()]);
             assert!(right, "what is received is what was sent");
             received += data.len();
         }
@@ -681,11 +688,17 @@ async fn what_can_be_read_in_two_ways_is_refused() {
         ("another coding", format!("{post}Transfer-Encoding: gzip\r\n\r\n")),
         ("two codings", format!("{post}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n")),
         ("chunked twice", format!("{post}Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n")),
-        ("chunked in two lines", format!("{post}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")),
+        (
+            "chunked in two lines",
+            format!("{post}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ),
         ("chunked and then not", format!("{post}Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n")),
         ("a coding that is almost chunked", format!("{post}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n")),
         ("a coding in quotes", format!("{post}Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n")),
-        ("chunks in HTTP/1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned()),
+        (
+            "chunks in HTTP/1.0",
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
+        ),
         ("a space before the colon", format!("{post}Content-Length : 3\r\n\r\nabc")),
         ("a folded line", format!("{post}X: a\r\n b\r\n\r\n")),
         ("a folded first line", "GET / HTTP/1.1\r\n Host: a\r\n\r\n".to_owned()),
@@ -727,9 +740,16 @@ async fn a_body_that_breaks_off_is_not_taken_for_a_whole_one() {
     let (web, seen) = serve(&fixture.tasks, 1, Version::HTTP_11, answer).await;
     fixture.publish(&[web]).await;
     let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
-    for (number, rest) in ["g\r\nabc\r\n0\r\n\r\n", "-1\r\n", "0x3\r\nabc\r\n", "3\r\nabcd\r\n", "fffffffffffffffff\r\n", "3 \rabc"]
-        .into_iter()
-        .enumerate()
+    for (number, rest) in [
+        "g\r\nabc\r\n0\r\n\r\n",
+        "-1\r\n",
+        "0x3\r\nabc\r\n",
+        "3\r\nabcd\r\n",
+        "fffffffffffffffff\r\n",
+        "3 \rabc",
+    ]
+    .into_iter()
+    .enumerate()
     {
         let mut client = fixture.connect().await;
         client.send(chunked).await;
@@ -760,13 +780,24 @@ async fn an_answer_that_breaks_off_is_not_taken_for_a_whole_one() {
         fixture.publish(&[web]).await;
         let mut client = fixture.connect().await;
         client.send(get("/")).await;
-        assert_eq!(client.head().await.status, 200);
-        let mut rest = Vec::new();
-        let _ = within(client.stream.read_to_end(&mut rest)).await;
-        assert!(!rest.ends_with(b"0\r\n\r\n") && rest.len() < 10, "{head}: {rest:?}");
+        let mut said = String::new();
+        let _ = within(client.stream.read_to_string(&mut said)).await;
+        let body = said.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        assert!(!body.ends_with("0\r\n\r\n") && body.len() < 10, "{head}: {said}");
+        // To a client that takes the end of the connection for the end of the answer, it is none.
+        let mut client = fixture.connect().await;
+        client.send("GET / HTTP/1.0\r\n\r\n").await;
+        let ended = within(client.stream.read_to_string(&mut said)).await;
+        assert!(ended.is_err() || said.contains("content-length: 10"), "{head}: {said}");
         let mut client = fixture.http2().await;
-        let response = within(client.send_request(request(Version::HTTP_2, Method::GET, "/", full("")))).await.unwrap();
-        assert!(within(response.into_body().collect()).await.is_err(), "{head}: a reset");
+        let response =
+            within(client.send_request(request(Version::HTTP_2, Method::GET, "/", full("")))).await;
+        // The reset may have overtaken the head.
+        let is_whole = match response {
+            Ok(response) => within(response.into_body().collect()).await.is_ok(),
+            Err(_) => false,
+        };
+        assert!(!is_whole, "{head}: a reset");
     }
 }
 
@@ -780,7 +811,9 @@ async fn answers_without_bodies_keep_their_heads() {
                 "/304" => "304 Not Modified\r\nETag: \"x\"\r\n\r\n",
                 "/long" => "200 OK\r\nContent-Length: 1000\r\n\r\n",
                 "/empty" => "200 OK\r\nContent-Length: 0\r\n\r\n",
-                "/early" => "103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+                "/early" => {
+                    "103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+                }
                 _ => "404 Not Found\r\nContent-Length: 0\r\n\r\n",
             };
             task.send(format!("HTTP/1.1 {answer}")).await;
@@ -815,7 +848,10 @@ async fn an_old_client_and_an_old_task_are_understood() {
     fixture.publish(&[web]).await;
     assert_eq!(fixture.ask("GET / HTTP/1.0\r\n\r\n").await.text(), "until the end");
     let reply = fixture.ask(get("/")).await;
-    assert_eq!((reply.text().as_str(), reply.header("transfer-encoding")), ("until the end", Some("chunked")));
+    assert_eq!(
+        (reply.text().as_str(), reply.header("transfer-encoding")),
+        ("until the end", Some("chunked"))
+    );
 }
 
 #[tokio::test]
@@ -828,7 +864,8 @@ async fn a_client_that_asks_whether_to_send_is_told() {
     assert_eq!(client.head().await.status, 100);
     client.send("abc").await;
     assert_eq!(client.reply().await.text(), "abc");
-    let other = fixture.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: more\r\n\r\nabc").await;
+    let other =
+        fixture.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: more\r\n\r\nabc").await;
     assert_eq!(other.status, 417);
 }
 
@@ -852,8 +889,13 @@ async fn tasks_are_told_who_asks_and_clients_are_not_believed() {
     assert_eq!(headers["x-forwarded-port"], fixture.port.to_string());
     assert_eq!(headers["forwarded"], "for=127.0.0.1;proto=http;host=\"Shop.example:8080\"");
     assert_eq!(headers["x-request-id"].len(), 32);
-    assert_eq!((&headers["x-kept"], &headers["host"]), (&"yes".parse().unwrap(), &"Shop.example:8080".parse().unwrap()));
-    for gone in ["x_forwarded_for", "x-real-ip", "x-secret", "connection", "keep-alive", "proxy-connection", "te"] {
+    assert_eq!(
+        (&headers["x-kept"], &headers["host"]),
+        (&"yes".parse().unwrap(), &"Shop.example:8080".parse().unwrap())
+    );
+    for gone in
+        ["x_forwarded_for", "x-real-ip", "x-secret", "connection", "keep-alive", "proxy-connection", "te"]
+    {
         assert!(!headers.contains_key(gone), "{gone}");
     }
     let first = headers["x-request-id"].clone();
@@ -866,7 +908,10 @@ async fn tasks_are_told_who_asks_and_clients_are_not_believed() {
     behind.ask(lies).await;
     let headers = seen.last.lock().take().unwrap().headers;
     assert_eq!(headers["x-forwarded-for"], "1.2.3.4, 127.0.0.1");
-    assert_eq!((&headers["x-forwarded-proto"], &headers["x-request-id"]), (&"https".parse().unwrap(), &"mine".parse().unwrap()));
+    assert_eq!(
+        (&headers["x-forwarded-proto"], &headers["x-request-id"]),
+        (&"https".parse().unwrap(), &"mine".parse().unwrap())
+    );
 }
 
 #[tokio::test]
@@ -967,8 +1012,7 @@ async fn a_request_waits_for_a_task_that_comes_in_time() {
 async fn idle_connections_to_a_task_that_leaves_are_closed_at_once() {
     for version in [Version::HTTP_11, Version::HTTP_2] {
         let fixture = Fixture::with(HttpOptions { pool_idle: SOON * 10, ..HttpOptions::default() }).await;
-        let (web, seen) =
-            serve(&fixture.tasks, 1, version, |_| async { Response::new(full("ok")) }).await;
+        let (web, seen) = serve(&fixture.tasks, 1, version, |_| async { Response::new(full("ok")) }).await;
         let (other, _) = numbered(&fixture.tasks, 2).await;
         let with = |spec: &mut RouteSpec| {
             if version == Version::HTTP_2 {
@@ -985,7 +1029,7 @@ async fn idle_connections_to_a_task_that_leaves_are_closed_at_once() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_is_lost_when_tasks_are_replaced_and_none_begins_at_one_that_left() {
     let fixture = Arc::new(Fixture::new().await);
     let left: Arc<[AtomicBool; 40]> = Arc::new(std::array::from_fn(|_| AtomicBool::new(false)));
@@ -1002,13 +1046,13 @@ async fn no_request_is_lost_when_tasks_are_replaced_and_none_begins_at_one_that_
         endpoints.push(serve(&fixture.tasks, number + 1, Version::HTTP_11, answer).await.0);
     }
     fixture.publish(&endpoints[..1]).await;
-    let stop = Arc::new(AtomicBool::new(false));
+    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let clients: Vec<_> = (0..16)
         .map(|number| {
-            let (fixture, stop) = (Arc::clone(&fixture), Arc::clone(&stop));
+            let (fixture, stop, asked) = (Arc::clone(&fixture), Arc::clone(&stop), Arc::clone(&asked));
             let group = fixture.tasks.clone();
             group.spawn("client", async move {
-                let (mut asked, mut client) = (0_u64, fixture.connect().await);
+                let mut client = fixture.connect().await;
                 let mut second = fixture.http2().await;
                 while !stop.load(Ordering::SeqCst) {
                     if number % 2 == 0 {
@@ -1021,26 +1065,29 @@ async fn no_request_is_lost_when_tasks_are_replaced_and_none_begins_at_one_that_
                         assert_eq!(response.status(), 200);
                         assert_eq!(within(response.into_body().collect()).await.unwrap().to_bytes(), "ok");
                     }
-                    asked += 1;
+                    asked.fetch_add(1, Ordering::SeqCst);
                 }
-                asked
             })
         })
         .collect();
+    let some_more = async || {
+        let before = asked.load(Ordering::SeqCst);
+        eventually("requests go on", async || asked.load(Ordering::SeqCst) > before + 100).await;
+    };
     for number in 1..40_usize {
         fixture.publish(&endpoints[number - 1..=number]).await;
+        some_more().await;
         fixture.publish(&endpoints[number..=number]).await;
+        some_more().await;
         // What was under way may still arrive there; then nothing may.
         eventually("drained", async || fixture.under_way() == 0).await;
         left[number - 1].store(true, Ordering::SeqCst);
     }
     stop.store(true, Ordering::SeqCst);
-    let mut asked = 0;
     for client in clients {
-        asked += within(client).await.expect("no request was lost");
+        within(client).await.expect("no request was lost");
     }
-    println!("{asked} requests over 78 tables");
-    assert!(asked > 1000);
+    println!("{} requests over 78 tables", asked.load(Ordering::SeqCst));
     assert_eq!(late.load(Ordering::SeqCst), 0, "requests that began at a task that had left");
 }
 
@@ -1150,9 +1197,13 @@ async fn what_the_task_says_is_passed_on_in_one_way_or_not() {
         let answer = match head[0].split(' ').nth(1).unwrap() {
             "/lengths" => "200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc",
             "/same" => "200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
-            "/both" => "200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            "/both" => {
+                "200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+            }
             "/coding" => "200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-            "/hops" => "200 OK\r\nConnection: x-a\r\nX-A: b\r\nKeep-Alive: timeout=9\r\nContent-Length: 2\r\n\r\nok",
+            "/hops" => {
+                "200 OK\r\nConnection: x-a\r\nX-A: b\r\nKeep-Alive: timeout=9\r\nContent-Length: 2\r\n\r\nok"
+            }
             "/upgrade" => "101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
             _ => "nonsense",
         };
@@ -1160,9 +1211,15 @@ async fn what_the_task_says_is_passed_on_in_one_way_or_not() {
     })
     .await;
     fixture.publish(&[web]).await;
-    for (path, status) in
-        [("/lengths", 502), ("/same", 200), ("/both", 200), ("/coding", 502), ("/hops", 200), ("/upgrade", 502), ("/x", 502)]
-    {
+    for (path, status) in [
+        ("/lengths", 502),
+        ("/same", 200),
+        ("/both", 200),
+        ("/coding", 502),
+        ("/hops", 200),
+        ("/upgrade", 502),
+        ("/x", 502),
+    ] {
         let reply = fixture.ask(get(path)).await;
         assert_eq!(reply.status, status, "{path}");
         if status == 200 {
@@ -1188,7 +1245,14 @@ async fn what_is_under_way_goes_on_after_its_task_left_and_is_counted() {
     fixture.publish(&[web]).await;
     let mut client = fixture.connect().await;
     client.send(get("/")).await;
-    let counted = async || fixture.gateway.stats().routes.iter().any(|route| route.stats.sets.values().any(|set| set.active == 1));
+    let counted = async || {
+        fixture
+            .gateway
+            .stats()
+            .routes
+            .iter()
+            .any(|route| route.stats.sets.values().any(|set| set.active == 1))
+    };
     eventually("under way", counted).await;
     fixture.publish(&[]).await;
     assert_eq!(fixture.gateway.draining(), BTreeMap::from([(web.task, 1)]));
@@ -1208,10 +1272,11 @@ async fn what_is_under_way_goes_on_after_its_task_left_and_is_counted() {
 async fn clients_that_leave_leave_nothing_behind() {
     let fixture = Fixture::new().await;
     let (web, seen) = serve(&fixture.tasks, 1, Version::HTTP_11, |_| async {
-        let frames = stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[0; 10_000])))).then(|frame| async {
-            tokio::task::yield_now().await;
-            frame
-        });
+        let frames =
+            stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[0; 10_000])))).then(|frame| async {
+                tokio::task::yield_now().await;
+                frame
+            });
         Response::new(streamed(frames))
     })
     .await;

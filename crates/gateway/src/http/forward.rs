@@ -49,8 +49,11 @@ const AGAIN: Duration = Duration::from_millis(100);
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Answers a request, whatever becomes of it.
-pub(crate) async fn forward(conn: Arc<Conn>, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
-    conn.begin();
+pub(crate) async fn forward(
+    conn: Arc<Conn>,
+    request: Request<Incoming>,
+) -> Result<Response<Answer>, Infallible> {
+    conn.begin(request.version());
     let under_way = UnderWay(Some(conn));
     let (head, body) = request.into_parts();
     let is_last = under_way.conn().is_last() && head.version <= Version::HTTP_11;
@@ -290,9 +293,15 @@ impl Passage {
         let worker = Arc::clone(&self.conn().worker);
         let speaks_proxy = route.proxy_protocol;
         let longest = if self.message.is_idempotent { Duration::MAX } else { FRESH };
-        head::to_http1(&mut self.message.head, &self.message.target, self.message.wishes, self.message.is_chunked);
+        head::to_http1(
+            &mut self.message.head,
+            &self.message.target,
+            self.message.wishes,
+            self.message.is_chunked,
+        );
+        let mut only_new = speaks_proxy;
         loop {
-            let pooled = if speaks_proxy {
+            let pooled = if only_new {
                 None
             } else {
                 lease.backend().pools.take(worker.number, worker.now(), longest)
@@ -300,17 +309,19 @@ impl Passage {
             let is_pooled = pooled.is_some();
             let mut connection = match pooled {
                 Some(connection) => connection,
-                None => match Box::pin(connect_http1(self.conn(), lease.backend(), &route, speaks_proxy)).await {
-                    // Left the table while it took the connection: nothing was sent yet, and nothing shall be.
-                    Ok(_) if lease.backend().is_retired() => return Attempt::Again,
-                    Ok(connection) => connection,
-                    Err(error) => {
-                        tracing::debug!(%error, endpoint = %lease.backend().endpoint.address, "not reached");
-                        lease.failed(Failure::Connect, Moment::now());
-                        self.tried.push(Arc::clone(lease.backend()));
-                        return Attempt::Again;
+                None => {
+                    match Box::pin(connect_http1(self.conn(), lease.backend(), &route, speaks_proxy)).await {
+                        // Left the table while it took the connection: nothing was sent yet, and nothing shall be.
+                        Ok(_) if lease.backend().is_retired() => return Attempt::Again,
+                        Ok(connection) => connection,
+                        Err(error) => {
+                            tracing::debug!(%error, endpoint = %lease.backend().endpoint.address, "not reached");
+                            lease.failed(Failure::Connect, Moment::now());
+                            self.tried.push(Arc::clone(lease.backend()));
+                            return Attempt::Again;
+                        }
                     }
-                },
+                }
             };
             let spare = self.message.spare();
             let request = self.message.take();
@@ -337,10 +348,17 @@ impl Passage {
                         return Attempt::Over(refusal);
                     }
                     let failure = if error.is_parse() { Failure::Nonsense } else { Failure::Broken };
-                    // What waited in a pool says nothing about its endpoint.
-                    if !is_pooled || failure == Failure::Nonsense {
-                        lease.failed(failure, Moment::now());
+                    if is_pooled && failure == Failure::Broken {
+                        // What waited in a pool says nothing about its endpoint.
+                        let Some(spare) = spare else {
+                            lease.failed(Failure::Abandoned, Moment::now());
+                            return Attempt::Over(broken(failure));
+                        };
+                        self.message.restore(spare);
+                        only_new = true;
+                        continue;
                     }
+                    lease.failed(failure, Moment::now());
                     return match spare {
                         Some(spare) if failure == Failure::Broken => self.repeat(spare, &lease, &route),
                         _ => Attempt::Over(broken(failure)),
@@ -465,10 +483,10 @@ impl Passage {
     }
 
     fn upgraded(&mut self, head: response::Parts, connection: Http1, lease: Lease, route: &Route) -> Attempt {
-        if !self.message.wishes.upgrade || !connection.is_ended() {
+        let is_upgraded = self.message.wishes.upgrade && connection.is_ended();
+        let Some((stream, read)) = connection.into_stream().filter(|_| is_upgraded) else {
             return Attempt::Over(broken(Failure::Nonsense));
-        }
-        let (stream, read) = connection.into_stream();
+        };
         let tunnel = Tunnel { stream, read, lease, idle: route.timeouts.idle };
         *self.conn().tunnel.lock() = Some(tunnel);
         Attempt::Answer(Response::from_parts(head, Answer::Empty))
@@ -564,7 +582,8 @@ impl Message {
 
     /// A copy, if the request may be repeated after it was sent.
     fn spare(&self) -> Option<Spare> {
-        let may_be_repeated = self.is_idempotent && matches!(self.body, Outgoing::Empty) && !self.wishes.upgrade;
+        let may_be_repeated =
+            self.is_idempotent && matches!(self.body, Outgoing::Empty) && !self.wishes.upgrade;
         may_be_repeated.then(|| Spare {
             method: self.head.method.clone(),
             uri: self.head.uri.clone(),
@@ -606,15 +625,24 @@ async fn connect(conn: &Conn, backend: &Backend, route: &Route, speaks_proxy: bo
         let mut stream = TcpStream::connect(backend.endpoint.address).await?;
         stream.set_nodelay(true)?;
         if speaks_proxy {
-            let header = proxy_protocol::header(Proxied { source: conn.client, destination: conn.destination });
+            let header =
+                proxy_protocol::header(Proxied { source: conn.client, destination: conn.destination });
             stream.write_all(&header).await?;
         }
         Ok(stream)
     };
-    timeout(route.timeouts.connect, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).flatten()
+    timeout(route.timeouts.connect, connect)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
+        .flatten()
 }
 
-async fn connect_http1(conn: &Conn, backend: &Backend, route: &Route, speaks_proxy: bool) -> io::Result<Http1> {
+async fn connect_http1(
+    conn: &Conn,
+    backend: &Backend,
+    route: &Route,
+    speaks_proxy: bool,
+) -> io::Result<Http1> {
     let stream = connect(conn, backend, route, speaks_proxy).await?;
     Http1::new(stream, conn.worker.options().pool_idle).await.map_err(io::Error::other)
 }
@@ -630,7 +658,11 @@ fn nobody(conn: &Conn) -> Refusal {
         let text = "this port speaks TLS";
         return Refusal::new(StatusCode::BAD_REQUEST, "malformed", text);
     }
-    Refusal::new(StatusCode::NOT_FOUND, "no_route", "no route leads here: neither this host nor this path is known")
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "no_route",
+        "no route leads here: neither this host nor this path is known",
+    )
 }
 
 fn unclear() -> Refusal {
@@ -647,9 +679,15 @@ fn late() -> Refusal {
 
 fn broken(failure: Failure) -> Refusal {
     match failure {
-        Failure::Nonsense => Refusal::new(StatusCode::BAD_GATEWAY, "nonsense", "what the task said is no answer"),
+        Failure::Nonsense => {
+            Refusal::new(StatusCode::BAD_GATEWAY, "nonsense", "what the task said is no answer")
+        }
         Failure::Connect | Failure::Broken | Failure::Timeout | Failure::Cut | Failure::Abandoned => {
-            Refusal::new(StatusCode::BAD_GATEWAY, "broken", "the task ended the connection before it answered")
+            Refusal::new(
+                StatusCode::BAD_GATEWAY,
+                "broken",
+                "the task ended the connection before it answered",
+            )
         }
     }
 }
@@ -729,7 +767,12 @@ pub(crate) enum Outgoing {
 }
 
 impl Outgoing {
-    fn of(body: Incoming, has_body: bool, conn: &Arc<Conn>, watch: &Arc<Watch>) -> (Self, Option<Arc<Upload>>) {
+    fn of(
+        body: Incoming,
+        has_body: bool,
+        conn: &Arc<Conn>,
+        watch: &Arc<Watch>,
+    ) -> (Self, Option<Arc<Upload>>) {
         if !has_body {
             return (Self::Empty, None);
         }
@@ -745,7 +788,10 @@ impl Body for Outgoing {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Self::Stream(body, upload) = self.get_mut() else { return Poll::Ready(None) };
         let polled = Pin::new(&mut *body).poll_frame(cx);
         match &polled {
@@ -885,7 +931,10 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),

@@ -115,7 +115,9 @@ impl Target {
         }
         let authority = match (head.uri.authority(), first) {
             (Some(authority), given) => {
-                if given.is_some_and(|given| !given.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())) {
+                if given.is_some_and(|given| {
+                    !given.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())
+                }) {
                     return Err(bad("Host and the request's target are not the same"));
                 }
                 if authority.as_str().contains('@') {
@@ -132,7 +134,9 @@ impl Target {
         };
         let host = match plain(authority.as_bytes()) {
             Some(true) => None,
-            Some(false) => Some(name(authority.to_str().unwrap_or_default()).ok_or_else(|| bad("no valid Host"))?),
+            Some(false) => {
+                Some(name(authority.to_str().unwrap_or_default()).ok_or_else(|| bad("no valid Host"))?)
+            }
             None => return Err(bad("no valid Host")),
         };
         if authority.is_empty() && head.version > Version::HTTP_10 {
@@ -226,7 +230,10 @@ impl Found {
             let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
                 .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
                 // Whatever is said: without these the request would be another one.
-                .filter(|name| ![header::HOST, header::CONTENT_LENGTH, header::COOKIE, header::AUTHORIZATION].contains(name))
+                .filter(|name| {
+                    ![header::HOST, header::CONTENT_LENGTH, header::COOKIE, header::AUTHORIZATION]
+                        .contains(name)
+                })
                 .collect();
             for name in named {
                 headers.remove(name);
@@ -260,7 +267,8 @@ fn tells_of_client(name: &str) -> bool {
     match name.as_bytes() {
         [b'x', rest @ ..] if separated(rest.first()) => {
             let rest = &rest[1..];
-            (rest.starts_with(b"forwarded") && separated(rest.get(9))) || matches!(rest, b"real-ip" | b"real_ip")
+            (rest.starts_with(b"forwarded") && separated(rest.get(9)))
+                || matches!(rest, b"real-ip" | b"real_ip")
         }
         _ => false,
     }
@@ -272,7 +280,12 @@ fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 }
 
 /// Makes a client's head one for a task. Afterwards its target is a path, and `host` is not yet set.
-pub(crate) fn request(head: &mut Parts, target: &Target, origin: &Origin, has_body: bool) -> Result<Wishes, Refusal> {
+pub(crate) fn request(
+    head: &mut Parts,
+    target: &Target,
+    origin: &Origin,
+    has_body: bool,
+) -> Result<Wishes, Refusal> {
     let found = Found::in_head(&head.headers);
     let mut wishes = Wishes::default();
     if found.transfer_encoding {
@@ -295,7 +308,8 @@ pub(crate) fn request(head: &mut Parts, target: &Target, origin: &Origin, has_bo
     let is_http1 = head.version == Version::HTTP_11;
     let mut protocol = None;
     if found.upgrade && found.connection && is_http1 && !has_body {
-        let asked = tokens(&head.headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+        let asked =
+            tokens(&head.headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
         // HTTP/2 in this way was given up (RFC 9113); the request is answered as it is.
         let known = tokens(&head.headers, &header::UPGRADE).all(|token| !token.eq_ignore_ascii_case("h2c"));
         if asked && known {
@@ -303,7 +317,8 @@ pub(crate) fn request(head: &mut Parts, target: &Target, origin: &Origin, has_bo
         }
     }
     if found.te {
-        wishes.trailers = tokens(&head.headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+        wishes.trailers =
+            tokens(&head.headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     }
     if found.expect {
         let expected = head.headers.get(header::EXPECT);
@@ -383,9 +398,11 @@ fn request_id() -> HeaderValue {
     let mut digits = [0; 32];
     for (place, digit) in digits.iter_mut().enumerate() {
         let half = if place < 16 { own } else { number };
-        *digit = b"0123456789abcdef"[usize::try_from(half >> (60 - 4 * (place % 16)) & 15).unwrap_or_default()];
+        *digit =
+            b"0123456789abcdef"[usize::try_from(half >> (60 - 4 * (place % 16)) & 15).unwrap_or_default()];
     }
-    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&digits)).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&digits))
+        .unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// Addresses a request to a task that is asked in HTTP/1.1.
@@ -403,7 +420,8 @@ pub(crate) fn to_http1(head: &mut Parts, target: &Target, wishes: Wishes, is_chu
     }
     // Over HTTP/2 it may come in pieces (RFC 9113, 8.2.3).
     if head.headers.get_all(header::COOKIE).iter().nth(1).is_some() {
-        let pieces: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        let pieces: Vec<&[u8]> =
+            head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
         if let Ok(whole) = HeaderValue::from_maybe_shared(Bytes::from(pieces.join(&b"; "[..]))) {
             head.headers.insert(header::COOKIE, whole);
         }
@@ -458,6 +476,7 @@ pub(crate) fn answer(head: &mut http::response::Parts) -> Result<(), Refusal> {
 
 /// How long a server says that it waits for the next request.
 pub(crate) fn keeps_for(headers: &HeaderMap) -> Option<std::time::Duration> {
-    let said = tokens(headers, &KEEP_ALIVE).find_map(|token| token.strip_prefix("timeout=")?.parse::<u64>().ok())?;
+    let said =
+        tokens(headers, &KEEP_ALIVE).find_map(|token| token.strip_prefix("timeout=")?.parse::<u64>().ok())?;
     Some(std::time::Duration::from_secs(said))
 }

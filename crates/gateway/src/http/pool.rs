@@ -153,7 +153,10 @@ impl Pool {
 pub(crate) struct Spawn;
 
 impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Spawn {
-    #[expect(clippy::disallowed_methods, reason = "streams are too many to be named; their connection's end is theirs")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "streams are too many to be named; their connection's end is theirs"
+    )]
     fn execute(&self, future: F) {
         tokio::spawn(future);
     }
@@ -205,7 +208,8 @@ impl Unanswered {
 /// A connection over which one request is asked at a time.
 pub(crate) struct Http1 {
     send: http1::SendRequest<Outgoing>,
-    connection: http1::Connection<TokioIo<TcpStream>, Outgoing>,
+    /// Gone when it is over and somebody still waits for an answer, who then hears that none comes.
+    connection: Option<http1::Connection<TokioIo<TcpStream>, Outgoing>>,
     /// It is over: nothing more comes of driving it.
     ended: bool,
     relay: Arc<Relay>,
@@ -233,7 +237,7 @@ impl Http1 {
         let relay = Arc::new(Relay::default());
         let waker = Waker::from(Arc::clone(&relay));
         let (ended, idle_since, answered) = Default::default();
-        Ok(Self { send, connection, ended, relay, waker, idle_since, keep, answered })
+        Ok(Self { send, connection: Some(connection), ended, relay, waker, idle_since, keep, answered })
     }
 
     /// The head of the answer, unless the watch is due first.
@@ -280,17 +284,17 @@ impl Http1 {
 
     /// Drives it to its end, also if nobody waits for that.
     pub(crate) async fn finish(self) {
-        if !self.ended
-            && let Err(error) = self.connection.without_shutdown().await
+        if let Some(connection) = self.connection.filter(|_| !self.ended)
+            && let Err(error) = connection.without_shutdown().await
         {
             tracing::debug!(%error, "connection to a task ended");
         }
     }
 
     /// What is below, after it has ended with an upgrade; and what was read of what came after.
-    pub(crate) fn into_stream(self) -> (TcpStream, bytes::Bytes) {
-        let parts = self.connection.into_parts();
-        (parts.io.into_inner(), parts.read_buf)
+    pub(crate) fn into_stream(self) -> Option<(TcpStream, bytes::Bytes)> {
+        let parts = self.connection?.into_parts();
+        Some((parts.io.into_inner(), parts.read_buf))
     }
 
     /// The server says how long it waits for the next request.
@@ -300,7 +304,7 @@ impl Http1 {
 }
 
 fn drive<T>(
-    connection: &mut http1::Connection<TokioIo<TcpStream>, Outgoing>,
+    connection: &mut Option<http1::Connection<TokioIo<TcpStream>, Outgoing>>,
     ended: &mut bool,
     relay: &Relay,
     waker: &Waker,
@@ -311,13 +315,20 @@ fn drive<T>(
     let mut inner = Context::from_waker(waker);
     for _ in 0..TURNS {
         relay.begin();
-        if !*ended && let Poll::Ready(end) = connection.poll_without_shutdown(&mut inner) {
+        if !*ended
+            && let Some(driven) = connection
+            && let Poll::Ready(end) = driven.poll_without_shutdown(&mut inner)
+        {
             *ended = true;
             if let Err(error) = end {
                 tracing::debug!(%error, "connection to a task ended");
             }
         }
-        let polled = what(&mut inner);
+        let mut polled = what(&mut inner);
+        if *ended && polled.is_pending() {
+            *connection = None;
+            polled = what(&mut inner);
+        }
         let again = relay.end();
         if polled.is_ready() {
             return polled;
@@ -359,7 +370,8 @@ impl Wake for Relay {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let driven = self.state.compare_exchange(Self::DRIVEN, Self::WOKEN, Ordering::SeqCst, Ordering::SeqCst);
+        let driven =
+            self.state.compare_exchange(Self::DRIVEN, Self::WOKEN, Ordering::SeqCst, Ordering::SeqCst);
         if driven == Err(Self::QUIET) {
             self.parent.wake();
         }

@@ -20,6 +20,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use http::Version;
 use hyper::{
     Request,
     body::Incoming,
@@ -28,6 +29,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -99,6 +101,8 @@ pub(crate) struct Conn {
     phase: AtomicU8,
     /// Bytes that were written and are not taken yet.
     blocked: AtomicBool,
+    /// The client takes the end of the connection for the end of an answer.
+    ends_by_closing: AtomicBool,
     /// Of a request's body not all has come yet, over HTTP/1.1: what comes next is no head.
     body_open: AtomicBool,
     /// Requests under way, over HTTP/2.
@@ -121,7 +125,10 @@ impl Conn {
     }
 
     /// A request has been read.
-    pub(crate) fn begin(&self) {
+    pub(crate) fn begin(&self, version: Version) {
+        if version == Version::HTTP_10 {
+            self.ends_by_closing.store(true, Ordering::Relaxed);
+        }
         if self.http2 {
             self.streams.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -197,6 +204,7 @@ async fn requests(worker: Arc<Worker>, conversation: Conversation, port: u16) {
         origin: Origin::of(client.ip(), port, agreed.is_some(), trusted),
         phase: AtomicU8::new(Phase::Idle as u8),
         blocked: AtomicBool::new(false),
+        ends_by_closing: AtomicBool::new(false),
         body_open: AtomicBool::new(false),
         streams: AtomicU64::new(0),
         tunnel: Mutex::default(),
@@ -326,8 +334,14 @@ async fn http1(conn: &Arc<Conn>, stream: Stream, first: Bytes) -> Option<(Stream
         }
         End::Over(Err(error)) => {
             tracing::debug!(%error, client = %conn.client, "connection ended");
+            let stream = serving.into_parts().io.into_inner().stream;
+            if error.is_user() && conn.ends_by_closing.load(Ordering::Relaxed) {
+                // Not an orderly end: the client must not take it for a whole answer.
+                let _ = SockRef::from(stream.tcp()).set_linger(Some(Duration::ZERO));
+                return None;
+            }
             // A refusal may have been written that is still to be read.
-            linger(conn, serving.into_parts().io.into_inner().stream).await;
+            linger(conn, stream).await;
             None
         }
         End::Silent => {
@@ -437,7 +451,11 @@ impl Io {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.first.is_empty() {
             let length = this.first.len().min(buffer.remaining());

@@ -49,7 +49,8 @@ impl Tunnel {
         let ended = std::future::poll_fn(|cx| {
             watch.register(cx.waker());
             let before = up.passed + down.passed;
-            let (there, back) = (up.poll(&mut client, &mut stream, cx), down.poll(&mut stream, &mut client, cx));
+            let (there, back) =
+                (up.poll(&mut client, &mut stream, cx), down.poll(&mut stream, &mut client, cx));
             if up.passed + down.passed > before {
                 watch.set(worker.now().plus(idle));
             }

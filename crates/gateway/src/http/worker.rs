@@ -30,7 +30,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use wharf_model::TaskId;
 use wharf_process::Tasks;
 
-use super::{HttpOptions, Moment, probe, serve, table::{Backend, Table}};
+use super::{
+    HttpOptions, Moment, probe, serve,
+    table::{Backend, Table},
+};
 use crate::{
     access_log::{AccessLog, Writer},
     draining::{Draining, InUse},
@@ -235,7 +238,10 @@ impl Worker {
     }
 
     /// Runs something on this worker that nobody waits for; it ends with the worker. To be called on the worker only.
-    #[expect(clippy::disallowed_methods, reason = "connections and streams are too many to be named; the worker owns and ends them")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "connections and streams are too many to be named; the worker owns and ends them"
+    )]
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(future);
     }
@@ -336,7 +342,8 @@ impl Worker {
             self.http.draining.look();
             if is_empty || round % TICKS_TO_POOLS == 0 {
                 let table = self.http.table.load_full();
-                let idle: usize = table.endpoints().map(|backend| backend.pools.sweep(self.number, now)).sum();
+                let idle: usize =
+                    table.endpoints().map(|backend| backend.pools.sweep(self.number, now)).sum();
                 if self.number == 0 {
                     table.maintain(now);
                 }
