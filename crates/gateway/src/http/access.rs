@@ -7,12 +7,7 @@
 //!   remembered by a keyed hash. A user who does not exist takes as long as one who does.
 //! - Neither passwords nor hashes are ever printed.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 
 use base64::{
     Engine, alphabet,
@@ -199,7 +194,8 @@ impl Hash {
         }
         if let Some(rest) = text.strip_prefix("$apr1$") {
             let (salt, hash) = rest.split_once('$')?;
-            return (salt.len() <= 8 && hash.len() == 22).then(|| Self::Apr1(salt.to_owned(), hash.to_owned()));
+            return (salt.len() <= 8 && hash.len() == 22)
+                .then(|| Self::Apr1(salt.to_owned(), hash.to_owned()));
         }
         let is_bcrypt = ["$2y$", "$2b$", "$2a$", "$2x$"].iter().any(|kind| text.starts_with(kind));
         is_bcrypt.then(|| text.parse::<bcrypt::HashParts>().ok())??;
@@ -235,7 +231,8 @@ impl Hash {
 
 /// Compares in a time that says nothing about where they differ.
 fn is_same(one: &[u8], other: &[u8]) -> bool {
-    one.len() == other.len() && one.iter().zip(other).fold(0, |differs, (one, other)| differs | (one ^ other)) == 0
+    one.len() == other.len()
+        && one.iter().zip(other).fold(0, |differs, (one, other)| differs | (one ^ other)) == 0
 }
 
 /// Apache's variant of the MD5 that crypt(3) had: a thousand rounds.
@@ -385,10 +382,18 @@ mod tests {
         let clients = Clients::new(&networks(&["10.0.0.0/8", "2001:db8::/32"]), &networks(&["10.1.0.0/16"]));
         let is_in = |client: &str| clients.admit(client.parse().unwrap()).is_ok();
         assert!(is_in("10.2.0.1") && is_in("::ffff:10.2.0.1") && is_in("2001:db8::7"));
-        assert!(!is_in("10.1.255.255") && !is_in("::ffff:10.1.0.0") && !is_in("11.0.0.0") && !is_in("9.255.255.255"));
+        assert!(
+            !is_in("10.1.255.255")
+                && !is_in("::ffff:10.1.0.0")
+                && !is_in("11.0.0.0")
+                && !is_in("9.255.255.255")
+        );
         assert!(!is_in("2001:db9::"), "the next after");
         let all = Clients::new(&[], &networks(&["0.0.0.0/0"]));
-        assert!(all.admit("2001:db8::1".parse().unwrap()).is_ok() && all.admit("1.2.3.4".parse().unwrap()).is_err());
+        assert!(
+            all.admit("2001:db8::1".parse().unwrap()).is_ok()
+                && all.admit("1.2.3.4".parse().unwrap()).is_err()
+        );
         assert_eq!(all.admit("1.2.3.4".parse().unwrap()).unwrap_err().status, StatusCode::FORBIDDEN);
     }
 
@@ -427,7 +432,9 @@ mod tests {
         let (passwords, problems) = Passwords::new(&basic, &users, Arc::default());
         assert_eq!(
             problems,
-            ["line 4 of the secret `users` lets nobody in: write lines of `user:hash`, as `htpasswd -B` does"]
+            [
+                "line 4 of the secret `users` lets nobody in: write lines of `user:hash`, as `htpasswd -B` does"
+            ]
         );
         passwords
     }
@@ -471,7 +478,9 @@ mod tests {
         assert_eq!(read(&LINES).admit(&basic("alice", "x"), "").await.unwrap_err().reason, "passwords_busy");
         let gone = read(&LINES[1..]).admit(&basic("alice", "password"), "").await;
         assert!(gone.is_err(), "who left the file is out at once");
-        let replaced = read(&["alice:$apr1$RandSalt$PgCXHRrkpSt4cbyC2C6bm."]).admit(&basic("alice", "password"), "").await;
+        let replaced = read(&["alice:$apr1$RandSalt$PgCXHRrkpSt4cbyC2C6bm."])
+            .admit(&basic("alice", "password"), "")
+            .await;
         assert!(replaced.is_err());
         let nobody = read(&[]).admit(&basic("alice", "password"), "").await.unwrap_err();
         assert_eq!(nobody.reason, "unauthorised", "nobody gets in if there are none");

@@ -74,7 +74,9 @@ impl Symptom {
 
     fn weight(self) -> Weight {
         match self {
-            Self::Failed(Failure::Connect | Failure::Broken | Failure::Timeout | Failure::Nonsense) => Weight::InARow,
+            Self::Failed(Failure::Connect | Failure::Broken | Failure::Timeout | Failure::Nonsense) => {
+                Weight::InARow
+            }
             Self::Failed(Failure::Cut) => Weight::ByRate,
             Self::Failed(Failure::Abandoned) => Weight::None,
             Self::Status(status) => match status.as_u16() {
@@ -271,7 +273,9 @@ impl Breaker {
         }
         let others = others();
         let by_rate = symptom.weight() == Weight::ByRate;
-        if by_rate && (others.count == 0 || history.window.per_mille(requests) < (2 * others.failing).max(500)) {
+        if by_rate
+            && (others.count == 0 || history.window.per_mille(requests) < (2 * others.failing).max(500))
+        {
             return Change::Nothing;
         }
         history.last = Some(symptom);
@@ -367,7 +371,9 @@ impl Breaker {
                     (EndpointState::HalfOpen, format!("{what}; one request tries whether it is well again"))
                 }
             }
-            SUSPECT => (EndpointState::Serving, format!("{what}; it goes on, since too many others fail as well")),
+            SUSPECT => {
+                (EndpointState::Serving, format!("{what}; it goes on, since too many others fail as well"))
+            }
             _ => (EndpointState::Serving, String::new()),
         }
     }
@@ -390,7 +396,11 @@ impl Window {
 
     fn per_mille(&self, requests: u64) -> u64 {
         let since = requests.saturating_sub(self.requests);
-        if self.failures == 0 { 0 } else { (self.failures * 1000).checked_div(since).unwrap_or(1000).min(1000) }
+        if self.failures == 0 {
+            0
+        } else {
+            (self.failures * 1000).checked_div(since).unwrap_or(1000).min(1000)
+        }
     }
 }
 
@@ -420,6 +430,12 @@ mod tests {
         breaker.failed(symptom, policy, 100, now, || Others { count: 3, ..Others::default() })
     }
 
+    fn fail_often(breaker: &Breaker, symptom: Symptom, policy: &Policy, now: Moment, times: u32) {
+        for _ in 0..times {
+            fail(breaker, symptom, policy, now);
+        }
+    }
+
     #[test]
     fn so_many_failures_in_a_row_open_it_and_a_success_between_them_does_not() {
         let (breaker, policy) = (Breaker::default(), policy(4, false));
@@ -427,19 +443,22 @@ mod tests {
             (0..4).for_each(|_| assert_eq!(fail(&breaker, BROKEN, &policy, at(1)), Change::Nothing));
             breaker.succeeded(at(1));
         }
-        (0..4).for_each(|_| drop(fail(&breaker, Symptom::Status(StatusCode::BAD_GATEWAY), &policy, at(1))));
+        fail_often(&breaker, Symptom::Status(StatusCode::BAD_GATEWAY), &policy, at(1), 4);
         assert_eq!(breaker.phase(at(1)), Phase::Closed);
         assert_eq!(fail(&breaker, BROKEN, &policy, at(1)), Change::Opened);
         assert_eq!((breaker.phase(at(1)), breaker.phase(at(10))), (Phase::Open, Phase::Open));
         let (state, why) = breaker.state(at(2));
         assert_eq!(state, EndpointState::Open);
-        assert_eq!(why, "5 failures in a row, last: the connection ended before the answer; tried again in 9 s");
+        assert_eq!(
+            why,
+            "5 failures in a row, last: the connection ended before the answer; tried again in 9 s"
+        );
     }
 
     #[test]
     fn one_at_a_time_tries_and_a_failure_doubles_the_time() {
         let (breaker, policy) = (Breaker::default(), policy(4, false));
-        (0..5).for_each(|_| drop(fail(&breaker, BROKEN, &policy, at(0))));
+        fail_often(&breaker, BROKEN, &policy, at(0), 5);
         assert_eq!(breaker.phase(at(10)), Phase::Due { late: false });
         assert!(breaker.try_again() && !breaker.try_again());
         assert_eq!(fail(&breaker, BROKEN, &policy, at(10)), Change::Opened);
@@ -458,7 +477,7 @@ mod tests {
     fn the_time_grows_up_to_a_bound_and_is_short_again_after_calm() {
         let (breaker, policy) = (Breaker::default(), policy(4, false));
         let mut now = 0;
-        (0..4).for_each(|_| drop(fail(&breaker, BROKEN, &policy, at(now))));
+        fail_often(&breaker, BROKEN, &policy, at(now), 4);
         let mut lengths = Vec::new();
         for _ in 0..7 {
             fail(&breaker, BROKEN, &policy, at(now));
@@ -470,17 +489,17 @@ mod tests {
         }
         assert_eq!(lengths, [10, 20, 40, 80, 160, 160, 160]);
         breaker.succeeded(at(now));
-        (0..5).for_each(|_| drop(fail(&breaker, BROKEN, &policy, at(now + 10))));
+        fail_often(&breaker, BROKEN, &policy, at(now + 10), 5);
         assert_eq!(breaker.phase(at(now + 100)), Phase::Open, "it was not well for long");
         breaker.succeeded(at(now + 100));
-        (0..5).for_each(|_| drop(fail(&breaker, BROKEN, &policy, at(now + 1000))));
+        fail_often(&breaker, BROKEN, &policy, at(now + 1000), 5);
         assert_eq!(breaker.phase(at(now + 1010)), Phase::Due { late: false });
     }
 
     #[test]
     fn an_endpoint_that_took_no_connections_takes_one_before_a_request_tries() {
         let (breaker, policy) = (Breaker::default(), policy(4, false));
-        (0..5).for_each(|_| drop(fail(&breaker, REFUSED, &policy, at(0))));
+        fail_often(&breaker, REFUSED, &policy, at(0), 5);
         assert!(!breaker.wants_probe(at(9)) && breaker.wants_probe(at(10)));
         assert_eq!(breaker.phase(at(10)), Phase::Open, "no request is risked");
         assert_eq!(breaker.phase(at(20)), Phase::Due { late: true }, "unless nobody probes");
@@ -491,7 +510,7 @@ mod tests {
         assert_eq!(breaker.phase(at(30)), Phase::Due { late: false });
         // Where the answers were bad, a connection says nothing.
         let answers = Breaker::default();
-        (0..5).for_each(|_| drop(fail(&answers, BROKEN, &policy, at(0))));
+        fail_often(&answers, BROKEN, &policy, at(0), 5);
         assert!(!answers.wants_probe(at(10)));
     }
 
@@ -502,7 +521,8 @@ mod tests {
             let breaker = Breaker::default();
             let others = || Others { count: 3, failing, ..Others::default() };
             // Every second request.
-            let mut changes = (1..=requests).step_by(2).map(|number| breaker.failed(ERROR, &policy, number, at(1), others));
+            let mut changes =
+                (1..=requests).step_by(2).map(|number| breaker.failed(ERROR, &policy, number, at(1), others));
             changes.any(|change| change == Change::Opened)
         };
         assert!(!fails(18, 0), "too few to say");
@@ -515,15 +535,25 @@ mod tests {
         }
         let rare = Breaker::default();
         for number in 1..100 {
-            assert_eq!(rare.failed(ERROR, &policy, number * 3, at(1), || Others { count: 3, ..Others::default() }), Change::Nothing);
+            assert_eq!(
+                rare.failed(ERROR, &policy, number * 3, at(1), || Others { count: 3, ..Others::default() }),
+                Change::Nothing
+            );
         }
         let slow = Breaker::default();
         for number in 1..100 {
-            let change = slow.failed(ERROR, &policy, number, at(number * 11), || Others { count: 3, ..Others::default() });
+            let change = slow
+                .failed(ERROR, &policy, number, at(number * 11), || Others { count: 3, ..Others::default() });
             assert_eq!(change, Change::Nothing, "long apart");
         }
-        assert_eq!(slow.failed(Symptom::Status(StatusCode::NOT_IMPLEMENTED), &policy, 9, at(9), Others::default), Change::Nothing);
-        assert_eq!(slow.failed(Symptom::Failed(Failure::Abandoned), &policy, 9, at(9), Others::default), Change::Nothing);
+        assert_eq!(
+            slow.failed(Symptom::Status(StatusCode::NOT_IMPLEMENTED), &policy, 9, at(9), Others::default),
+            Change::Nothing
+        );
+        assert_eq!(
+            slow.failed(Symptom::Failed(Failure::Abandoned), &policy, 9, at(9), Others::default),
+            Change::Nothing
+        );
     }
 
     #[test]

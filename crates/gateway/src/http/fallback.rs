@@ -22,7 +22,8 @@ impl StandIn {
             Fallback::Service { .. } => Self::Service,
             Fallback::Answer { status, body, content_type } => Self::Answer(
                 StatusCode::from_u16(*status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
-                HeaderValue::try_from(content_type).unwrap_or(HeaderValue::from_static("text/plain; charset=utf-8")),
+                HeaderValue::try_from(content_type)
+                    .unwrap_or(HeaderValue::from_static("text/plain; charset=utf-8")),
                 Bytes::copy_from_slice(body.as_bytes()),
             ),
         }

@@ -230,7 +230,8 @@ impl Drop for Place {
 }
 
 fn waited() -> Refusal {
-    let text = "The service is busy, and there was no room in the time that requests may wait. Try again later.\n";
+    let text =
+        "The service is busy, and there was no room in the time that requests may wait. Try again later.\n";
     busy("queue_timeout", text)
 }
 
@@ -318,7 +319,9 @@ mod tests {
     #[test]
     fn a_client_may_burst_and_then_has_to_wait_and_others_do_not() {
         let (clients, rate) = (Clients::default(), rate(10, 1000, 3));
-        let mut ask = |client, millis| clients.ask(Key::Address(client), rate, at(millis)).map_err(|it| it.wait.as_millis());
+        let ask = |client, millis| {
+            clients.ask(Key::Address(client), rate, at(millis)).map_err(|it| it.wait.as_millis())
+        };
         assert_eq!([ask(1, 0), ask(1, 0), ask(1, 0), ask(1, 0)], [Ok(()), Ok(()), Ok(()), Err(100)]);
         assert_eq!(ask(2, 0), Ok(()));
         assert_eq!([ask(1, 99), ask(1, 100), ask(1, 100)], [Err(1), Ok(()), Err(100)]);
@@ -328,7 +331,8 @@ mod tests {
     fn a_refusal_says_when_to_come_again() {
         let refusal = rate(100, 60_000, 1).refusal(TooMany { wait: Duration::from_millis(1001) });
         assert_eq!((refusal.status.as_u16(), refusal.reason), (429, "rate_limited"));
-        let header = |name: &str| refusal.headers.iter().find(|(it, _)| *it == name).unwrap().1.to_str().unwrap();
+        let header =
+            |name: &str| refusal.headers.iter().find(|(it, _)| *it == name).unwrap().1.to_str().unwrap();
         assert_eq!((header("retry-after"), header("ratelimit-limit")), ("2", "100"));
         assert_eq!((header("ratelimit-remaining"), header("ratelimit-reset")), ("0", "2"));
     }

@@ -62,12 +62,8 @@ pub(crate) fn read(path: &str) -> Result<Readings<'_>, Unreadable> {
         if (has(1) && !slashes) || (has(8) && !parameters) {
             continue;
         }
-        let manner = Manner {
-            decodes_slashes: has(1),
-            follows_dots: has(2),
-            merges: has(4),
-            cuts_parameters: has(8),
-        };
+        let manner =
+            Manner { decodes_slashes: has(1), follows_dots: has(2), merges: has(4), cuts_parameters: has(8) };
         let other = reading(raw, manner)?;
         if other != usual && !others.contains(&other) {
             others.push(other);
@@ -87,7 +83,9 @@ pub(crate) fn host(authority: &str) -> Cow<'_, str> {
     let host = match authority.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map_or(authority, |(address, _port)| address),
         // More than one colon: an address that somebody forgot to put into brackets.
-        None => authority.split_once(':').filter(|(_, port)| !port.contains(':')).map_or(authority, |it| it.0),
+        None => {
+            authority.split_once(':').filter(|(_, port)| !port.contains(':')).map_or(authority, |it| it.0)
+        }
     };
     let host = host.strip_suffix('.').unwrap_or(host);
     if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -201,7 +199,8 @@ mod tests {
 
     fn all(path: &str) -> Vec<String> {
         let readings = read(path).unwrap();
-        let mut all: Vec<String> = readings.others.iter().map(|it| String::from_utf8_lossy(it).into_owned()).collect();
+        let mut all: Vec<String> =
+            readings.others.iter().map(|it| String::from_utf8_lossy(it).into_owned()).collect();
         all.push(String::from_utf8_lossy(&readings.usual).into_owned());
         all.sort();
         all

@@ -56,14 +56,14 @@ fn encoded<const BYTES: usize, const LETTERS: usize>(hash: Context) -> [u8; LETT
 
 /// The header that has a client come back to this task.
 pub(crate) fn set_cookie(sticky: &Sticky, spec: &RouteSpec, wish: Wish, secure: bool) -> Option<HeaderValue> {
-    let (task, generation) = (std::str::from_utf8(&wish.task).ok()?, std::str::from_utf8(&wish.generation).ok()?);
+    let (task, generation) =
+        (std::str::from_utf8(&wish.task).ok()?, std::str::from_utf8(&wish.generation).ok()?);
     // Only where the route is: others at the same host have their own.
     let path = spec.path.as_deref().filter(|path| !path.contains(';')).unwrap_or("/");
     let (name, seconds) = (&sticky.cookie, sticky.max_age.0.div_ceil(1000));
     let secure = if secure { "; Secure" } else { "" };
-    let text = format!(
-        "{name}={task}{generation}; Path={path}; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
-    );
+    let text =
+        format!("{name}={task}{generation}; Path={path}; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}");
     HeaderValue::try_from(text).ok()
 }
 

@@ -26,8 +26,8 @@ use std::{
 use http::{HeaderName, HeaderValue, Method, StatusCode, header::RETRY_AFTER};
 use parking_lot::Mutex;
 use wharf_model::{
-    AcmeChallenge, Balance, Endpoint, EndpointState, EndpointStats, Generation, ProxyProtocol, Revision, RouteId,
-    RouteProtocol, RouteStats, RouteTable, RouteTls, ServiceRoute, TaskId,
+    AcmeChallenge, Balance, Endpoint, EndpointState, EndpointStats, Generation, ProxyProtocol, Revision,
+    RouteId, RouteProtocol, RouteStats, RouteTable, RouteTls, ServiceRoute, TaskId,
 };
 
 use crate::draining::{Draining, InUse};
@@ -38,8 +38,7 @@ use super::{
     breaker::{Breaker, Change, Others, Phase, Policy, Symptom},
     fallback::{self, StandIn},
     limit::{self, Place, Rate},
-    mirror,
-    path,
+    mirror, path,
     pool::Pools,
     stats::{Refused, SetCounters},
     sticky::{self, GenerationMark, TaskMark, Wish},
@@ -76,7 +75,11 @@ fn spot(endpoint: &Endpoint) -> Spot {
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (routes, backends) = (self.routes.len(), self.backends.len());
-        f.debug_struct("Table").field("version", &self.version).field("routes", &routes).field("backends", &backends).finish_non_exhaustive()
+        f.debug_struct("Table")
+            .field("version", &self.version)
+            .field("routes", &routes)
+            .field("backends", &backends)
+            .finish_non_exhaustive()
     }
 }
 
@@ -217,7 +220,8 @@ impl Table {
 
     /// Has requests without TLS sent to where routes are with it. After all routes are in place: what serves wins.
     fn redirect(&mut self) {
-        let routes: Vec<_> = self.routes.values().filter(|route| route.source.spec.sees_requests()).cloned().collect();
+        let routes: Vec<_> =
+            self.routes.values().filter(|route| route.source.spec.sees_requests()).cloned().collect();
         for route in routes {
             let spec = &route.source.spec;
             let Some(port) = spec.redirect_port() else { continue };
@@ -306,11 +310,6 @@ impl Table {
         }
     }
 
-    /// The revision it was made from.
-    pub(crate) fn version(&self) -> Revision {
-        self.version
-    }
-
     /// A route, also one that no request finds because it is about connections.
     pub(crate) fn by_id(&self, id: &RouteId) -> Option<&Arc<Route>> {
         self.routes.get(id)
@@ -345,7 +344,9 @@ impl Table {
     pub(crate) fn probes(&self, now: Moment) -> Vec<Probe> {
         let troubled = self.routes.values().filter(|route| route.state.open.load(Relaxed) > 0);
         let members = troubled.flat_map(|route| {
-            (0..route.members.len()).filter(move |at| route.members[*at].breaker.wants_probe(now)).map(move |at| (route, at))
+            (0..route.members.len())
+                .filter(move |at| route.members[*at].breaker.wants_probe(now))
+                .map(move |at| (route, at))
         });
         members.map(|(route, at)| Probe { route: Arc::clone(route), at }).collect()
     }
@@ -485,7 +486,10 @@ pub(crate) struct Backend {
 
 impl fmt::Debug for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Backend").field("endpoint", &self.endpoint).field("active", &self.active()).finish_non_exhaustive()
+        f.debug_struct("Backend")
+            .field("endpoint", &self.endpoint)
+            .field("active", &self.active())
+            .finish_non_exhaustive()
     }
 }
 
@@ -644,7 +648,8 @@ impl RouteState {
         for member in members.iter().filter(|member| member.counters.is_some()) {
             *active.entry(member.generation).or_default() += member.active.load(SeqCst);
         }
-        let shown = members.iter().filter(|member| !member.gone.load(SeqCst) || member.active.load(SeqCst) > 0);
+        let shown =
+            members.iter().filter(|member| !member.gone.load(SeqCst) || member.active.load(SeqCst) > 0);
         let mut endpoints: Vec<EndpointStats> = shown.map(|member| member.stats(now)).collect();
         endpoints.sort_by_key(|endpoint| (endpoint.endpoint, endpoint.task));
         let sets = self.sets.lock();
@@ -705,7 +710,10 @@ pub(crate) struct Route {
 
 impl fmt::Debug for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Route").field("id", &self.id).field("endpoints", &self.members.len()).finish_non_exhaustive()
+        f.debug_struct("Route")
+            .field("id", &self.id)
+            .field("endpoints", &self.members.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -765,7 +773,8 @@ impl Route {
                 sets.push(Set { weight: u64::from(set.weight), members: first..members.len(), mark });
             }
         }
-        let stand_ins: Vec<_> = service.fallback.iter().map(|it| member(it, Generation::default(), None)).collect();
+        let stand_ins: Vec<_> =
+            service.fallback.iter().map(|it| member(it, Generation::default(), None)).collect();
         state.members.lock().extend(new);
         state.forget(&serving);
         let mirror = spec.mirror.as_ref().map(|mirror| mirror::Mirror {
@@ -783,11 +792,17 @@ impl Route {
             passwords.map(|basic| access::Passwords::new(basic, &service.users, Arc::clone(&state.verified)));
         let (passwords, problems) = passwords.unzip();
         let seconds = Duration::from_secs;
-        let or = |given: Option<wharf_model::Millis>, default| given.map_or(default, wharf_model::Millis::duration);
+        let or = |given: Option<wharf_model::Millis>, default| {
+            given.map_or(default, wharf_model::Millis::duration)
+        };
         let marks = spec.sticky.as_ref().map(|_| Marks {
-            tasks: members.iter().enumerate().map(|(at, member): (usize, &Arc<Member>)| (member.mark, at)).collect(),
+            tasks: members
+                .iter()
+                .enumerate()
+                .map(|(at, member): (usize, &Arc<Member>)| (member.mark, at))
+                .collect(),
         });
-        let route = Self {
+        Self {
             id: service.id.clone(),
             timeouts: Timeouts {
                 connect: or(spec.timeouts.connect, seconds(5)),
@@ -812,8 +827,7 @@ impl Route {
             passwords,
             mirror,
             marks,
-        };
-        route
+        }
     }
 
     /// What the file says of it.
@@ -870,7 +884,12 @@ impl Route {
     // --- who answers ---
 
     /// Who is to answer, of those that were not `tried`.
-    pub(crate) fn choose(self: &Arc<Self>, ask: &Ask<'_>, tried: &[Arc<Backend>], place: Option<Place>) -> Choice {
+    pub(crate) fn choose(
+        self: &Arc<Self>,
+        ask: &Ask<'_>,
+        tried: &[Arc<Backend>],
+        place: Option<Place>,
+    ) -> Choice {
         if self.is_superseded() {
             return Choice::Again(place);
         }
@@ -951,7 +970,11 @@ impl Route {
 
     /// Attempts after the first, and the share of requests that may be repeated.
     fn retries(&self) -> (u8, u8) {
-        self.source.spec.retries.as_ref().map_or((1, 20), |retries| (retries.attempts, retries.budget_percent))
+        self.source
+            .spec
+            .retries
+            .as_ref()
+            .map_or((1, 20), |retries| (retries.attempts, retries.budget_percent))
     }
 
     /// Whether a request may be repeated after so many attempts. It is counted, and paid from the budget.
@@ -1018,9 +1041,11 @@ impl Route {
     }
 
     fn others(&self, members: &[Arc<Member>], at: usize, now: Moment) -> Others {
-        let others = || members.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, member)| member);
+        let others =
+            || members.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, member)| member);
         let count = members.len() - 1;
-        let failing = others().map(|member| member.breaker.failing(member.requests.load(Relaxed), now)).sum::<u64>();
+        let failing =
+            others().map(|member| member.breaker.failing(member.requests.load(Relaxed), now)).sum::<u64>();
         Others {
             open: others().filter(|member| member.breaker.is_open()).count(),
             suspects: others().filter(|member| member.breaker.is_suspect()).count(),
@@ -1042,7 +1067,8 @@ impl Route {
     /// Whoever calls sees to it that nobody else does at the same time.
     fn recount(&self) {
         let members = self.state.members.lock();
-        let open = members.iter().filter(|member| !member.gone.load(SeqCst) && member.breaker.is_open()).count();
+        let open =
+            members.iter().filter(|member| !member.gone.load(SeqCst) && member.breaker.is_open()).count();
         self.state.open.store(open, Relaxed);
     }
 }
@@ -1204,7 +1230,10 @@ pub(crate) struct Lease {
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("route", &self.route.id).field("backend", self.backend()).finish_non_exhaustive()
+        f.debug_struct("Lease")
+            .field("route", &self.route.id)
+            .field("backend", self.backend())
+            .finish_non_exhaustive()
     }
 }
 
@@ -1240,7 +1269,9 @@ impl Lease {
         let symptom = Symptom::of_status(status);
         self.went(symptom.is_none());
         match symptom {
-            Some(symptom) if symptom.counts() => self.route.speaks_against(self.at, self.stand_in, symptom, now),
+            Some(symptom) if symptom.counts() => {
+                self.route.speaks_against(self.at, self.stand_in, symptom, now);
+            }
             _ => self.route.speaks_for(self.at, self.stand_in, now),
         }
         self.tried();

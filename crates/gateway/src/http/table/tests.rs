@@ -5,7 +5,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use http::header::{AUTHORIZATION, COOKIE};
+use http::{
+    HeaderMap,
+    header::{AUTHORIZATION, COOKIE},
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use wharf_model::{EndpointSet, RouteSpec, Users};
@@ -61,6 +64,11 @@ fn at(seconds: u64) -> Moment {
     Moment((100 + seconds) * 1_000_000)
 }
 
+fn no_headers() -> &'static HeaderMap {
+    static NONE: OnceLock<HeaderMap> = OnceLock::new();
+    NONE.get_or_init(HeaderMap::new)
+}
+
 fn ask<'r>(host: &'r str, path: &'r str) -> Ask<'r> {
     Ask {
         port: 80,
@@ -105,7 +113,9 @@ fn in_words(choice: &Choice) -> String {
         Choice::Lease(lease) => number(lease).to_string(),
         Choice::Wait(_) => "wait".into(),
         Choice::Again(_) => "again".into(),
-        Choice::Nobody { refusal, hold } => format!("{}{}", refusal.reason, if *hold { ", hold" } else { "" }),
+        Choice::Nobody { refusal, hold } => {
+            format!("{}{}", refusal.reason, if *hold { ", hold" } else { "" })
+        }
     }
 }
 
@@ -183,7 +193,9 @@ fn more_conditions_win_and_all_must_be_met() {
         route("versioned", json!({"headers": {"x-version": "*"}}), &[1]),
         route("both", json!({"headers": {"x-version": "beta"}, "methods": ["POST"]}), &[1]),
     ]);
-    let found = |method: Method, headers: &HeaderMap| found(&table, &Ask { method: &method, headers, ..ask("", "/") });
+    let found = |method: Method, headers: &HeaderMap| {
+        found(&table, &Ask { method: &method, headers, ..ask("", "/") })
+    };
     let beta = headers(&[("x-version", "beta")]);
     let other = headers(&[("x-version", "1")]);
     let second = headers(&[("x-version", "1"), ("x-version", "beta")]);
@@ -205,9 +217,25 @@ fn no_reading_of_a_path_gets_past_a_longer_route() {
         route("cafe", json!({"path": "/caf%C3%A9"}), &[1]),
     ]);
     for path in [
-        "/admin", "/admin/", "/%61dmin", "/%61%64min/x", "//admin", "/./admin", "/x/../admin", "/x/%2e%2e/admin/y",
-        "/admin%2fx", "/%2fadmin", "/x%2f..%2fadmin", "/admin;x=1", "/x/..;/admin", "/x\\..\\admin", "/admin%5Cx", "/admin/..%2fx", "/admin/%2e%2e;/x",
-        "/../admin", "//x/..//admin",
+        "/admin",
+        "/admin/",
+        "/%61dmin",
+        "/%61%64min/x",
+        "//admin",
+        "/./admin",
+        "/x/../admin",
+        "/x/%2e%2e/admin/y",
+        "/admin%2fx",
+        "/%2fadmin",
+        "/x%2f..%2fadmin",
+        "/admin;x=1",
+        "/x/..;/admin",
+        "/x\\..\\admin",
+        "/admin%5Cx",
+        "/admin/..%2fx",
+        "/admin/%2e%2e;/x",
+        "/../admin",
+        "//x/..//admin",
     ] {
         let found = found(&table, &ask("", path));
         assert!(found == "admin" || found == "unclear", "{path}: {found}");
@@ -216,8 +244,14 @@ fn no_reading_of_a_path_gets_past_a_longer_route() {
         assert_eq!(found(&table, &ask("", path)), "unclear", "{path}");
     }
     for (path, service) in [
-        ("/a%20b", "site"), ("/files/a%20b;v=1", "files"), ("/files//a", "files"), ("/caf%C3%A9/x", "cafe"), ("/café", "cafe"),
-        ("/.well-known/x", "site"), ("/files/%2Fetc", "files"), ("/administrator", "site"),
+        ("/a%20b", "site"),
+        ("/files/a%20b;v=1", "files"),
+        ("/files//a", "files"),
+        ("/caf%C3%A9/x", "cafe"),
+        ("/café", "cafe"),
+        ("/.well-known/x", "site"),
+        ("/files/%2Fetc", "files"),
+        ("/administrator", "site"),
     ] {
         assert_eq!(found(&table, &ask("", path)), service, "{path}");
     }
@@ -243,11 +277,8 @@ proptest! {
                     it if path::is_below(it, b"/b") => "b",
                     _ => "root",
                 };
-                let is_stricter = |meant: &str| match (meant, found.as_str()) {
-                    ("root", _) | ("a", "a" | "ab") | ("ab", "ab") | ("b", "b") => false,
-                    _ => true,
-                };
-                prop_assert!(!is_stricter(meant), "{path} is {found}, and {meant} to some");
+                let is_covered = matches!((meant, found.as_str()), ("root", _) | ("a", "a" | "ab") | ("ab", "ab") | ("b", "b"));
+                prop_assert!(is_covered, "{path} is {found}, and {meant} to some");
             }
         }
     }
@@ -257,7 +288,11 @@ proptest! {
 fn what_needs_tls_is_sent_there_unless_something_serves_it_without() {
     let table = compile(vec![
         route("shop", json!({"hosts": ["shop.example"], "tls": "auto", "redirect": true}), &[1]),
-        route("odd", json!({"hosts": ["odd.example"], "tls": "auto", "redirect": true, "listen": 8443}), &[1]),
+        route(
+            "odd",
+            json!({"hosts": ["odd.example"], "tls": "auto", "redirect": true, "listen": 8443}),
+            &[1],
+        ),
         route("plain", json!({"hosts": ["shop.example"], "path": "/plain"}), &[1]),
         route("both", json!({"hosts": ["both.example"], "tls": "auto", "redirect": true}), &[1]),
         route("both-plain", json!({"hosts": ["both.example"]}), &[1]),
@@ -280,7 +315,8 @@ fn what_needs_tls_is_sent_there_unless_something_serves_it_without() {
 #[test]
 fn authorities_get_their_answers_before_any_route() {
     let mut routes = routes(vec![route("web", json!({}), &[1])]);
-    let challenge = AcmeChallenge::Http01 { host: "a.example".into(), token: "tok".into(), answer: "tok.key".into() };
+    let challenge =
+        AcmeChallenge::Http01 { host: "a.example".into(), token: "tok".into(), answer: "tok.key".into() };
     routes.challenges.push(challenge);
     let table = Table::compile(&routes, &Table::default(), 1, at(0));
     assert_eq!(found(&table, &ask("a.example", "/.well-known/acme-challenge/tok")), "challenge tok.key");
@@ -356,10 +392,14 @@ fn a_canary_gets_its_share_and_nobody_gets_lost_with_it() {
     assert_eq!(listed, [1, 2, 3, 4]);
     // One that has no tasks gets none, and one that fails loses its requests to the other.
     let table = after(vec![with(vec![set(1, 1, &[1]), set(2, 99, &[])])], &table);
-    assert_eq!(count((0..50).map(|_| chosen(&the_route(&table), &ask("", "/")))), BTreeMap::from([("1".into(), 50)]));
+    assert_eq!(
+        count((0..50).map(|_| chosen(&the_route(&table), &ask("", "/")))),
+        BTreeMap::from([("1".into(), 50)])
+    );
     let table = after(vec![with(vec![set(1, 1, &[1]), set(2, 99, &[3])])], &table);
     let route = the_route(&table);
-    let tried = [Arc::clone(&route.members.iter().find(|it| it.backend.endpoint == endpoint(3)).unwrap().backend)];
+    let tried =
+        [Arc::clone(&route.members.iter().find(|it| it.backend.endpoint == endpoint(3)).unwrap().backend)];
     for _ in 0..20 {
         assert_eq!(in_words(&route.choose(&ask("", "/"), &tried, None)), "1");
     }
@@ -409,7 +449,10 @@ fn a_cookie_keeps_a_client_on_its_task_while_it_is_there() {
 
 #[test]
 fn the_decision_for_a_canary_stays_with_its_client() {
-    let with = |sets| ServiceRoute { sets, ..route("web", json!({"sticky": {"cookie": "T", "max_age": 1000}}), &[]) };
+    let with = |sets| ServiceRoute {
+        sets,
+        ..route("web", json!({"sticky": {"cookie": "T", "max_age": 1000}}), &[])
+    };
     let table = compile(vec![with(vec![set(1, 99, &[1]), set(2, 1, &[2, 3])])]);
     let route = the_route(&table);
     let canary = (0..200).map(|_| lease(&route, &ask("", "/"))).find(|it| number(it) > 1).unwrap();
@@ -441,7 +484,8 @@ fn a_client_goes_back_to_the_service_that_its_cookie_is_of() {
 
 #[test]
 fn requests_are_spread_as_the_route_says() {
-    let all = |balance: Value| the_route(&compile(vec![route("web", json!({"balance": balance}), &[1, 2, 3])]));
+    let all =
+        |balance: Value| the_route(&compile(vec![route("web", json!({"balance": balance}), &[1, 2, 3])]));
     let least = all(json!("least-outstanding"));
     let held: Vec<_> = (0..6).map(|_| lease(&least, &ask("", "/"))).collect();
     assert_eq!(count(held.iter().map(number)), BTreeMap::from([(1, 2), (2, 2), (3, 2)]));
@@ -485,7 +529,11 @@ fn no_lease_begins_from_what_is_no_longer_in_the_table() {
     assert_eq!(number(&lease(&new, &ask("", "/"))), 3, "the other still has its request");
     let state = |table: &Table| {
         let stats = table.stats(at(0)).into_values().next().unwrap();
-        stats.endpoints.into_iter().map(|it| (it.endpoint.ip().octets()[3], it.state, it.active)).collect::<Vec<_>>()
+        stats
+            .endpoints
+            .into_iter()
+            .map(|it| (it.endpoint.ip().octets()[3], it.state, it.active))
+            .collect::<Vec<_>>()
     };
     let (serving, draining) = (EndpointState::Serving, EndpointState::Draining);
     assert_eq!(state(&table), [(1, serving, 1), (2, draining, 1), (3, serving, 0)]);
@@ -524,11 +572,17 @@ fn a_set_that_waits_at_no_weight_is_not_draining_and_keeps_what_is_known() {
     let first = compile(vec![with(vec![set(1, 1, &[1])])]);
     answer(&the_route(&first), &ask("", "/"), 200);
     let second = after(vec![with(vec![set(1, 0, &[1]), set(2, 1, &[2])])], &first);
+    let of = |table: &Table| {
+        let endpoints = table.stats(at(0)).into_values().next().unwrap().endpoints;
+        endpoints.into_iter().map(|it| (it.state, it.requests)).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&second), [(EndpointState::Serving, 1), (EndpointState::Serving, 0)]);
+    assert!(
+        second.endpoints().any(|it| it.endpoint == endpoint(1) && !it.is_retired()),
+        "its connections stay"
+    );
     let third = after(vec![with(vec![set(1, 1, &[1])])], &second);
-    let of = |table: &Table| table.stats(at(0)).into_values().next().unwrap().endpoints;
-    assert_eq!(of(&second).iter().map(|it| (it.state, it.requests)).collect::<Vec<_>>(), [(EndpointState::Serving, 1), (EndpointState::Serving, 0)]);
-    assert_eq!(of(&third).iter().map(|it| (it.state, it.requests)).collect::<Vec<_>>(), [(EndpointState::Serving, 1)]);
-    assert!(second.endpoints().any(|it| it.endpoint == endpoint(1) && !it.is_retired()), "its connections stay");
+    assert_eq!(of(&third), [(EndpointState::Serving, 1)]);
 }
 
 #[test]
@@ -547,9 +601,15 @@ fn past_generations_are_forgotten_in_the_end() {
 
 fn fail(route: &Arc<Route>, which: u8, times: u32, now: Moment) {
     for _ in 0..times {
-        let others: Vec<_> =
-            route.members.iter().filter(|it| it.backend.endpoint != endpoint(which)).map(|it| Arc::clone(&it.backend)).collect();
-        let Choice::Lease(mut lease) = route.choose(&Ask { now, ..ask("", "/") }, &others, None) else { panic!() };
+        let others: Vec<_> = route
+            .members
+            .iter()
+            .filter(|it| it.backend.endpoint != endpoint(which))
+            .map(|it| Arc::clone(&it.backend))
+            .collect();
+        let Choice::Lease(mut lease) = route.choose(&Ask { now, ..ask("", "/") }, &others, None) else {
+            panic!()
+        };
         lease.failed(Failure::Broken, now);
     }
 }
@@ -601,7 +661,8 @@ fn the_last_endpoint_serves_whatever_it_does_and_a_route_never_has_nobody() {
 
 #[test]
 fn when_all_are_bad_the_fallback_answers_at_once() {
-    let fallback = json!({"fallback": {"kind": "answer", "status": 200, "body": "soon", "content_type": "text/html"}});
+    let fallback =
+        json!({"fallback": {"kind": "answer", "status": 200, "body": "soon", "content_type": "text/html"}});
     let table = compile(vec![route("web", fallback, &[1, 2])]);
     let route = the_route(&table);
     fail(&route, 1, 5, at(0));
@@ -620,7 +681,9 @@ fn when_all_are_bad_the_fallback_answers_at_once() {
     assert_ne!(chosen(&route, &later), number(&trial).to_string(), "one at a time");
     trial.answered(StatusCode::OK, Duration::ZERO, at(10));
     let well = number(&trial).to_string();
-    assert!((0..3).map(|_| chosen(&route, &later)).any(|it| it == well));
+    // Not one that cannot be repeated, as the other is still to be tried.
+    let post = Ask { method: &Method::POST, ..later };
+    assert!((0..3).all(|_| chosen(&route, &post) == well));
 }
 
 #[test]
@@ -669,7 +732,8 @@ fn an_endpoint_that_took_no_connection_is_probed_before_a_request_tries() {
 #[test]
 fn each_task_has_as_many_requests_as_it_may_and_the_rest_waits_its_turn() {
     let settings = json!({"concurrency": {"requests": 2, "queue": 2, "wait": 5000}});
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let table = compile(vec![route("web", settings, &[1, 2])]);
         let route = the_route(&table);
@@ -693,10 +757,19 @@ fn each_task_has_as_many_requests_as_it_may_and_the_rest_waits_its_turn() {
         second.turn().await.unwrap();
         second = wait(Some(second));
         // A new table: the place is kept.
-        let table = after(vec![super::tests::route("web", json!({"concurrency": {"requests": 2, "queue": 2, "wait": 5000}}), &[1, 2, 3])], &table);
+        let table = after(
+            vec![super::tests::route(
+                "web",
+                json!({"concurrency": {"requests": 2, "queue": 2, "wait": 5000}}),
+                &[1, 2, 3],
+            )],
+            &table,
+        );
         second.turn().await.unwrap();
         let Choice::Again(Some(kept)) = route.choose(&ask("", "/"), &[], Some(second)) else { panic!() };
-        let Choice::Lease(served) = the_route(&table).choose(&ask("", "/"), &[], Some(kept)) else { panic!() };
+        let Choice::Lease(served) = the_route(&table).choose(&ask("", "/"), &[], Some(kept)) else {
+            panic!()
+        };
         assert_eq!(number(&served), 3);
         assert_eq!(table.stats(at(0)).into_values().next().unwrap().queued, 0);
     });
@@ -708,25 +781,40 @@ fn only_who_may_passes_and_refusals_are_counted() {
         let users = Users(users.iter().map(|line| (*line).to_owned()).collect());
         compile(vec![ServiceRoute { users, ..route("web", settings, &[1]) }])
     };
-    let admit = |table: &Table, ask: &Ask<'_>| at_once(the_route(table).admit(ask)).map_err(|it| it.status.as_u16());
-    let table = with(json!({"allow": ["192.0.2.0/24"], "rate_limit": {"requests": 2, "per": 1000, "burst": 2, "by": "client"}}), &[]);
+    let admit =
+        |table: &Table, ask: &Ask<'_>| at_once(the_route(table).admit(ask)).map_err(|it| it.status.as_u16());
+    let table = with(
+        json!({"allow": ["192.0.2.0/24"], "rate_limit": {"requests": 2, "per": 1000, "burst": 2, "by": "client"}}),
+        &[],
+    );
     let other = Ask { client: [198, 51, 100, 1].into(), ..ask("", "/") };
     assert_eq!(admit(&table, &other), Err(403));
     assert_eq!([(); 3].map(|()| admit(&table, &ask("", "/"))), [Ok(()), Ok(()), Err(429)]);
     assert_eq!(admit(&table, &Ask { now: at(1), ..ask("", "/") }), Ok(()));
     // The limit holds over tables.
     let table = {
-        let services = vec![route("web", json!({"path": "/x", "rate_limit": {"requests": 2, "per": 1000, "burst": 2, "by": "client"}}), &[1])];
+        let services = vec![route(
+            "web",
+            json!({"path": "/x", "rate_limit": {"requests": 2, "per": 1000, "burst": 2, "by": "client"}}),
+            &[1],
+        )];
         after(services, &table)
     };
     assert_eq!(admit(&table, &Ask { now: at(1), ..ask("", "/") }), Ok(()));
     assert_eq!(admit(&table, &Ask { now: at(1), ..ask("", "/") }), Err(429));
     let refused = &table.stats(at(0)).into_values().next().unwrap().refused;
     assert_eq!(*refused, BTreeMap::from([("denied".into(), 1), ("rate_limited".into(), 2)]));
-    let guarded = with(json!({"basic_auth": {"secret": "users"}, "rate_limit": {"requests": 1, "per": 1000, "burst": 1, "by": "client"}}), &["bad"]);
+    let guarded = with(
+        json!({"basic_auth": {"secret": "users"}, "rate_limit": {"requests": 1, "per": 1000, "burst": 1, "by": "client"}}),
+        &["bad"],
+    );
     assert_eq!(admit(&guarded, &ask("", "/")), Err(401));
     let guess = headers(&[(AUTHORIZATION.as_str(), "Basic YTpi")]);
-    assert_eq!(admit(&guarded, &Ask { headers: &guess, ..ask("", "/") }), Err(429), "guesses count as requests");
+    assert_eq!(
+        admit(&guarded, &Ask { headers: &guess, ..ask("", "/") }),
+        Err(429),
+        "guesses count as requests"
+    );
     assert!(guarded.problems()[0].starts_with("route prod/shop/web#1: line 1 of the secret `users`"));
 }
 
@@ -738,7 +826,11 @@ fn repetitions_have_a_bound_for_each_request_and_for_all() {
     while route.may_retry(1) {}
     (0..5).for_each(|_| drop(lease(&route, &ask("", "/"))));
     assert_eq!([(); 2].map(|()| route.may_retry(1)), [true, false]);
-    let none = the_route(&compile(vec![super::tests::route("web", json!({"retries": {"attempts": 1, "budget_percent": 0}}), &[1])]));
+    let none = the_route(&compile(vec![super::tests::route(
+        "web",
+        json!({"retries": {"attempts": 1, "budget_percent": 0}}),
+        &[1],
+    )]));
     assert!(!none.may_retry(1));
     assert_eq!(table.stats(at(0)).into_values().next().unwrap().retries, 11);
 }
@@ -749,7 +841,8 @@ fn so_many_requests_are_copied_and_never_too_many_at_once() {
     let service = ServiceRoute { mirror: vec![endpoint(7), endpoint(8)], ..route("web", settings, &[1]) };
     let table = compile(vec![service]);
     let route = the_route(&table);
-    let copied = (0..400).filter_map(|_| route.mirror()).map(|copy| copy.backend().endpoint).collect::<Vec<_>>();
+    let copied =
+        (0..400).filter_map(|_| route.mirror()).map(|copy| copy.backend().endpoint).collect::<Vec<_>>();
     assert!(copied.len().abs_diff(100) <= 2, "{}", copied.len());
     assert!(copied.contains(&endpoint(7)) && copied.contains(&endpoint(8)));
     let held: Vec<_> = (0..2000).filter_map(|_| route.mirror()).collect();
@@ -765,11 +858,17 @@ fn so_many_requests_are_copied_and_never_too_many_at_once() {
 #[test]
 fn what_the_file_leaves_out_has_the_gateways_default() {
     let given = json!({"timeouts": {"connect": 1, "request": 2, "idle": 3}, "protocol": "h2c", "proxy_protocol": "out"});
-    let (default, given) = (compile(vec![route("web", json!({}), &[1])]), compile(vec![route("web", given, &[1])]));
+    let (default, given) =
+        (compile(vec![route("web", json!({}), &[1])]), compile(vec![route("web", given, &[1])]));
     let (default, given) = (the_route(&default), the_route(&given));
-    let times = |route: &Route| [route.timeouts.connect, route.timeouts.request, route.timeouts.idle].map(|it| it.as_millis());
+    let times = |route: &Route| {
+        [route.timeouts.connect, route.timeouts.request, route.timeouts.idle].map(|it| it.as_millis())
+    };
     assert_eq!((times(&default), times(&given)), ([5000, 60_000, 300_000], [1, 2, 3]));
-    assert_eq!((default.h2c, given.h2c, default.proxy_protocol, given.proxy_protocol), (false, true, false, true));
+    assert_eq!(
+        (default.h2c, given.h2c, default.proxy_protocol, given.proxy_protocol),
+        (false, true, false, true)
+    );
 }
 
 // --- stats ---
@@ -820,7 +919,10 @@ fn what_many_threads_do_at_once_adds_up_while_tables_change() {
                         assert!(lease.member().active.load(SeqCst) <= 3);
                         let gone = gone.lock();
                         let left = gone.iter().find(|(backend, _)| Arc::ptr_eq(backend, lease.backend()));
-                        assert!(left.is_none_or(|(_, left)| *left > round), "it had left before it was chosen");
+                        assert!(
+                            left.is_none_or(|(_, left)| *left > round),
+                            "it had left before it was chosen"
+                        );
                         lease.answered(StatusCode::OK, Duration::ZERO, at(0));
                     }
                 }
@@ -832,7 +934,8 @@ fn what_many_threads_do_at_once_adds_up_while_tables_change() {
             let table = Arc::new(Table::compile(&routes(web(endpoints)), &before, 2, at(0)));
             current.store(Arc::clone(&table));
             table.supersede(&before);
-            let left = before.endpoints().filter(|backend| backend.is_retired()).map(|it| (Arc::clone(it), round));
+            let left =
+                before.endpoints().filter(|backend| backend.is_retired()).map(|it| (Arc::clone(it), round));
             gone.lock().extend(left);
             superseded.store(round, SeqCst);
             std::thread::yield_now();
@@ -844,5 +947,10 @@ fn what_many_threads_do_at_once_adds_up_while_tables_change() {
     assert!(table.endpoints().all(|backend| backend.active() == 0));
     let stats = table.stats(at(0)).into_values().next().unwrap();
     let set = &stats.sets[&Generation(1)];
-    assert!(set.requests > 0 && set.failures == 0 && set.active == 0 && set.requests == set.latency.iter().sum::<u64>());
+    assert!(
+        set.requests > 0
+            && set.failures == 0
+            && set.active == 0
+            && set.requests == set.latency.iter().sum::<u64>()
+    );
 }
