@@ -8,14 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use wharf_model::{
-    AppKey, AppRecord, AppSpec, FileSpec, Image, Mode, Release, ReleaseNumber, ReleaseOutcome, ReleaseStrategy,
-    Rollout, RolloutState, RouteProtocol, RouteSpec, ServiceName, ServicePolicy, ServiceSpec, Timestamp,
+    AppKey, AppRecord, AppSpec, FileSpec, Generation, Image, Mode, Release, ReleaseNumber, ReleaseOutcome,
+    ReleaseStrategy, Rollout, RolloutState, ServiceKey, ServiceName, ServicePolicy, ServiceSpec, Task,
+    Timestamp,
 };
 
 use crate::{
     Action, Change, Operation, Thing, World,
-    plan::{self, differences, mode_reason, moved, short_digest, tasks_of_mode},
-    spec,
+    plan::{differences, mode_reason, moved, short_digest, tasks_of_mode},
+    routing, spec, strategy,
 };
 
 /// How many releases of an app are kept, whether or not anything refers to them.
@@ -48,7 +49,8 @@ fn noted(world: &World, app: &AppKey, rollout: &Rollout, outcome: ReleaseOutcome
 pub fn rollback_target<'w>(world: &'w World, app: &AppRecord) -> Option<&'w Release> {
     let current = world.release(&app.key, app.release)?;
     let other = |release: &&Release| {
-        release.number != current.number && (&release.spec, &release.images) != (&current.spec, &current.images)
+        release.number != current.number
+            && (&release.spec, &release.images) != (&current.spec, &current.images)
     };
     let done = |release: &&Release| {
         release.outcome.as_ref().is_some_and(|outcome| outcome.state == RolloutState::Done)
@@ -79,16 +81,23 @@ pub fn returned(world: &World, release: &Release) -> AppSpec {
     let app = world.app(&release.app);
     let current = app.and_then(|app| world.release(&release.app, app.release));
     for (name, service) in &mut spec.services {
-        let record = world.services_of(&release.app).find(|record| record.key.name == *name && !record.removed);
+        let record =
+            world.services_of(&release.app).find(|record| record.key.name == *name && !record.removed);
         let file = current.and_then(|current| current.spec.services.get(name)).map(|service| service.mode);
         if let (Some(record), Some(file)) = (record, file)
-            && let (Mode::Replicated { .. }, Mode::Replicated { .. }) = (record.mode, service.mode)
-            && record.mode != file
+            && let (Generation(_), now @ Mode::Replicated { .. }) = record.wanted()
+            && let Mode::Replicated { .. } = service.mode
+            && now != file
         {
-            service.mode = record.mode;
+            service.mode = now;
         }
     }
     spec
+}
+
+/// Whether a task is one that this generation of its service wants, and need not be replaced by another.
+pub fn is_as_wanted(world: &World, task: &Task, generation: Generation) -> bool {
+    strategy::fitting(world, &task.service, generation).contains(&task.generation)
 }
 
 /// What differs between two releases of an app; everything if there was none before. What is equal is left out.
@@ -113,6 +122,9 @@ pub fn compare(old: Option<&Release>, new: &Release) -> Vec<Operation> {
     let none = BTreeMap::new();
     let images = (old.map_or(&none, |old| &old.images), &new.images);
     services(&mut found, (&before.services, &after.services), images);
+    let routes =
+        routing::operations(routing::lines(before.services.iter()), routing::lines(after.services.iter()));
+    found.extend(routes.into_iter().filter(|operation| operation.action != Action::Keep));
     things(&mut found, Thing::External, &before.externals, &after.externals, differences);
     things(&mut found, Thing::Job, &before.jobs, &after.jobs, differences);
     if old.is_some() && before.policy != after.policy {
@@ -169,8 +181,9 @@ fn services(
         let image = images.and_then(|(old, new)| image(old, new));
         let replaced = image.is_some() || spec::container_part(before) != spec::container_part(now);
         let mode = (before.mode != now.mode).then(|| mode_reason(before.mode, now.mode));
-        // Said already, with what it was and what it is.
-        let rest = ServiceSpec { image: now.image.clone(), mode: now.mode, ..before.clone() };
+        // Said elsewhere, with what it was and what it is.
+        let mut rest = ServiceSpec { image: now.image.clone(), mode: now.mode, ..before.clone() };
+        rest.policy.routes.clone_from(&now.policy.routes);
         let reasons: Vec<_> = image.into_iter().chain(differences(&rest, now)).chain(mode).collect();
         if !reasons.is_empty() {
             let action = if replaced { Action::Replace } else { Action::Change };
@@ -188,7 +201,12 @@ fn image(old: &Image, new: &Image) -> Option<String> {
         return None;
     }
     let pin = |image: &Image| {
-        image.digest.as_deref().or(image.id.as_deref()).map(|pin| short_digest(pin).to_owned()).unwrap_or_default()
+        image
+            .digest
+            .as_deref()
+            .or(image.id.as_deref())
+            .map(|pin| short_digest(pin).to_owned())
+            .unwrap_or_default()
     };
     Some(if old.reference == new.reference {
         format!("image {} {} -> {}", new.reference, pin(old), pin(new))
@@ -210,13 +228,13 @@ pub(crate) fn app_policy(old: &AppSpec, new: &AppSpec) -> Vec<String> {
     reasons
 }
 
-/// What differs in the policies of a service, as JSON has them: route by route, and the rest by name.
+/// What differs in the policies of a service, as JSON has them, but for its routes, each of which has a line of its own.
 pub(crate) fn policy(old: Option<&Value>, new: Option<&Value>) -> Vec<String> {
     let read = |value: Option<&Value>| -> ServicePolicy {
         value.and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or_default()
     };
     let (mut old, new) = (read(old), read(new));
-    let mut reasons = routes(&old.routes, &new.routes);
+    let mut reasons = Vec::new();
     let (was, is) = (strategy_of(old.release.as_ref()), strategy_of(new.release.as_ref()));
     if was != is {
         reasons.push(format!("strategy {was} -> {is}"));
@@ -234,46 +252,13 @@ fn in_words(reason: String) -> String {
     }
 }
 
-fn routes(old: &[RouteSpec], new: &[RouteSpec]) -> Vec<String> {
-    let named = |routes: &[RouteSpec]| -> BTreeMap<String, Vec<RouteSpec>> {
-        let mut all = BTreeMap::<_, Vec<_>>::new();
-        for route in routes {
-            all.entry(called(route)).or_default().push(route.clone());
-        }
-        all
-    };
-    let (old, new) = (named(old), named(new));
-    let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
-    let changed = names.into_iter().filter_map(|name| match (old.get(name), new.get(name)) {
-        (None, _) => Some(format!("route {name} added")),
-        (Some(_), None) => Some(format!("route {name} removed")),
-        (Some(old), Some(new)) if old == new => None,
-        (Some(old), Some(new)) => {
-            let what: Vec<_> = match (old.as_slice(), new.as_slice()) {
-                ([old], [new]) => differences(old, new),
-                _ => Vec::new(),
-            };
-            let what = if what.is_empty() { "changed".to_owned() } else { what.join(", ") };
-            Some(format!("route {name}: {what}"))
-        }
-    });
-    changed.collect()
-}
-
-/// A route as people tell it from others: `shop.example.com/api`, `tcp 5432`.
-fn called(route: &RouteSpec) -> String {
-    let listen = route.listen.map(|port| format!(":{port}")).unwrap_or_default();
-    if !route.protocol.is_http() {
-        let protocol = match route.protocol {
-            RouteProtocol::Udp => "udp",
-            RouteProtocol::Http | RouteProtocol::Grpc | RouteProtocol::Tcp => "tcp",
-        };
-        let hosts = route.hosts.join(",");
-        return format!("{protocol} {hosts}{listen}").replace(" :", " ");
-    }
-    let hosts = if route.hosts.is_empty() { "*".to_owned() } else { route.hosts.join(",") };
-    let methods = if route.methods.is_empty() { String::new() } else { format!("{} ", route.methods.join(",")) };
-    format!("{methods}{hosts}{listen}{}", route.path.as_deref().unwrap_or("/"))
+/// How a generation of a service takes the place of the one before, as its release says: task by task if absent.
+pub fn release_strategy<'w>(
+    world: &'w World,
+    service: &ServiceKey,
+    generation: Generation,
+) -> Option<&'w ReleaseStrategy> {
+    strategy::of_revision(world, world.revision_of(service, generation)?)
 }
 
 /// The name of a strategy.
@@ -289,8 +274,8 @@ pub const fn strategy_of(strategy: Option<&ReleaseStrategy>) -> &'static str {
 pub fn strategies(spec: &AppSpec) -> String {
     let mut ways = BTreeMap::<&str, Vec<&str>>::new();
     for (name, service) in &spec.services {
-        let strategy = service.policy.release.as_ref().or(spec.policy.release.as_ref());
-        ways.entry(strategy_of(strategy)).or_default().push(name.as_str());
+        let strategy = strategy_of(strategy::asked(spec, name, service));
+        ways.entry(strategy).or_default().push(name.as_str());
     }
     if ways.len() < 2 {
         return ways.into_keys().next().unwrap_or("rolling").to_owned();
@@ -386,7 +371,8 @@ mod tests {
         cluster.settle();
         cluster.up(&version(2));
         cluster.settle();
-        let first = |cluster: &Cluster| Release::clone(cluster.world.release(&app_key(), ReleaseNumber(1)).unwrap());
+        let first =
+            |cluster: &Cluster| Release::clone(cluster.world.release(&app_key(), ReleaseNumber(1)).unwrap());
         assert_eq!(returned(&cluster.world, &first(&cluster)), version(1));
         cluster.ask(&Request::Scale(BTreeMap::from([("web".parse().unwrap(), 3)])));
         cluster.settle();
@@ -396,7 +382,8 @@ mod tests {
         let note = ReleaseNote { rollback_of: Some(ReleaseNumber(1)), ..ReleaseNote::default() };
         let images = first(&cluster).images;
         let changes =
-            plan::noted_release(&cluster.world, &app_key(), &spec, &images, &by(), &note, cluster.now).unwrap();
+            crate::noted_release(&cluster.world, &app_key(), &spec, &images, &by(), &note, cluster.now)
+                .unwrap();
         cluster.apply(&changes);
         assert_eq!(cluster.rollout().what, "release 3 (back to 1)");
         cluster.settle();
@@ -421,7 +408,8 @@ mod tests {
         assert_eq!(gone(&cluster, &record), 10);
         let revision = cluster.world.revisions_of(&key("web")).next().unwrap();
         let mut revision = ServiceRevision::clone(revision);
-        revision.spec.secrets = serde_json::from_value(serde_json::json!([{ "source": "key", "target": "/key" }])).unwrap();
+        revision.spec.secrets =
+            serde_json::from_value(serde_json::json!([{ "source": "key", "target": "/key" }])).unwrap();
         cluster.world.insert_revision(revision);
         assert_eq!(gone(&cluster, &record), 9);
         assert!(!forgotten(&cluster.world, &record).contains(&ReleaseNumber(1)));
@@ -453,7 +441,7 @@ mod tests {
         after.mode = Mode::Replicated { replicas: 3 };
         after.policy = policy(
             r#"{ "routes": [{ "hosts": ["a.example.com"], "path": "/api", "port": 81, "protocol": "http" }, { "port": 80, "protocol": "http" }],
-                 "release": { "strategy": "canary", "steps": [], "promote": "auto" } }"#,
+                 "release": { "strategy": "canary", "steps": [], "judge": { "errors_permille": 10, "latency_percent": 150, "requests": 100 }, "promote": "auto" } }"#,
         );
         let secret = |version: u64| FileSpec {
             external: true,
@@ -467,11 +455,26 @@ mod tests {
         second.secrets.insert("key".into(), secret(2));
         let (first, second) = (release(1, first), release(2, second));
         let text: Vec<_> = compare(Some(&first), &second).iter().map(ToString::to_string).collect();
-        insta::assert_snapshot!(text.join("\n"), @"");
+        insta::assert_snapshot!(text.join("\n"), @r"
+        ~ secret   key: version 1 -> 2
+        + service  db: image db:1, 1 task
+        ± service  web: image web:1 -> web:2, environment LEVEL added, environment TOKEN changed, strategy rolling -> canary, 1 -> 3 tasks
+        - service  old
+        ~ route    http://a.example.com/api -> web:81: it led to web:80
+        + route    http://*/ -> web:80
+        - route    udp://*:53 -> web:53
+        ");
         assert!(!text.concat().contains("hunter2") && !text.concat().contains("s3cret"));
         assert_eq!(compare(Some(&first), &first), []);
         let all: Vec<_> = compare(None, &first).iter().map(ToString::to_string).collect();
-        insta::assert_snapshot!(all.join("\n"), @"");
+        insta::assert_snapshot!(all.join("\n"), @r"
+        + network  default
+        + secret   key
+        + service  old: image old:1, 1 task
+        + service  web: image web:1, 1 task
+        + route    http://a.example.com/api -> web:80
+        + route    udp://*:53 -> web:53
+        ");
         assert_eq!(strategies(&second.spec), "canary (web), rolling");
         assert_eq!(strategies(&first.spec), "rolling");
     }
