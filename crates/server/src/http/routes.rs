@@ -1,9 +1,6 @@
 //! Routes of services: listed, examined at every gateway, and as metrics.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Extension,
@@ -217,7 +214,7 @@ fn detail(inner: &Inner, route: &ServiceRoute, asked: &[Asked]) -> v1::RouteDeta
         let task = inner.world.task(id);
         let node = task.and_then(|task| inner.world.node(task.node?));
         v1::RouteEndpoint {
-            task: task.map_or_else(|| id.to_string(), |task| task.name.clone()),
+            task: task.map_or_else(|| id.to_string(), |task| task.name()),
             id: id.to_string(),
             address,
             node: node.map(|node| node.record.name.to_string()),
