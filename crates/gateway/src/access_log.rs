@@ -205,6 +205,11 @@ impl AccessLog {
 }
 
 impl Writer {
+    /// Whether anything is logged.
+    pub(crate) fn is_on(&self) -> bool {
+        self.shared.options.is_some()
+    }
+
     /// Logs a line. Never waits for a disk.
     pub(crate) fn log(&self, line: &Line<'_>) {
         if self.shared.options.is_none() {

@@ -63,18 +63,6 @@ impl Draining {
         self.changed.send_replace(());
     }
 
-    /// The same, for who looks now and then: whether one has.
-    pub(crate) fn look(&self) {
-        let mut state = self.state.lock();
-        let before = state.leaving.len();
-        state.leaving.retain(|endpoint| endpoint.under_way() > 0);
-        let ended = state.leaving.len() < before;
-        drop(state);
-        if ended {
-            self.changed.send_replace(());
-        }
-    }
-
     /// Tasks that the table does not have, and what is under way with each.
     pub(crate) fn now(&self) -> BTreeMap<TaskId, u64> {
         let state = self.state.lock();

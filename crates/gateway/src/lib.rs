@@ -114,7 +114,6 @@ pub struct Gateway {
 struct Shared {
     options: GatewayOptions,
     tasks: Tasks,
-    access_log: AccessLog,
     /// The newest table that was published; [`Gateway::run`] applies it.
     published: watch::Sender<Option<Arc<RouteTable>>>,
     /// One table at a time is applied; held while sockets are opened and closed.
@@ -199,8 +198,8 @@ impl Gateway {
     pub fn with(options: GatewayOptions, requests: HttpOptions, tasks: &Tasks, access_log: AccessLog) -> Self {
         let (published, table, seen, handover) = Default::default();
         let (tasks, draining) = (tasks.clone(), Arc::<Draining>::default());
-        let http = Arc::new(Http::new(requests, Arc::clone(&draining), access_log.clone()));
-        let shared = Shared { options, tasks, access_log, published, table, seen, handover, draining, http };
+        let http = Arc::new(Http::new(requests, Arc::clone(&draining), access_log));
+        let shared = Shared { options, tasks, published, table, seen, handover, draining, http };
         Self { shared: Arc::new(shared) }
     }
 

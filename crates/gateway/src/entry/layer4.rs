@@ -19,6 +19,7 @@ use crate::{
     client,
     http::{
         Ask, Choice, Failure, Moment,
+        entry::Entry,
         table::{Backend, Lease, Route},
         upgrade::Tunnel,
         worker::Worker,
@@ -44,7 +45,7 @@ pub(crate) async fn pass(worker: &Arc<Worker>, conversation: Conversation, id: R
         Ok((server, lease)) => {
             let idle = lease.route().spec().timeouts.idle.map_or(FOR_EVER, wharf_model::Millis::duration);
             let watch = worker.watch(worker.now().plus(idle));
-            let tunnel = Tunnel { stream: server, read: Bytes::new(), lease, idle };
+            let tunnel = Tunnel { stream: server, read: Bytes::new(), lease, idle, entry: Entry::default() };
             tunnel.run(&mut stream, Bytes::new(), worker, &watch).await
         }
         Err(error) => Err(error),

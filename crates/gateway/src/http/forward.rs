@@ -13,7 +13,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -32,7 +32,10 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 pub(crate) use super::head::Origin;
 use super::{
     Ask, Choice, Failure, Fallen, Found, Moment, Refusal, Timeouts,
+    duplicate::Duplicate,
+    entry::Entry,
     head::{self, Target, Wishes},
+    mirror::Copy,
     pool::{Http1, Stream, Unanswered},
     serve::Conn,
     table::{Backend, Lease, Route},
@@ -56,11 +59,17 @@ pub(crate) async fn forward(
     conn.begin(request.version());
     let under_way = UnderWay(Some(conn));
     let (head, body) = request.into_parts();
+    let entry = Entry::of(under_way.conn(), &head);
     let is_last = under_way.conn().is_last() && head.version <= Version::HTTP_11;
-    let mut response = match answer(under_way, head, body).await {
+    let mut response = match answer(under_way, head, body, &entry).await {
         Ok(response) => response,
-        Err(refusal) => refused(&refusal),
+        Err(refusal) => {
+            entry.because(refusal.reason);
+            entry.passed(0, refusal.text.len() as u64);
+            refused(&refusal)
+        }
     };
+    entry.says(response.status());
     if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -119,9 +128,17 @@ struct Passage {
     /// Attempts after which the request may have reached a task.
     attempts: u8,
     tried: Vec<Arc<Backend>>,
+    entry: Entry,
+    /// A service that looks on gets a copy.
+    copy: Option<Copy>,
 }
 
-async fn answer(under_way: UnderWay, mut head: Parts, body: Incoming) -> Result<Response<Answer>, Refusal> {
+async fn answer(
+    under_way: UnderWay,
+    mut head: Parts,
+    body: Incoming,
+    entry: &Entry,
+) -> Result<Response<Answer>, Refusal> {
     let began = Moment::now();
     let conn = under_way.conn();
     let target = Target::of(&head)?;
@@ -129,12 +146,15 @@ async fn answer(under_way: UnderWay, mut head: Parts, body: Incoming) -> Result<
     let is_chunked = has_body && body.size_hint().exact().is_none();
     let wishes = head::request(&mut head, &target, &conn.origin, has_body)?;
     let is_idempotent = head.method.is_idempotent();
+    entry.has_id(head.headers.get("x-request-id"));
     // Over HTTP/1.1 there is one request at a time; over HTTP/2 each has its own.
     let watch = conn.http2.then(|| conn.worker.watch(Moment(u64::MAX)));
     let (body, upload) = Outgoing::of(body, has_body, conn, watch.as_deref().unwrap_or(&conn.watch));
     let message = Message { head, body, target, wishes, is_chunked, is_idempotent };
-    let (attempts, tried) = Default::default();
-    Passage { under_way, message, upload, watch, began, attempts, tried }.find().await
+    let (attempts, tried, copy) = Default::default();
+    Passage { under_way, message, upload, watch, began, attempts, tried, entry: entry.clone(), copy }
+        .find()
+        .await
 }
 
 /// What became of an attempt.
@@ -183,9 +203,9 @@ impl Passage {
                 Found::Nobody => return Err(nobody(self.conn())),
             }
         };
-        if let Err(refusal) = route.admit(&self.ask()).await {
-            return Err(refusal);
-        }
+        self.entry.is_for(&route);
+        route.admit(&self.ask()).await?;
+        self.copy = route.mirror();
         match route.choose(&self.ask(), &self.tried, None) {
             Choice::Lease(lease) => match self.attempt(lease).await {
                 Attempt::Answer(response) => Ok(response),
@@ -287,6 +307,7 @@ impl Passage {
     /// Asks one task.
     async fn attempt(&mut self, mut lease: Lease) -> Attempt {
         let route = Arc::clone(lease.route());
+        self.entry.asks(&lease);
         if route.h2c {
             return Box::pin(self.attempt_http2(lease, &route)).await;
         }
@@ -323,6 +344,7 @@ impl Passage {
                     }
                 }
             };
+            self.duplicate(&route);
             let spare = self.message.spare();
             let request = self.message.take();
             self.expect(&route);
@@ -377,6 +399,22 @@ impl Passage {
         }
     }
 
+    /// Makes the copy that is to be made, of the head as it is sent.
+    fn duplicate(&mut self, route: &Route) {
+        let Some(copy) = self.copy.take().filter(|_| !self.message.wishes.upgrade) else { return };
+        let mut request = Request::new(Outgoing::Empty);
+        let head = &self.message.head;
+        *request.method_mut() = head.method.clone();
+        *request.uri_mut() = head.uri.clone();
+        *request.version_mut() = head.version;
+        request.headers_mut().clone_from(&head.headers);
+        let made = Duplicate::new(&self.conn().worker, copy, request, route.timeouts, route.h2c);
+        match &self.upload {
+            Some(upload) => drop(upload.duplicate.set(Box::new(made))),
+            None => made.ended(),
+        }
+    }
+
     /// Has another task asked what this one may have been asked, if the budget has room for it.
     fn repeat(&mut self, spare: Spare, lease: &Lease, route: &Route) -> Attempt {
         self.attempts = self.attempts.saturating_add(1);
@@ -415,6 +453,7 @@ impl Passage {
             let answer = if body.is_end_stream() { Answer::Empty } else { Answer::Whole(body) };
             let sent = answer.size_hint().exact().unwrap_or_default();
             lease.passed(self.uploaded(), sent);
+            self.entry.passed(self.uploaded(), sent);
             if is_kept {
                 lease.backend().pools.put(conn.worker.number, connection, conn.worker.now());
             }
@@ -440,6 +479,7 @@ impl Passage {
             return Err(refusal);
         }
         lease.answered(head.status, now.since(self.began), now);
+        self.entry.answered(now);
         if let Some(upload) = &self.upload {
             upload.answered();
         }
@@ -471,6 +511,7 @@ impl Passage {
             idle,
             sent: 0,
             upload: self.upload.clone(),
+            entry: self.entry.clone(),
             watch: self.watch.take(),
             conn,
             // From now on the answer is what is under way.
@@ -487,7 +528,8 @@ impl Passage {
         let Some((stream, read)) = connection.into_stream().filter(|_| is_upgraded) else {
             return Attempt::Over(broken(Failure::Nonsense));
         };
-        let tunnel = Tunnel { stream, read, lease, idle: route.timeouts.idle };
+        let (idle, entry) = (route.timeouts.idle, self.entry.clone());
+        let tunnel = Tunnel { stream, read, lease, idle, entry };
         *self.conn().tunnel.lock() = Some(tunnel);
         Attempt::Answer(Response::from_parts(head, Answer::Empty))
     }
@@ -513,6 +555,7 @@ impl Passage {
         {
             return Attempt::Over(refusal);
         }
+        self.duplicate(route);
         let spare = self.message.spare();
         let request = self.message.take();
         self.expect(route);
@@ -619,22 +662,24 @@ impl Message {
     }
 }
 
-/// A new connection to an endpoint on which nothing was said, unless it is told who the client is.
-async fn connect(conn: &Conn, backend: &Backend, route: &Route, speaks_proxy: bool) -> io::Result<TcpStream> {
+/// A new connection to an endpoint.
+pub(crate) async fn reach(backend: &Backend, limit: Duration) -> io::Result<TcpStream> {
     let connect = async {
-        let mut stream = TcpStream::connect(backend.endpoint.address).await?;
+        let stream = TcpStream::connect(backend.endpoint.address).await?;
         stream.set_nodelay(true)?;
-        if speaks_proxy {
-            let header =
-                proxy_protocol::header(Proxied { source: conn.client, destination: conn.destination });
-            stream.write_all(&header).await?;
-        }
         Ok(stream)
     };
-    timeout(route.timeouts.connect, connect)
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
-        .flatten()
+    timeout(limit, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).flatten()
+}
+
+/// The same, and it is told who the client is if it wants to know that first.
+async fn connect(conn: &Conn, backend: &Backend, route: &Route, speaks_proxy: bool) -> io::Result<TcpStream> {
+    let mut stream = reach(backend, route.timeouts.connect).await?;
+    if speaks_proxy {
+        let header = proxy_protocol::header(Proxied { source: conn.client, destination: conn.destination });
+        stream.write_all(&header).await?;
+    }
+    Ok(stream)
 }
 
 async fn connect_http1(
@@ -704,6 +749,16 @@ pub(crate) struct Upload {
     request: AtomicU64,
     watch: Arc<Watch>,
     client: Arc<dyn Uploading>,
+    /// Who gets a copy.
+    duplicate: OnceLock<Box<dyn Follower>>,
+}
+
+/// Who sees a body pass.
+pub(crate) trait Follower: Send + Sync {
+    /// This was passed on.
+    fn passed(&self, data: &[u8]);
+    /// All of the request was.
+    fn ended(&self);
 }
 
 /// The client's side of an upload.
@@ -732,6 +787,9 @@ impl Upload {
             return;
         }
         self.client.body_ends();
+        if let Some(duplicate) = self.duplicate.get() {
+            duplicate.ended();
+        }
         if !self.answered.load(Ordering::Relaxed) {
             let request = Duration::from_micros(self.request.load(Ordering::Relaxed));
             self.watch.set(self.client.now().plus(request));
@@ -763,6 +821,8 @@ pub(crate) enum Outgoing {
     Empty,
     /// It was handed over.
     Gone,
+    /// It is here.
+    Full(Bytes),
     Stream(Incoming, Arc<Upload>),
 }
 
@@ -777,9 +837,10 @@ impl Outgoing {
             return (Self::Empty, None);
         }
         conn.body_begins();
-        let (bytes, done, broken, answered, idle, request) = Default::default();
+        let (bytes, done, broken, answered, idle, request, duplicate) = Default::default();
         let (watch, client) = (Arc::clone(watch), Arc::clone(conn) as Arc<dyn Uploading>);
-        let upload = Arc::new(Upload { bytes, done, broken, answered, idle, request, watch, client });
+        let upload =
+            Arc::new(Upload { bytes, done, broken, answered, idle, request, watch, client, duplicate });
         (Self::Stream(body, Arc::clone(&upload)), Some(upload))
     }
 }
@@ -792,12 +853,21 @@ impl Body for Outgoing {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Self::Stream(body, upload) = self.get_mut() else { return Poll::Ready(None) };
+        let (body, upload) = match self.get_mut() {
+            Self::Stream(body, upload) => (body, upload),
+            Self::Full(bytes) if !bytes.is_empty() => {
+                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))));
+            }
+            Self::Empty | Self::Gone | Self::Full(_) => return Poll::Ready(None),
+        };
         let polled = Pin::new(&mut *body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
                     upload.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    if let Some(duplicate) = upload.duplicate.get() {
+                        duplicate.passed(data);
+                    }
                 }
                 upload.moves();
                 if body.is_end_stream() {
@@ -814,6 +884,7 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty | Self::Gone => true,
+            Self::Full(bytes) => bytes.is_empty(),
             Self::Stream(body, _) => body.is_end_stream(),
         }
     }
@@ -821,6 +892,7 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty | Self::Gone => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Stream(body, _) => body.size_hint(),
         }
     }
@@ -847,6 +919,7 @@ pub(crate) struct Download {
     idle: Duration,
     sent: u64,
     upload: Option<Arc<Upload>>,
+    entry: Entry,
     watch: Option<Watched>,
     conn: Arc<Conn>,
     _under_way: UnderWay,
@@ -883,7 +956,8 @@ impl Download {
             Poll::Ready(Some(Err(_))) => {
                 if let Some(mut lease) = self.lease.take() {
                     lease.failed(Failure::Cut, Moment::now());
-                    lease.passed(self.uploaded(), self.sent);
+                    self.passed(&lease);
+                    self.entry.because("cut");
                 }
                 self.connection = None;
             }
@@ -901,7 +975,7 @@ impl Download {
     /// All of it has come.
     fn finish(&mut self, cx: &mut Context<'_>) {
         let Some(lease) = self.lease.take() else { return };
-        lease.passed(self.uploaded(), self.sent);
+        self.passed(&lease);
         let Some(mut connection) = self.connection.take() else { return };
         // The end of the message may not have been looked at yet.
         if !connection.is_ready() {
@@ -912,8 +986,10 @@ impl Download {
         }
     }
 
-    fn uploaded(&self) -> u64 {
-        self.upload.as_ref().map_or(0, |upload| upload.bytes())
+    fn passed(&self, lease: &Lease) {
+        let received = self.upload.as_ref().map_or(0, |upload| upload.bytes());
+        lease.passed(received, self.sent);
+        self.entry.passed(received, self.sent);
     }
 }
 
@@ -922,7 +998,8 @@ impl Drop for Download {
         // The client went away.
         if let Some(mut lease) = self.lease.take() {
             lease.failed(Failure::Abandoned, Moment::now());
-            lease.passed(self.uploaded(), self.sent);
+            self.passed(&lease);
+            self.entry.because("abandoned");
         }
     }
 }

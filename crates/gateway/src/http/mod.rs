@@ -61,6 +61,8 @@
 //! ```
 
 // Modules are added here by those who own them: table, balance, breaker, limit, access, sticky, stats, mirror, fallback.
+pub(crate) mod duplicate;
+pub(crate) mod entry;
 pub(crate) mod forward;
 pub(crate) mod head;
 pub(crate) mod pool;

@@ -94,7 +94,6 @@ pub(crate) struct Conn {
     pub(crate) destination: SocketAddr,
     pub(crate) port: u16,
     pub(crate) secure: bool,
-    pub(crate) server_name: Option<String>,
     pub(crate) http2: bool,
     /// What tasks are told of the client.
     pub(crate) origin: Origin,
@@ -199,7 +198,6 @@ async fn requests(worker: Arc<Worker>, conversation: Conversation, port: u16) {
         destination,
         port,
         secure: secure.is_some(),
-        server_name: secure.and_then(|secure| secure.server_name),
         http2: false,
         origin: Origin::of(client.ip(), port, agreed.is_some(), trusted),
         phase: AtomicU8::new(Phase::Idle as u8),

@@ -32,6 +32,8 @@ use wharf_model::{
 
 use crate::draining::{Draining, InUse};
 
+use crate::access_log::{EndpointLabel, RouteLabel};
+
 use super::{
     Ask, Choice, Failure, Fallen, Found, Moment, Port, Refusal, Timeouts, access,
     balance::{self, Key},
@@ -476,6 +478,7 @@ impl Shares {
 /// One task at one address, in however many routes and tables.
 pub(crate) struct Backend {
     pub(crate) endpoint: Endpoint,
+    pub(crate) label: EndpointLabel,
     pub(crate) pools: Pools,
     keeps_client: AtomicBool,
     active: AtomicU64,
@@ -497,7 +500,8 @@ impl Backend {
     pub(crate) fn new(endpoint: Endpoint, workers: usize) -> Self {
         let (active, retired, draining) = Default::default();
         let keeps_client = AtomicBool::new(endpoint.keeps_client);
-        Self { endpoint, pools: Pools::new(workers), keeps_client, active, retired, draining }
+        let label = EndpointLabel::of(&endpoint);
+        Self { endpoint, label, pools: Pools::new(workers), keeps_client, active, retired, draining }
     }
 
     /// It has left the table: closes its idle connections. For good; if it comes back, that is another one.
@@ -684,6 +688,7 @@ impl RouteState {
 /// A route, as one table has it.
 pub(crate) struct Route {
     pub(crate) id: RouteId,
+    pub(crate) label: RouteLabel,
     pub(crate) timeouts: Timeouts,
     /// Tasks are asked in HTTP/2 without TLS.
     pub(crate) h2c: bool,
@@ -804,6 +809,7 @@ impl Route {
         });
         Self {
             id: service.id.clone(),
+            label: RouteLabel::of(&service.id),
             timeouts: Timeouts {
                 connect: or(spec.timeouts.connect, seconds(5)),
                 request: or(spec.timeouts.request, seconds(60)),

@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    entry::Entry,
     table::Lease,
     worker::{Watch, Worker},
 };
@@ -32,6 +33,7 @@ pub(crate) struct Tunnel {
     pub(crate) read: Bytes,
     pub(crate) lease: Lease,
     pub(crate) idle: Duration,
+    pub(crate) entry: Entry,
 }
 
 impl Tunnel {
@@ -43,7 +45,7 @@ impl Tunnel {
         worker: &Worker,
         watch: &Watch,
     ) -> io::Result<()> {
-        let Self { mut stream, read: said, lease, idle } = self;
+        let Self { mut stream, read: said, lease, idle, entry } = self;
         let (mut up, mut down) = (Way::new(read), Way::new(said));
         watch.set(worker.now().plus(idle));
         let ended = std::future::poll_fn(|cx| {
@@ -63,6 +65,7 @@ impl Tunnel {
         })
         .await;
         lease.passed(up.passed, down.passed);
+        entry.passed(up.passed, down.passed);
         ended
     }
 }

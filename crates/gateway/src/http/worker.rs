@@ -120,7 +120,7 @@ impl Http {
         table.supersede(&before);
         let stays: HashSet<*const Backend> = table.endpoints().map(Arc::as_ptr).collect();
         for gone in before.endpoints().filter(|backend| !stays.contains(&Arc::as_ptr(backend))) {
-            self.draining.leave(Arc::clone(gone) as Arc<dyn InUse>);
+            gone.leave(&self.draining);
         }
         self.changed.send_modify(|number| *number += 1);
         let mut past = self.past.lock();
@@ -339,7 +339,6 @@ impl Worker {
                 (late.collect::<Vec<_>>(), watches.is_empty())
             };
             late.iter().for_each(|watch| watch.wake());
-            self.http.draining.look();
             if is_empty || round % TICKS_TO_POOLS == 0 {
                 let table = self.http.table.load_full();
                 let idle: usize =
