@@ -2,6 +2,7 @@
 //!
 //! Needs root and `ip`. Without root the tests say so and pass, unless `WHARF_REQUIRE_ENGINE` is `1`.
 
+mod fixture;
 #[path = "network/mending.rs"]
 mod mending;
 #[path = "network/routed.rs"]
@@ -11,25 +12,24 @@ mod segment;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
         mpsc,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use fixture::{Namespace, eventually, ip};
 use futures::future::BoxFuture;
 use hickory_proto::{
     op::{Message, MessageType, OpCode, Query, ResponseCode},
     rr::{Name, RData, RecordType},
 };
-use nix::sched::{CloneFlags, setns};
 use wharf_agent::{
     dns::{Sources, Upstreams},
     network::{KernelNetwork, NetworkError, NetworkOptions, Pass},
@@ -43,81 +43,17 @@ mod ipv6;
 const SOON: Duration = Duration::from_secs(20);
 const PORT: u16 = 7000;
 
-/// Whether this machine lets us make namespaces; says why not.
-#[expect(clippy::print_stderr, reason = "whoever runs the tests should know what was not tested")]
 fn can_run() -> bool {
-    #[expect(clippy::disallowed_methods, reason = "whether a test may be skipped is the caller's to say")]
-    let required = std::env::var("WHARF_REQUIRE_ENGINE").is_ok_and(|value| value == "1");
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || !required, "network namespaces need root");
-    if !root {
-        eprintln!("skipped: network namespaces need root");
-    }
-    root
+    fixture::can_run("/proc/self/ns/net")
 }
 
-fn ip(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("`ip` is installed");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn bridge(arguments: &str) -> String {
-    let output =
-        Command::new("bridge").args(arguments.split_whitespace()).output().expect("`bridge` is there");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "bridge {arguments}: {errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Waits until `what` is so; fails with what it last was.
-fn eventually<T: PartialEq + std::fmt::Debug>(wanted: &T, mut what: impl FnMut() -> T) {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let is = what();
-        if is == *wanted {
-            return;
-        }
-        assert!(Instant::now() < deadline, "still {is:?}, not {wanted:?}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// A network namespace of this test run; gone when it is dropped.
-struct Namespace {
-    name: String,
-}
-
-impl Namespace {
-    fn new(what: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("whtest-{}-{count}-{what}", std::process::id());
-        ip(&format!("netns add {name}"));
-        let namespace = Self { name };
-        ip(&format!("-n {} link set lo up", namespace.name));
-        namespace
-    }
-
-    fn ip(&self, arguments: &str) -> String {
-        ip(&format!("-n {} {arguments}", self.name))
-    }
-
-    fn bridge(&self, arguments: &str) -> String {
-        bridge(&format!("-n {} {arguments}", self.name))
-    }
-
-    /// Runs `work` on a thread inside.
-    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let file = File::open(format!("/run/netns/{}", self.name)).expect("the namespace is there");
-        thread::spawn(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
-            work()
-        })
-    }
-
+/// Asks from inside.
+trait Call {
     /// What the listener at `address` says to somebody in here.
+    fn call(&self, address: impl Into<IpAddr>, port: u16) -> io::Result<String>;
+}
+
+impl Call for Namespace {
     fn call(&self, address: impl Into<IpAddr>, port: u16) -> io::Result<String> {
         let address = address.into();
         let call = move || {
@@ -129,13 +65,6 @@ impl Namespace {
             Ok(text)
         };
         self.run(call).join().expect("no panic")
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // Also during a panic: nothing here may panic again.
-        let _ = Command::new("ip").args(["netns", "delete", &self.name]).output();
     }
 }
 

@@ -2,13 +2,13 @@
 //!
 //! Needs root, `ip`, `nft` and `/dev/net/tun`. Without root the tests say so and pass, unless `WHARF_REQUIRE_ENGINE` is `1`.
 
+mod fixture;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io::Read as _,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::Path,
-    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
@@ -18,12 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fixture::{Namespace, can_run, eventually, ip, run};
 use futures::future::BoxFuture;
-use nix::{
-    sched::{CloneFlags, setns},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use socket2::{Domain, Protocol, Socket, Type};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -47,19 +43,6 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// What containers say to each other, and nobody on the wire may read.
 const MARK: &[u8] = b"this-is-nobody-elses-business";
 
-/// Whether this machine lets us make namespaces; says why not.
-#[expect(clippy::print_stderr, reason = "whoever runs the tests should know what was not tested")]
-fn can_run() -> bool {
-    #[expect(clippy::disallowed_methods, reason = "whether a test may be skipped is the caller's to say")]
-    let required = std::env::var("WHARF_REQUIRE_ENGINE").is_ok_and(|value| value == "1");
-    let able = nix::unistd::geteuid().is_root() && Path::new("/dev/net/tun").exists();
-    assert!(able || !required, "tunnels need root and /dev/net/tun");
-    if !able {
-        eprintln!("skipped: tunnels need root and /dev/net/tun");
-    }
-    able
-}
-
 /// The process that carries tunnels: this executable, started by the agent under test with an interface and a socket.
 #[test]
 #[ignore = "no test: started by the tests"]
@@ -74,90 +57,6 @@ fn carries_tunnels() {
         .expect("a runtime")
         .block_on(async { run_device(interface, Path::new(socket), &Tasks::new(&Shutdown::new())).await });
     outcome.expect("the interface is there");
-}
-
-fn run(program: &str, arguments: &[&str], input: &str) -> String {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("it is installed");
-    std::io::Write::write_all(&mut child.stdin.take().expect("piped"), input.as_bytes()).expect("it reads");
-    let output = child.wait_with_output().expect("it ends");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn ip(arguments: &str) -> String {
-    run("ip", &arguments.split_whitespace().collect::<Vec<_>>(), "")
-}
-
-/// Waits until `what` is so; fails with what it last was. Answers how long it took.
-fn eventually<T: PartialEq + std::fmt::Debug>(wanted: &T, mut what: impl FnMut() -> T) -> Duration {
-    let begun = Instant::now();
-    loop {
-        let is = what();
-        if is == *wanted {
-            return begun.elapsed();
-        }
-        assert!(begun.elapsed() < SOON, "still {is:?}, not {wanted:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A network namespace of this test run; gone when it is dropped, with everything that runs in it.
-struct Namespace {
-    name: String,
-}
-
-impl Namespace {
-    fn new(what: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("whwg-{}-{count}-{what}", std::process::id());
-        ip(&format!("netns add {name}"));
-        let namespace = Self { name };
-        ip(&format!("-n {} link set lo up", namespace.name));
-        namespace
-    }
-
-    fn ip(&self, arguments: &str) -> String {
-        ip(&format!("-n {} {arguments}", self.name))
-    }
-
-    fn nft(&self, script: &str) {
-        run("ip", &["netns", "exec", &self.name, "nft", "-f", "-"], script);
-    }
-
-    /// Does `work` on a thread inside.
-    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let file = File::open(format!("/run/netns/{}", self.name)).expect("it is there");
-        thread::spawn(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).expect("root may enter it");
-            work()
-        })
-    }
-
-    /// The processes inside that are not this one.
-    fn processes(&self) -> Vec<i32> {
-        let output = Command::new("ip").args(["netns", "pids", &self.name]).output();
-        let text = output.map(|output| output.stdout).unwrap_or_default();
-        let pids = String::from_utf8_lossy(&text).into_owned();
-        let own = i32::try_from(std::process::id()).unwrap_or_default();
-        pids.lines().filter_map(|line| line.trim().parse().ok()).filter(|pid| *pid != own).collect()
-    }
-
-    fn kill_processes(&self) -> usize {
-        let pids = self.processes();
-        pids.iter().filter(|pid| kill(Pid::from_raw(**pid), Signal::SIGKILL).is_ok()).count()
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // Also during a panic: nothing here may panic again.
-        self.kill_processes();
-        let _ = Command::new("ip").args(["netns", "delete", &self.name]).output();
-    }
 }
 
 /// A segment to which nodes and routers are plugged.
@@ -559,7 +458,7 @@ fn figure(text: &str) {
 
 #[test]
 fn tunnels_carry_networks_that_nobody_on_the_wire_can_read_and_live_on() {
-    if !can_run() {
+    if !can_run("/dev/net/tun") {
         return;
     }
     let wire = Segment::new("wire");
@@ -657,7 +556,7 @@ fn tunnels_carry_networks_that_nobody_on_the_wire_can_read_and_live_on() {
 
 #[test]
 fn nodes_behind_different_routers_reach_each_other_through_one_that_both_reach() {
-    if !can_run() {
+    if !can_run("/dev/net/tun") {
         return;
     }
     let (wire, left, right) = (Segment::new("wire"), Segment::new("left"), Segment::new("right"));
