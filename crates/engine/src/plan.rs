@@ -1271,6 +1271,9 @@ pub fn noted_release(
         changes.extend(records.into_iter().map(Change::PutService));
         None
     } else {
+        // What was tried until now is not tried on while they run.
+        let tried = world.services_of(app).filter_map(|record| strategy::withdrawn(record));
+        changes.extend(tried.map(Change::PutService));
         Some(records)
     };
     changes.push(Change::PutApp(AppRecord {

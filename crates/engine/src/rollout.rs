@@ -234,10 +234,7 @@ fn roll_back(
     reason: impl FnOnce(wharf_model::ReleaseNumber, wharf_model::ReleaseNumber) -> String,
 ) {
     let Some(previous) = way_back(pass.app).cloned() else { return };
-    // Before the commands before it are through nothing of it has begun.
-    if rollout.pending.is_none() {
-        put_back(pass, &previous);
-    }
+    put_back(pass, &previous);
     let rollout = Rollout {
         reason: reason(pass.app.release, previous.release),
         paused: None,

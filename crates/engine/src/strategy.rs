@@ -206,13 +206,33 @@ pub(crate) fn succeeded(
     ServiceRecord { sets, ..stored.clone() }
 }
 
+/// A service whose next set is given up although nothing takes its place yet.
+pub(crate) fn withdrawn(record: &ServiceRecord) -> Option<ServiceRecord> {
+    record.next()?;
+    let mut record = record.clone();
+    for set in &mut record.sets {
+        if let SetRole::Next { .. } = set.role {
+            set.role = SetRole::Leaving;
+        }
+    }
+    Some(record)
+}
+
 /// A service as it was before a release, with what the release made given up.
 ///
 /// If what served before was kept and all of it is ready, it serves again at once, and the release's tasks get nothing any more.
 pub(crate) fn returned(world: &World, now: &ServiceRecord, before: &ServiceRecord) -> ServiceRecord {
     let fits = fitting(world, &before.key, before.generation);
-    let given_up = now.sets.iter().filter(|set| !fits.contains(&set.generation));
-    let mut sets: Vec<_> = given_up.map(|set| TaskSet { role: SetRole::Leaving, ..set.clone() }).collect();
+    let untouched = fits.contains(&now.generation);
+    let others = now.sets.iter().filter(|set| !fits.contains(&set.generation));
+    let given_up = |set: &TaskSet| match set.role {
+        // From before the release: it has nothing to do with that.
+        SetRole::Kept { .. } if untouched => set.clone(),
+        SetRole::Kept { .. } | SetRole::Next { .. } | SetRole::Leaving => {
+            TaskSet { role: SetRole::Leaving, ..set.clone() }
+        }
+    };
+    let mut sets: Vec<_> = others.map(given_up).collect();
     let kept = now
         .sets
         .iter()
@@ -224,7 +244,7 @@ pub(crate) fn returned(world: &World, now: &ServiceRecord, before: &ServiceRecor
         };
         ready_in(world, now, Some(set), None) >= wanted
     });
-    if warm && !fits.contains(&now.generation) {
+    if warm && !untouched {
         sets.push(TaskSet { generation: now.generation, mode: now.mode, role: SetRole::Leaving });
     }
     ServiceRecord { sets, ..before.clone() }

@@ -171,7 +171,8 @@ fn what_is_kept_answers_again_without_a_container_being_started() {
     assert_eq!((led_to(&cluster).0, made), (only("old:1"), 0), "{}", cluster.waiting());
     for_a_moment(&mut cluster);
     assert_eq!(cluster.rollout().state, RolloutState::Done);
-    let serving: BTreeSet<_> = cluster.ready("web").iter().map(|task| task.id).filter(|id| old.contains(id)).collect();
+    let serving: BTreeSet<_> =
+        cluster.ready("web").iter().map(|task| task.id).filter(|id| old.contains(id)).collect();
     assert_eq!(serving, old, "the very same tasks");
     // And what was tried is kept in turn.
     assert_eq!(live(&cluster), [("new:1".to_owned(), 2), ("old:1".to_owned(), 2)].into());
@@ -251,10 +252,20 @@ fn a_paused_rollout_begins_nothing_and_keeps_everything_serving() {
         cluster.settle_for(Duration::from_secs(60), &mut |_| {});
         assert_eq!(live(&cluster), [("old:1".to_owned(), 2)].into());
         assert_eq!(cluster.tasks("late").len(), 0);
-        assert!(cluster.waiting().contains("the rollout was paused by ada@laptop: lunch"), "{}", cluster.waiting());
+        assert!(
+            cluster.waiting().contains("the rollout was paused by ada@laptop: lunch"),
+            "{}",
+            cluster.waiting()
+        );
         // What serves is still replaced when it ends.
         let task = cluster.ready("web").remove(0);
-        let ended = TaskStatus { phase: Phase::Failed, exit: Some(Exit { code: 1, oom: false }), sequence: 99, ended_at: Some(cluster.now), ..task.status };
+        let ended = TaskStatus {
+            phase: Phase::Failed,
+            exit: Some(Exit { code: 1, oom: false }),
+            sequence: 99,
+            ended_at: Some(cluster.now),
+            ..task.status
+        };
         cluster.world.set_task_status(task.id, ended);
         edit(&mut cluster, |rollout| rollout.paused = None);
         for_a_moment(&mut cluster);
@@ -316,7 +327,7 @@ fn a_canary_that_fails_more_than_the_old_release_is_taken_back_with_the_figures(
         assert_eq!(old.count(), 2, "all of the old release serves all the time");
     });
     assert_eq!(cluster.rollout().state, RolloutState::RolledBack);
-    insta::assert_snapshot!(cluster.rollout().reason, @"");
+    insta::assert_snapshot!(cluster.rollout().reason, @"release 2 failed, and the app returned to release 1: with 50 % of the requests to web, 5 of 50 requests to the new release failed (10.0 %), and 0 of 50 to the old one (0.0 %); at most 1.0 % more may fail");
     assert_eq!(led_to(&cluster).2.into_keys().collect::<BTreeSet<_>>(), only("old:1"));
     assert_eq!(live(&cluster), [("old:1".to_owned(), 2)].into());
 }
@@ -334,7 +345,11 @@ fn without_enough_requests_a_step_is_held_longer_and_passes_only_without_a_failu
         cluster.now = since + Duration::from_secs(299);
         let _ = cluster.pass();
         assert_eq!(cluster.rollout().state, RolloutState::Progressing);
-        assert!(cluster.waiting().contains("too few to judge: 1 requests to the new release"), "{}", cluster.waiting());
+        assert!(
+            cluster.waiting().contains("too few to judge: 1 requests to the new release"),
+            "{}",
+            cluster.waiting()
+        );
         cluster.now = since + Duration::from_secs(300);
         cluster.settle();
         assert_eq!(cluster.rollout().state, state, "{}", cluster.rollout().reason);
@@ -365,7 +380,11 @@ fn a_canary_goes_on_by_hand_where_the_file_says_so() {
     cluster.settle();
     let step = |cluster: &Cluster| cluster.rollout().steps[&key("web").name].step;
     assert_eq!(step(&cluster), 0);
-    assert!(cluster.waiting().contains("waits for somebody to let the new release go on (") , "{}", cluster.waiting());
+    assert!(
+        cluster.waiting().contains("waits for somebody to let the new release go on ("),
+        "{}",
+        cluster.waiting()
+    );
     promote(&mut cluster, false);
     cluster.settle();
     assert_eq!((step(&cluster), cluster.rollout().state), (1, RolloutState::Progressing));
@@ -428,19 +447,32 @@ fn a_plan_says_how_a_release_goes_and_why_it_cannot() {
         edit(&mut spec);
         app(&[("web", spec)])
     };
-    insta::assert_snapshot!(planned(&with(&|_| {})), @"");
-    insta::assert_snapshot!(planned(&with(&|web| *web = with_volume(replicas(web.clone(), 1), "data"))), @"");
-    insta::assert_snapshot!(planned(&with(&|web| web.policy.release = canary(&[5, 50], Promote::Manual))), @"");
+    insta::assert_snapshot!(planned(&with(&|_| {})), @"± service  web: image before:1 -> web:1, strategy rolling -> blue-green (2 more tasks are made beside the old; all requests go there once all are ready, until then at next.example.com only; the old are kept for 10m)");
+    insta::assert_snapshot!(planned(&with(&|web| *web = with_volume(replicas(web.clone(), 1), "data"))), @r"
+    ± service  web: image before:1 -> web:1, strategy rolling -> blue-green
+    refused: service web cannot be released blue-green: two tasks must not write to volume data at once; hint: give it `x-wharf: {release: {strategy: rolling}}`
+    ");
+    insta::assert_snapshot!(planned(&with(&|web| web.policy.release = canary(&[5, 50], Promote::Manual))), @"± service  web: image before:1 -> web:1, strategy rolling -> canary (new tasks get a part of the requests and are judged by it: 5 % for 1m, 50 % for 1m, each until somebody promotes it)");
     let routeless = with(&|web| {
         web.policy.release = canary(&[5], Promote::Auto);
         web.policy.routes.clear();
     });
-    insta::assert_snapshot!(planned(&routeless), @"");
-    insta::assert_snapshot!(planned(&with(&|web| web.resources.reservations.memory = Some(Bytes(3 << 30)))), @"");
+    insta::assert_snapshot!(planned(&routeless), @r"
+    ± service  web: image before:1 -> web:1, strategy rolling -> canary
+    refused: service web cannot be released canary: it has no HTTP route in `x-wharf.routes`, and only requests can be divided; hint: give it `x-wharf: {release: {strategy: rolling}}`
+    ");
+    insta::assert_snapshot!(planned(&with(&|web| web.resources.reservations.memory = Some(Bytes(3 << 30)))), @r"
+    ± service  web: image before:1 -> web:1, strategy rolling -> blue-green (2 more tasks are made beside the old; all requests go there once all are ready, until then at next.example.com only; the old are kept for 10m)
+    refused: there is room for 0 of the 2 tasks that service web has beside the old ones until these go: 1 has too little memory (need 3 GiB, free is 2 GiB); hint: add a node, lower `deploy.resources.reservations`, or release it with `strategy: rolling`
+    ");
     // What holds for the app holds for the services that it is possible for.
     let mut spec = app(&[("web", web("web", None)), ("db", with_volume(service("db"), "data"))]);
     spec.policy.release = blue_green(Promote::Auto);
-    insta::assert_snapshot!(planned(&spec), @"");
+    insta::assert_snapshot!(planned(&spec), @r"
+    ± service  db: image before:1 -> db:1 (task by task, not blue-green: two tasks must not write to volume data at once) (the old task stops before the new one starts: two tasks must not write to volume data at once)
+    ± service  web: image before:1 -> web:1 (2 more tasks are made beside the old; all requests go there once all are ready, until then at next.example.com only; the old are kept for 10m)
+    ~ app      shop: strategy rolling -> blue-green
+    ");
 }
 
 // --- commands around a release ---
@@ -474,7 +506,8 @@ fn commands_run_before_anything_is_replaced_and_after_everything_is() {
     cluster.settle_for(Duration::from_secs(60), &mut |cluster| {
         let running = cluster.world.hooks_of(&app_key()).filter(|task| !task.is_over());
         assert!(running.count() <= 1, "one after the other");
-        let done = cluster.world.hooks_of(&app_key()).filter(|task| task.status.phase == Phase::Complete).count();
+        let done =
+            cluster.world.hooks_of(&app_key()).filter(|task| task.status.phase == Phase::Complete).count();
         let served = cluster.ready("web").first().map(|task| image(cluster, task));
         if seen.last() != Some(&(done, served.clone())) {
             seen.push((done, served.clone()));
@@ -494,7 +527,11 @@ fn commands_run_before_anything_is_replaced_and_after_everything_is() {
     cluster.up(&hooked("newer", &["again"], &[]));
     cluster.settle();
     let names: Vec<_> = hooks(&cluster).into_iter().map(|(name, image, _)| (name, image)).collect();
-    assert_eq!(names, [("shop-web-before-1".to_owned(), "newer:1".to_owned())], "those of the latest release are kept");
+    assert_eq!(
+        names,
+        [("shop-web-before-1".to_owned(), "newer:1".to_owned())],
+        "those of the latest release are kept"
+    );
 }
 
 #[test]
@@ -508,7 +545,7 @@ fn a_commands_container_is_made_as_the_services_without_what_one_task_alone_can_
     assert_eq!(task.spec.container.command, Some(vec!["migrate".to_owned()]));
     assert_eq!((task.spec.ports.len(), task.attachments.len()), (0, 1));
     assert_eq!(cluster.world.load(node_id(1)).host_ports, BTreeMap::new());
-    insta::assert_snapshot!(cluster.waiting(), @"");
+    insta::assert_snapshot!(cluster.waiting(), @"shop stays as it is until shop-web-before-1 is through, which is pending on n1");
 }
 
 #[test]
@@ -523,7 +560,7 @@ fn a_command_that_fails_before_a_release_leaves_everything_as_it_is() {
     cluster.up(&next);
     cluster.settle();
     assert_eq!(cluster.rollout().state, RolloutState::RolledBack);
-    insta::assert_snapshot!(cluster.rollout().reason, @"");
+    insta::assert_snapshot!(cluster.rollout().reason, @"release 2 failed before anything was replaced, and the app stays on release 1: shop-web-before-1 (`migrate` as service web) failed: exit code 3; hint: `wharf logs shop-web-before-1` shows all it said");
     assert_eq!(cluster.ready("web").remove(0).id, before);
     assert_eq!(cluster.ready("db").len(), 1, "what the release would have removed goes on");
     assert_eq!(hooks(&cluster).len(), 1, "the second one never ran");
@@ -562,10 +599,15 @@ fn a_command_that_fails_after_a_release_returns_all_of_it() {
     cluster.scripts.insert("smoke".into(), Script::Exit(1));
     cluster.up(&spec("new", &["smoke"]));
     let mut switched = false;
-    cluster.settle_for(Duration::from_secs(100), &mut |cluster| switched |= led_to(cluster).0 == only("new:1"));
+    cluster
+        .settle_for(Duration::from_secs(100), &mut |cluster| switched |= led_to(cluster).0 == only("new:1"));
     assert!(switched, "it had taken over");
     assert_eq!((cluster.rollout().state, led_to(&cluster).0), (RolloutState::RolledBack, only("old:1")));
-    assert!(cluster.rollout().reason.contains("shop-web-after-1 (`smoke` as service web) failed"), "{}", cluster.rollout().reason);
+    assert!(
+        cluster.rollout().reason.contains("shop-web-after-1 (`smoke` as service web) failed"),
+        "{}",
+        cluster.rollout().reason
+    );
     assert_eq!(live(&cluster), [("old:1".to_owned(), 2)].into(), "the very tasks that were kept");
     assert_eq!(cluster.tasks("web").len(), 4, "nothing was started for it");
 }
@@ -602,7 +644,11 @@ fn a_command_that_takes_too_long_is_stopped_and_has_failed() {
     assert_eq!(cluster.rollout().state, RolloutState::Progressing);
     cluster.settle();
     assert_eq!(cluster.rollout().state, RolloutState::Failed);
-    assert!(cluster.rollout().reason.contains("failed: it took longer than 1m"), "{}", cluster.rollout().reason);
+    assert!(
+        cluster.rollout().reason.contains("failed: it took longer than 1m"),
+        "{}",
+        cluster.rollout().reason
+    );
 }
 
 #[test]
@@ -623,5 +669,262 @@ fn an_abort_stops_the_command_that_runs_and_the_next_release_waits_for_its_end()
     assert_eq!(hooks(&cluster).len(), 1, "{}", cluster.waiting());
     cluster.settle();
     assert_eq!(cluster.rollout().state, RolloutState::Done);
-    assert_eq!(cluster.ready("web").iter().map(|task| image(&cluster, task)).collect::<Vec<_>>(), ["newer:1"]);
+    assert_eq!(
+        cluster.ready("web").iter().map(|task| image(&cluster, task)).collect::<Vec<_>>(),
+        ["newer:1"]
+    );
+}
+
+// --- whatever happens ---
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::decide;
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        Release(Draft),
+        Back,
+        Pause,
+        Resume,
+        Promote(bool),
+        Abort,
+        Crash(u8),
+        State(u8, NodeState),
+        Traffic(u8, u64),
+        OtherLeader,
+        Steps(u8),
+        Wait(u16),
+    }
+    /// A release: a version of one service by a strategy, another beside it, and how its commands end.
+    #[derive(Debug, Clone)]
+    struct Draft {
+        version: u8,
+        strategy: u8,
+        other: u8,
+        bad: bool,
+        before: Option<i64>,
+        after: Option<i64>,
+    }
+    fn draft() -> impl Strategy<Value = Draft> {
+        let command = || prop_oneof![4 => Just(None), 2 => Just(Some(0)), 1 => Just(Some(1))];
+        (0u8..4, 0u8..5, 0u8..2, prop::bool::weighted(0.15), command(), command()).prop_map(
+            |(version, strategy, other, bad, before, after)| Draft {
+                version,
+                strategy,
+                other,
+                bad,
+                before,
+                after,
+            },
+        )
+    }
+    fn act() -> impl Strategy<Value = Act> {
+        let state = prop_oneof![Just(NodeState::Ready), Just(NodeState::Unreachable), Just(NodeState::Down)];
+        prop_oneof![
+            4 => draft().prop_map(Act::Release),
+            1 => Just(Act::Back),
+            1 => Just(Act::Pause),
+            2 => Just(Act::Resume),
+            2 => any::<bool>().prop_map(Act::Promote),
+            1 => Just(Act::Abort),
+            1 => (0u8..8).prop_map(Act::Crash),
+            1 => (2u8..4, state).prop_map(|(node, state)| Act::State(node, state)),
+            1 => (0u8..4, 0u64..5).prop_map(|(version, failures)| Act::Traffic(version, failures)),
+            1 => Just(Act::OtherLeader),
+            8 => (1u8..12).prop_map(Act::Steps),
+            4 => (1u16..400).prop_map(Act::Wait),
+        ]
+    }
+
+    fn spec_of(draft: &Draft, scripts: &mut BTreeMap<String, Script>) -> AppSpec {
+        let strategy = match draft.strategy {
+            0 => None,
+            1 => blue_green(Promote::Auto),
+            2 => blue_green(Promote::Manual),
+            3 => canary(&[20, 60], Promote::Auto),
+            _ => canary(&[50, 100], Promote::Manual),
+        };
+        let image = format!("web{}{}", draft.version, if draft.bad { "bad" } else { "" });
+        let script = if draft.bad { Script::Exit(1) } else { Script::Serve };
+        scripts.insert(format!("{image}:1"), script);
+        let web = web(&image, strategy);
+        let mut spec = app(&[("web", web), ("db", service(&format!("db{}", draft.other)))]);
+        let hooks = |when: &str, code: Option<i64>, scripts: &mut BTreeMap<String, Script>| {
+            let code = code.into_iter();
+            let named = code.map(|code| {
+                scripts.insert(format!("{when}{code}"), Script::Exit(code));
+                hook("web", &format!("{when}{code}"))
+            });
+            named.collect()
+        };
+        spec.policy.hooks.before = hooks("before", draft.before, scripts);
+        spec.policy.hooks.after = hooks("after", draft.after, scripts);
+        spec
+    }
+
+    fn play(cluster: &mut Cluster, act: &Act) {
+        let under_way = !cluster.rollout().state.is_over();
+        match act {
+            Act::Release(draft) => {
+                let mut scripts = std::mem::take(&mut cluster.scripts);
+                let spec = spec_of(draft, &mut scripts);
+                cluster.scripts = scripts;
+                let plan = crate::plan(&cluster.world, &app_key(), &spec, &images(&spec));
+                if plan.refusals.is_empty() && !plan.is_noop() {
+                    cluster.up(&spec);
+                }
+            }
+            Act::Back => {
+                let app = cluster.world.app(&app_key()).unwrap();
+                let target = crate::rollback_target(&cluster.world, app).map(|release| release.number.0);
+                if let Some(number) = target {
+                    back_to(cluster, number);
+                }
+            }
+            Act::Pause if under_way => edit(cluster, |rollout| rollout.paused = Some(asked(""))),
+            Act::Promote(whole) if under_way => promote(cluster, *whole),
+            Act::Abort if under_way => edit(cluster, |rollout| {
+                (rollout.abort, rollout.paused) = (Some(asked("")), None);
+            }),
+            Act::Resume => edit(cluster, |rollout| rollout.paused = None),
+            Act::Pause | Act::Promote(_) | Act::Abort => {}
+            Act::Crash(n) => {
+                let running = cluster.world.tasks().filter(|task| task.status.phase == Phase::Running);
+                let running: Vec<_> = running.cloned().collect();
+                if let Some(task) = running.get(usize::from(*n) % running.len().max(1)) {
+                    let status = TaskStatus {
+                        phase: Phase::Failed,
+                        exit: Some(Exit { code: 1, oom: false }),
+                        ended_at: Some(cluster.now),
+                        sequence: task.status.sequence + 1,
+                        ..task.status.clone()
+                    };
+                    cluster.world.set_task_status(task.id, status);
+                }
+            }
+            Act::State(n, state) => cluster.set_state(*n, *state),
+            Act::Traffic(version, failures) => {
+                cluster.traffic.insert(format!("web{version}:1"), (50, *failures));
+            }
+            Act::OtherLeader => cluster.forget_figures(),
+            Act::Steps(n) => (0..*n).for_each(|_| {
+                let _ = cluster.pass();
+                cluster.now = cluster.now + Duration::from_millis(10);
+                cluster.step();
+            }),
+            Act::Wait(seconds) => cluster.now = cluster.now + Duration::from_secs(u64::from(*seconds)),
+        }
+    }
+
+    /// One pass, and everything that must hold of it.
+    fn checked_pass(cluster: &mut Cluster) -> Result<(), TestCaseError> {
+        cluster.world.observe(cluster.now);
+        let named = led_to(cluster).0;
+        let app = AppRecord::clone(cluster.world.app(&app_key()).unwrap());
+        let before = cluster.world.clone();
+        let again = decide(&before, &app_key(), cluster.now, &mut cluster.ids.clone());
+        let decision = cluster.pass();
+        prop_assert_eq!(&decision.changes, &again.changes, "the same input gives the same answer");
+        prop_assert!(
+            named.is_empty() || !led_to(cluster).0.is_empty(),
+            "a decision takes the last task out of the names"
+        );
+        let rollout = &app.rollout;
+        let made = decision.changes.iter().filter_map(|change| match change {
+            Change::CreateTask(task) if task.hook.is_none() => Some(task),
+            _ => None,
+        });
+        for task in made {
+            let serving = strategy::fitting(
+                &before,
+                &task.service,
+                cluster.world.service(&task.service).unwrap().generation,
+            );
+            let in_place = serving.contains(&task.generation);
+            prop_assert!(
+                rollout.pending.is_none()
+                    || before.revision_of(&task.service, task.generation).unwrap().release < app.release,
+                "commands are not through: {:?}",
+                task
+            );
+            let starts = rollout.paused.is_some() && !rollout.state.is_over() && !in_place;
+            let again = before.tasks_of(&task.service).any(|other| other.generation == task.generation);
+            prop_assert!(!starts || again, "it is paused, and begins something: {:?}", task);
+        }
+        // A command runs once, unless its node was lost with it.
+        let mut runs = BTreeMap::<_, Vec<Phase>>::new();
+        for task in cluster.world.hooks_of(&app_key()) {
+            let hook = task.hook.as_ref().unwrap();
+            runs.entry((hook.rollout, hook.stage, hook.number)).or_default().push(task.status.phase);
+        }
+        for (which, phases) in runs {
+            let others = &phases[..phases.len() - 1];
+            prop_assert!(
+                others.iter().all(|phase| *phase == Phase::Lost),
+                "{:?} ran again: {:?}",
+                which,
+                phases
+            );
+        }
+        // At most one set is to take over, and no set is there twice.
+        for record in cluster.world.services_of(&app_key()) {
+            let next = record.sets.iter().filter(|set| matches!(set.role, SetRole::Next { .. }));
+            prop_assert!(next.count() <= 1);
+            let generations: BTreeSet<_> = record.sets.iter().map(|set| set.generation).collect();
+            prop_assert!(
+                generations.len() == record.sets.len() && !generations.contains(&record.generation),
+                "{:?}",
+                record
+            );
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_people_ask_for_nothing_is_lost_and_every_rollout_ends(
+            first in draft(),
+            acts in prop::collection::vec(act(), 0..30),
+        ) {
+            let mut cluster = Cluster::of(3);
+            let mut scripts = BTreeMap::new();
+            let spec = spec_of(&Draft { bad: false, ..first }, &mut scripts);
+            cluster.scripts = scripts;
+            cluster.up(&spec);
+            for act in &acts {
+                checked_pass(&mut cluster)?;
+                cluster.step();
+                play(&mut cluster, act);
+            }
+            for n in 2..4 {
+                cluster.set_state(n, NodeState::Ready);
+            }
+            edit(&mut cluster, |rollout| rollout.paused = None);
+            for _ in 0..2 {
+                if !cluster.rollout().state.is_over() {
+                    promote(&mut cluster, true);
+                }
+                cluster.settle();
+            }
+            checked_pass(&mut cluster)?;
+            let rollout = cluster.rollout();
+            prop_assert!(rollout.state.is_over(), "{:?} waits for {}", rollout, cluster.waiting());
+            prop_assert!(rollout.state == RolloutState::Done || !rollout.reason.is_empty());
+            if rollout.state != RolloutState::Failed {
+                for record in cluster.world.services_of(&app_key()) {
+                    prop_assert!(record.next().is_none(), "{:?}", record);
+                    let Mode::Replicated { replicas } = record.mode else { continue };
+                    let serving = strategy::fitting(&cluster.world, &record.key, record.generation);
+                    let tasks = cluster.world.tasks_of(&record.key);
+                    let ready = tasks.filter(|task| task.is_ready() && serving.contains(&task.generation)).count();
+                    prop_assert_eq!(ready, usize::try_from(replicas).unwrap(), "{}", cluster.waiting());
+                }
+            }
+        }
+    }
 }

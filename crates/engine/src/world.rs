@@ -234,7 +234,7 @@ impl World {
         self.known(self.tasks_of_service.get(service))
     }
     /// The tasks of an app that run commands around its releases, finished ones that are still kept among them; oldest first.
-    pub fn hooks_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<Task>> {
+    pub fn hooks_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<Task>> + use<'_> {
         self.known(self.hooks_of_app.get(app))
     }
     /// What gateways have counted of a service, where its releases are judged and this server leads.
