@@ -1297,3 +1297,111 @@ async fn clients_that_leave_leave_nothing_behind() {
     drop(client);
     eventually("nobody is counted", async || fixture.gateway.clients() == 0).await;
 }
+
+#[tokio::test]
+async fn a_service_that_looks_on_gets_copies_and_delays_nobody() {
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let fixture = Fixture::new().await;
+        let (web, _) = echo(&fixture.tasks, version).await;
+        let (send, mut copies) = mpsc::channel(100);
+        let answer = move |request: Request<Incoming>| {
+            let send = send.clone();
+            async move {
+                let path = request.uri().path().to_owned();
+                let told = request.headers()["x-forwarded-for"].to_str().unwrap().to_owned();
+                let body = request.into_body().collect().await.map(|body| body.to_bytes().len());
+                send.send((path, told, body.unwrap())).await.unwrap();
+                // An answer that never comes.
+                std::future::pending().await
+            }
+        };
+        let (onlooker, _) = serve(&fixture.tasks, 2, version, answer).await;
+        let mut route = fixture.route(&[web]);
+        route.spec.mirror = Some(
+            serde_json::from_value(serde_json::json!({ "service": "next", "port": 80, "percent": 100 }))
+                .unwrap(),
+        );
+        route.mirror = vec![onlooker];
+        if version == Version::HTTP_2 {
+            route.spec.protocol = RouteProtocol::H2c;
+        }
+        fixture.apply(vec![route]).await;
+        let of = |path: &str, length: usize| {
+            format!(
+                "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{}",
+                "x".repeat(length)
+            )
+        };
+        for (path, length) in [("/none", 0), ("/long", 200_000), ("/short", 10), ("/too-long", 1 << 20)] {
+            let reply = fixture.ask(of(path, length)).await;
+            assert_eq!((reply.status, reply.body.len()), (200, length));
+        }
+        let reply = fixture.ask("POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n").await;
+        assert_eq!(reply.text(), "abc");
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            seen.push(within(copies.recv()).await.unwrap());
+        }
+        seen.sort();
+        let copy = |path: &str, length| (path.to_owned(), "127.0.0.1".to_owned(), length);
+        assert_eq!(seen, [copy("/chunked", 3), copy("/long", 200_000), copy("/none", 0), copy("/short", 10)]);
+        // Who looks on is under way with something as well.
+        fixture.publish(&[web]).await;
+        assert_eq!(fixture.gateway.draining(), BTreeMap::from([(onlooker.task, 4)]));
+    }
+}
+
+#[tokio::test]
+async fn each_request_has_a_line_in_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let log = AccessLog::new(Some(wharf_gateway::AccessLogOptions::at(path.clone())));
+    let mut fixture = Fixture::new().await;
+    let options = HttpOptions { workers: 1, hold: Duration::ZERO, ..HttpOptions::default() };
+    fixture.gateway = Gateway::with(GatewayOptions::default(), options, &fixture.tasks, log.clone());
+    let (web, seen) = echo(&fixture.tasks, Version::HTTP_11).await;
+    fixture.publish(&[web]).await;
+    fixture.ask("POST /a?secret HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 3\r\n\r\nabc").await;
+    let id = seen.last.lock().take().unwrap().headers["x-request-id"].to_str().unwrap().to_owned();
+    let large = request(Version::HTTP_2, Method::PUT, "/large", full(vec![0; 300_000]));
+    let response = within(fixture.http2().await.send_request(large)).await.unwrap();
+    assert_eq!(within(response.into_body().collect()).await.unwrap().to_bytes().len(), 300_000);
+    assert_eq!(fixture.ask("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await.status, 400);
+    fixture.publish(&[]).await;
+    assert_eq!(fixture.ask(get("/none")).await.status, 503);
+    let lines = async || {
+        let stop = tokio_util::sync::CancellationToken::new();
+        stop.cancel();
+        log.run(stop).await;
+        std::fs::read_to_string(&path).unwrap_or_default()
+    };
+    eventually("all are written", async || lines().await.lines().count() == 4).await;
+    let text = lines().await;
+    assert!(!text.contains("secret"), "{text}");
+    let all: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let line = |path: &str, status: u16| {
+        all.iter().find(|line| line["path"] == path && line["status"] == status).unwrap()
+    };
+    let first = line("/a", 200);
+    assert_eq!(
+        (&first["method"], &first["host"], &first["protocol"]),
+        (&"POST".into(), &"shop.example".into(), &"http/1.1".into())
+    );
+    assert_eq!(
+        (&first["received"], &first["sent"], &first["request_id"]),
+        (&3.into(), &3.into(), &id.into())
+    );
+    assert_eq!(
+        (&first["route"], &first["endpoint"]),
+        (&"prod/shop/web#1".into(), &web.address.to_string().into())
+    );
+    assert!(first["head_us"].as_u64() <= first["took_us"].as_u64() && first.get("why").is_none(), "{first}");
+    let second = line("/large", 200);
+    assert_eq!(
+        (&second["received"], &second["sent"], &second["protocol"]),
+        (&300_000.into(), &300_000.into(), &"http/2".into())
+    );
+    assert_eq!(line("/", 400)["why"], "malformed");
+    let none = line("/none", 503);
+    assert_eq!((&none["why"], &none["route"]), (&"no_endpoint".into(), &"prod/shop/web#1".into()));
+}
