@@ -38,7 +38,7 @@ services:
 
 ## What this version carries out
 
-`probe`, `routes` and `external` are carried out, and so is `release: {strategy: rolling}`, which is how every service moves without it.
+`probe`, `routes`, `release`, `hooks` and `external` are carried out; [how releases go](../howto/releases.md) has a page of its own.
 The settings below are read and checked in full, and then refused as unsupported: an error, or with `--allow-unsupported` a
 warning, and then they are left out of the release.
 

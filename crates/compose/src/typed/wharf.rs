@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use wharf_model::{
     Affinity, AppPolicy, Autoscale, AvailabilityMinimum, Bounds, LONGEST_DRAIN, LogFormat, LogSource,
-    LogStream, Metric, Millis, Mode, Neighbour, Priority, ReleaseStrategy, ServiceName, ServiceSpec,
+    LogStream, Metric, Millis, Mode, Neighbour, Priority, ServiceName, ServiceSpec,
 };
 
 use super::deploy::is_label;
@@ -28,9 +28,6 @@ pub(super) use external::is_external;
 /// A setting that a version of the cluster may or may not carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Setting {
-    BlueGreen,
-    Canary,
-    Hooks,
     Autoscale,
     Logs,
     Priority,
@@ -42,9 +39,6 @@ pub(super) enum Setting {
 /// What is understood and not carried out yet, with what people can write meanwhile. To carry something out, take its line
 /// away: the setting then reaches the model.
 const NOT_CARRIED_OUT: &[(Setting, &str)] = &[
-    (Setting::BlueGreen, "leave it out: tasks are replaced one by one, each once the new one is ready"),
-    (Setting::Canary, "leave it out: tasks are replaced one by one, each once the new one is ready"),
-    (Setting::Hooks, "make it a service that others await with `condition: service_completed_successfully`"),
     (Setting::Autoscale, "set the number of tasks with `deploy.replicas` or `wharf scale`"),
     (Setting::Logs, "read standard output with `wharf logs`, or send it elsewhere with `logging`"),
     (Setting::Priority, "leave it out: what fits runs"),
@@ -60,9 +54,6 @@ impl Setting {
     /// How people call it.
     const fn as_str(self) -> &'static str {
         match self {
-            Self::BlueGreen => "release: {strategy: blue-green}",
-            Self::Canary => "release: {strategy: canary}",
-            Self::Hooks => "hooks",
             Self::Autoscale => "autoscale",
             Self::Logs => "logs",
             Self::Priority => "priority",
@@ -109,7 +100,7 @@ impl Typing<'_, '_> {
             match field {
                 "probe" => spec.probe = self.probe(value, &key),
                 "routes" => spec.policy.routes = self.routes(value, &key, spec),
-                "release" => spec.policy.release = self.release(value, &key),
+                "release" => spec.policy.release = self.strategy(value, &key),
                 "drain" => spec.policy.drain = self.drain(value, &key),
                 "autoscale" => {
                     let autoscale = self.autoscale(value, &key, spec.mode);
@@ -154,14 +145,9 @@ impl Typing<'_, '_> {
                 continue;
             }
             match field {
-                "release" => policy.release = self.release(value, &key),
+                "release" => policy.release = self.strategy(value, &key),
                 "priority" => policy.priority = self.priority(value, &key).unwrap_or_default(),
-                "hooks" => {
-                    let hooks = self.release_hooks(value, &key);
-                    if self.carries_out(Setting::Hooks, value.key, &key) {
-                        policy.hooks = hooks;
-                    }
-                }
+                "hooks" => policy.hooks = self.release_hooks(value, &key),
                 _ => self.unforeseen(value, &key),
             }
         }
@@ -191,17 +177,6 @@ impl Typing<'_, '_> {
             .error(Complaint::InvalidValue, entry.place(), key, message)
             .hint("write for example `drain: 5m`; `stop_grace_period` is what the process has after that");
         None
-    }
-
-    fn release(&mut self, entry: &Entry, key: &Key<'_>) -> Option<ReleaseStrategy> {
-        let strategy = self.strategy(entry, key)?;
-        let place = entry.node.as_mapping().and_then(|mapping| mapping.entry("strategy"))?.place();
-        let carried_out = match strategy {
-            ReleaseStrategy::Rolling => true,
-            ReleaseStrategy::BlueGreen { .. } => self.carries_out(Setting::BlueGreen, place, key),
-            ReleaseStrategy::Canary { .. } => self.carries_out(Setting::Canary, place, key),
-        };
-        carried_out.then_some(strategy)
     }
 
     // --- autoscaling ---

@@ -43,8 +43,7 @@ use wharf_api::{
     v1::{self, Action, AppStatus, Applied, ApplyRequest, Plan, PlanRequest, Problem},
 };
 use wharf_model::{
-    AddressPool, AssignmentSet, Bytes, Cpus, EngineFacts, Health, Image, NodeFacts, NodeId, NodeReport,
-    Phase, Platform, Revision, Target, TaskId, TaskReport, TaskStatus, Timestamp, VolumeId,
+    AddressPool, AssignmentSet, Bytes, Cpus, EngineFacts, GatewayStats, Health, Image, NodeFacts, NodeId, NodeReport, Phase, Platform, Revision, RouteReport, RouteStats, SetStats, Target, TaskId, TaskReport, TaskStatus, Timestamp, VolumeId,
 };
 use wharf_process::{Clock, Shutdown, SystemClock, Tasks};
 use wharf_server::{InitOptions, RunOptions, Server, ServerError, init, settings::StoreChoice};
@@ -330,6 +329,8 @@ pub(crate) struct Fake {
     sessions: AtomicU64,
     /// What `logs` answers with.
     pub(crate) output: Mutex<Vec<OutputLine>>,
+    /// What its gateway has counted.
+    gateway: Mutex<GatewayStats>,
 }
 impl Fake {
     fn new(id: NodeId, name: &str) -> Self {
@@ -346,7 +347,23 @@ impl Fake {
             sequence: AtomicU64::new(1),
             sessions: AtomicU64::new(0),
             output: Mutex::default(),
+            gateway: Mutex::default(),
         }
+    }
+    /// Its gateway answers so many requests by each set that its routes lead to, of which so many fail: those of the newest set.
+    pub(crate) fn answer(&self, requests: u64, failures: u64) {
+        let set = self.set.lock().unwrap().clone();
+        let mut counted = GatewayStats::default();
+        for route in set.iter().flat_map(|set| &set.routes.services) {
+            let newest = route.sets.iter().map(|set| set.generation).max();
+            let sets = route.sets.iter().filter(|set| set.weight > 0).map(|set| {
+                let failures = if Some(set.generation) == newest { failures } else { 0 };
+                (set.generation, SetStats { requests, failures, ..SetStats::default() })
+            });
+            let stats = RouteStats { sets: sets.collect(), ..RouteStats::default() };
+            counted.routes.push(RouteReport { route: route.id.clone(), stats });
+        }
+        self.gateway.lock().unwrap().add(&counted);
     }
     fn now() -> Timestamp {
         Timestamp(SystemClock::new().now().0)
@@ -387,6 +404,18 @@ impl Fake {
             }
             match task.target {
                 Target::Run if status.phase == Phase::Running || *self.stuck.borrow() => {}
+                // A command around a release ends at once, and `false` fails.
+                Target::Run if task.name.contains("-before-") || task.name.contains("-after-") => {
+                    let fails = task.spec.container.command == Some(vec!["false".to_owned()]);
+                    let phase = if fails { Phase::Failed } else { Phase::Complete };
+                    let exit = Some(wharf_model::Exit { code: i64::from(fails), oom: false });
+                    let last_log = if fails { vec!["no such table".to_owned()] } else { Vec::new() };
+                    let (started_at, ended_at) = (Some(Self::now()), Some(Self::now()));
+                    self.say(
+                        task.id,
+                        TaskStatus { phase, exit, last_log, started_at, ended_at, ..TaskStatus::default() },
+                    );
+                }
                 Target::Run => self.say(
                     task.id,
                     TaskStatus {
@@ -485,6 +514,7 @@ fn routes(fake: Arc<Fake>) -> Router {
         .route("/v1/servers", put(async || ()))
         .route("/v1/images/resolve", post(resolve))
         .route("/v1/tasks/{id}/logs", get(logs))
+        .route("/v1/gateway/routes", get(gateway))
         .route("/v1/tasks/{id}/exec", post(exec))
         .route("/v1/tasks/{id}/stats", get(async || Json(TaskUsage { pids: 3, ..TaskUsage::default() })))
         .route(
@@ -522,6 +552,10 @@ async fn reports(State(fake): State<Arc<Fake>>) -> Response {
     });
     let lines = said.flatten().map(Ok::<_, std::convert::Infallible>);
     Response::new(Body::new(json_lines(lines, Duration::from_secs(1))))
+}
+
+async fn gateway(State(fake): State<Arc<Fake>>) -> Response {
+    Json(fake.gateway.lock().unwrap().clone()).into_response()
 }
 
 async fn resolve(Json(wish): Json<ResolveImage>) -> Response {

@@ -4,6 +4,7 @@
 
 mod apps;
 mod catalogue;
+mod certificates;
 mod cluster;
 mod committer;
 mod files;
@@ -14,3 +15,4 @@ mod leaks;
 mod releases;
 mod state;
 mod streams;
+mod trials;

@@ -176,11 +176,6 @@ fn the_other_settings_are_read_whole() {
 /// A setting for each line of the table, alone.
 fn sample(setting: Setting) -> &'static str {
     match setting {
-        Setting::BlueGreen => "services: {web: {image: i, x-wharf: {release: {strategy: blue-green}}}}",
-        Setting::Canary => "services: {web: {image: i, x-wharf: {release: {strategy: canary, steps: [5]}}}}",
-        Setting::Hooks => {
-            "x-wharf: {hooks: {before: [{service: web, command: a}]}}\nservices: {web: {image: i}}"
-        }
         Setting::Autoscale => "services: {web: {image: i, x-wharf: {autoscale: {metrics: {cpu: 60}}}}}",
         Setting::Logs => "services: {web: {image: i, x-wharf: {logs: {out: }}}}",
         Setting::Priority => "services: {web: {image: i, x-wharf: {priority: high}}}",
