@@ -255,6 +255,12 @@ impl GatewayProcess {
         sum
     }
 
+    /// How many listening sockets are kept for the process that comes after one that is killed.
+    #[must_use]
+    pub fn kept_sockets(&self) -> usize {
+        self.shared.kept.lock().len()
+    }
+
     /// How often a process was started.
     #[must_use]
     pub fn starts(&self) -> u64 {
