@@ -998,30 +998,31 @@ impl Route {
         self.mirror.as_ref()?.copy(&self.state.copies)
     }
 
-    /// What stands in where a client would be told this. It is counted.
+    /// What stands in where a client would be told this. It is counted; and if nothing does, what the client is told.
     pub(crate) fn fallback(self: &Arc<Self>, _ask: &Ask<'_>, refusal: &Refusal) -> Option<Fallen> {
-        let stand_in = self.stand_in.as_ref().filter(|_| fallback::may_replace(refusal))?;
-        let fallen = match stand_in {
-            StandIn::Answer(status, kind, body) => Fallen::Answer(*status, kind.clone(), body.clone()),
-            StandIn::Service => {
-                let (count, turn) = (self.stand_ins.len(), balance::own_turn());
-                let load = |at: usize| {
-                    let backend = &self.stand_ins[at].backend;
-                    (!backend.is_retired()).then(|| backend.active())
-                };
-                let well = |at: usize| load(at).filter(|_| !self.stand_ins[at].breaker.is_open());
-                let chosen = balance::least(count, turn, well).or_else(|| balance::least(count, turn, load));
-                let at = chosen?;
-                self.stand_ins[at].begin(None);
-                let lease = Lease::new(self, at, false, true);
-                if lease.backend().is_retired() {
-                    return None;
-                }
-                Fallen::Lease(lease)
-            }
+        let fallen = self.stand_in.as_ref().filter(|_| fallback::may_replace(refusal)).and_then(|it| self.fall(it));
+        match fallen {
+            Some(_) => drop(self.state.fallbacks.fetch_add(1, Relaxed)),
+            None => self.refused(refusal),
+        }
+        fallen
+    }
+
+    fn fall(self: &Arc<Self>, stand_in: &StandIn) -> Option<Fallen> {
+        if let StandIn::Answer(status, kind, body) = stand_in {
+            return Some(Fallen::Answer(*status, kind.clone(), body.clone()));
+        }
+        let (count, turn) = (self.stand_ins.len(), balance::own_turn());
+        let load = |at: usize| {
+            let backend = &self.stand_ins[at].backend;
+            (!backend.is_retired()).then(|| backend.active())
         };
-        self.state.fallbacks.fetch_add(1, Relaxed);
-        Some(fallen)
+        let well = |at: usize| load(at).filter(|_| !self.stand_ins[at].breaker.is_open());
+        let at = balance::least(count, turn, well).or_else(|| balance::least(count, turn, load))?;
+        self.stand_ins[at].begin(None);
+        let lease = Lease::new(self, at, false, true);
+        // It may have left before it was counted.
+        (!lease.backend().is_retired()).then_some(Fallen::Lease(lease))
     }
 
     // --- who is well ---
