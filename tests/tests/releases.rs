@@ -89,7 +89,10 @@ fn a_release_remembers_who_made_it_of_what_and_what_it_changed() {
     assert_eq!(second["changes"][0]["reason"], "environment LEVEL changed, environment TOKEN changed");
 
     let table = FLEET.ok(["app", "history", "memory", "--limit", "2"]);
-    assert!(table.contains("3 (current)") && table.contains("0a1b2c3") && !table.contains("first of all"), "{table}");
+    assert!(
+        table.contains("3 (current)") && table.contains("0a1b2c3") && !table.contains("first of all"),
+        "{table}"
+    );
     assert!(table.contains(&format!("{}+ (trunk)", &commit[..7])), "{table}");
     let diff = FLEET.ok(["app", "diff", "memory", "1", "3"]);
     assert_eq!(diff.trim_end(), "± service  web  environment LEVEL changed, environment TOKEN changed");
@@ -135,7 +138,12 @@ fn an_app_goes_back_to_the_images_configs_and_secrets_of_an_earlier_release() {
 
     // What differs is shown, and nothing done about it yet.
     let plan = exits(3, ["rollback", "going", "--dry-run"]);
-    for said in ["release 3 (back to 1)", "image demo:1 is another now", "environment LEVEL changed", "version 2 -> 1"] {
+    for said in [
+        "release 3 (back to 1)",
+        "image demo:1 is another now",
+        "environment LEVEL changed",
+        "version 2 -> 1",
+    ] {
         assert!(plan.stderr.contains(said), "{said}: {}", plan.stderr);
     }
     assert!(!plan.stderr.contains("info") && !plan.stderr.contains("secret-"), "{}", plan.stderr);
@@ -146,7 +154,11 @@ fn an_app_goes_back_to_the_images_configs_and_secrets_of_an_earlier_release() {
     assert!(done.stderr.contains("release 3 (back to 1)"), "{}", done.stderr);
     is(true, "first-secret").unwrap();
     let third = &history("going")[0];
-    assert_eq!((&third["rollback_of"], &third["message"]), (&1.into(), &"customers complain".into()), "{third}");
+    assert_eq!(
+        (&third["rollback_of"], &third["message"]),
+        (&1.into(), &"customers complain".into()),
+        "{third}"
+    );
     assert!(exits(0, ["rollback", "going", "--to", "1", "-y"]).stderr.contains("nothing to do"));
 
     // Scaled by hand, and then back to the second: as many tasks as that.
@@ -166,7 +178,11 @@ fn an_app_goes_back_to_the_images_configs_and_secrets_of_an_earlier_release() {
         }
     }
     let refused = exits(1, ["rollback", "going", "-y", "--to", "1"]);
-    assert!(refused.stderr.contains("service web: no node that is connected has the image demo:1"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("service web: no node that is connected has the image demo:1"),
+        "{}",
+        refused.stderr
+    );
     assert_eq!(history("going").len(), 4);
 }
 
@@ -184,7 +200,8 @@ fn a_release_that_fails_says_which_service_and_its_last_words_and_stays_in_histo
     let failed =
         exits(1, ["up", "-y", "-f", &FLEET.file("falling", &file("sh -c 'echo the vault is shut; exit 3'"))]);
     let end = failed.stderr.split("\nfailed: ").nth(1).unwrap_or(&failed.stderr);
-    for said in ["the app returned to release 1", "falling-web-1 on n", "exit code 3", "| the vault is shut"] {
+    for said in ["the app returned to release 1", "falling-web-1 on n", "exit code 3", "| the vault is shut"]
+    {
         assert!(end.contains(said), "{said}: {end}");
     }
     let second = &history("falling")[0];
@@ -193,7 +210,8 @@ fn a_release_that_fails_says_which_service_and_its_last_words_and_stays_in_histo
     // Whatever comes later.
     exits(0, ["scale", "-p", "falling", "db=2"]);
     exits(0, ["up", "-y", "-f", &FLEET.file("falling", &file("sleep 20000"))]);
-    let states: Vec<_> = history("falling").iter().map(|release| text(&release["state"]).to_owned()).collect();
+    let states: Vec<_> =
+        history("falling").iter().map(|release| text(&release["state"]).to_owned()).collect();
     assert_eq!(states, ["done", "rolled_back", "done"]);
     // The one that failed is nothing to return to.
     assert!(exits(3, ["rollback", "falling", "--dry-run"]).stderr.contains("(back to 1)"));

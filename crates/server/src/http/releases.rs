@@ -30,7 +30,8 @@ pub(super) fn note(message: Option<String>, source: Option<v1::GitSource>) -> An
             "a release's message has at most {LONGEST_MESSAGE} characters, and none that cannot be printed"
         )));
     }
-    let name = |text: &str| !text.is_empty() && readable(text, LONGEST_NAME) && !text.contains(char::is_whitespace);
+    let name =
+        |text: &str| !text.is_empty() && readable(text, LONGEST_NAME) && !text.contains(char::is_whitespace);
     if let Some(source) = &source
         && !(name(&source.commit) && source.branch.as_deref().is_none_or(name))
     {
@@ -120,9 +121,7 @@ pub(super) async fn diff(
 fn view(inner: &Inner, app: &AppRecord, release: &Release, with_spec: bool) -> v1::Release {
     let rollout = &app.rollout;
     let (state, reason, ended_at) = match &release.outcome {
-        Some(outcome) => {
-            (views::state_name(outcome.state), outcome.reason.clone(), Some(outcome.ended_at.0))
-        }
+        Some(outcome) => (views::state_name(outcome.state), outcome.reason.clone(), Some(outcome.ended_at.0)),
         None if rollout.release == Some(release.number) => {
             (views::state_name(rollout.state), rollout.reason.clone(), rollout.ended_at.map(|at| at.0))
         }

@@ -195,7 +195,9 @@ fn refuse(app: &AppRecord, verb: Verb) -> Answer<()> {
         }
         Verb::Pause => Ok(()),
         Verb::Promote if rollout.steps.is_empty() => refused(
-            format!("nothing of {what} waits to be promoted: no service of {name} has a second set of tasks now"),
+            format!(
+                "nothing of {what} waits to be promoted: no service of {name} has a second set of tasks now"
+            ),
             format!("`wharf rollout status -p {name}` shows how far each service is"),
         ),
         Verb::Promote => Ok(()),
@@ -246,11 +248,8 @@ fn status(shared: &Shared, key: &AppKey) -> Answer<v1::RolloutStatus> {
     let services = inner.world.services_of(key).filter(|service| !service.removed || lives(&inner, service));
     let services: Vec<_> =
         services.map(|record| service(shared, &inner, app, record, waiting(Some(record)))).collect();
-    let asked = |asked: &Asked| v1::Asked {
-        by: asked.by.to_string(),
-        at: asked.at.0,
-        reason: asked.reason.clone(),
-    };
+    let asked =
+        |asked: &Asked| v1::Asked { by: asked.by.to_string(), at: asked.at.0, reason: asked.reason.clone() };
     let possible = |verb: &Verb| match verb {
         Verb::Pause => rollout.paused.is_none(),
         Verb::Resume => rollout.paused.is_some(),
@@ -294,7 +293,8 @@ fn service(
 ) -> v1::RolloutService {
     let world = &inner.world;
     // What comes once the commands before the release are through.
-    let coming = app.rollout.pending.iter().flatten().find(|pending| pending.key == record.key).unwrap_or(record);
+    let coming =
+        app.rollout.pending.iter().flatten().find(|pending| pending.key == record.key).unwrap_or(record);
     let (generation, mode) = coming.wanted();
     let spec = world.revision_of(&record.key, generation).map(|revision| &revision.spec);
     let strategy = spec.and_then(|spec| spec.policy.release.as_ref());
@@ -404,7 +404,11 @@ mod tests {
             generation: Generation(5),
             release: ReleaseNumber(2),
             rollout,
-            previous: Some(Previous { before: Generation(5), release: ReleaseNumber(1), services: Vec::new() }),
+            previous: Some(Previous {
+                before: Generation(5),
+                release: ReleaseNumber(1),
+                services: Vec::new(),
+            }),
             removed: false,
             remove_volumes: false,
             created_at: Timestamp(0),
@@ -468,7 +472,10 @@ mod tests {
         }
         let mut first = app();
         first.previous = None;
-        assert_eq!(refused(&first, Verb::Abort), "release 2 is the first of shop: there is nothing to return to");
+        assert_eq!(
+            refused(&first, Verb::Abort),
+            "release 2 is the first of shop: there is nothing to return to"
+        );
         first.rollout.release = None;
         assert_eq!(refused(&first, Verb::Abort), "release 2 is no release: nothing of it can be taken back");
         let mut rolling = app();

@@ -26,7 +26,8 @@ fn contents(node: &Node) -> Vec<String> {
     tasks.flat_map(|task| task.files.iter().map(|file| decode(&file.content))).collect()
 }
 fn with_secret(version: u32) -> Action {
-    let service = json!({ "image": format!("web:{version}"), "secrets": [{ "source": "key", "target": "/key" }] });
+    let service =
+        json!({ "image": format!("web:{version}"), "secrets": [{ "source": "key", "target": "/key" }] });
     let secrets = json!({ "key": { "external": true, "name": "password" } });
     up_with(json!({ "name": "shop", "services": { "web": service }, "secrets": secrets }))
 }
@@ -56,7 +57,8 @@ async fn an_app_returns_to_a_release_with_the_images_and_secrets_of_then() {
     let plan = api.plan("shop", rollback(None)).await.unwrap();
     assert_eq!((plan.release, plan.rollback_of), (Some(3), Some(1)));
     let changing = plan.operations.iter().filter(|operation| operation.change != v1::Change::Keep);
-    let said: Vec<_> = changing.map(|operation| (operation.name.as_str(), operation.reason.as_str())).collect();
+    let said: Vec<_> =
+        changing.map(|operation| (operation.name.as_str(), operation.reason.as_str())).collect();
     assert_eq!(
         said,
         [("key", "version 2 -> 1"), ("web", "image web:2 -> web:1, content of secret key changed")],

@@ -181,7 +181,9 @@ async fn show(cluster: &Cluster, key: &wharf_model::AppKey, number: u64, out: &O
 /// What `diff` was given: an app, if the first is no number, and one or two releases.
 fn between(given: &[String]) -> Result<(Option<&str>, u64, Option<u64>)> {
     let number = |text: &String| text.parse::<u64>().ok();
-    let usage = || Usage("say which releases: `wharf app diff [APP] FROM [TO]`, for example `wharf app diff 3 5`".into());
+    let usage = || {
+        Usage("say which releases: `wharf app diff [APP] FROM [TO]`, for example `wharf app diff 3 5`".into())
+    };
     let numbers: Option<Vec<u64>> = given.iter().map(number).collect();
     let (app, numbers) = match (numbers, given) {
         // Of three numbers the first names the app.
@@ -314,7 +316,8 @@ mod tests {
             change(v1::Change::Remove, "volume", "old", ""),
         ];
         assert_eq!(summary(&few), "+db; web: image web:1 -> web:2; secret key: version 1 -> 2; -old");
-        let many: Vec<_> = (0..40).map(|n| change(v1::Change::Create, "service", &format!("s{n}"), "")).collect();
+        let many: Vec<_> =
+            (0..40).map(|n| change(v1::Change::Create, "service", &format!("s{n}"), "")).collect();
         assert_eq!(summary(&many).chars().count(), SUMMARY);
         assert!(summary(&many).ends_with('…'));
     }

@@ -54,7 +54,9 @@ enum Verb {
         watch: bool,
     },
     /// Let nothing new of a rollout begin; what serves goes on serving
-    #[command(after_help = "Examples:\n  wharf rollout pause\n  wharf rollout pause shop --reason 'errors in the log'")]
+    #[command(
+        after_help = "Examples:\n  wharf rollout pause\n  wharf rollout pause shop --reason 'errors in the log'"
+    )]
     Pause(Common),
     /// Let a paused rollout go on
     #[command(after_help = "Examples:\n  wharf rollout resume")]
@@ -71,7 +73,9 @@ enum Verb {
         all: bool,
     },
     /// Take a rollout back: the app returns to the release before
-    #[command(after_help = "Examples:\n  wharf rollout abort\n  wharf rollout abort shop --reason 'wrong build'")]
+    #[command(
+        after_help = "Examples:\n  wharf rollout abort\n  wharf rollout abort shop --reason 'wrong build'"
+    )]
     Abort(Common),
 }
 
@@ -230,7 +234,11 @@ async fn steer(args: Common, wish: Wish, global: &Global, out: &Output) -> Resul
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     loop {
         if status.rollout.generation != generation {
-            bail!("another change took the place of {what}: {} by {}", status.rollout.what, status.rollout.by);
+            bail!(
+                "another change took the place of {what}: {} by {}",
+                status.rollout.what,
+                status.rollout.by
+            );
         }
         if let Some(effect) = effect(wish, &before, &status) {
             print(&status, out)?;
@@ -267,7 +275,11 @@ fn print(status: &v1::RolloutStatus, out: &Output) -> Result<()> {
 }
 
 /// What has come of a wish, in words, if it has an effect: `Err` if that is another than was wished for.
-fn effect(wish: Wish, before: &v1::RolloutStatus, status: &v1::RolloutStatus) -> Option<Result<String, String>> {
+fn effect(
+    wish: Wish,
+    before: &v1::RolloutStatus,
+    status: &v1::RolloutStatus,
+) -> Option<Result<String, String>> {
     let (what, app) = (&status.rollout.what, &status.app);
     let ended = || format!("{what} {}: {}", status.rollout.state.replace('_', " "), status.rollout.reason);
     let follow = format!("`wharf rollout status -p {app} --watch` follows it");
@@ -287,7 +299,8 @@ fn effect(wish: Wish, before: &v1::RolloutStatus, status: &v1::RolloutStatus) ->
             went_on.then(|| Ok(format!("{what} goes on; {follow}")))
         }
         (Wish::Pause, "progressing") => {
-            let settled = |service: &v1::RolloutService| service.stopping == 0 && service.new == service.ready;
+            let settled =
+                |service: &v1::RolloutService| service.stopping == 0 && service.new == service.ready;
             let paused = status.paused.is_some() && status.services.iter().all(settled);
             paused.then(|| Ok(format!("{what} is paused; `wharf rollout resume -p {app}` lets it go on")))
         }
@@ -342,13 +355,17 @@ fn lines(status: &v1::RolloutStatus, now: u64) -> Vec<String> {
         })
         .collect();
     lines.extend(
-        table(&["SERVICE", "STRATEGY", "NEW", "OLD", "STEP"], &rows).into_iter().map(|line| format!("  {line}")),
+        table(&["SERVICE", "STRATEGY", "NEW", "OLD", "STEP"], &rows)
+            .into_iter()
+            .map(|line| format!("  {line}")),
     );
     for service in &status.services {
         let name = &service.name;
         if let Some(step) = &service.step {
-            lines.extend(step.preview.as_ref().map(|host| format!("  {name}: the new set answers at {host}")));
-            let figures = [("old", &step.old), ("new", &step.new)].map(|(set, figures)| (set, figures.as_ref()));
+            lines
+                .extend(step.preview.as_ref().map(|host| format!("  {name}: the new set answers at {host}")));
+            let figures =
+                [("old", &step.old), ("new", &step.new)].map(|(set, figures)| (set, figures.as_ref()));
             if let [(_, Some(old)), (_, Some(new))] = figures {
                 lines.push(format!("  {name}: old {}; new {}", counted(old), counted(new)));
             }
@@ -358,7 +375,9 @@ fn lines(status: &v1::RolloutStatus, now: u64) -> Vec<String> {
         }
         if let Some(until) = service.kept_until {
             let left = rough(Duration::from_millis(until.saturating_sub(now)));
-            lines.push(format!("  {name}: the old set is kept for another {left}; `wharf rollback` returns to it at once"));
+            lines.push(format!(
+                "  {name}: the old set is kept for another {left}; `wharf rollback` returns to it at once"
+            ));
         }
         lines.extend(service.waiting.iter().map(|waiting| format!("  {name}: {waiting}")));
     }
@@ -475,10 +494,10 @@ mod tests {
         status.services[0].waiting = vec!["shop-web-2: waits for its check".into()];
         let mut api = service("api");
         api.strategy = "canary".into();
-        let figures = |requests, failures| {
-            Some(v1::SetFigures { requests, failures, p95_micros: Some(20_500) })
-        };
-        api.step = Some(v1::RolloutStep { old: figures(1000, 1), new: figures(200, 7), ..step(2, Some(5_000)) });
+        let figures =
+            |requests, failures| Some(v1::SetFigures { requests, failures, p95_micros: Some(20_500) });
+        api.step =
+            Some(v1::RolloutStep { old: figures(1000, 1), new: figures(200, 7), ..step(2, Some(5_000)) });
         status.services.insert(0, api);
         let expected = "\
 shop in environment prod: release 5 by ada@laptop, from release 4: under way for 9s
