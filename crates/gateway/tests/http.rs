@@ -1405,3 +1405,57 @@ async fn each_request_has_a_line_in_the_log() {
     let none = line("/none", 503);
     assert_eq!((&none["why"], &none["route"]), (&"no_endpoint".into(), &"prod/shop/web#1".into()));
 }
+
+#[tokio::test]
+async fn a_short_body_is_sent_again_with_its_request_where_that_may_be() {
+    // Over HTTP/1.1 what can be repeated; over HTTP/2 also what the task says it has not looked at.
+    let fixture = Fixture::with(HttpOptions { workers: 1, ..HttpOptions::default() }).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let cuts = raw_task(&fixture.tasks, 1, move |_, mut task| {
+        let count = Arc::clone(&count);
+        async move {
+            task.request().await;
+            let mut body = [0; 5];
+            task.stream.read_exact(&mut body).await.unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let (web, _) = echo(&fixture.tasks, Version::HTTP_11).await;
+    fixture.publish(&[cuts, web]).await;
+    for _ in 0..4 {
+        let reply = fixture.ask("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nwhole").await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, "whole"));
+    }
+    assert!(asked.load(Ordering::SeqCst) >= 1, "it was asked first at least once");
+
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refused);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let busy = endpoint(3, listener.local_addr().unwrap().port());
+    fixture.tasks.spawn("task", async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let mut body: h2::RecvStream = request.into_body();
+            count.fetch_add(1, Ordering::SeqCst);
+            // Not before all of it was sent.
+            while !body.is_end_stream() {
+                let read = std::future::poll_fn(|cx| {
+                    let _ = connection.poll_closed(cx);
+                    body.poll_data(cx)
+                });
+                let _ = read.await;
+            }
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
+    });
+    let (web, _) = echo(&fixture.tasks, Version::HTTP_2).await;
+    fixture.publish_with(&[busy, web], |spec| spec.protocol = RouteProtocol::H2c).await;
+    for _ in 0..4 {
+        let reply = fixture.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nwhole").await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, "whole"));
+    }
+    assert!(refused.load(Ordering::SeqCst) >= 1, "it was asked first at least once");
+}

@@ -22,11 +22,12 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
-    request::Parts, response,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
+    response,
 };
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 pub(crate) use super::head::Origin;
@@ -36,7 +37,7 @@ use super::{
     entry::Entry,
     head::{self, Target, Wishes},
     mirror::Copy,
-    pool::{Http1, Stream, Unanswered},
+    pool::{self, Http1, Stream, Unanswered},
     serve::Conn,
     table::{Backend, Lease, Route},
     upgrade::Tunnel,
@@ -46,6 +47,10 @@ use crate::proxy_protocol::{self, Proxied};
 
 /// How old an unused connection may be that is used for a request which cannot be repeated.
 const FRESH: Duration = Duration::from_millis(1000);
+/// Bodies up to this are kept while the answer is awaited, if the request may have to be sent again.
+const KEPT: usize = 64 << 10;
+/// Ways in which a request may come to nothing and begin anew, beyond which it is given up.
+const ROUNDS: u32 = 1000;
 /// Before endpoints that failed are asked again, while a request is held.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -105,6 +110,9 @@ fn refused(refusal: &Refusal) -> Response<Answer> {
     headers.extend(refusal.headers.iter().cloned());
     response
 }
+
+/// Headers of a request that was sent.
+type Spare = Vec<(HeaderName, HeaderValue)>;
 
 /// What is sent to a task; what is needed to send it again, if that may be done.
 struct Message {
@@ -224,7 +232,7 @@ impl Passage {
         let until = self.began.plus(http.options.hold);
         let mut changes = http.changed.subscribe();
         let mut place = None;
-        loop {
+        for _ in 0..ROUNDS {
             changes.mark_unchanged();
             match route.choose(&self.ask(), &self.tried, place.take()) {
                 Choice::Lease(lease) => match self.attempt(lease).await {
@@ -272,6 +280,7 @@ impl Passage {
                 }
             }
         }
+        Err(unanswered())
     }
 
     /// What stands in for the route's tasks answers, if there is something.
@@ -345,7 +354,7 @@ impl Passage {
                 }
             };
             self.duplicate(&route);
-            let spare = self.message.spare();
+            let spare = self.spare(self.message.is_idempotent);
             let request = self.message.take();
             self.expect(&route);
             match connection.ask(request, &worker, self.watch()).await {
@@ -370,20 +379,22 @@ impl Passage {
                         return Attempt::Over(refusal);
                     }
                     let failure = if error.is_parse() { Failure::Nonsense } else { Failure::Broken };
+                    let is_whole =
+                        failure == Failure::Broken && self.message.is_idempotent && self.restore(spare);
                     if is_pooled && failure == Failure::Broken {
                         // What waited in a pool says nothing about its endpoint.
-                        let Some(spare) = spare else {
-                            lease.failed(Failure::Abandoned, Moment::now());
-                            return Attempt::Over(broken(failure));
-                        };
-                        self.message.restore(spare);
-                        only_new = true;
-                        continue;
+                        if is_whole {
+                            only_new = true;
+                            continue;
+                        }
+                        lease.failed(Failure::Abandoned, Moment::now());
+                        return Attempt::Over(broken(failure));
                     }
                     lease.failed(failure, Moment::now());
-                    return match spare {
-                        Some(spare) if failure == Failure::Broken => self.repeat(spare, &lease, &route),
-                        _ => Attempt::Over(broken(failure)),
+                    return if is_whole {
+                        self.repeat(&lease, &route)
+                    } else {
+                        Attempt::Over(broken(failure))
                     };
                 }
             }
@@ -415,13 +426,40 @@ impl Passage {
         }
     }
 
+    /// What is needed to ask once more after it was sent: the headers, and the body as far as it passes and is short.
+    fn spare(&self, may_be_repeated: bool) -> Option<Spare> {
+        if !may_be_repeated || self.message.wishes.upgrade {
+            return None;
+        }
+        if let Some(upload) = &self.upload {
+            upload.keep();
+        }
+        let headers = &self.message.head.headers;
+        Some(headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
+    /// Makes the request whole again, if all of it was kept.
+    fn restore(&mut self, spare: Option<Spare>) -> bool {
+        let Some(spare) = spare else { return false };
+        let body = match &self.upload {
+            None => Some(Bytes::new()),
+            Some(upload) => upload.kept(),
+        };
+        let Some(body) = body else { return false };
+        self.message.body = if body.is_empty() { Outgoing::Empty } else { Outgoing::Full(body) };
+        self.message.head.headers = HeaderMap::with_capacity(spare.len());
+        for (name, value) in spare {
+            self.message.head.headers.append(name, value);
+        }
+        true
+    }
+
     /// Has another task asked what this one may have been asked, if the budget has room for it.
-    fn repeat(&mut self, spare: Spare, lease: &Lease, route: &Route) -> Attempt {
+    fn repeat(&mut self, lease: &Lease, route: &Route) -> Attempt {
         self.attempts = self.attempts.saturating_add(1);
         if !route.may_retry(self.attempts) {
             return Attempt::Over(unanswered());
         }
-        self.message.restore(spare);
         self.tried.push(Arc::clone(lease.backend()));
         Attempt::Again
     }
@@ -556,7 +594,8 @@ impl Passage {
             return Attempt::Over(refusal);
         }
         self.duplicate(route);
-        let spare = self.message.spare();
+        // What a server says it has not looked at can be asked again, whatever it is.
+        let spare = self.spare(true);
         let request = self.message.take();
         self.expect(route);
         let watch = Arc::clone(self.watch());
@@ -595,44 +634,25 @@ impl Passage {
                     lease.failed(Failure::Abandoned, Moment::now());
                     return Attempt::Over(refusal);
                 }
-                lease.failed(Failure::Broken, Moment::now());
-                match spare {
-                    Some(spare) => {
-                        let attempt = self.repeat(spare, &lease, route);
-                        self.message.head.uri = uri;
-                        attempt
-                    }
-                    None => Attempt::Over(broken(Failure::Broken)),
+                let is_unseen = pool::is_unseen(&error);
+                let is_whole = (is_unseen || self.message.is_idempotent) && self.restore(spare);
+                self.message.head.uri = uri;
+                // It only ends this connection, or has as many requests as it wants.
+                lease.failed(if is_unseen { Failure::Abandoned } else { Failure::Broken }, Moment::now());
+                match is_whole {
+                    true if is_unseen => Attempt::Again,
+                    true => self.repeat(&lease, route),
+                    false => Attempt::Over(broken(Failure::Broken)),
                 }
             }
         }
     }
 }
 
-/// What a request without a body needs to be asked once more.
-struct Spare {
-    method: Method,
-    uri: Uri,
-    version: Version,
-    headers: Vec<(HeaderName, HeaderValue)>,
-}
-
 impl Message {
     /// Whether nothing of it is gone.
     fn is_whole(&self) -> bool {
         !matches!(self.body, Outgoing::Gone)
-    }
-
-    /// A copy, if the request may be repeated after it was sent.
-    fn spare(&self) -> Option<Spare> {
-        let may_be_repeated =
-            self.is_idempotent && matches!(self.body, Outgoing::Empty) && !self.wishes.upgrade;
-        may_be_repeated.then(|| Spare {
-            method: self.head.method.clone(),
-            uri: self.head.uri.clone(),
-            version: self.head.version,
-            headers: self.head.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-        })
     }
 
     fn take(&mut self) -> Request<Outgoing> {
@@ -648,17 +668,6 @@ impl Message {
     fn put_back(&mut self, request: Request<Outgoing>) {
         let (head, body) = request.into_parts();
         (self.head.headers, self.body) = (head.headers, body);
-    }
-
-    fn restore(&mut self, spare: Spare) {
-        self.head.method = spare.method;
-        self.head.uri = spare.uri;
-        self.head.version = spare.version;
-        self.head.headers = HeaderMap::with_capacity(spare.headers.len());
-        for (name, value) in spare.headers {
-            self.head.headers.append(name, value);
-        }
-        self.body = Outgoing::Empty;
     }
 }
 
@@ -749,8 +758,17 @@ pub(crate) struct Upload {
     request: AtomicU64,
     watch: Arc<Watch>,
     client: Arc<dyn Uploading>,
+    /// What has passed, to be sent again; nothing if it is not kept.
+    kept: Mutex<Option<Kept>>,
     /// Who gets a copy.
     duplicate: OnceLock<Box<dyn Follower>>,
+}
+
+/// A body as far as it has passed.
+#[derive(Default)]
+struct Kept {
+    parts: Vec<Bytes>,
+    length: usize,
 }
 
 /// Who sees a body pass.
@@ -776,6 +794,35 @@ impl Upload {
         self.watch.set(now.plus(timeouts.idle));
     }
 
+    /// Keeps what passes from now on, which is all of it.
+    fn keep(&self) {
+        if self.bytes() == 0 {
+            *self.kept.lock() = Some(Kept::default());
+        }
+    }
+
+    /// All of it, if it has ended and was kept.
+    fn kept(&self) -> Option<Bytes> {
+        let kept = self.kept.lock().take().filter(|_| self.is_done())?;
+        Some(match &kept.parts[..] {
+            [only] => only.clone(),
+            parts => parts.concat().into(),
+        })
+    }
+
+    fn passes(&self, frame: &Frame<Bytes>) {
+        let mut kept = self.kept.lock();
+        let Some(so_far) = kept.as_mut() else { return };
+        match frame.data_ref() {
+            Some(data) if so_far.length + data.len() <= KEPT => {
+                so_far.length += data.len();
+                so_far.parts.push(data.clone());
+            }
+            // Trailers are not kept either.
+            Some(_) | None => *kept = None,
+        }
+    }
+
     /// Something of it was taken.
     fn moves(&self) {
         let idle = Duration::from_micros(self.idle.load(Ordering::Relaxed));
@@ -798,6 +845,7 @@ impl Upload {
 
     fn answered(&self) {
         self.answered.store(true, Ordering::Relaxed);
+        *self.kept.lock() = None;
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -837,10 +885,10 @@ impl Outgoing {
             return (Self::Empty, None);
         }
         conn.body_begins();
-        let (bytes, done, broken, answered, idle, request, duplicate) = Default::default();
+        let (bytes, done, broken, answered, idle, request, kept, duplicate) = Default::default();
         let (watch, client) = (Arc::clone(watch), Arc::clone(conn) as Arc<dyn Uploading>);
         let upload =
-            Arc::new(Upload { bytes, done, broken, answered, idle, request, watch, client, duplicate });
+            Arc::new(Upload { bytes, done, broken, answered, idle, request, watch, client, kept, duplicate });
         (Self::Stream(body, Arc::clone(&upload)), Some(upload))
     }
 }
@@ -869,6 +917,7 @@ impl Body for Outgoing {
                         duplicate.passed(data);
                     }
                 }
+                upload.passes(frame);
                 upload.moves();
                 if body.is_end_stream() {
                     upload.finish();

@@ -205,6 +205,17 @@ impl Unanswered {
     }
 }
 
+/// Whether the server says that it has not looked at the request (RFC 9113, 8.7): it may be asked again, whatever it is.
+pub(crate) fn is_unseen(error: &hyper::Error) -> bool {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref::<h2::Error>()).any(|cause| {
+        let is_refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+        // Those it has looked at are answered after that.
+        let is_leaving = cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR);
+        cause.is_remote() && (is_refused || is_leaving)
+    })
+}
+
 /// A connection over which one request is asked at a time.
 pub(crate) struct Http1 {
     send: http1::SendRequest<Outgoing>,
