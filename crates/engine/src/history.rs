@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use wharf_model::{
     AppKey, AppRecord, AppSpec, FileSpec, Generation, Image, Mode, Release, ReleaseNumber, ReleaseOutcome,
-    ReleaseStrategy, Rollout, RolloutState, ServiceKey, ServiceName, ServicePolicy, ServiceSpec, Task,
-    Timestamp,
+    ReleaseStrategy, Rollout, RolloutState, ServiceKey, ServiceName, ServicePolicy, ServiceProgress,
+    ServiceSpec, SetStats, Task, Timestamp,
 };
 
 use crate::{
-    Action, Change, Operation, Thing, World,
+    Action, Change, Operation, Thing, World, judge,
     plan::{differences, mode_reason, moved, short_digest, tasks_of_mode},
     routing, spec, strategy,
 };
@@ -250,6 +250,19 @@ fn in_words(reason: String) -> String {
         Some(rest) => format!("strategy {rest}"),
         None => reason,
     }
+}
+
+/// What gateways have counted of the requests to the set that serves and to the one that is brought in, since its first step began;
+/// nothing where they have not said so since, or this server does not lead.
+pub fn counted(
+    world: &World,
+    service: &ServiceKey,
+    progress: &ServiceProgress,
+) -> Option<(SetStats, SetStats)> {
+    let now = world.figures(service)?;
+    let before = progress.first.as_ref().filter(|first| first.since == now.since)?;
+    let window = judge::between(before, now, &strategy::fitting(world, service, progress.generation));
+    Some((window.old, window.new))
 }
 
 /// How a generation of a service takes the place of the one before, as its release says: task by task if absent.

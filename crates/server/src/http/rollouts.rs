@@ -12,7 +12,7 @@ use wharf_api::{
 use wharf_engine as engine;
 use wharf_model::{
     AppKey, AppRecord, Asked, By, EventKind, Generation, Mode, Promote, Promotion, ReleaseStrategy, Rollout,
-    RolloutState, ServiceProgress, ServiceRecord, SetRole, Slot, Subject, TaskSet, Timestamp,
+    RolloutState, ServiceProgress, ServiceRecord, SetRole, SetStats, Slot, Subject, TaskSet, Timestamp,
 };
 use wharf_store::Batch;
 
@@ -334,7 +334,7 @@ fn service(
         ready,
         old,
         stopping,
-        step: progress.map(|progress| step(record, progress, strategy)),
+        step: progress.map(|progress| step(inner, record, progress, strategy)),
         kept_until: record.sets.iter().find_map(kept_until).map(|until| until.0),
         waiting,
     }
@@ -348,6 +348,7 @@ fn kept_until(set: &TaskSet) -> Option<Timestamp> {
 }
 
 fn step(
+    inner: &Inner,
     record: &ServiceRecord,
     progress: &ServiceProgress,
     strategy: Option<&ReleaseStrategy>,
@@ -364,6 +365,7 @@ fn step(
         }
         Some(ReleaseStrategy::Rolling) | None => (Promote::Auto, None, None),
     };
+    let counted = engine::counted(&inner.world, &record.key, progress);
     v1::RolloutStep {
         number: progress.step + 1,
         of: progress.steps,
@@ -378,9 +380,13 @@ fn step(
         verdict: progress.verdict.clone(),
         switched_at: progress.switched_at.map(|at| at.0),
         preview,
-        old: None,
-        new: None,
+        old: counted.as_ref().map(|(old, _)| figures(old)),
+        new: counted.as_ref().map(|(_, new)| figures(new)),
     }
+}
+
+fn figures(set: &SetStats) -> v1::SetFigures {
+    v1::SetFigures { requests: set.requests, failures: set.failures, p95_micros: set.quantile(950) }
 }
 
 #[cfg(test)]
