@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     net::{Ipv4Addr, SocketAddrV4},
     sync::{
         Arc,
@@ -18,6 +17,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -399,7 +399,8 @@ async fn a_task_has_as_many_requests_as_it_may_and_others_wait_their_turn() {
     let refused = fixture.get().await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, "1"));
     assert_eq!(fixture.stats().refused["queue_full"], 1);
-    // Who leaves has left.
+    // Who breaks off has left. (Who only is done with sending may still want the answer.)
+    SockRef::from(&second).set_linger(Some(Duration::ZERO)).unwrap();
     drop(second);
     queued(1).await;
     gate.notify_one();

@@ -7,7 +7,12 @@
 //!   remembered by a keyed hash. A user who does not exist takes as long as one who does.
 //! - Neither passwords nor hashes are ever printed.
 
-use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 use base64::{
     Engine, alphabet,
@@ -20,7 +25,7 @@ use http::{
 use ipnet::IpNet;
 use md5::{Digest, Md5};
 use parking_lot::Mutex;
-use ring::{digest, hmac};
+use ring::{digest, hmac, rand::SystemRandom};
 use tokio::sync::Semaphore;
 use wharf_model::{BasicAuth, Users};
 
@@ -284,9 +289,10 @@ fn push_base64(text: &mut String, mut bits: u32, letters: usize) {
 
 type Mark = [u8; 32];
 
-/// What came of passwords that were compared; outlives tables.
+/// What came of passwords that were compared, for all routes; outlives tables.
 pub(crate) struct Verified {
-    key: hmac::Key,
+    /// Made when it is first needed.
+    key: OnceLock<hmac::Key>,
     outcomes: Mutex<HashMap<Mark, bool>>,
     room: Arc<Semaphore>,
     waiting: Semaphore,
@@ -300,22 +306,18 @@ impl fmt::Debug for Verified {
 
 impl Default for Verified {
     fn default() -> Self {
-        let random = ring::rand::SystemRandom::new();
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &random);
-        Self {
-            #[expect(clippy::expect_used, reason = "the kernel has random numbers, or nothing at all works")]
-            key: key.expect("random numbers"),
-            outcomes: Mutex::default(),
-            room: Arc::new(Semaphore::new(AT_ONCE)),
-            waiting: Semaphore::new(AT_ONCE + WAITING),
-        }
+        let (key, outcomes) = Default::default();
+        let room = Arc::new(Semaphore::new(AT_ONCE));
+        Self { key, outcomes, room, waiting: Semaphore::new(AT_ONCE + WAITING) }
     }
 }
 
 impl Verified {
     /// What stands for this password at this hash. A hash that is replaced has other marks.
     fn mark(&self, known: bool, hash: &Hash, password: &[u8]) -> Mark {
-        let mut mark = hmac::Context::with_key(&self.key);
+        #[expect(clippy::expect_used, reason = "the kernel has random numbers, or nothing at all works")]
+        let made = || hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).expect("random numbers");
+        let mut mark = hmac::Context::with_key(self.key.get_or_init(made));
         mark.update(&[u8::from(known)]);
         mark.update(hash.text());
         mark.update(&[0]);

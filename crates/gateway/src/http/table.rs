@@ -63,6 +63,7 @@ pub(crate) struct Table {
     states: BTreeMap<RouteId, Arc<RouteState>>,
     backends: HashMap<Spot, Arc<Backend>>,
     problems: Vec<String>,
+    verified: Arc<access::Verified>,
     /// Answers by host and token.
     challenges: HashMap<(String, String), String>,
 }
@@ -133,7 +134,8 @@ struct Hit<'t, 'p> {
 impl Table {
     /// The routes of a table as gateways are sent it. What stays keeps what `before` knows of it.
     pub(crate) fn compile(table: &RouteTable, before: &Self, workers: usize, _now: Moment) -> Self {
-        let mut compiled = Self { version: table.version, ..Self::default() };
+        let mut compiled =
+            Self { version: table.version, verified: Arc::clone(&before.verified), ..Self::default() };
         let mut services: Vec<&ServiceRoute> = table.services.iter().collect();
         services.sort_by(|one, other| one.id.cmp(&other.id));
         for service in services {
@@ -181,7 +183,7 @@ impl Table {
             }
             None => {
                 let state = before.states.get(id).map_or_else(|| Arc::new(RouteState::default()), Arc::clone);
-                Arc::new(Route::compile(service, state, &mut backend))
+                Arc::new(Route::compile(service, state, &self.verified, &mut backend))
             }
         };
         self.problems.extend(route.problems.iter().map(|problem| format!("route {id}: {problem}")));
@@ -339,7 +341,7 @@ impl Table {
 
     /// Forgets clients that owe nothing.
     pub(crate) fn maintain(&self, now: Moment) {
-        self.states.values().for_each(|state| state.clients.forget(now));
+        self.states.values().filter_map(|state| state.clients.get()).for_each(|clients| clients.forget(now));
     }
 
     /// Connections that are to be tried now.
@@ -549,7 +551,6 @@ struct Member {
     generation: Generation,
     /// The same in every gateway.
     identity: u64,
-    mark: TaskMark,
     breaker: Breaker,
     /// Requests of this route under way.
     active: AtomicU64,
@@ -566,8 +567,7 @@ impl Member {
         let task = backend.endpoint.task;
         let identity = balance::stable(task.uuid().as_bytes());
         let (active, requests, failures, gone, breaker) = Default::default();
-        let mark = sticky::task_mark(&task);
-        Self { backend, generation, identity, mark, breaker, active, requests, failures, counters, gone }
+        Self { backend, generation, identity, breaker, active, requests, failures, counters, gone }
     }
 
     /// One more request, if it may have that many.
@@ -620,10 +620,10 @@ struct RouteState {
     /// Every endpoint that it has, or had and still has something under way with.
     members: Mutex<Vec<Arc<Member>>>,
     sets: Mutex<BTreeMap<Generation, Arc<SetCounters>>>,
-    clients: limit::Clients,
+    /// Made when it is first needed.
+    clients: OnceLock<Box<limit::Clients>>,
     queue: Arc<limit::Queue>,
     budget: limit::Budget,
-    verified: Arc<access::Verified>,
     copies: Arc<mirror::Copies>,
     refused: Refused,
     retries: AtomicU64,
@@ -731,7 +731,17 @@ struct Set {
 
 /// Endpoints by what cookies call them.
 struct Marks {
+    members: Vec<TaskMark>,
     tasks: HashMap<TaskMark, usize>,
+}
+
+impl Marks {
+    fn new(members: &[Arc<Member>]) -> Self {
+        let marks = members.iter().map(|member| sticky::task_mark(&member.backend.endpoint.task));
+        let members: Vec<TaskMark> = marks.collect();
+        let tasks = members.iter().enumerate().map(|(at, mark)| (*mark, at)).collect();
+        Self { members, tasks }
+    }
 }
 
 /// Where a client wants to go.
@@ -745,6 +755,7 @@ impl Route {
     fn compile(
         service: &ServiceRoute,
         state: Arc<RouteState>,
+        verified: &Arc<access::Verified>,
         backend: &mut impl FnMut(&Endpoint) -> Arc<Backend>,
     ) -> Self {
         let spec = &service.spec;
@@ -794,19 +805,13 @@ impl Route {
         };
         let passwords = spec.basic_auth.as_ref();
         let passwords =
-            passwords.map(|basic| access::Passwords::new(basic, &service.users, Arc::clone(&state.verified)));
+            passwords.map(|basic| access::Passwords::new(basic, &service.users, Arc::clone(verified)));
         let (passwords, problems) = passwords.unzip();
         let seconds = Duration::from_secs;
         let or = |given: Option<wharf_model::Millis>, default| {
             given.map_or(default, wharf_model::Millis::duration)
         };
-        let marks = spec.sticky.as_ref().map(|_| Marks {
-            tasks: members
-                .iter()
-                .enumerate()
-                .map(|(at, member): (usize, &Arc<Member>)| (member.mark, at))
-                .collect(),
-        });
+        let marks = spec.sticky.as_ref().map(|_| Marks::new(&members));
         Self {
             id: service.id.clone(),
             label: RouteLabel::of(&service.id),
@@ -878,7 +883,8 @@ impl Route {
     fn admit_at_once(&self, ask: &Ask<'_>) -> Result<(), Refusal> {
         self.clients.admit(ask.client)?;
         let (Some(rate), Some(limit)) = (self.rate, &self.source.spec.rate_limit) else { return Ok(()) };
-        let asked = self.state.clients.ask(Key::of(ask, &limit.by), rate, ask.now);
+        let clients = self.state.clients.get_or_init(Box::default);
+        let asked = clients.ask(Key::of(ask, &limit.by), rate, ask.now);
         asked.map_err(|too_many| rate.refusal(too_many))
     }
 
@@ -963,14 +969,14 @@ impl Route {
 
     /// The cookie for a client that was not sent to its own task, except if that is only busy.
     fn cookie(&self, ask: &Ask<'_>, wanted: Option<&Wanted>, at: usize) -> Option<HeaderValue> {
-        let sticky = self.source.spec.sticky.as_ref()?;
+        let (marks, sticky) = (self.marks.as_ref()?, self.source.spec.sticky.as_ref()?);
         if let Some(own) = wanted.and_then(|wanted| wanted.own)
             && (own == at || !self.members[own].breaker.is_open())
         {
             return None;
         }
         let set = self.sets.iter().find(|set| set.members.contains(&at))?;
-        let wish = Wish { task: self.members[at].mark, generation: set.mark };
+        let wish = Wish { task: marks.members[at], generation: set.mark };
         sticky::set_cookie(sticky, &self.source.spec, wish, ask.secure)
     }
 
@@ -1000,7 +1006,8 @@ impl Route {
 
     /// What stands in where a client would be told this. It is counted; and if nothing does, what the client is told.
     pub(crate) fn fallback(self: &Arc<Self>, _ask: &Ask<'_>, refusal: &Refusal) -> Option<Fallen> {
-        let fallen = self.stand_in.as_ref().filter(|_| fallback::may_replace(refusal)).and_then(|it| self.fall(it));
+        let fallen =
+            self.stand_in.as_ref().filter(|_| fallback::may_replace(refusal)).and_then(|it| self.fall(it));
         match fallen {
             Some(_) => drop(self.state.fallbacks.fetch_add(1, Relaxed)),
             None => self.refused(refusal),
