@@ -196,7 +196,7 @@ fn failure(task: &Task, hook: &ReleaseHook) -> String {
     let lines = lines[lines.len().saturating_sub(LINES)..].join(" / ");
     let said = if lines.is_empty() { String::new() } else { format!("; it said last: {lines}") };
     format!(
-        "{} (`{command}` as service {}) failed: {ended}{said}; hint: `wharf logs {}` shows all it said",
+        "{} (`{command}` as service {}) failed: {ended}{said}; hint: `wharf logs --task {}` shows more",
         task.name(),
         task.service.name,
         task.name()

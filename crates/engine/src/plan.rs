@@ -1294,7 +1294,7 @@ pub fn noted_release(
                 current.record.map(|record| &record.rollout),
             )
         },
-        previous: current.record.map(|record| previous(world, record, generation)),
+        previous: current.record.and_then(|record| previous(world, record, generation)),
         removed: false,
         remove_volumes: false,
         created_at: current.record.map_or(now, |record| record.created_at),
@@ -1331,8 +1331,8 @@ fn succeeded(
 }
 
 /// What an app was before a change of it: where a failing release returns to. A release that was not through is no such place, what was
-/// before it is.
-fn previous(world: &World, record: &AppRecord, before: Generation) -> Previous {
+/// before it is; and one of which nothing has begun is none either.
+fn previous(world: &World, record: &AppRecord, before: Generation) -> Option<Previous> {
     let rollout = &record.rollout;
     let unfinished = |previous: &&Previous| {
         !rollout.state.is_over()
@@ -1340,13 +1340,16 @@ fn previous(world: &World, record: &AppRecord, before: Generation) -> Previous {
             && !crate::rollout::is_return(record, previous)
     };
     if let Some(previous) = record.previous.as_ref().filter(unfinished) {
-        return Previous { before, ..previous.clone() };
+        return Some(Previous { before, ..previous.clone() });
+    }
+    if rollout.pending.is_some() {
+        return None;
     }
     let services = world.services_of(&record.key).filter(|service| !service.removed);
     let alone = |service: &std::sync::Arc<ServiceRecord>| {
         ServiceRecord { sets: Vec::new(), ..ServiceRecord::clone(service) }
     };
-    Previous { before, release: record.release, services: services.map(alone).collect() }
+    Some(Previous { before, release: record.release, services: services.map(alone).collect() })
 }
 
 fn next_release(world: &World, app: &AppKey) -> ReleaseNumber {

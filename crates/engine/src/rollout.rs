@@ -15,9 +15,10 @@ use wharf_model::{
 };
 
 use crate::{
-    Change,
+    Change, Reason,
     hooks::{self, Ran},
     pass::Pass,
+    passage,
     strategy::{self, Course},
     tasks::{ServiceStanding, Standing},
 };
@@ -61,7 +62,7 @@ fn carry_out(pass: &mut Pass<'_>, rollout: &mut Rollout, services: &[ServiceStan
         Course::Underway => return Outcome::Underway,
         Course::Through => {}
     }
-    if !settled {
+    if !settled || !is_led_to_everywhere(pass) {
         return Outcome::Underway;
     }
     match hooks::run(pass, rollout, HookStage::After) {
@@ -101,7 +102,9 @@ fn returning(pass: &mut Pass<'_>, rollout: Rollout, services: &[ServiceStanding]
             let reason = format!("{reason}; and the return failed: {why}");
             end(pass, rollout, RolloutState::Failed, reason);
         }
-        None if settled(pass, services.iter()) => end(pass, rollout, RolloutState::RolledBack, reason),
+        None if settled(pass, services.iter()) && is_led_to_everywhere(pass) => {
+            end(pass, rollout, RolloutState::RolledBack, reason);
+        }
         None => {}
     }
 }
@@ -154,6 +157,24 @@ fn settled<'s>(pass: &Pass<'_>, services: impl Iterator<Item = &'s ServiceStandi
         })
     };
     services.into_iter().all(fine) && networks_are_there(pass)
+}
+
+/// Whether names and routes of every live node are those of now, as far as they concern what serves: a change is done only then, also one
+/// of routes alone. What that waits for is said.
+fn is_led_to_everywhere(pass: &mut Pass<'_>) -> bool {
+    let live = pass.services.iter().filter(|service| !service.is_unwanted(pass.app));
+    let tasks = live.flat_map(|service| pass.tasks_of(&service.record.key)).filter(|task| task.is_ready());
+    let unknown = tasks.filter_map(|task| {
+        let (node, nodes) = (pass.node_name(task.node), pass.world.not_led_by(task)?);
+        Some((pass.about(task), Reason::NotLedTo { node, nodes }))
+    });
+    let unknown: Vec<_> = unknown.collect();
+    if unknown.is_empty() {
+        return true;
+    }
+    unknown.into_iter().for_each(|(about, reason)| pass.wait(about, reason));
+    pass.out.wake(pass.now + passage::LOOK);
+    false
 }
 
 /// Whether a service has a set of tasks that is to take over.

@@ -156,16 +156,32 @@ fn a_new_set_can_be_tried_at_its_preview_until_somebody_promotes_it() {
 }
 
 #[test]
+fn a_switch_is_over_when_every_node_has_acknowledged_it() {
+    let mut cluster = begun(blue_green(Promote::Manual));
+    for_a_moment(&mut cluster);
+    cluster.deaf = vec![node_id(1)];
+    promote(&mut cluster, false);
+    for_a_moment(&mut cluster);
+    assert_eq!(led_to(&cluster).0, only("new:1"), "it is decided");
+    assert_eq!(cluster.rollout().state, RolloutState::Progressing);
+    assert!(cluster.waiting().contains("n1"), "{}", cluster.waiting());
+    cluster.deaf.clear();
+    for_a_moment(&mut cluster);
+    assert_eq!(cluster.rollout().state, RolloutState::Done, "{}", cluster.waiting());
+}
+
+#[test]
 fn what_is_kept_answers_again_without_a_container_being_started() {
     let mut cluster = begun(blue_green(Promote::Auto));
     let old: BTreeSet<_> = cluster.ready("web").iter().map(|task| task.id).collect();
     for_a_moment(&mut cluster);
     assert_eq!(led_to(&cluster).0, only("new:1"));
     back_to(&mut cluster, 1);
-    // No step of any node: only decisions.
+    // No task moves: nodes say what they serve, and that is all.
     let mut made = 0;
-    for _ in 0..3 {
+    for _ in 0..4 {
         let decision = cluster.pass();
+        cluster.acknowledge();
         made += decision.changes.iter().filter(|change| matches!(change, Change::CreateTask(_))).count();
     }
     assert_eq!((led_to(&cluster).0, made), (only("old:1"), 0), "{}", cluster.waiting());
@@ -560,7 +576,7 @@ fn a_command_that_fails_before_a_release_leaves_everything_as_it_is() {
     cluster.up(&next);
     cluster.settle();
     assert_eq!(cluster.rollout().state, RolloutState::RolledBack);
-    insta::assert_snapshot!(cluster.rollout().reason, @"release 2 failed before anything was replaced, and the app stays on release 1: shop-web-before-1 (`migrate` as service web) failed: exit code 3; hint: `wharf logs shop-web-before-1` shows all it said");
+    insta::assert_snapshot!(cluster.rollout().reason, @"release 2 failed before anything was replaced, and the app stays on release 1: shop-web-before-1 (`migrate` as service web) failed: exit code 3; hint: `wharf logs --task shop-web-before-1` shows more");
     assert_eq!(cluster.ready("web").remove(0).id, before);
     assert_eq!(cluster.ready("db").len(), 1, "what the release would have removed goes on");
     assert_eq!(hooks(&cluster).len(), 1, "the second one never ran");

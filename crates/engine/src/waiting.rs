@@ -142,7 +142,7 @@ pub enum Reason {
         /// Why it is not wanted.
         why: StopReason,
     },
-    /// The new task is ready, and not every node leads to it yet: the one whose place it takes goes on.
+    /// The task is ready, and not every node leads to it yet: one whose place it takes goes on, and a change that brought it is not done.
     NotLedTo {
         /// Where it runs.
         node: String,
@@ -429,7 +429,7 @@ impl fmt::Display for Waiting {
             }
             Reason::Stopping { node, why } => write!(f, "{about} is being stopped on {node}: {why}"),
             Reason::NotLedTo { node, nodes } => {
-                write!(f, "{about} is ready on {node} and takes over once every node leads to it")?;
+                write!(f, "{about} is ready on {node} and counts once every node leads to it")?;
                 laggards(f, ": ", nodes)
             }
             Reason::Draining { node, why, waits } => {

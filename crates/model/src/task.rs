@@ -316,7 +316,7 @@ pub struct TaskStatus {
     /// How it ended, if its process did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
-    /// Its last lines of output, once it has failed.
+    /// Its last lines of output, once it has ended by itself.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub last_log: Vec<String>,
     /// What its check last said, while it does not pass.

@@ -622,12 +622,13 @@ impl TaskLoop {
         {
             self.status.probe_output = Some(check.output.clone());
         }
+        // Its container goes, and with it what it said: a command that has done its work is read, too.
+        self.status.last_log = self.last_lines(&container.id).await;
         if exit.is_success() && error.is_empty() {
             self.status.hint = None;
             self.status.probe_output = None;
             self.enter(Phase::Complete, String::new()).await;
         } else {
-            self.status.last_log = self.last_lines(&container.id).await;
             let message = if error.is_empty() { exit.to_string() } else { format!("{exit}: {error}") };
             self.fail(&message, exit_hint(*exit)).await;
         }

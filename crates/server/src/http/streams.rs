@@ -212,7 +212,11 @@ impl Selection {
         let wanted = services
             .filter(|service| self.services.is_empty() || self.services.contains(service.key.name.as_str()))
             .flat_map(|service| inner.world.tasks_of(&service.key));
-        let wanted = wanted.filter(|task| {
+        // Commands around releases belong to the service whose container they have.
+        let commands = inner.world.hooks_of(&self.key);
+        let commands = commands
+            .filter(|task| self.services.is_empty() || self.services.contains(task.service.name.as_str()));
+        let wanted = wanted.chain(commands).filter(|task| {
             self.task.as_ref().is_none_or(|name| task.name() == *name || task.id.to_string() == *name)
         });
         // What has not reached a container has printed nothing; of what is over its node keeps nothing.
