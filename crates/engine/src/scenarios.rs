@@ -797,7 +797,7 @@ fn what_serves_goes_on_until_every_live_node_leads_to_its_successor() {
     assert_eq!(cluster.ready("web").len(), 2);
     let said = cluster.waiting();
     assert!(
-        said.starts_with("web.1 is ready on n2 and takes over once every node leads to it: n3: it serves the names and routes of revision "),
+        said.starts_with("web.1 is ready on n2 and counts once every node leads to it: n3: it serves the names and routes of revision "),
         "{said}"
     );
     cluster.deaf.clear();

@@ -398,9 +398,17 @@ impl World {
     }
     /// An app as it is stored now.
     pub fn insert_app(&mut self, record: AppRecord) {
-        if self.apps.get(&record.key).is_none_or(|old| **old != record) {
-            self.mark(&record.key);
-            self.apps.insert(record.key.clone(), Arc::new(record));
+        let old = self.apps.get(&record.key);
+        if old.is_none_or(|old| **old != record) {
+            // What routes say of secrets is that of the app's release.
+            let other_release = old.is_some_and(|old| old.release != record.release);
+            let key = record.key.clone();
+            self.mark(&key);
+            self.apps.insert(key.clone(), Arc::new(record));
+            if other_release {
+                let services: Vec<_> = self.services_of(&key).map(|record| record.key.clone()).collect();
+                services.iter().for_each(|service| self.note_other_tasks(service));
+            }
         }
     }
     /// An app is gone.

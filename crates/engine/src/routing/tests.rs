@@ -316,3 +316,25 @@ fn passwords_and_certificates_go_to_gateways_and_nowhere_else() {
     cluster.settle();
     assert_eq!(cluster.ready("web")[0].id, before);
 }
+
+#[test]
+fn a_change_of_routes_is_done_when_every_gateway_has_them() {
+    let with = |json: &str| app(&[("web", routed(service("web"), &[json]))]);
+    let mut cluster = Cluster::of(2);
+    cluster.up(&with(r#"{"hosts": ["a"], "port": 80}"#));
+    cluster.settle();
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+    // The gateway goes on with what it has.
+    cluster.deaf.push(node_id(1));
+    cluster.up(&with(r#"{"hosts": ["b"], "port": 80}"#));
+    for _ in 0..20 {
+        let _ = cluster.pass();
+        let _ = cluster.step();
+    }
+    assert_eq!(cluster.rollout().state, RolloutState::Progressing);
+    let said = cluster.waiting();
+    assert!(said.contains("counts once every node leads to it: n1: "), "{said}");
+    cluster.deaf.clear();
+    cluster.settle();
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+}
