@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, BufRead as _, BufReader, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -24,7 +24,10 @@ use wharf_gateway::{
     AccessLogOptions, GatewayOptions,
     process::{self, GatewayProcess, ProcessOptions},
 };
-use wharf_model::{AppKey, Endpoint, Protocol, Revision, Route, RouteTable, ServiceKey, TaskId};
+use wharf_model::{
+    AppKey, Endpoint, EndpointSet, GatewayStats, Generation, Protocol, Revision, Route, RouteId, RouteSpec,
+    RouteTable, ServiceKey, ServiceRoute, TaskId,
+};
 use wharf_process::{
     Shutdown, Tasks,
     detached::{self, Capabilities, Program},
@@ -106,6 +109,135 @@ impl Echo {
 
     fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+/// A task that speaks HTTP/1.1: says its number, or after an upgrade whatever it is told.
+struct Web {
+    endpoint: Endpoint,
+    asked: Arc<AtomicU64>,
+}
+
+impl Web {
+    fn start(number: u8) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!("it is IPv4") };
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&asked);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let count = Arc::clone(&count);
+                thread::spawn(move || Self::serve(number, &stream, &count));
+            }
+        });
+        Self { endpoint: Endpoint::new(task(number), address), asked }
+    }
+
+    fn serve(number: u8, mut stream: &TcpStream, asked: &AtomicU64) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut reader = BufReader::new(stream.try_clone()?);
+        loop {
+            let head = read_head(&mut reader)?;
+            asked.fetch_add(1, Ordering::SeqCst);
+            match head[0].split(' ').nth(1) {
+                Some("/echo") => {
+                    let upgraded =
+                        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+                    stream.write_all(upgraded.as_bytes())?;
+                    io::copy(&mut reader, &mut stream)?;
+                    return Ok(());
+                }
+                Some("/slowly") => {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 400\r\n\r\n")?;
+                    for _ in 0..400 {
+                        stream.write_all(b"x")?;
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                }
+                _ => {
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}");
+                    stream.write_all(answer.as_bytes())?;
+                }
+            }
+        }
+    }
+
+    fn asked(&self) -> u64 {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// The lines of a head of HTTP/1.1, without its end.
+fn read_head(reader: &mut BufReader<TcpStream>) -> io::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match line.trim_end() {
+            "" if lines.is_empty() => {}
+            "" => return Ok(lines),
+            line => lines.push(line.to_ascii_lowercase()),
+        }
+    }
+}
+
+/// A client of HTTP/1.1 that keeps its connection for as long as it may.
+struct Browser {
+    at: SocketAddr,
+    kept: Option<BufReader<TcpStream>>,
+    /// Connections that it was asked to close.
+    closed: u64,
+}
+
+impl Browser {
+    fn new(at: SocketAddr) -> Self {
+        Self { at, kept: None, closed: 0 }
+    }
+
+    fn begin(&mut self, path: &str, headers: &str) -> io::Result<BufReader<TcpStream>> {
+        let mut reader = match self.kept.take() {
+            Some(kept) => kept,
+            None => {
+                let stream = TcpStream::connect_timeout(&self.at, LOST)?;
+                stream.set_read_timeout(Some(LOST))?;
+                stream.set_nodelay(true)?;
+                BufReader::new(stream)
+            }
+        };
+        let head = format!("GET {path} HTTP/1.1\r\nhost: shop.example\r\n{headers}\r\n");
+        reader.get_mut().write_all(head.as_bytes())?;
+        Ok(reader)
+    }
+
+    /// The body of the answer. A connection that ends without an answer is an error, also one that was kept.
+    fn get(&mut self, path: &str) -> io::Result<Vec<u8>> {
+        let mut reader = self.begin(path, "")?;
+        let head = read_head(&mut reader)?;
+        if !head[0].starts_with("http/1.1 200") {
+            return Err(io::Error::other(head[0].clone()));
+        }
+        let length = head.iter().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.and_then(|length| length.parse().ok());
+        let mut body = vec![0; length.ok_or_else(|| io::Error::other("no length"))?];
+        reader.read_exact(&mut body)?;
+        if head.iter().any(|line| line == "connection: close") {
+            self.closed += 1;
+        } else {
+            self.kept = Some(reader);
+        }
+        Ok(body)
+    }
+
+    /// A connection on which another protocol is spoken.
+    fn upgraded(&mut self) -> io::Result<Talk> {
+        let mut lines = self.begin("/echo", "connection: upgrade\r\nupgrade: echo\r\n")?;
+        let head = read_head(&mut lines)?;
+        if !head[0].starts_with("http/1.1 101") {
+            return Err(io::Error::other(head[0].clone()));
+        }
+        Ok(Talk { stream: lines.get_ref().try_clone()?, lines, number: 0 })
     }
 }
 
@@ -246,10 +378,34 @@ impl Agent {
 
     /// Publishes until it is acknowledged.
     fn publish(&self, version: u64, tasks: &[&Echo]) {
-        let table = self.table(version, tasks);
-        eventually("acknowledgement", || self.runtime.block_on(self.process.publish(&table)).then_some(()));
-        assert_eq!(self.process.version(), Some(Revision(version)));
+        self.serve(&self.table(version, tasks));
+    }
+
+    /// Publishes a route of a service at this port until it is acknowledged.
+    fn publish_web(&self, version: u64, port: u16, tasks: &[&Web]) {
+        let spec: RouteSpec =
+            serde_json::from_value(serde_json::json!({ "port": 80, "listen": port })).unwrap();
+        let endpoints = tasks.iter().map(|task| task.endpoint).collect();
+        let route = ServiceRoute {
+            id: RouteId { service: service(), number: 0, preview: false },
+            spec,
+            sets: vec![EndpointSet { generation: Generation(1), weight: 1, endpoints }],
+            fallback: Vec::new(),
+            mirror: Vec::new(),
+            users: wharf_model::Users::default(),
+        };
+        let services = vec![route];
+        self.serve(&RouteTable { version: Revision(version), services, ..RouteTable::default() });
+    }
+
+    fn serve(&self, table: &RouteTable) {
+        eventually("acknowledgement", || self.runtime.block_on(self.process.publish(table)).then_some(()));
+        assert_eq!(self.process.version(), Some(table.version));
         assert_eq!(self.process.problems(), Vec::<String>::new());
+    }
+
+    fn stats(&self) -> GatewayStats {
+        self.runtime.block_on(self.process.stats())
     }
 
     fn draining(&self) -> BTreeMap<TaskId, u64> {
@@ -258,7 +414,11 @@ impl Agent {
 
     fn drains(&self, wanted: &[(TaskId, u64)]) -> Duration {
         let (since, wanted) = (Instant::now(), wanted.iter().copied().collect::<BTreeMap<_, _>>());
-        eventually(&format!("{wanted:?} under way"), || (self.draining() == wanted).then_some(()));
+        while self.draining() != wanted {
+            let late = since.elapsed() > SOON;
+            assert!(!late, "{wanted:?} under way, not {:?}: {:?}", self.draining(), self.stats());
+            thread::sleep(Duration::from_millis(1));
+        }
         since.elapsed()
     }
 }
@@ -291,15 +451,24 @@ struct Visitor {
 
 impl Visitor {
     fn start(at: SocketAddr) -> Self {
+        Self::doing(move || {
+            let mut talk = Talk::open(at)?;
+            (0..3).try_for_each(|number| talk.say(&format!("hello {number}")))
+        })
+    }
+
+    /// One that asks over the same connection again and again.
+    fn browsing(at: SocketAddr) -> Self {
+        let mut browser = Browser::new(at);
+        Self::doing(move || browser.get("/").map(drop))
+    }
+
+    fn doing(mut visit: impl FnMut() -> io::Result<()> + Send + 'static) -> Self {
         let (stop, visits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&visits));
         let thread = thread::spawn(move || {
             let mut complaints = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                let visit = || {
-                    let mut talk = Talk::open(at)?;
-                    (0..3).try_for_each(|number| talk.say(&format!("hello {number}")))
-                };
                 if let Err(error) = visit() {
                     complaints.push(error.to_string());
                 }
@@ -360,7 +529,7 @@ fn an_agent_that_comes_back_finds_the_process_and_its_connections() {
     let prompt = agent.drains(&[]);
     println!("the end of a task's last connection is known after {prompt:?}");
     assert_eq!((talk_to(place.at), place.pids()), (2, vec![pid]));
-    let stats = agent.runtime.block_on(agent.process.stats());
+    let stats = agent.stats();
     assert_eq!(stats.processes.len(), 1);
     assert!(stats.ports[0].connections > 120 && stats.ports[0].failures == 0, "{stats:?}");
 }
@@ -464,6 +633,55 @@ fn another_build_takes_over_and_no_connection_is_lost() {
         "{rounds} handovers: 0 of {visits} connections lost; a new table is acknowledged after {:?} (median)",
         took[took.len() / 2]
     );
+}
+
+#[test]
+fn requests_go_on_over_handovers_and_old_processes_hear_of_new_tasks() {
+    let (place, first, second) = (Place::new(), Web::start(1), Web::start(2));
+    let [old, new] = place.copies();
+    // Services' routes are at every address.
+    let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut agent = place.agent(&old);
+    agent.publish_web(1, port, &[&first]);
+    let visitors = [(); 4].map(|()| Visitor::browsing(at));
+    let mut upgraded = Browser::new(at).upgraded().unwrap();
+    let download = thread::spawn(move || Browser::new(at).get("/slowly"));
+    let mut idle = Browser::new(at);
+    assert_eq!(idle.get("/").unwrap(), b"1");
+    let rounds = 4_u64;
+    for round in 1..=rounds {
+        drop(agent);
+        visitors[0].go_on(20);
+        agent = place.agent(if round % 2 == 1 { &new } else { &old });
+        agent.publish_web(1 + round, port, &[&first]);
+        visitors.iter().for_each(|visitor| visitor.go_on(20));
+        upgraded.say(&format!("round {round}")).unwrap();
+    }
+    assert_eq!(download.join().unwrap().unwrap().len(), 400, "a download over all of them");
+
+    // A connection that was idle all the time is the first process's. It is answered by whom the newest table has, and then closed.
+    agent.publish_web(100, port, &[&second]);
+    agent.drains(&[(task(1), 1)]);
+    let before = first.asked();
+    assert_eq!((idle.get("/").unwrap(), idle.closed), (b"2".to_vec(), 1));
+    assert_eq!((idle.get("/").unwrap(), idle.closed), (b"2".to_vec(), 1), "the next process keeps it");
+    visitors.iter().for_each(|visitor| visitor.go_on(20));
+    assert_eq!(first.asked(), before, "nothing begins at a task that has left");
+    upgraded.say("not cut").unwrap();
+    drop(upgraded);
+    agent.drains(&[]);
+    let visits: u64 = visitors.iter().map(Visitor::visits).sum();
+    for visitor in visitors {
+        assert_eq!(visitor.end(), Vec::<String>::new());
+    }
+    eventually("the end of those that were replaced", || (place.pids() == [place.pid()?]).then_some(()));
+    println!("{rounds} handovers: 0 of {visits} requests over kept connections lost");
+    let log = eventually("the access log", || {
+        let log = fs::read_to_string(place.folder.path().join("access.log")).ok()?;
+        log.contains("\"path\":\"/slowly\"").then_some(log)
+    });
+    assert!(log.lines().all(|line| line.starts_with("{\"time\":") && line.ends_with('}')));
 }
 
 #[test]
