@@ -647,10 +647,13 @@ fn requests_go_on_over_handovers_and_old_processes_hear_of_new_tasks() {
     let visitors = [(); 4].map(|()| Visitor::browsing(at));
     let mut upgraded = Browser::new(at).upgraded().unwrap();
     let download = thread::spawn(move || Browser::new(at).get("/slowly"));
-    let mut idle = Browser::new(at);
-    assert_eq!(idle.get("/").unwrap(), b"1");
+    let mut silent = Vec::new();
     let rounds = 4_u64;
     for round in 1..=rounds {
+        // One that stays silent while another process takes over. (It would be closed after ten seconds.)
+        let mut browser = Browser::new(at);
+        assert_eq!(browser.get("/").unwrap(), b"1");
+        silent.push(browser);
         drop(agent);
         visitors[0].go_on(20);
         agent = place.agent(if round % 2 == 1 { &new } else { &old });
@@ -660,10 +663,11 @@ fn requests_go_on_over_handovers_and_old_processes_hear_of_new_tasks() {
     }
     assert_eq!(download.join().unwrap().unwrap().len(), 400, "a download over all of them");
 
-    // A connection that was idle all the time is the first process's. It is answered by whom the newest table has, and then closed.
+    // The last one that was silent is another process's. It is answered by whom the newest table has, and then closed.
     agent.publish_web(100, port, &[&second]);
     agent.drains(&[(task(1), 1)]);
     let before = first.asked();
+    let mut idle = silent.pop().unwrap();
     assert_eq!((idle.get("/").unwrap(), idle.closed), (b"2".to_vec(), 1));
     assert_eq!((idle.get("/").unwrap(), idle.closed), (b"2".to_vec(), 1), "the next process keeps it");
     visitors.iter().for_each(|visitor| visitor.go_on(20));
