@@ -14,10 +14,9 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -92,6 +91,16 @@ impl Fixture {
         let mut stream = within(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))).await.unwrap();
         within(stream.write_all(request.as_bytes())).await.unwrap();
         stream
+    }
+
+    /// A request over HTTP/2, which is taken back when this is dropped.
+    async fn begin_http2(&self) -> Task<()> {
+        let stream = within(TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))).await.unwrap();
+        let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut client, connection) = within(builder.handshake(TokioIo::new(stream))).await.unwrap();
+        self.tasks.spawn("client", connection);
+        let request = Request::get("http://shop.example/").body(Full::<Bytes>::default()).unwrap();
+        self.tasks.spawn("request", async move { drop(client.send_request(request).await) })
     }
 
     /// A request with these lines of its head, besides those that every request has.
@@ -389,19 +398,20 @@ async fn a_task_has_as_many_requests_as_it_may_and_others_wait_their_turn() {
     fixture.publish(json!({"concurrency": {"requests": 1, "queue": 2, "wait": 60_000}}), &[&web]).await;
     let gate = web.close_gate();
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-    let queued = async |count| eventually("they wait", async || fixture.stats().queued == count).await;
+    let queued = async |count: u64| {
+        eventually(&format!("{count} wait"), async || fixture.stats().queued == count).await;
+    };
     let first = fixture.send(&get("/1")).await;
     eventually("it is asked", async || web.requests() == 1).await;
-    let second = fixture.send(&get("/2")).await;
+    let second = fixture.begin_http2().await;
     queued(1).await;
     let third = fixture.send(&get("/3")).await;
     queued(2).await;
     let refused = fixture.get().await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, "1"));
     assert_eq!(fixture.stats().refused["queue_full"], 1);
-    // Who breaks off has left. (Who only is done with sending may still want the answer.)
-    SockRef::from(&second).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(second);
+    // Who takes its request back has left.
+    second.abort();
     queued(1).await;
     gate.notify_one();
     assert!(Reply::read(first).await.is(200, "1"));
