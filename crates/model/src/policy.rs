@@ -324,7 +324,7 @@ pub struct RateLimit {
     pub requests: u32,
     /// in this time; 1 s unless the file says otherwise.
     pub per: Millis,
-    /// So many at once beyond that; as many as `requests` unless the file says otherwise.
+    /// So many at once; as many as `requests` unless the file says otherwise.
     pub burst: u32,
     /// Who is one client.
     pub by: HashBy,

@@ -189,7 +189,7 @@ static SECTIONS: &[Section] = &[
         &[
             ("requests", "so many, at least 1"),
             ("per", "in this time, more than 0; `1s`"),
-            ("burst", "so many at once beyond that, at least 1; as many as `requests`"),
+            ("burst", "so many at once, at least 1; as many as `requests`"),
             ("by", "who is one client: `client`, `path`, `header:NAME` or `cookie:NAME`; `client`"),
         ],
     ),
