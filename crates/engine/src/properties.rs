@@ -525,3 +525,45 @@ proptest! {
         prop_assert!(plan.is_noop(), "{}", plan);
     }
 }
+
+proptest! {
+    // Each is some hundred passes and tables.
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn releases_lead_nobody_to_a_task_that_stops_whoever_is_slow_to_follow(
+        wanted in 1u32..4, parallelism in 0u32..3, stop_first in any::<bool>(), public in any::<bool>(),
+        turns in prop::collection::vec((1u8..5, 0u16..4000, any::<u8>(), 0u64..2), 1..4),
+    ) {
+        let mut cluster = Cluster::of(4);
+        let spec = |image: &str| {
+            let mut web = replicas(service(image), wanted);
+            web.update.parallelism = parallelism;
+            web.update.order = stop_first.then_some(UpdateOrder::StopFirst);
+            if public {
+                web = published(web, 8080, PublishMode::Ingress);
+            }
+            let mut client = service("client");
+            client.mode = Mode::Global;
+            app(&[("client", client), ("web", web)])
+        };
+        cluster.up(&spec("web0"));
+        cluster.settle();
+        for (number, (node, millis, busy, requests)) in turns.iter().enumerate() {
+            play(&mut cluster, &Act::Busy(*busy, *requests));
+            cluster.up(&spec(&format!("web{}", number % 2 + 1)));
+            // One node goes on with what it has, for a while.
+            cluster.deaf = vec![node_id(*node)];
+            let until = cluster.now + Duration::from_secs(2) + Duration::from_millis(u64::from(*millis));
+            while cluster.now < until {
+                let _ = checked_pass(&mut cluster)?;
+                cluster.step();
+                cluster.now = cluster.now + Duration::from_millis(200);
+            }
+            cluster.deaf.clear();
+        }
+        cluster.settle_for(Duration::from_secs(200), &mut |_| {});
+        prop_assert_eq!(cluster.rollout().state, RolloutState::Done);
+        prop_assert_eq!(cluster.tasks("web").iter().filter(|task| !task.is_over()).count(), usize::try_from(wanted).unwrap());
+    }
+}
