@@ -2,6 +2,7 @@
 //! `gateway-bench --to PORT=ADDRESS[,ADDRESS…] … [--workers N] [--routes N]` for HTTP at these ports of the node.
 //!
 //! It says `ready` when it serves, and ends when its input does. Written for `./x bench gateway`; no part of the product.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for scripts")]
 
 use std::{collections::BTreeMap, net::SocketAddrV4, time::Duration};
 
@@ -13,6 +14,10 @@ use wharf_model::{
     ServiceRoute, TaskId,
 };
 use wharf_process::{Shutdown, Tasks};
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> anyhow::Result<()> {
     let mut table = RouteTable { version: Revision(1), ..RouteTable::default() };

@@ -99,7 +99,7 @@ impl Making {
     }
 }
 
-async fn drain(mut body: Incoming, mut connection: Option<Http1>) -> io::Result<()> {
+async fn drain(mut body: Incoming, mut connection: Option<Box<Http1>>) -> io::Result<()> {
     std::future::poll_fn(|cx| {
         loop {
             let polled = match &mut connection {

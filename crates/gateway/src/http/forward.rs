@@ -36,6 +36,7 @@ use super::{
     duplicate::Duplicate,
     entry::Entry,
     head::{self, Target, Wishes},
+    limit::Place,
     mirror::Copy,
     pool::{self, Http1, Stream, Unanswered},
     serve::Conn,
@@ -57,28 +58,33 @@ const AGAIN: Duration = Duration::from_millis(100);
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Answers a request, whatever becomes of it.
-pub(crate) async fn forward(
+pub(crate) fn forward(
     conn: Arc<Conn>,
     request: Request<Incoming>,
-) -> Result<Response<Answer>, Infallible> {
+) -> impl Future<Output = Result<Response<Answer>, Infallible>> {
     conn.begin(request.version());
     let under_way = UnderWay(Some(conn));
     let (head, body) = request.into_parts();
     let entry = Entry::of(under_way.conn(), &head);
     let is_last = under_way.conn().is_last() && head.version <= Version::HTTP_11;
-    let mut response = match answer(under_way, head, body, &entry).await {
-        Ok(response) => response,
-        Err(refusal) => {
+    // What waits for nothing is done here: what is below is moved about.
+    let passage = Passage::of(under_way, head, body, &entry);
+    async move {
+        let answered = match passage {
+            Ok(mut passage) => passage.find().await,
+            Err(refusal) => Err(refusal),
+        };
+        let mut response = answered.unwrap_or_else(|refusal| {
             entry.because(refusal.reason);
             entry.passed(0, refusal.text.len() as u64);
             refused(&refusal)
+        });
+        entry.says(response.status());
+        if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-    };
-    entry.says(response.status());
-    if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        Ok(response)
     }
-    Ok(response)
 }
 
 /// A request of this connection, until it is dropped.
@@ -141,30 +147,6 @@ struct Passage {
     copy: Option<Copy>,
 }
 
-async fn answer(
-    under_way: UnderWay,
-    mut head: Parts,
-    body: Incoming,
-    entry: &Entry,
-) -> Result<Response<Answer>, Refusal> {
-    let began = Moment::now();
-    let conn = under_way.conn();
-    let target = Target::of(&head)?;
-    let has_body = !body.is_end_stream();
-    let is_chunked = has_body && body.size_hint().exact().is_none();
-    let wishes = head::request(&mut head, &target, &conn.origin, has_body)?;
-    let is_idempotent = head.method.is_idempotent();
-    entry.has_id(head.headers.get("x-request-id"));
-    // Over HTTP/1.1 there is one request at a time; over HTTP/2 each has its own.
-    let watch = conn.http2.then(|| conn.worker.watch(Moment(u64::MAX)));
-    let (body, upload) = Outgoing::of(body, has_body, conn, watch.as_deref().unwrap_or(&conn.watch));
-    let message = Message { head, body, target, wishes, is_chunked, is_idempotent };
-    let (attempts, tried, copy) = Default::default();
-    Passage { under_way, message, upload, watch, began, attempts, tried, entry: entry.clone(), copy }
-        .find()
-        .await
-}
-
 /// What became of an attempt.
 enum Attempt {
     Answer(Response<Answer>),
@@ -175,6 +157,24 @@ enum Attempt {
 }
 
 impl Passage {
+    /// Of a request that can be understood in one way.
+    fn of(under_way: UnderWay, mut head: Parts, body: Incoming, entry: &Entry) -> Result<Self, Refusal> {
+        let began = Moment::now();
+        let conn = under_way.conn();
+        let target = Target::of(&head)?;
+        let has_body = !body.is_end_stream();
+        let is_chunked = has_body && body.size_hint().exact().is_none();
+        let wishes = head::request(&mut head, &target, &conn.origin, has_body)?;
+        let is_idempotent = head.method.is_idempotent();
+        entry.has_id(head.headers.get("x-request-id"));
+        // Over HTTP/1.1 there is one request at a time; over HTTP/2 each has its own.
+        let watch = conn.http2.then(|| conn.worker.watch(Moment(u64::MAX)));
+        let (body, upload) = Outgoing::of(body, has_body, conn, watch.as_deref().unwrap_or(&conn.watch));
+        let message = Message { head, body, target, wishes, is_chunked, is_idempotent };
+        let (attempts, tried, copy) = Default::default();
+        Ok(Self { under_way, message, upload, watch, began, attempts, tried, entry: entry.clone(), copy })
+    }
+
     fn conn(&self) -> &Arc<Conn> {
         self.under_way.conn()
     }
@@ -200,7 +200,7 @@ impl Passage {
         }
     }
 
-    async fn find(mut self) -> Result<Response<Answer>, Refusal> {
+    async fn find(&mut self) -> Result<Response<Answer>, Refusal> {
         let route = {
             let table = self.conn().worker.http.table.load();
             match table.find(&self.ask()) {
@@ -212,26 +212,34 @@ impl Passage {
             }
         };
         self.entry.is_for(&route);
-        route.admit(&self.ask()).await?;
+        match route.admit_without_password(&self.ask()) {
+            Some(admitted) => admitted?,
+            None => Box::pin(route.admit(&self.ask())).await?,
+        }
         self.copy = route.mirror();
         match route.choose(&self.ask(), &self.tried, None) {
             Choice::Lease(lease) => match self.attempt(lease).await {
                 Attempt::Answer(response) => Ok(response),
                 Attempt::Over(refusal) => Box::pin(self.fall(&route, refusal)).await,
-                Attempt::Again => Box::pin(self.search(route)).await,
+                Attempt::Again => Box::pin(self.search(route, None)).await,
             },
             // For what is not usual there is a box: what is usual stays small.
-            Choice::Wait(_) | Choice::Again(_) | Choice::Nobody { .. } => Box::pin(self.search(route)).await,
+            Choice::Wait(place) => Box::pin(self.search(route, Some(place))).await,
+            Choice::Again(place) => Box::pin(self.search(route, place)).await,
+            Choice::Nobody { .. } => Box::pin(self.search(route, None)).await,
         }
     }
 
     /// Asks until somebody answers, or the time in which it is held is over.
-    async fn search(mut self, mut route: Arc<Route>) -> Result<Response<Answer>, Refusal> {
+    async fn search(
+        &mut self,
+        mut route: Arc<Route>,
+        mut place: Option<Place>,
+    ) -> Result<Response<Answer>, Refusal> {
         let conn = Arc::clone(self.conn());
         let http = &conn.worker.http;
         let until = self.began.plus(http.options.hold);
         let mut changes = http.changed.subscribe();
-        let mut place = None;
         for _ in 0..ROUNDS {
             changes.mark_unchanged();
             match route.choose(&self.ask(), &self.tried, place.take()) {
@@ -284,7 +292,7 @@ impl Passage {
     }
 
     /// What stands in for the route's tasks answers, if there is something.
-    async fn fall(mut self, route: &Arc<Route>, refusal: Refusal) -> Result<Response<Answer>, Refusal> {
+    async fn fall(&mut self, route: &Arc<Route>, refusal: Refusal) -> Result<Response<Answer>, Refusal> {
         match route.fallback(&self.ask(), &refusal) {
             Some(Fallen::Answer(status, kind, text)) => {
                 let mut response = Response::new(Answer::Full(text));
@@ -468,7 +476,7 @@ impl Passage {
     fn pass_on(
         &mut self,
         response: Response<Incoming>,
-        mut connection: Http1,
+        mut connection: Box<Http1>,
         mut lease: Lease,
         route: &Route,
         is_kept: bool,
@@ -531,7 +539,7 @@ impl Passage {
     fn download(
         &mut self,
         body: Incoming,
-        connection: Option<Http1>,
+        connection: Option<Box<Http1>>,
         stream: Option<Stream>,
         lease: Lease,
         route: &Route,
@@ -561,7 +569,13 @@ impl Passage {
         self.upload.as_ref().map_or(0, |upload| upload.bytes())
     }
 
-    fn upgraded(&mut self, head: response::Parts, connection: Http1, lease: Lease, route: &Route) -> Attempt {
+    fn upgraded(
+        &mut self,
+        head: response::Parts,
+        connection: Box<Http1>,
+        lease: Lease,
+        route: &Route,
+    ) -> Attempt {
         let is_upgraded = self.message.wishes.upgrade && connection.is_ended();
         let Some((stream, read)) = connection.into_stream().filter(|_| is_upgraded) else {
             return Attempt::Over(broken(Failure::Nonsense));
@@ -696,7 +710,7 @@ async fn connect_http1(
     backend: &Backend,
     route: &Route,
     speaks_proxy: bool,
-) -> io::Result<Http1> {
+) -> io::Result<Box<Http1>> {
     let stream = connect(conn, backend, route, speaks_proxy).await?;
     Http1::new(stream, conn.worker.options().pool_idle).await.map_err(io::Error::other)
 }
@@ -960,7 +974,7 @@ pub(crate) enum Answer {
 pub(crate) struct Download {
     body: Incoming,
     /// What brings it, over HTTP/1.1.
-    connection: Option<Http1>,
+    connection: Option<Box<Http1>>,
     /// Its place on a shared connection.
     _stream: Option<Stream>,
     lease: Option<Lease>,
@@ -1086,5 +1100,21 @@ impl Body for Answer {
             Self::Whole(body) => body.size_hint(),
             Self::Stream(download) => download.body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<F>(_: impl Fn(Arc<Conn>, Request<Incoming>) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn the_usual_way_of_a_request_is_small() {
+        // It is moved about for each request: what is unusual has boxes.
+        let size = size(forward);
+        assert!(size < 3000, "{size} bytes");
     }
 }

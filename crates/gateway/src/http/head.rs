@@ -288,11 +288,10 @@ pub(crate) fn request(
 ) -> Result<Wishes, Refusal> {
     let found = Found::in_head(&head.headers);
     let mut wishes = Wishes::default();
-    if found.transfer_encoding {
-        if !is_chunked_only(&head.headers) || head.version != Version::HTTP_11 {
-            let text = "a transfer coding other than chunked";
-            return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "malformed", text));
-        }
+    let is_understood = head.version == Version::HTTP_11 && is_chunked_only(&head.headers);
+    if found.transfer_encoding && !is_understood {
+        let text = "a transfer coding other than chunked";
+        return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "malformed", text));
     }
     // hyper has settled which of both counts. Who sends both may be understood otherwise elsewhere.
     if found.length && found.transfer_encoding {

@@ -49,7 +49,7 @@ pub(crate) struct Pools {
 
 #[derive(Default)]
 struct Pool {
-    idle: Mutex<Vec<Http1>>,
+    idle: Mutex<Vec<Box<Http1>>>,
     shared: Mutex<Vec<Http2>>,
     /// Held while a shared one is made, so that one is enough for all who want it.
     making: tokio::sync::Mutex<()>,
@@ -62,7 +62,7 @@ impl Pools {
     }
 
     /// The one that was used last, if it has not waited for longer than `longest`.
-    pub(crate) fn take(&self, worker: usize, now: Moment, longest: Duration) -> Option<Http1> {
+    pub(crate) fn take(&self, worker: usize, now: Moment, longest: Duration) -> Option<Box<Http1>> {
         let mut idle = self.workers[worker].idle.lock();
         let last = idle.last()?;
         if now.since(last.idle_since) > longest.min(last.keep) {
@@ -72,7 +72,7 @@ impl Pools {
     }
 
     /// Keeps one that is ready for the next request.
-    pub(crate) fn put(&self, worker: usize, mut connection: Http1, now: Moment) {
+    pub(crate) fn put(&self, worker: usize, mut connection: Box<Http1>, now: Moment) {
         connection.idle_since = now;
         connection.relay.parent.take();
         let mut idle = self.workers[worker].idle.lock();
@@ -85,7 +85,7 @@ impl Pools {
     /// Closes what has waited too long, and says how many wait on.
     pub(crate) fn sweep(&self, worker: usize, now: Moment) -> usize {
         let pool = &self.workers[worker];
-        let late: Vec<Http1>;
+        let late: Vec<Box<Http1>>;
         let left = {
             let mut idle = pool.idle.lock();
             late = idle.extract_if(.., |one| now.since(one.idle_since) > one.keep).collect();
@@ -241,37 +241,50 @@ impl fmt::Debug for Http1 {
 
 impl Http1 {
     /// Over a stream that nothing of HTTP was said on.
-    pub(crate) async fn new(stream: TcpStream, keep: Duration) -> hyper::Result<Self> {
+    pub(crate) async fn new(stream: TcpStream, keep: Duration) -> hyper::Result<Box<Self>> {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(BUFFER);
         let (send, connection) = builder.handshake(TokioIo::new(stream)).await?;
         let relay = Arc::new(Relay::default());
         let waker = Waker::from(Arc::clone(&relay));
         let (ended, idle_since, answered) = Default::default();
-        Ok(Self { send, connection: Some(connection), ended, relay, waker, idle_since, keep, answered })
+        Ok(Box::new(Self {
+            send,
+            connection: Some(connection),
+            ended,
+            relay,
+            waker,
+            idle_since,
+            keep,
+            answered,
+        }))
     }
 
     /// The head of the answer, unless the watch is due first.
-    pub(crate) async fn ask(
-        &mut self,
+    pub(crate) fn ask<'a>(
+        &'a mut self,
         request: Request<Outgoing>,
-        worker: &Worker,
-        watch: &Watch,
-    ) -> Result<Response<Incoming>, Unanswered> {
-        let mut answer = pin!(self.send.try_send_request(request));
+        worker: &'a Worker,
+        watch: &'a Watch,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + use<'a> {
+        // Not in the block: it would be moved once more.
+        let answer = self.send.try_send_request(request);
         let Self { connection, ended, relay, waker, .. } = self;
-        std::future::poll_fn(|cx| {
-            let polled = drive(connection, ended, relay, waker, cx, |cx| answer.as_mut().poll(cx));
-            match polled {
-                Poll::Ready(answer) => Poll::Ready(answer.map_err(Unanswered::of)),
-                Poll::Pending => {
-                    watch.register(cx.waker());
-                    let is_late = watch.is_due(worker.now());
-                    if is_late { Poll::Ready(Err(Unanswered::Late)) } else { Poll::Pending }
+        async move {
+            let mut answer = pin!(answer);
+            std::future::poll_fn(|cx| {
+                let polled = drive(connection, ended, relay, waker, cx, |cx| answer.as_mut().poll(cx));
+                match polled {
+                    Poll::Ready(answer) => Poll::Ready(answer.map_err(Unanswered::of)),
+                    Poll::Pending => {
+                        watch.register(cx.waker());
+                        let is_late = watch.is_due(worker.now());
+                        if is_late { Poll::Ready(Err(Unanswered::Late)) } else { Poll::Pending }
+                    }
                 }
-            }
-        })
-        .await
+            })
+            .await
+        }
     }
 
     /// Has it make progress, and asks `what` became of that.
@@ -294,7 +307,7 @@ impl Http1 {
     }
 
     /// Drives it to its end, also if nobody waits for that.
-    pub(crate) async fn finish(self) {
+    pub(crate) async fn finish(self: Box<Self>) {
         if let Some(connection) = self.connection.filter(|_| !self.ended)
             && let Err(error) = connection.without_shutdown().await
         {
@@ -303,7 +316,7 @@ impl Http1 {
     }
 
     /// What is below, after it has ended with an upgrade; and what was read of what came after.
-    pub(crate) fn into_stream(self) -> Option<(TcpStream, bytes::Bytes)> {
+    pub(crate) fn into_stream(self: Box<Self>) -> Option<(TcpStream, bytes::Bytes)> {
         let parts = self.connection?.into_parts();
         Some((parts.io.into_inner(), parts.read_buf))
     }

@@ -433,18 +433,14 @@ fn add_rule(rules: &mut Vec<Rule>, rule: Rule) -> Result<(), RouteId> {
         rules.insert(at, rule);
         return Ok(());
     };
-    match (&mut like.target, rule.target) {
-        (Target::Services(shares), Target::Services(more)) => {
-            let first = &shares.routes[0].1.id;
-            if more.routes.iter().any(|(_, route)| route.id.service.app != first.service.app) {
-                return Err(first.clone());
-            }
-            shares.routes.extend(more.routes);
-            shares.weigh();
+    // What serves wins over what only leads elsewhere, which is added last.
+    if let (Target::Services(shares), Target::Services(more)) = (&mut like.target, rule.target) {
+        let first = &shares.routes[0].1.id;
+        if more.routes.iter().any(|(_, route)| route.id.service.app != first.service.app) {
+            return Err(first.clone());
         }
-        // What serves wins over what only leads elsewhere.
-        (Target::Secure(_), services @ Target::Services(_)) => like.target = services,
-        (_, Target::Secure(_)) => {}
+        shares.routes.extend(more.routes);
+        shares.weigh();
     }
     Ok(())
 }
@@ -880,6 +876,12 @@ impl Route {
         admitted.inspect_err(|refusal| self.refused(refusal))
     }
 
+    /// The same, at once; nothing where a password is asked for.
+    pub(crate) fn admit_without_password(&self, ask: &Ask<'_>) -> Option<Result<(), Refusal>> {
+        let admitted = || self.admit_at_once(ask).inspect_err(|refusal| self.refused(refusal));
+        self.passwords.is_none().then(admitted)
+    }
+
     fn admit_at_once(&self, ask: &Ask<'_>) -> Result<(), Refusal> {
         self.clients.admit(ask.client)?;
         let (Some(rate), Some(limit)) = (self.rate, &self.source.spec.rate_limit) else { return Ok(()) };
@@ -919,12 +921,9 @@ impl Route {
             desperate.then(|| look.any(wanted.as_ref(), Manner::Desperate))?
         });
         match chosen {
-            Some(Taken { at, trial }) => {
-                let mut lease = Lease::new(self, at, trial, false);
-                if self.is_superseded() {
-                    drop(lease);
-                    return Choice::Again(place);
-                }
+            Some(taken) => {
+                let at = taken.at;
+                let Some(mut lease) = self.lease(taken) else { return Choice::Again(place) };
                 if tried.is_empty() {
                     self.state.budget.earn(self.retries().1);
                 }
@@ -941,6 +940,12 @@ impl Route {
                 Choice::Nobody { refusal: unavailable("no_endpoint", text), hold: self.stand_in.is_none() }
             }
         }
+    }
+
+    /// A lease of what was counted; none if the route has left the table meanwhile.
+    fn lease(self: &Arc<Self>, taken: Taken) -> Option<Lease> {
+        let lease = Lease::new(self, taken.at, taken.trial, false);
+        (!self.is_superseded()).then_some(lease)
     }
 
     fn wait(&self, place: Option<Place>) -> Choice {
