@@ -284,6 +284,57 @@ proptest! {
     }
 }
 
+/// How exactly a route is meant for a request, as the rules say it, without any index; none if it is not.
+fn exactness(route: &ServiceRoute, ask: &Ask<'_>) -> Option<(usize, usize, usize)> {
+    let spec = &route.spec;
+    let host = |host: &String| match host.strip_prefix("*.") {
+        Some(above) => ask.host.strip_suffix(above)?.ends_with('.').then_some(above.len()),
+        None => (host == ask.host).then_some(usize::MAX),
+    };
+    let host = if spec.hosts.is_empty() { Some(0) } else { spec.hosts.iter().filter_map(host).max() };
+    let path = spec.path.as_deref().unwrap_or("/").trim_end_matches('/');
+    let is_below = ask.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let methods = spec.methods.is_empty() || spec.methods.iter().any(|method| method == ask.method.as_str());
+    let has = |(name, value): (&String, &String)| {
+        ask.headers.get_all(name).iter().any(|it| value == "*" || it == value.as_str())
+    };
+    let conditions = spec.headers.len() + usize::from(!spec.methods.is_empty());
+    (is_below && methods && spec.headers.iter().all(has)).then_some((host?, path.len(), conditions))
+}
+
+fn any_route() -> impl Strategy<Value = Value> {
+    let hosts = prop::sample::subsequence(vec!["a.x", "b.x", "x", "*.x", "*.a.x", "*.b.x"], 0..3);
+    let path = prop::sample::select(vec!["/", "/p", "/p/", "/p/q", "/pq", "/p/q/r/s"]);
+    let methods = prop::sample::subsequence(vec!["GET", "POST"], 0..=2);
+    let headers = prop::sample::subsequence(vec![("x-a", "1"), ("x-b", "*"), ("x-c", "2")], 0..3);
+    (hosts, path, methods, headers).prop_map(|(hosts, path, methods, headers)| {
+        let headers: BTreeMap<_, _> = headers.into_iter().collect();
+        json!({"hosts": hosts, "path": path, "methods": methods, "headers": headers})
+    })
+}
+
+proptest! {
+    #[test]
+    fn of_any_routes_the_most_exact_is_found(
+        settings in prop::collection::vec(any_route(), 0..12),
+        host in prop::sample::select(vec!["a.x", "b.x", "c.x", "x", "c.a.x", "d.c.b.x", "y", ""]),
+        path in prop::sample::select(vec!["/", "/p", "/p/", "/p/q", "/p/q/r", "/p/q/r/s/t", "/pq/r", "/o"]),
+        post in any::<bool>(),
+        given in prop::sample::subsequence(vec![("x-a", "1"), ("x-b", "9"), ("x-c", "3"), ("x-c", "2")], 0..=4),
+    ) {
+        let routes: Vec<_> = (0..).zip(settings).map(|(number, it)| route(&format!("s{number}"), it, &[1])).collect();
+        let table = compile(routes.clone());
+        let (method, headers) = (if post { Method::POST } else { Method::GET }, headers(&given));
+        let ask = Ask { method: &method, headers: &headers, ..ask(host, path) };
+        let most = routes.iter().filter_map(|route| exactness(route, &ask)).max();
+        let found = match table.find(&ask) {
+            Found::Route(found) => routes.iter().find(|route| route.id == found.id).map(|route| exactness(route, &ask)),
+            _ => None,
+        };
+        prop_assert_eq!(found, most.map(Some), "{:?}", table);
+    }
+}
+
 #[test]
 fn what_needs_tls_is_sent_there_unless_something_serves_it_without() {
     let table = compile(vec![
@@ -448,6 +499,24 @@ fn a_cookie_keeps_a_client_on_its_task_while_it_is_there() {
 }
 
 #[test]
+fn a_client_comes_back_to_a_task_that_was_only_busy_and_not_to_one_that_fails() {
+    let settings = json!({
+        "sticky": {"cookie": "T", "max_age": 1000},
+        "concurrency": {"requests": 1, "queue": 0, "wait": 1},
+    });
+    let route = the_route(&compile(vec![route("web", settings, &[1, 2])]));
+    let first = lease(&route, &ask("", "/"));
+    let (own, headers) = (number(&first), with_cookie(&cookie_of(&first).unwrap()));
+    let back = Ask { headers: &headers, ..ask("", "/") };
+    let other = lease(&route, &back);
+    assert!(number(&other) != own && cookie_of(&other).is_none(), "it is busy");
+    drop((first, other));
+    fail(&route, own, 5, at(0));
+    let other = lease(&route, &back);
+    assert!(number(&other) != own && cookie_of(&other).is_some(), "it fails");
+}
+
+#[test]
 fn the_decision_for_a_canary_stays_with_its_client() {
     let with = |sets| ServiceRoute {
         sets,
@@ -544,6 +613,23 @@ fn no_lease_begins_from_what_is_no_longer_in_the_table() {
     let table = after(vec![route("web", json!({}), &[1, 2])], &table);
     assert!(table.endpoints().all(|backend| !backend.is_retired()));
     assert_eq!(number(&lease(&the_route(&table), &ask("", "/"))), 2);
+}
+
+#[test]
+fn what_was_counted_when_the_table_changed_is_given_back() {
+    let before = compile(vec![route("web", json!({}), &[1])]);
+    let old = the_route(&before);
+    let ask = ask("", "/");
+    let (full, left) = Default::default();
+    let mut look = Look { route: &old, ask: &ask, tried: &[], full, left };
+    // Between looking and counting: the table changes, and whoever changes it sees the count.
+    let (first, second) = (look.any(None, Manner::Able).unwrap(), look.any(None, Manner::Able).unwrap());
+    assert!(old.lease(first).is_some());
+    after(vec![], &before);
+    let backend = Arc::clone(&old.members[0].backend);
+    assert_eq!(backend.active(), 1);
+    assert!(old.lease(second).is_none());
+    assert_eq!(backend.active(), 0);
 }
 
 #[test]
@@ -684,6 +770,23 @@ fn when_all_are_bad_the_fallback_answers_at_once() {
     // Not one that cannot be repeated, as the other is still to be tried.
     let post = Ask { method: &Method::POST, ..later };
     assert!((0..3).all(|_| chosen(&route, &post) == well));
+}
+
+#[test]
+fn those_that_went_on_for_want_of_others_end_as_well_when_all_are_bad() {
+    let fallback =
+        json!({"fallback": {"kind": "answer", "status": 503, "body": "", "content_type": "text/html"}});
+    let table = compile(vec![route("web", fallback, &[1, 2, 3])]);
+    let route = the_route(&table);
+    fail(&route, 1, 5, at(0));
+    fail(&route, 2, 5, at(0));
+    let state = || table.stats(at(0)).into_values().next().unwrap().endpoints.remove(1);
+    assert_eq!(state().state, EndpointState::Serving, "half of them at most");
+    assert!(state().why.contains("too many others fail as well"), "{}", state().why);
+    assert_eq!(chosen(&route, &ask("", "/")).len(), 1);
+    fail(&route, 3, 5, at(0));
+    assert_eq!(state().state, EndpointState::Open);
+    assert_eq!(chosen(&route, &ask("", "/")), "breaker_open");
 }
 
 #[test]
