@@ -10,11 +10,11 @@ use serde_json::Value;
 use wharf_model::{
     AppKey, AppRecord, AppSpec, FileSpec, Generation, Image, Mode, Release, ReleaseNumber, ReleaseOutcome,
     ReleaseStrategy, Rollout, RolloutState, ServiceKey, ServiceName, ServicePolicy, ServiceProgress,
-    ServiceSpec, SetStats, Task, Timestamp,
+    ServiceRevision, ServiceSpec, SetRole, SetStats, Task, Timestamp,
 };
 
 use crate::{
-    Action, Change, Operation, Thing, World, judge,
+    Action, Change, Operation, Plan, Thing, World, judge,
     plan::{differences, mode_reason, moved, short_digest, tasks_of_mode},
     routing, spec, strategy,
 };
@@ -98,6 +98,51 @@ pub fn returned(world: &World, release: &Release) -> AppSpec {
 /// Whether a task is one that this generation of its service wants, and need not be replaced by another.
 pub fn is_as_wanted(world: &World, task: &Task, generation: Generation) -> bool {
     strategy::fitting(world, &task.service, generation).contains(&task.generation)
+}
+
+/// As [`crate::plan`], of a release that returns to an earlier one: it goes past the steps of its services' strategies.
+pub fn plan_return(
+    world: &World,
+    app: &AppKey,
+    wanted: &AppSpec,
+    images: &BTreeMap<ServiceName, Image>,
+) -> Plan {
+    let mut plan = crate::plan(world, app, wanted, images);
+    for (name, service) in &wanted.services {
+        let Some(strategy) = strategy::asked(wanted, name, service) else { continue };
+        let usual = strategy::note(strategy, service.mode);
+        let warm = is_kept(world, app, wanted, name, images.get(name));
+        let said = if warm {
+            "the tasks that served before it still run, and take over again at once"
+        } else {
+            "new tasks are made beside the old; all requests go there once all are ready"
+        };
+        let of_it =
+            |operation: &&mut Operation| operation.thing == Thing::Service && operation.name == name.as_str();
+        let notes = plan.operations.iter_mut().filter(of_it).flat_map(|operation| &mut operation.notes);
+        notes.filter(|note| **note == usual).for_each(|note| *note = said.to_owned());
+    }
+    plan
+}
+
+/// Whether tasks just as a service wants them are kept from before a switch.
+fn is_kept(world: &World, app: &AppKey, wanted: &AppSpec, name: &ServiceName, image: Option<&Image>) -> bool {
+    let key = ServiceKey { app: app.clone(), name: name.clone() };
+    let (Some(record), Some(spec)) = (world.service(&key), wanted.services.get(name)) else { return false };
+    let alike = |revision: &ServiceRevision| {
+        let Some(release) = world.release(app, revision.release) else { return false };
+        let files = |of: &AppSpec, spec: &ServiceSpec| {
+            let digests = spec::mounted_digests(spec, &of.configs, &of.secrets).into_iter();
+            let owned =
+                digests.map(|((kind, name), digest)| (kind, name.to_owned(), digest.map(str::to_owned)));
+            owned.collect::<Vec<_>>()
+        };
+        image.is_some_and(|image| spec::same_image(image, &revision.image))
+            && spec::container_part(&revision.spec) == spec::container_part(spec)
+            && files(&release.spec, &revision.spec) == files(wanted, spec)
+    };
+    let kept = record.sets.iter().filter(|set| matches!(set.role, SetRole::Kept { .. }));
+    kept.filter_map(|set| world.revision_of(&key, set.generation)).any(|revision| alike(revision))
 }
 
 /// What differs between two releases of an app; everything if there was none before. What is equal is left out.
@@ -301,7 +346,7 @@ pub fn strategies(spec: &AppSpec) -> String {
 
 #[cfg(test)]
 mod tests {
-    use wharf_model::{Mode, ReleaseNote, ServiceRevision};
+    use wharf_model::ReleaseNote;
 
     use super::*;
     use crate::{

@@ -48,7 +48,7 @@ pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
 pub use history::{
-    compare, counted, is_as_wanted, release_strategy, returned, rollback_target, strategies, strategy_of,
+    compare, counted, is_as_wanted, plan_return, release_strategy, returned, rollback_target, strategies, strategy_of,
 };
 pub use ipv6::Ipv6Refusal;
 pub use names::named_ports;

@@ -651,7 +651,10 @@ impl Prepared {
         let world = &inner.world;
         match self {
             Self::Up { spec, images, pins, missing, warnings, rollback_of, route_files, .. } => {
-                let plan = engine::plan(world, key, spec, images);
+                let plan = match rollback_of {
+                    None => engine::plan(world, key, spec, images),
+                    Some(_) => engine::plan_return(world, key, spec, images),
+                };
                 let noop = plan.is_noop();
                 let mut view = view(plan);
                 view.warnings.extend(warnings.iter().chain(&route_files.warnings).cloned());

@@ -307,7 +307,7 @@ async fn begun(
                 out.must_say(&format!("  {waiting}"));
             }
             out.must_say(&format!(
-                "hint: `wharf rollout promote -p {app}` or `resume` lets it go on, `wharf rollout abort -p {app}` takes it back"
+                "hint: `wharf rollout status -p {app}` says what it can be asked; `wharf rollout abort -p {app}` takes it back"
             ));
             print(out, plan, "not_yet", Some(applied), Some(&status))?;
             Ok(Exit::NotYet)

@@ -345,7 +345,8 @@ fn lines(status: &v1::RolloutStatus, now: u64) -> Vec<String> {
         .services
         .iter()
         .map(|service| {
-            let mut old = service.old.to_string();
+            let kept = if service.kept_until.is_some() && service.old > 0 { " kept" } else { "" };
+            let mut old = format!("{}{kept}", service.old);
             if service.stopping > 0 {
                 old.push_str(&format!(", {} stopping", service.stopping));
             }
@@ -362,8 +363,8 @@ fn lines(status: &v1::RolloutStatus, now: u64) -> Vec<String> {
     for service in &status.services {
         let name = &service.name;
         if let Some(step) = &service.step {
-            lines
-                .extend(step.preview.as_ref().map(|host| format!("  {name}: the new set answers at {host}")));
+            let preview = step.preview.as_ref().filter(|_| step.switched_at.is_none());
+            lines.extend(preview.map(|host| format!("  {name}: the new set answers at {host}")));
             let figures =
                 [("old", &step.old), ("new", &step.new)].map(|(set, figures)| (set, figures.as_ref()));
             if let [(_, Some(old)), (_, Some(new))] = figures {
