@@ -276,3 +276,122 @@ fn a_rollout_pauses_where_it_is_goes_on_and_is_taken_back() {
     }
     assert_eq!(exits(1, ["rollout", "status", "steered"]).code, 1);
 }
+
+/// What a gateway answers for a host; empty if it does not.
+fn ask(host: &str) -> Result<String> {
+    let node = FLEET.node(1).address();
+    let (header, url) = (format!("Host: {host}"), format!("http://{node}/"));
+    FLEET.cluster.client_exec(["curl", "-s", "-m", "10", "-H", &header, &url])?.text()
+}
+/// Whether what a gateway answers for a host has this in it.
+fn answers(host: &str, what: &str) -> Result<()> {
+    let answer = ask(host)?;
+    ensure!(answer.contains(what), "{host} answers {answer:?}");
+    Ok(())
+}
+/// A version of an app of two tasks behind a route, with how it is released.
+fn version(app: &str, name: &str, more: &str, release: &str) -> String {
+    FLEET.file(
+        app,
+        &format!(
+            "name: {app}\nservices:\n  web:\n    image: wharf/testserver:1\n    environment: {{NAME: {name}{more}}}\n    expose: [8080]\n    \
+             deploy: {{replicas: 2}}\n    stop_grace_period: 1s\n    x-wharf:\n      drain: 2s\n      \
+             routes: [{{host: {app}.test, port: 8080}}]\n      release: {release}\n"
+        ),
+    )
+}
+
+#[test]
+fn a_second_set_is_previewed_takes_over_at_once_and_the_old_one_answers_again_without_a_start() {
+    if skip() {
+        return;
+    }
+    let release = "{strategy: blue-green, preview: next.colours.test, promote: manual, keep: 10m}";
+    exits(0, ["up", "-y", "-f", &version("colours", "blue", "", release)]);
+    wait_until(SOON, "the route", || answers("colours.test", "name=blue"));
+    // It goes on only when somebody says so.
+    exits(3, ["up", "-y", "-f", &version("colours", "green", "", release)]);
+    wait_until(SOON, "the preview", || answers("next.colours.test", "name=green"));
+    for _ in 0..20 {
+        let answer = ask("colours.test").unwrap();
+        assert!(answer.contains("name=blue"), "{answer}");
+    }
+    let containers = |name: &str| -> Vec<String> {
+        let tasks = FLEET.tasks("colours").unwrap();
+        let named = tasks.iter().filter(|task| text(&task["name"]).starts_with(name));
+        named.map(|task| text(&task["status"]["container"]).to_owned()).collect()
+    };
+    assert_eq!(containers("colours-web").len(), 4);
+    exits(0, ["rollout", "promote", "colours"]);
+    for _ in 0..20 {
+        let answer = ask("colours.test").unwrap();
+        assert!(answer.contains("name=green"), "{answer}");
+    }
+    let before = containers("colours-web");
+    let began = std::time::Instant::now();
+    exits(0, ["rollback", "-y", "colours"]);
+    let answer = ask("colours.test").unwrap();
+    println!(
+        "the old release answered again {} ms after `wharf rollback` was called",
+        began.elapsed().as_millis()
+    );
+    assert!(answer.contains("name=blue"), "{answer}");
+    assert_eq!(containers("colours-web"), before, "no container was started or stopped for it");
+}
+
+#[test]
+fn a_canary_that_answers_500_is_taken_back_and_commands_around_a_release_stop_it() {
+    if skip() {
+        return;
+    }
+    let release = "{strategy: canary, steps: [{weight: 50, hold: 3s}], judge: {requests: 20}}";
+    exits(0, ["up", "-y", "-f", &version("bird", "old", "", release)]);
+    wait_until(SOON, "the route", || answers("bird.test", "name=old"));
+    // Requests come all the time.
+    let asking = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let go_on = std::sync::Arc::clone(&asking);
+    let client = std::thread::spawn(move || {
+        let (mut old, mut new) = (0, 0);
+        while go_on.load(std::sync::atomic::Ordering::Relaxed) {
+            let answer = ask("bird.test").unwrap_or_default();
+            old += u32::from(answer.contains("name=old"));
+            new += u32::from(answer.contains("name=new"));
+        }
+        (old, new)
+    });
+    let bad = exits(1, ["up", "-y", "-f", &version("bird", "new", ", FAIL_AFTER_MS: 0", release)]);
+    asking.store(false, std::sync::atomic::Ordering::Relaxed);
+    let (old, new) = client.join().unwrap();
+    println!("{old} answers of the old release, {new} of the new one until it was taken back");
+    let said = format!("{}{}", bad.stdout, bad.stderr);
+    assert!(said.contains("requests to the new release failed"), "{said}");
+    assert!(new > 0);
+    for _ in 0..20 {
+        let answer = ask("bird.test").unwrap();
+        assert!(answer.contains("name=old"), "{answer}");
+    }
+    assert_eq!(rollout("bird").unwrap()["rollout"]["state"], "rolled_back");
+
+    // Commands around a release: what one says is shown, and one that fails leaves everything as it is.
+    let hooks = |before: &str| {
+        format!(
+            "name: nest\nx-wharf: {{hooks: {{before: [{{service: web, command: [sh, -c, '{before}']}}], after: [{{service: web, command: [echo, warm]}}]}}}}\n\
+             services:\n  web: {{image: 'busybox:1', command: sleep 10000, stop_grace_period: 0s, environment: {{WORD: migrated}}}}\n"
+        )
+    };
+    exits(0, ["up", "-y", "-f", &FLEET.file("nest", &hooks("echo $$WORD at $$(hostname)"))]);
+    let said = FLEET.ok(["logs", "-p", "nest", "--task", "nest-web-before-1"]);
+    assert!(said.contains("migrated at nest-web-before-1"), "{said}");
+    let before = FLEET.tasks("nest").unwrap();
+    let failed = exits(1, ["up", "-y", "-f", &FLEET.file("nest", &hooks("echo no such table >&2; exit 3"))]);
+    let said = format!("{}{}", failed.stdout, failed.stderr);
+    assert!(
+        said.contains("nest-web-before-1") && said.contains("exit code 3") && said.contains("no such table"),
+        "{said}"
+    );
+    let id = |tasks: &[Value]| -> Vec<String> {
+        let replicas = tasks.iter().filter(|task| text(&task["name"]) == "nest-web-1");
+        replicas.map(|task| text(&task["id"]).to_owned()).collect()
+    };
+    assert_eq!(id(&FLEET.tasks("nest").unwrap()), id(&before), "nothing was replaced");
+}

@@ -295,7 +295,13 @@ fn effect(
         }
         (Wish::Promote { all: true }, "progressing") => None,
         (Wish::Promote { all: false }, "progressing") => {
-            let went_on = status.promoted.is_none() && steps(status) != steps(before);
+            // Once a new set takes over, it is there when every gateway leads to it, and that ends the rollout.
+            let switched = |service: &v1::RolloutService| {
+                service.step.as_ref().is_some_and(|step| step.switched_at.is_some())
+            };
+            let went_on = status.promoted.is_none()
+                && steps(status) != steps(before)
+                && !status.services.iter().any(switched);
             went_on.then(|| Ok(format!("{what} goes on; {follow}")))
         }
         (Wish::Pause, "progressing") => {
@@ -309,8 +315,8 @@ fn effect(
 }
 
 /// Where each service is by its strategy.
-fn steps(status: &v1::RolloutStatus) -> Vec<(&str, Option<(u32, u8, bool)>)> {
-    let step = |step: &v1::RolloutStep| (step.number, step.percent, step.switched_at.is_some());
+fn steps(status: &v1::RolloutStatus) -> Vec<(&str, Option<(u32, u8)>)> {
+    let step = |step: &v1::RolloutStep| (step.number, step.percent);
     status.services.iter().map(|service| (service.name.as_str(), service.step.as_ref().map(step))).collect()
 }
 
@@ -537,6 +543,9 @@ shop in environment prod: release 5 by ada@laptop, from release 4: under way for
         promoted.services[0].step = Some(step(2, None));
         assert_eq!(after(Wish::Promote { all: false }, &promoted), Some(true));
         assert_eq!(after(Wish::Promote { all: true }, &promoted), None);
+        let mut switched = promoted.clone();
+        switched.services[0].step = Some(v1::RolloutStep { switched_at: Some(9), ..step(2, None) });
+        assert_eq!(after(Wish::Promote { all: false }, &switched), None, "gateways have yet to follow");
         promoted.promoted = asked();
         assert_eq!(after(Wish::Promote { all: false }, &promoted), None);
         assert_eq!(after(Wish::Promote { all: true }, &status("done")), Some(true));
