@@ -79,11 +79,17 @@ pub(crate) fn forgotten(world: &World, app: &AppRecord) -> Vec<ReleaseNumber> {
 pub fn returned(world: &World, release: &Release) -> AppSpec {
     let mut spec = release.spec.clone();
     let app = world.app(&release.app);
-    let current = app.and_then(|app| world.release(&release.app, app.release));
+    // What a file asked for last: a release that returns to another one has numbers that somebody may have set.
+    let mut written = app.and_then(|app| world.release(&release.app, app.release));
+    while let Some(earlier) =
+        written.and_then(|it| it.note.rollback_of).and_then(|number| world.release(&release.app, number))
+    {
+        written = Some(earlier);
+    }
     for (name, service) in &mut spec.services {
         let record =
             world.services_of(&release.app).find(|record| record.key.name == *name && !record.removed);
-        let file = current.and_then(|current| current.spec.services.get(name)).map(|service| service.mode);
+        let file = written.and_then(|it| it.spec.services.get(name)).map(|service| service.mode);
         if let (Some(record), Some(file)) = (record, file)
             && let (Generation(_), now @ Mode::Replicated { .. }) = record.wanted()
             && let Mode::Replicated { .. } = service.mode
@@ -448,6 +454,10 @@ mod tests {
         assert_eq!(cluster.ready("web").len(), 3);
         let third = cluster.world.release(&app_key(), ReleaseNumber(3)).unwrap();
         assert_eq!((&third.images, third.note.rollback_of), (&images, Some(ReleaseNumber(1))));
+        // The number is no file's: it stays over the next return as well.
+        let second = cluster.world.release(&app_key(), ReleaseNumber(2)).unwrap();
+        let spec = returned(&cluster.world, second);
+        assert_eq!(spec.services[&key("web").name].mode, Mode::Replicated { replicas: 3 });
     }
 
     #[test]
