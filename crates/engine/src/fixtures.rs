@@ -261,7 +261,8 @@ impl Cluster {
         for service in &judged {
             let begin = || Figures { since: self.now, ..Figures::default() };
             let figures = self.figures.entry(service.clone()).or_insert_with(begin);
-            let ready = self.world.tasks_of(service).filter(|task| task.is_ready()).map(|task| task.generation);
+            let ready =
+                self.world.tasks_of(service).filter(|task| task.is_ready()).map(|task| task.generation);
             for generation in ready.collect::<std::collections::BTreeSet<_>>() {
                 let image = &self.world.revision_of(service, generation).unwrap().image.reference;
                 let (requests, failures) = self.traffic.get(image).copied().unwrap_or((50, 0));

@@ -5,8 +5,8 @@
 use std::fmt;
 
 use wharf_model::{
-    AppKey, DependencyCondition, HookStage, HostSubnet, NetworkName, NodeName, Phase, ServiceKey, ServiceName, Slot,
-    StopReason, TaskId, Timestamp, VolumeName,
+    AppKey, DependencyCondition, HookStage, HostSubnet, NetworkName, NodeName, Phase, ServiceKey,
+    ServiceName, Slot, StopReason, TaskId, Timestamp, VolumeName,
 };
 
 use crate::{
@@ -453,7 +453,10 @@ impl fmt::Display for Waiting {
                 "{about} is not replaced: the rollout failed; hint: `wharf up` with a corrected file begins a new one"
             ),
             Reason::Held { by } => {
-                write!(f, "{about} stays as it is: the rollout was paused by {by}; hint: `wharf rollout resume` goes on")
+                write!(
+                    f,
+                    "{about} stays as it is: the rollout was paused by {by}; hint: `wharf rollout resume` goes on"
+                )
             }
             Reason::Step { percent, number, of, found } => write!(
                 f,

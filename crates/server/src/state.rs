@@ -28,8 +28,8 @@ use crate::{
     acme,
     controllers::routes::RouteStanding,
     records::{
-        AcmeRecord, CertificateRecord, ClusterRecord, Key, LeaderRecord, NamedFileKey, NamedFileRecord, Record, RevokedRecord, ServerRecord,
-        TicketKeyRecord, TokenRecord,
+        AcmeRecord, CertificateRecord, ClusterRecord, Key, LeaderRecord, NamedFileKey, NamedFileRecord,
+        Record, RevokedRecord, ServerRecord, TicketKeyRecord, TokenRecord,
     },
     seal::{CannotOpen, SealKey},
 };

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use wharf_engine::{Change, Ids};
 use wharf_model::{
-    AppKey, AppRecord, By, Event, EventKind, NodeId, Phase, Release, RolloutState, ServiceKey, Subject, Task, TaskId,
-    TaskStatus, Timestamp,
+    AppKey, AppRecord, By, Event, EventKind, NodeId, Phase, Release, RolloutState, ServiceKey, Subject, Task,
+    TaskId, TaskStatus, Timestamp,
 };
 use wharf_store::{Batch, PORTABLE_BYTES, PORTABLE_KEYS};
 
@@ -154,9 +154,12 @@ impl<'a> Committer<'a> {
             Change::DrainedTask { task, at, under_way } => {
                 let Some(task) = self.task(task) else { return };
                 if under_way > 0 {
-                    let requests = if under_way == 1 { "1 request".into() } else { format!("{under_way} requests") };
-                    let message =
-                        format!("{} is stopped with {requests} under way: its time to drain is over", task.name());
+                    let requests =
+                        if under_way == 1 { "1 request".into() } else { format!("{under_way} requests") };
+                    let message = format!(
+                        "{} is stopped with {requests} under way: its time to drain is over",
+                        task.name()
+                    );
                     self.event(ids, EventKind::Task, self.about_task(&task), message);
                 }
                 self.put_task(Task { drained: task.drained.or(Some(at)), ..task });

@@ -43,7 +43,9 @@ use wharf_api::{
     v1::{self, Action, AppStatus, Applied, ApplyRequest, Plan, PlanRequest, Problem},
 };
 use wharf_model::{
-    AddressPool, AssignmentSet, Bytes, Cpus, EngineFacts, GatewayStats, Health, Image, NodeFacts, NodeId, NodeReport, Phase, Platform, Revision, RouteReport, RouteStats, SetStats, Target, TaskId, TaskReport, TaskStatus, Timestamp, VolumeId,
+    AddressPool, AssignmentSet, Bytes, Cpus, EngineFacts, GatewayStats, Health, Image, NodeFacts, NodeId,
+    NodeReport, Phase, Platform, Revision, RouteReport, RouteStats, SetStats, Target, TaskId, TaskReport,
+    TaskStatus, Timestamp, VolumeId,
 };
 use wharf_process::{Clock, Shutdown, SystemClock, Tasks};
 use wharf_server::{InitOptions, RunOptions, Server, ServerError, init, settings::StoreChoice};
@@ -235,8 +237,14 @@ impl Api {
         fingerprint: &str,
         supersede: bool,
     ) -> Result<Applied, CallError> {
-        let request =
-            ApplyRequest { action, fingerprint: fingerprint.into(), client: "ada@laptop".into(), supersede, message: None, source: None };
+        let request = ApplyRequest {
+            action,
+            fingerprint: fingerprint.into(),
+            client: "ada@laptop".into(),
+            supersede,
+            message: None,
+            source: None,
+        };
         within(self.0.call(Method::POST, &format!("/v1/apps/prod/{app}/apply"), &request)).await
     }
     /// Plans and does it.
@@ -472,7 +480,8 @@ impl Fake {
         let mut draining = self.draining.lock().unwrap().clone();
         let set = self.set.lock().unwrap().clone();
         let routes = set.iter().flat_map(|set| &set.routes.routes);
-        let led_to: Vec<_> = routes.flat_map(|route| &route.endpoints).map(|endpoint| endpoint.task).collect();
+        let led_to: Vec<_> =
+            routes.flat_map(|route| &route.endpoints).map(|endpoint| endpoint.task).collect();
         draining.retain(|task, _| !led_to.contains(task));
         let node = NodeReport { sequence: 1, epoch, observed, facts, problems: vec![], draining };
         let statuses = self.statuses.lock().unwrap().clone();
