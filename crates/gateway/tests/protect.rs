@@ -1,4 +1,5 @@
 //! What protects services, over loopback: each setting of a route between clients and tasks of the test's own.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::{
     collections::BTreeMap,

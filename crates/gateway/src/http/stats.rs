@@ -121,7 +121,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_request_is_in_the_bucket_whose_bound_is_the_next_above(micros in prop_oneof![0_u64..2_000_000, any::<u64>()]) {
+        fn a_request_is_in_the_bucket_whose_bound_is_the_next_above(micros in prop_oneof![0_u64..2_000_000, any::<u64>(), prop::sample::select(LATENCY_BOUNDS.to_vec())]) {
             let counters = SetCounters::default();
             counters.answered(Duration::from_micros(micros));
             let latency = counters.read(0).latency;

@@ -1110,6 +1110,7 @@ struct Look<'l> {
 }
 
 /// A member that was counted.
+#[derive(Debug, Clone, Copy)]
 struct Taken {
     at: usize,
     trial: bool,
