@@ -60,8 +60,8 @@ pub struct ServicePolicy {
     /// Over how many places its tasks must be spread.
     #[serde(skip_serializing_if = "is_default")]
     pub availability: Option<AvailabilityMinimum>,
-    /// How long requests and connections that are under way with a task may go on once nothing new is sent to it; [`USUAL_DRAIN`] if
-    /// absent, at most [`LONGEST_DRAIN`].
+    /// How long requests and connections that are under way with a task may go on once nothing new is sent to it, at most
+    /// [`LONGEST_DRAIN`]; if absent [`USUAL_DRAIN`], and 3 s where the old task has to stop before the new one starts.
     #[serde(skip_serializing_if = "is_default")]
     pub drain: Option<Millis>,
 }
