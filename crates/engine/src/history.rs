@@ -461,6 +461,36 @@ mod tests {
     }
 
     #[test]
+    fn a_return_is_planned_as_it_goes_past_every_step_and_to_what_is_kept() {
+        let blue = |number| {
+            let mut spec = version(number);
+            let release = r#"{ "strategy": "blue-green", "promote": "manual", "keep": 600000 }"#;
+            let web = spec.services.values_mut().next().unwrap();
+            web.policy.release = Some(serde_json::from_str(release).unwrap());
+            spec
+        };
+        let mut cluster = Cluster::of(1);
+        cluster.up(&blue(1));
+        cluster.settle();
+        cluster.up(&blue(2));
+        let back = |cluster: &Cluster| {
+            plan_return(&cluster.world, &app_key(), &blue(1), &images(&blue(1))).to_string()
+        };
+        assert!(back(&cluster).contains("all requests go there once all are ready"), "{}", back(&cluster));
+        assert!(!back(&cluster).contains("promotes"), "{}", back(&cluster));
+        // It is promoted, and takes over.
+        let mut app = AppRecord::clone(cluster.world.app(&app_key()).unwrap());
+        let asked = wharf_model::Asked { by: by(), at: cluster.now, reason: String::new() };
+        app.rollout.promoted = Some(wharf_model::Promotion { asked, whole: true });
+        cluster.world.insert_app(app);
+        cluster.settle_for(std::time::Duration::from_secs(60), &mut |_| {});
+        assert_eq!(cluster.rollout().state, RolloutState::Done);
+        assert!(back(&cluster).contains("take over again at once"), "{}", back(&cluster));
+        cluster.settle();
+        assert!(!back(&cluster).contains("take over again at once"), "they are gone: {}", back(&cluster));
+    }
+
+    #[test]
     fn a_release_whose_configs_a_container_mounts_is_kept() {
         let mut cluster = Cluster::of(1);
         cluster.up(&version(1));
