@@ -53,8 +53,10 @@ const RETIRED: Duration = Duration::from_secs(3600);
 const GRACE: Duration = Duration::from_secs(10);
 /// After an error of accepting.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How often it is asked whether anybody needs this process, while nobody speaks to it.
+/// How often it is asked whether anybody needs this process.
 const LONELY: Duration = Duration::from_secs(10);
+/// After so many looks in a row at which there was nothing to do it ends.
+const IDLE: u32 = 6;
 /// Changes that come together are told together.
 const TOGETHER: Duration = Duration::from_millis(5);
 /// How often numbers are told that merely change, while there is something that people watch.
@@ -292,12 +294,19 @@ impl Process {
         self.over.cancel();
     }
 
-    /// Returns once nobody can tell this process anything.
+    /// Returns once nobody can tell this process anything, or there has been nothing to do for a while.
     async fn while_needed(&self) {
         let place = current(&self.folder);
         let own = inode(&socket_of(&self.folder, std::process::id()));
+        let mut idle = 0;
         loop {
             sleep(LONELY).await;
+            idle = if self.is_idle() { idle + 1 } else { 0 };
+            if idle == IDLE {
+                tracing::info!("there are no routes any more");
+                self.over.cancel();
+                return;
+            }
             if self.visited.load(Ordering::Acquire) || self.retired.is_cancelled() || inode(&place) == own {
                 continue;
             }
@@ -306,6 +315,15 @@ impl Process {
             self.over.cancel();
             return;
         }
+    }
+
+    /// Whether its table has nothing to serve, and nobody is connected. The agent starts a process when there is a route again.
+    fn is_idle(&self) -> bool {
+        let gateway = &self.gateway;
+        gateway.version().is_some()
+            && gateway.ports().is_empty()
+            && gateway.problems().is_empty()
+            && gateway.clients() == 0
     }
 
     /// Hears what somebody has to say until they are gone, or somebody else comes.
@@ -441,6 +459,7 @@ impl Process {
             retired: self.retired.is_cancelled(),
             clients: self.gateway.clients(),
             unlogged: self.access_log.unlogged(),
+            entry: self.gateway.entry_counters(),
         };
         GatewayStats { processes: vec![process], ..self.gateway.stats() }
     }

@@ -130,7 +130,10 @@ struct Seen {
 impl Known {
     fn serves(&self, table: &Table) -> bool {
         let nobody = self.idle && table.is_empty;
-        let all = self.current.is_some() && self.processes.values().all(|seen| seen.served >= table.number);
+        // One that has just retired says so before this hears of its successor.
+        let current = self.current.and_then(|pid| self.processes.get(&pid));
+        let all = current.is_some_and(|seen| !seen.status.retired)
+            && self.processes.values().all(|seen| seen.served >= table.number);
         nobody || all
     }
 }
