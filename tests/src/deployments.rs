@@ -90,8 +90,8 @@ impl Case {
         let environment: String = environment.map(|(name, value)| format!(", {name}: \"{value}\"")).collect();
         format!(
             "name: app\nservices:\n  web:\n    image: wharf/testserver:1\n    environment: {{NAME: \"v{version}\"{environment}}}\n    \
-             deploy: {{replicas: {}}}\n    x-wharf:\n{}      routes:\n      - {{hosts: [{HOST}], port: 8080}}\n      \
-             - {{hosts: [sticky.{HOST}], port: 8080, sticky: true}}\n",
+             deploy: {{replicas: {}}}\n    x-wharf:\n{}      routes:\n      - {{host: {HOST}, port: 8080}}\n      \
+             - {{host: sticky.{HOST}, port: 8080, sticky: true}}\n",
             self.replicas, self.wharf
         )
     }

@@ -204,6 +204,7 @@ impl<'a> Assigner<'a> {
     fn add_service_routes(&mut self) {
         self.services = routing::routes(self);
         self.certificates = routing::certificates(self.world, &self.services);
+        self.certificates.extend(self.world.obtained.needed(self.world));
         let endpoints = self.services.iter().flat_map(|route| {
             let sets = route.sets.iter().flat_map(|set| &set.endpoints);
             sets.chain(&route.fallback).chain(&route.mirror)
@@ -240,7 +241,7 @@ impl<'a> Assigner<'a> {
         for route in table.services.iter_mut().filter(|route| route.spec.basic_auth.is_some()) {
             route.users = routing::users(self.world, route);
         }
-        self.world.obtained.complete(self.world, &mut table);
+        self.world.obtained.complete(&mut table);
         table
     }
     /// Whether an endpoint answers the gateway of this node whatever address a connection is from.

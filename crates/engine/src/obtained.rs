@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use wharf_model::{
-    AcmeChallenge, AppKey, ReleaseStrategy, RouteTable, RouteTls, ServiceRevision, ShownCertificate, TicketKey,
+    AcmeChallenge, AppKey, ReleaseStrategy, RouteTable, RouteTls, ServiceRevision, ShownCertificate,
+    TicketKey,
 };
 
 use crate::{World, routing};
@@ -24,14 +25,17 @@ pub struct Obtained {
 }
 
 impl Obtained {
-    /// Adds what a gateway needs for the routes in its table.
-    pub(crate) fn complete(&self, world: &World, table: &mut RouteTable) {
-        if table.services.is_empty() && self.challenges.is_empty() {
-            return;
+    /// The certificates that routes need.
+    pub(crate) fn needed(&self, world: &World) -> Vec<ShownCertificate> {
+        if self.certificates.is_empty() {
+            return Vec::new();
         }
-        let certificates = hosts_to_certify(world);
-        let certificates = certificates.keys().filter_map(|host| self.certificates.get(host));
-        table.certificates.extend(certificates.cloned());
+        let hosts = hosts_to_certify(world);
+        hosts.keys().filter_map(|host| self.certificates.get(host)).cloned().collect()
+    }
+
+    /// Adds what a gateway needs besides routes and certificates.
+    pub(crate) fn complete(&self, table: &mut RouteTable) {
         table.challenges.extend(self.challenges.values().cloned());
         let ends_tls = |tls: &RouteTls| match tls {
             RouteTls::Auto | RouteTls::Certificate(_) => true,

@@ -1342,14 +1342,12 @@ fn previous(world: &World, record: &AppRecord, before: Generation) -> Option<Pre
     if let Some(previous) = record.previous.as_ref().filter(unfinished) {
         return Some(Previous { before, ..previous.clone() });
     }
-    if rollout.pending.is_some() {
-        return None;
-    }
     let services = world.services_of(&record.key).filter(|service| !service.removed);
     let alone = |service: &std::sync::Arc<ServiceRecord>| {
         ServiceRecord { sets: Vec::new(), ..ServiceRecord::clone(service) }
     };
-    Some(Previous { before, release: record.release, services: services.map(alone).collect() })
+    let services: Vec<_> = services.map(alone).collect();
+    (!services.is_empty()).then_some(Previous { before, release: record.release, services })
 }
 
 fn next_release(world: &World, app: &AppKey) -> ReleaseNumber {

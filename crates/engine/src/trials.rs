@@ -383,6 +383,8 @@ fn a_step_begins_anew_when_another_server_counts() {
     assert!(cluster.waiting().contains("no gateway has said yet"), "{}", cluster.waiting());
     cluster.count();
     let _ = cluster.pass();
+    let anew = cluster.rollout().steps[&key("web").name].since.unwrap();
+    assert!(anew > since, "the step begins anew");
     cluster.now = since + Duration::from_secs(61);
     let _ = cluster.pass();
     assert_eq!(cluster.rollout().steps[&key("web").name].step, 0, "it has been held for two seconds");
@@ -603,6 +605,21 @@ fn a_first_release_whose_command_fails_starts_nothing() {
 }
 
 #[test]
+fn a_release_of_which_nothing_was_started_is_no_place_to_return_to() {
+    let mut cluster = Cluster::of(1);
+    cluster.scripts.insert("migrate".into(), Script::Exit(3));
+    cluster.up(&hooked("web", &["migrate"], &[]));
+    cluster.settle();
+    cluster.up(&hooked("web", &[], &[]));
+    for_a_moment(&mut cluster);
+    assert_eq!(cluster.world.app(&app_key()).unwrap().previous, None);
+    cluster.up(&hooked("next", &["wait"], &[]));
+    edit(&mut cluster, |rollout| rollout.abort = Some(asked("")));
+    cluster.settle();
+    assert_eq!((cluster.rollout().state, cluster.ready("web").len()), (RolloutState::RolledBack, 1));
+}
+
+#[test]
 fn a_command_that_fails_after_a_release_returns_all_of_it() {
     let mut cluster = Cluster::of(3);
     let spec = |image: &str, after: &[&str]| {
@@ -615,8 +632,11 @@ fn a_command_that_fails_after_a_release_returns_all_of_it() {
     cluster.scripts.insert("smoke".into(), Script::Exit(1));
     cluster.up(&spec("new", &["smoke"]));
     let mut switched = false;
-    cluster
-        .settle_for(Duration::from_secs(100), &mut |cluster| switched |= led_to(cluster).0 == only("new:1"));
+    cluster.settle_for(Duration::from_secs(100), &mut |cluster| {
+        switched |= led_to(cluster).0 == only("new:1");
+        let returns = switched && cluster.world.app(&app_key()).unwrap().release == ReleaseNumber(1);
+        assert!(!returns || led_to(cluster).0 == only("old:1"), "what was kept answers at once");
+    });
     assert!(switched, "it had taken over");
     assert_eq!((cluster.rollout().state, led_to(&cluster).0), (RolloutState::RolledBack, only("old:1")));
     assert!(

@@ -41,12 +41,11 @@ use serde::{Deserialize, Serialize};
 use socket2::Type;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wharf_model::{GatewayStats, PortReport, Protocol, Revision, RouteReport, RouteTable, TaskId};
+use wharf_model::{EntryCounters, GatewayStats, PortReport, Protocol, Revision, RouteReport, RouteTable, TaskId};
 use wharf_process::{Task, Tasks};
 
 pub use crate::{
     access_log::{AccessLog, AccessLogOptions},
-    entry::EntryCounters,
     http::HttpOptions,
     route::RouteCounters,
 };

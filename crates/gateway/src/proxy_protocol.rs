@@ -207,7 +207,8 @@ mod tests {
     }
 
     fn any_address() -> impl Strategy<Value = SocketAddr> {
-        let ip = prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)];
+        let ip =
+            prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)];
         (ip, any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
     }
 

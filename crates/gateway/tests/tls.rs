@@ -30,8 +30,9 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use wharf_gateway::{Gateway, GatewayOptions};
 use wharf_model::{
-    AcmeChallenge, AppKey, Endpoint, EndpointSet, Generation, ProxyProtocol, Revision, RouteId, RouteProtocol,
-    RouteSpec, RouteTable, RouteTls, ServiceKey, ServiceRoute, ShownCertificate, TaskId, TicketKey, Users,
+    AcmeChallenge, AppKey, Endpoint, EndpointSet, Generation, ProxyProtocol, Revision, RouteId,
+    RouteProtocol, RouteSpec, RouteTable, RouteTls, ServiceKey, ServiceRoute, ShownCertificate, TaskId,
+    TicketKey, Users,
 };
 use wharf_process::{Shutdown, Tasks};
 
@@ -99,7 +100,9 @@ impl Fixture {
                 }
             }
             let length = head.len();
-            stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").as_bytes()).await?;
+            stream
+                .write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").as_bytes())
+                .await?;
             stream.write_all(&head).await
         })
         .await
@@ -227,7 +230,11 @@ async fn tls(config: &Arc<ClientConfig>, name: &str, port: u16) -> io::Result<Tl
     tls_over(config, name, tcp(port).await).await
 }
 
-async fn tls_over(config: &Arc<ClientConfig>, name: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+async fn tls_over(
+    config: &Arc<ClientConfig>,
+    name: &str,
+    stream: TcpStream,
+) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     within(TlsConnector::from(Arc::clone(config)).connect(name, stream)).await
 }
@@ -259,7 +266,11 @@ fn each_host_has_its_certificate_and_http_2_is_chosen() {
         let (a, b) = (certificate(&["a.example"]), certificate(&["*.b.example"]));
         let task = fixture.requests(1).await;
         fixture.route("a", spec(RouteProtocol::Http, RouteTls::Auto, &["a.example"]), task);
-        fixture.route("b", spec(RouteProtocol::Http, RouteTls::Certificate("pem".into()), &["*.b.example"]), task);
+        fixture.route(
+            "b",
+            spec(RouteProtocol::Http, RouteTls::Certificate("pem".into()), &["*.b.example"]),
+            task,
+        );
         fixture.table.certificates = vec![a.clone(), b.clone()];
         fixture.apply().await;
         assert_eq!(fixture.gateway.problems(), [""; 0]);
@@ -273,7 +284,10 @@ fn each_host_has_its_certificate_and_http_2_is_chosen() {
         assert!(answer.contains("x-forwarded-proto: https"), "{answer}");
         assert!(tls(&only_b, "a.example", 443).await.is_err(), "it is a's certificate");
         let error = tls(&only_a, "elsewhere.example", 443).await.unwrap_err();
-        assert!(error.to_string().contains("UnrecognizedName") || error.to_string().contains("UnrecognisedName"), "{error}");
+        assert!(
+            error.to_string().contains("UnrecognizedName") || error.to_string().contains("UnrecognisedName"),
+            "{error}"
+        );
     });
 }
 
@@ -302,7 +316,10 @@ fn a_new_certificate_is_shown_from_the_next_handshake_on_and_cuts_nobody_off() {
         let problem = "the certificate for a.example cannot be used: its key belongs to another certificate";
         assert_eq!(fixture.gateway.problems(), [problem]);
         assert_eq!(echoed(&mut after, "four").await, "four");
-        assert!(tls(&client(&[&new], &[]), "a.example", 5432).await.is_err(), "there is none that anybody vouches for");
+        assert!(
+            tls(&client(&[&new], &[]), "a.example", 5432).await.is_err(),
+            "there is none that anybody vouches for"
+        );
         let mut trusting = tls(&believer(&[]), "a.example", 5432).await.unwrap();
         assert_eq!(echoed(&mut trusting, "five").await, "five");
     });
@@ -377,7 +394,11 @@ fn a_certificate_authority_finds_what_it_asks_for() {
         let shown = ShownCertificate { hosts: vec!["new.example".into()], chain, key: key.serialize_pem() };
         let expected = der(&shown);
         fixture.table.challenges = vec![
-            AcmeChallenge::Http01 { host: "new.example".into(), token: "t0ken".into(), answer: "t0ken.thumb".into() },
+            AcmeChallenge::Http01 {
+                host: "new.example".into(),
+                token: "t0ken".into(),
+                answer: "t0ken.thumb".into(),
+            },
             AcmeChallenge::TlsAlpn01 { certificate: shown },
         ];
         fixture.apply().await;
@@ -455,7 +476,9 @@ fn what_a_proxy_in_front_says_of_its_client_is_believed_where_it_is_expected() {
         };
         let answer = proxied(b"PROXY TCP4 192.0.2.7 198.51.100.1 4000 443\r\n").await.unwrap();
         assert!(answer.contains("x-forwarded-for: 192.0.2.7\r\n"), "{answer}");
-        let header = [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", &[192, 0, 2, 8, 198, 51, 100, 1, 0, 9, 1, 187][..]].concat();
+        let header =
+            [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", &[192, 0, 2, 8, 198, 51, 100, 1, 0, 9, 1, 187][..]]
+                .concat();
         let answer = proxied(&header).await.unwrap();
         assert!(answer.contains("x-forwarded-for: 192.0.2.8\r\n"), "{answer}");
         assert!(proxied(b"").await.is_err(), "it is not optional");
@@ -512,7 +535,11 @@ fn connections_find_another_task_when_one_does_not_take_them_and_wait_for_one() 
         let task = alive.task;
         fixture.table.services.clear();
         fixture.apply().await;
-        assert_eq!(fixture.gateway.draining(), BTreeMap::from([(task, 1)]), "it goes on with a task that is gone");
+        assert_eq!(
+            fixture.gateway.draining(),
+            BTreeMap::from([(task, 1)]),
+            "it goes on with a task that is gone"
+        );
         assert_eq!(echoed(&mut waiting, "still").await, "still");
         drop(waiting);
         let deadline = Instant::now() + SOON;

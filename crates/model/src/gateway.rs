@@ -252,6 +252,26 @@ pub struct GatewayProcess {
     pub clients: u64,
     /// Lines that its access log lost, because the disk did not keep up.
     pub unlogged: u64,
+    /// What connections to services' routes began with.
+    pub entry: EntryCounters,
+}
+
+/// What connections to services' routes began with, since the process began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EntryCounters {
+    /// Handshakes of TLS that agreed on new keys.
+    pub handshakes: u64,
+    /// Those that resumed a session.
+    pub resumed: u64,
+    /// Those that failed, or took too long.
+    pub failed: u64,
+    /// Those that asked for a name that is not here.
+    pub unknown_names: u64,
+    /// Connections and datagrams that were dropped because the PROXY protocol was expected and something else came.
+    pub malformed_proxy: u64,
+    /// Certificate authorities that were answered in a handshake.
+    pub challenges: u64,
 }
 
 /// What went through a route of a service.

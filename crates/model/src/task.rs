@@ -413,6 +413,7 @@ mod tests {
             stop: Some(StopReason::Outdated),
             drained: None,
             failures: 0,
+            hook: None,
             status: TaskStatus::default(),
         };
         task.status.phase = Phase::Running;

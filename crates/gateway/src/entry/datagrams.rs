@@ -145,7 +145,10 @@ impl Clients {
             Parsed::Header { length, proxied } => Ok((proxied, &datagram[length..])),
             Parsed::Malformed(_) | Parsed::Incomplete => {
                 self.http.entry.count_malformed();
-                Err(io::Error::new(io::ErrorKind::InvalidData, "a datagram without the PROXY protocol's header"))
+                Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a datagram without the PROXY protocol's header",
+                ))
             }
         }
     }
@@ -176,15 +179,23 @@ impl Clients {
             let session = Session { way: way.clone(), _stop: stop.clone().drop_guard() };
             let mut sessions = self.sessions.lock();
             if sessions.len() >= self.options.datagram_clients && !sessions.contains_key(&from) {
-                let silent = sessions.iter().min_by_key(|(_, session)| session.way.last.load(Ordering::Relaxed));
+                let silent =
+                    sessions.iter().min_by_key(|(_, session)| session.way.last.load(Ordering::Relaxed));
                 if let Some(silent) = silent.map(|(client, _)| *client) {
                     sessions.remove(&silent);
                 }
             }
             sessions.insert(from, session);
         }
-        let idle = route.spec().timeouts.idle.map_or(self.options.datagram_idle, wharf_model::Millis::duration);
-        let back = Back { client: from, way: way.clone(), socket: Arc::clone(&self.socket), idle, started: self.started };
+        let idle =
+            route.spec().timeouts.idle.map_or(self.options.datagram_idle, wharf_model::Millis::duration);
+        let back = Back {
+            client: from,
+            way: way.clone(),
+            socket: Arc::clone(&self.socket),
+            idle,
+            started: self.started,
+        };
         let (sessions, connected) = (Arc::clone(&self.sessions), self.http.draining.client());
         tasks.spawn("gateway datagrams", async move {
             let (_connected, own) = (connected, Arc::clone(&back.way.upstream));

@@ -40,7 +40,8 @@ pub(crate) async fn pass(worker: &Arc<Worker>, conversation: Conversation, id: R
     let Conversation { mut stream, client, destination, secure } = conversation;
     keep_alive(stream.tcp());
     let name = secure.as_ref().and_then(|secure| secure.server_name.clone());
-    let whom = Whom { client, destination, secure: secure.is_some(), name: name.as_deref().unwrap_or_default() };
+    let whom =
+        Whom { client, destination, secure: secure.is_some(), name: name.as_deref().unwrap_or_default() };
     let passed = match connect(worker, &whom, &id).await {
         Ok((server, lease)) => {
             let idle = lease.route().spec().timeouts.idle.map_or(FOR_EVER, wharf_model::Millis::duration);

@@ -42,18 +42,18 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
-use wharf_model::{RouteId, RouteTable};
+use wharf_model::{EntryCounters, RouteId, RouteTable};
 
 use crate::{
     proxy_protocol,
     tls::{self, Tls, hello},
 };
 
+use self::ports::{Ending, Plain, Port, Ports};
 pub(crate) use self::{
     ports::Shares,
     stream::{Begun, Stream},
 };
-use self::ports::{Ending, Plain, Port, Ports};
 
 /// For everything that comes before the first request.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -75,24 +75,6 @@ struct Counters {
     unknown: AtomicU64,
     malformed: AtomicU64,
     challenges: AtomicU64,
-}
-
-/// What connections began with, since the process began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct EntryCounters {
-    /// Handshakes of TLS that agreed on new keys.
-    pub handshakes: u64,
-    /// Those that resumed a session.
-    pub resumed: u64,
-    /// Those that failed, or took too long.
-    pub failed: u64,
-    /// Those that asked for a name that is not here.
-    pub unknown_names: u64,
-    /// Connections that were closed because the PROXY protocol was expected and something else came.
-    pub malformed_proxy: u64,
-    /// Certificate authorities that were answered in a handshake.
-    pub challenges: u64,
 }
 
 /// What a connection is, once it has begun.
@@ -276,8 +258,7 @@ impl Entry {
             _ => &self.counters.full,
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        let secure =
-            Secure { http2: session.alpn_protocol() == Some(b"h2"), server_name: hello.server_name };
+        let secure = Secure { http2: session.alpn_protocol() == Some(b"h2"), server_name: hello.server_name };
         let conversation = conversation(Stream::Tls(Box::new(stream)), Some(secure));
         Ok(match route {
             Some(route) => Entered::Connection(conversation, route),

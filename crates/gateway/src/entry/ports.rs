@@ -332,7 +332,12 @@ pub(crate) mod tests {
         }
     }
     /// What the file would say.
-    pub(crate) fn spec(protocol: RouteProtocol, tls: RouteTls, hosts: &[&str], listen: Option<u16>) -> RouteSpec {
+    pub(crate) fn spec(
+        protocol: RouteProtocol,
+        tls: RouteTls,
+        hosts: &[&str],
+        listen: Option<u16>,
+    ) -> RouteSpec {
         let redirect = protocol.is_http() && matches!(tls, RouteTls::Auto | RouteTls::Certificate(_));
         RouteSpec {
             protocol,
@@ -368,7 +373,9 @@ pub(crate) mod tests {
 
     /// Which service a connection of TLS is for, and who ends it.
     fn ending(ports: &Ports, port: u16, name: Option<&str>) -> String {
-        let one = |shares: &Shares| shares.routes().map(|route| route.service.name.to_string()).collect::<Vec<_>>().join("+");
+        let one = |shares: &Shares| {
+            shares.routes().map(|route| route.service.name.to_string()).collect::<Vec<_>>().join("+")
+        };
         match ports.tcp.get(&port).and_then(|port| port.names.find(name)) {
             None => "-".to_owned(),
             Some(Ending::Requests) => "requests".to_owned(),

@@ -142,7 +142,10 @@ fn listed(hosts: &[String]) -> String {
 }
 
 /// Reads what an authority is shown. It says something that only authorities understand, so it is not looked into.
-pub(super) fn read_challenge(shown: &ShownCertificate, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
+pub(super) fn read_challenge(
+    shown: &ShownCertificate,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, String> {
     let (chain, key) = parts(shown)?;
     let key = provider.key_provider.load_private_key(key).map_err(|error| error.to_string())?;
     Ok(CertifiedKey::new(chain, key))
@@ -165,7 +168,8 @@ fn read(shown: &ShownCertificate, provider: &CryptoProvider) -> Result<Certified
     CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => "its key belongs to another certificate".to_owned(),
         rustls::Error::InvalidCertificate(_) => "what its chain begins with is no certificate".to_owned(),
-        _ => "its key is of a kind that is not supported: use RSA, or the curves P-256, P-384 or Ed25519".to_owned(),
+        _ => "its key is of a kind that is not supported: use RSA, or the curves P-256, P-384 or Ed25519"
+            .to_owned(),
     })
 }
 
@@ -234,7 +238,8 @@ pub(crate) mod tests {
     fn of_several_for_a_host_the_first_is_shown_that_the_client_understands() {
         let ecdsa = shown(&["a.example"]);
         let pair = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-        let certificate = CertificateParams::new(vec!["a.example".into()]).unwrap().self_signed(&pair).unwrap();
+        let certificate =
+            CertificateParams::new(vec!["a.example".into()]).unwrap().self_signed(&pair).unwrap();
         let edwards = ShownCertificate {
             hosts: vec!["a.example".into()],
             chain: certificate.pem(),
@@ -267,7 +272,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_host_without_a_certificate_gets_one_of_our_own_until_it_has_one() {
-        let before = Certificates::read(&[], ["a.example", "*.b.example"], &Certificates::default(), &provider());
+        let before =
+            Certificates::read(&[], ["a.example", "*.b.example"], &Certificates::default(), &provider());
         assert!(before.has(Some("a.example")) && before.has(Some("x.y.b.example")));
         assert!(!before.has(Some("b.example")) && !before.has(Some("c.example")) && !before.has(None));
         let list = [shown(&["a.example"])];

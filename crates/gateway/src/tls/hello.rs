@@ -224,7 +224,8 @@ pub(crate) mod tests {
 
     #[test]
     fn other_protocols_are_told_at_once() {
-        for bytes in [&b"GET / HTTP/1.1"[..], b"\x16\x02", b"\x15\x03\x01\0\x02\x02\x28", b"\x16\x03\x01\0\0"] {
+        for bytes in [&b"GET / HTTP/1.1"[..], b"\x16\x02", b"\x15\x03\x01\0\x02\x02\x28", b"\x16\x03\x01\0\0"]
+        {
             assert_eq!(parse(bytes), Parsed::Other, "{bytes:?}");
         }
         assert_eq!(parse(b""), Parsed::Incomplete);

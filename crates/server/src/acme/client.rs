@@ -100,9 +100,8 @@ impl HttpClient for Client {
                 let text = format!("no answer within {} s", PATIENCE.as_secs());
                 Err(io::Error::new(io::ErrorKind::TimedOut, text))
             });
-            let answer = answer.map_err(|error| {
-                Error::Other(format!("{place} cannot be asked: {error}").into())
-            })?;
+            let answer =
+                answer.map_err(|error| Error::Other(format!("{place} cannot be asked: {error}").into()))?;
             if answer.status().is_client_error() || answer.status().is_server_error() {
                 *told_to_wait.lock() = wait_of(answer.headers().get(header::RETRY_AFTER));
             }

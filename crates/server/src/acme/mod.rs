@@ -26,17 +26,17 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use wharf_engine::{Ids as _, hosts_to_certify};
 use wharf_model::{
-    AcmeChallenge, Event, EventId, EventKind, NodeState, Revision, RouteTls, ShownCertificate, Subject, TicketKey,
-    Timestamp,
+    AcmeChallenge, Event, EventId, EventKind, NodeState, Revision, RouteTls, ShownCertificate, Subject,
+    TicketKey, Timestamp,
 };
 use wharf_process::errors::chain;
 use wharf_store::{Batch, StoreError};
 
-pub(crate) use self::{client::own_roots, order::describe_given};
 use self::{
     client::Client,
     order::{Authority, NotIssued, Publisher},
 };
+pub(crate) use self::{client::own_roots, order::describe_given};
 use crate::{
     controllers::Context,
     ids::RandomIds,
@@ -54,6 +54,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
 /// After a store that does not answer.
 const RETRY: Duration = Duration::from_secs(5);
+/// What changes together is looked at once.
+const GATHER: Duration = Duration::from_millis(200);
 /// Between looks that nothing brought about.
 const IDLE: Duration = Duration::from_secs(600);
 /// A key of tickets seals for so long,
@@ -78,7 +80,11 @@ pub(crate) fn sealed<T: Serialize>(seal: &SealKey, key: &Key, thing: &T) -> Vec<
 ///
 /// # Errors
 /// If it does not open, or is of a version that this one does not understand.
-pub(crate) fn opened<T: for<'a> Deserialize<'a>>(seal: &SealKey, key: &Key, bytes: &[u8]) -> Result<T, CannotOpen> {
+pub(crate) fn opened<T: for<'a> Deserialize<'a>>(
+    seal: &SealKey,
+    key: &Key,
+    bytes: &[u8],
+) -> Result<T, CannotOpen> {
     let text = seal.open(&key.to_string(), bytes)?;
     serde_json::from_slice(&text).map_err(|_| CannotOpen::of(&key.to_string()))
 }
@@ -135,7 +141,8 @@ pub(crate) fn standing(
 /// Obtains and renews certificates until `shutdown`, while this server leads.
 pub(crate) async fn keep(mut context: Context, shutdown: CancellationToken) {
     let mut concerns = context.state.concerns();
-    let mut under_way: FuturesUnordered<Pin<Box<dyn Future<Output = String> + Send>>> = FuturesUnordered::new();
+    let mut under_way: FuturesUnordered<Pin<Box<dyn Future<Output = String> + Send>>> =
+        FuturesUnordered::new();
     let mut hosts = BTreeSet::<String>::new();
     let mut account: Arc<tokio::sync::Mutex<Option<(String, Arc<Authority>)>>> = Arc::default();
     let mut leads = None;
@@ -173,7 +180,13 @@ pub(crate) async fn keep(mut context: Context, shutdown: CancellationToken) {
             for (host, authority) in new.into_iter().zip(std::iter::repeat(authority)) {
                 let (Some(authority), true) = (authority, hosts.len() < AT_ONCE) else { break };
                 hosts.insert(host.clone());
-                let attempt = Attempt { context: context.clone(), lead, host, authority, account: Arc::clone(&account) };
+                let attempt = Attempt {
+                    context: context.clone(),
+                    lead,
+                    host,
+                    authority,
+                    account: Arc::clone(&account),
+                };
                 under_way.push(attempt.run().boxed());
             }
         }
@@ -184,6 +197,16 @@ pub(crate) async fn keep(mut context: Context, shutdown: CancellationToken) {
             changed = context.lead.changed() => if changed.is_err() { return },
             Some(host) = under_way.next(), if !under_way.is_empty() => drop(hosts.remove(&host)),
             () = context.clock.sleep(pause.max(Duration::from_millis(100))) => {}
+        }
+        let clock = Arc::clone(&context.clock);
+        let mut gathered = std::pin::pin!(clock.sleep(GATHER));
+        loop {
+            tokio::select! {
+                // Cancel-safe: likewise.
+                () = shutdown.cancelled() => return,
+                () = &mut gathered => break,
+                Some(host) = under_way.next(), if !under_way.is_empty() => drop(hosts.remove(&host)),
+            }
         }
     }
 }
@@ -304,7 +327,8 @@ impl Attempt {
                 let content = Key::CertificateKey(self.host.clone());
                 let bytes = sealed(self.context.state.seal(), &content, shown);
                 batch = batch.put(content.to_string(), bytes);
-                let record = CertificateRecord { issued: Some(issued.clone()), ..CertificateRecord::new(&self.host) };
+                let record =
+                    CertificateRecord { issued: Some(issued.clone()), ..CertificateRecord::new(&self.host) };
                 (record, format!("the certificate of {} was obtained from {}", self.host, issued.issuer))
             }
             Err(error) => {
@@ -347,7 +371,9 @@ impl Attempt {
         let seal = self.context.state.seal();
         let stored = self.context.state.read().acme_accounts.get(&key).cloned();
         let known: Option<AccountCredentials> = match stored {
-            Some(bytes) => Some(opened(seal, &key, &bytes).map_err(|error| NotIssued::because(error.to_string()))?),
+            Some(bytes) => {
+                Some(opened(seal, &key, &bytes).map_err(|error| NotIssued::because(error.to_string()))?)
+            }
             None => None,
         };
         let account = match known {
@@ -358,8 +384,13 @@ impl Attempt {
                 let bytes = sealed(seal, &key, &credentials);
                 let batch = self.lead.batch().put(key.to_string(), bytes);
                 let stored = self.context.state.commit(batch).await;
-                stored.map_err(|error| NotIssued::because(format!("the account is not kept: {}", chain(&error))))?;
-                tracing::info!(directory = self.authority.directory, "account with a certificate authority opened");
+                stored.map_err(|error| {
+                    NotIssued::because(format!("the account is not kept: {}", chain(&error)))
+                })?;
+                tracing::info!(
+                    directory = self.authority.directory,
+                    "account with a certificate authority opened"
+                );
                 account
             }
         };
@@ -372,7 +403,8 @@ impl Attempt {
         let Some((id, key)) = &self.authority.external else { return Ok(None) };
         let cannot = |what: &str| NotIssued::because(format!("the key of the external account {what}"));
         let bytes = hex::decode(key).map_err(|_| cannot("is damaged"))?;
-        let key: String = opened(self.context.state.seal(), &Key::Acme, &bytes).map_err(|_| cannot("does not open"))?;
+        let key: String =
+            opened(self.context.state.seal(), &Key::Acme, &bytes).map_err(|_| cannot("does not open"))?;
         let key = STANDARD_NO_PAD.decode(key).map_err(|_| cannot("is damaged"))?;
         Ok(Some(ExternalAccountKey::new(id.clone(), &key)))
     }
@@ -438,10 +470,14 @@ fn lagging(state: &State, revision: Revision) -> Result<BTreeMap<String, String>
     let mut gateways = inner
         .world
         .nodes()
-        .filter(|node| node.record.roles.gateway && matches!(node.state(), NodeState::Ready | NodeState::EngineDown))
+        .filter(|node| {
+            node.record.roles.gateway && matches!(node.state(), NodeState::Ready | NodeState::EngineDown)
+        })
         .peekable();
     if gateways.peek().is_none() {
-        return Err("no node with the gateway role is ready to answer the authority: `wharf node ls`".to_owned());
+        return Err(
+            "no node with the gateway role is ready to answer the authority: `wharf node ls`".to_owned()
+        );
     }
     let behind = gateways.filter_map(|node| {
         let why = state.serving(node.record.id).unacknowledged(inner.world.epoch, revision)?;
@@ -475,7 +511,8 @@ mod tests {
     fn what_is_sealed_opens_under_its_key_only() {
         let seal = SealKey::new([3; 32]);
         let key = Key::CertificateKey("a.example".into());
-        let shown = ShownCertificate { hosts: vec!["a.example".into()], chain: "chain".into(), key: "SECRET".into() };
+        let shown =
+            ShownCertificate { hosts: vec!["a.example".into()], chain: "chain".into(), key: "SECRET".into() };
         let bytes = sealed(&seal, &key, &shown);
         assert!(!bytes.windows(6).any(|window| window == b"SECRET"));
         assert_eq!(opened::<ShownCertificate>(&seal, &key, &bytes).unwrap(), shown);

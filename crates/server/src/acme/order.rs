@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use instant_acme::{
-    Account, AccountBuilder, AccountCredentials, AuthorizationStatus, ChallengeType, Error, ExternalAccountKey,
-    Identifier, KeyAuthorization, NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
+    Account, AccountBuilder, AccountCredentials, AuthorizationStatus, ChallengeType, Error,
+    ExternalAccountKey, Identifier, KeyAuthorization, NewAccount, NewOrder, Order, OrderStatus, Problem,
+    RetryPolicy,
 };
-use rcgen::{
-    CertificateParams, CustomExtension, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256,
-};
+use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use wharf_model::{AcmeChallenge, ShownCertificate, Timestamp};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, time::ASN1Time};
 
@@ -104,7 +103,8 @@ impl Authority {
         (builder, told_to_wait): (AccountBuilder, ToldToWait),
     ) -> Result<Self, NotIssued> {
         let account = builder.from_credentials(credentials).await;
-        let account = account.map_err(|error| NotIssued::of("the authority does not answer", &error, &told_to_wait))?;
+        let account =
+            account.map_err(|error| NotIssued::of("the authority does not answer", &error, &told_to_wait))?;
         Ok(Self { account, told_to_wait })
     }
 
@@ -122,8 +122,9 @@ impl Authority {
             only_return_existing: false,
         };
         let made = builder.create(&wish, record.directory.clone(), external.as_ref()).await;
-        let (account, credentials) = made
-            .map_err(|error| NotIssued::of("no account was opened with the authority", &error, &told_to_wait))?;
+        let (account, credentials) = made.map_err(|error| {
+            NotIssued::of("no account was opened with the authority", &error, &told_to_wait)
+        })?;
         Ok((Self { account, told_to_wait }, credentials))
     }
 
@@ -172,8 +173,10 @@ impl Authority {
                 _ => return Err(NotIssued::because("the authority offers nothing that could be proven")),
             }
             let Some(mut challenge) = authorization.challenge(kind.clone()) else {
-                let why = format!("the authority does not offer to prove a host by {method}; choose another way: \
-                                   `wharf certificate acme --challenge …`");
+                let why = format!(
+                    "the authority does not offer to prove a host by {method}; choose another way: \
+                                   `wharf certificate acme --challenge …`"
+                );
                 return Err(NotIssued::because(why));
             };
             let answer = answer(host, method, &challenge.token, &challenge.key_authorization())
@@ -184,7 +187,8 @@ impl Authority {
                 .await
                 .map_err(|error| self.failed("the authority does not come to look", &error))?;
         }
-        let patience = RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(PATIENCE);
+        let patience =
+            RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(PATIENCE);
         let looked = order.poll_ready(&patience).await;
         match looked {
             Ok(OrderStatus::Ready | OrderStatus::Valid) => Ok(()),
@@ -233,7 +237,8 @@ impl Authority {
             .finalize_csr(request.der())
             .await
             .map_err(|error| self.failed("the authority does not issue the certificate", &error))?;
-        let patience = RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(PATIENCE);
+        let patience =
+            RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(PATIENCE);
         let chain = order
             .poll_certificate(&patience)
             .await
@@ -261,7 +266,8 @@ fn answer(
             let digest = authorization.digest();
             params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest.as_ref())];
             let chain = params.self_signed(&key)?.pem();
-            let certificate = ShownCertificate { hosts: vec![host.to_owned()], chain, key: key.serialize_pem() };
+            let certificate =
+                ShownCertificate { hosts: vec![host.to_owned()], chain, key: key.serialize_pem() };
             Ok(AcmeChallenge::TlsAlpn01 { certificate })
         }
     }
@@ -280,13 +286,16 @@ pub(crate) fn describe(
     let read = read(&shown.chain, |certificate| {
         let names = certificate.subject_alternative_name().ok().flatten();
         let is_for_host = names.is_some_and(|names| {
-            names.value.general_names.iter().any(|name| {
-                matches!(name, GeneralName::DNSName(name) if name.eq_ignore_ascii_case(host))
-            })
+            names
+                .value
+                .general_names
+                .iter()
+                .any(|name| matches!(name, GeneralName::DNSName(name) if name.eq_ignore_ascii_case(host)))
         });
         (is_for_host, said_by(certificate))
     });
-    let (is_for_host, said) = read.map_err(|why| format!("the authority's answer is no certificate: {why}"))?;
+    let (is_for_host, said) =
+        read.map_err(|why| format!("the authority's answer is no certificate: {why}"))?;
     if !is_for_host {
         return Err(format!("the authority's certificate is not for {host}"));
     }
@@ -348,7 +357,8 @@ mod tests {
     #[test]
     fn what_an_authority_says_is_said_with_what_to_do_about_it() {
         let told = ToldToWait::default();
-        let refused = NotIssued::of("a.example could not be proven", &problem("dns", "NXDOMAIN looking up A"), &told);
+        let refused =
+            NotIssued::of("a.example could not be proven", &problem("dns", "NXDOMAIN looking up A"), &told);
         assert_eq!(
             refused,
             NotIssued::because(

@@ -66,11 +66,7 @@ pub(crate) fn plan(
 }
 
 /// When the certificate of a host that needs one is to be obtained.
-pub(crate) fn due(
-    record: Option<&CertificateRecord>,
-    authority: Option<&AcmeRecord>,
-    now: Timestamp,
-) -> Due {
+pub(crate) fn due(record: Option<&CertificateRecord>, authority: Option<&AcmeRecord>, now: Timestamp) -> Due {
     let Some(authority) = authority.filter(|authority| authority.terms_agreed) else { return Due::Never };
     let Some(record) = record else { return Due::Now };
     let tried = record.failed.as_ref().map(|failed| failed.at);
@@ -78,7 +74,9 @@ pub(crate) fn due(
         return Due::Now;
     }
     let wish = match &record.issued {
-        Some(issued) if issued.directory == authority.directory && record.asked.is_none() => issued.renew_at(),
+        Some(issued) if issued.directory == authority.directory && record.asked.is_none() => {
+            issued.renew_at()
+        }
         _ => now,
     };
     // What failed with another authority says nothing about this one.
@@ -173,7 +171,8 @@ mod tests {
         let other = AcmeRecord { directory: "https://other.example/".into(), ..authority() };
         let mut record = issued(0, 90 * DAY);
         assert_eq!(due(Some(&record), Some(&other), Timestamp(DAY)), Due::Now);
-        record = failed(Some(&record), "a.example", (CA, Method::Http01), ("no".into(), None), Timestamp(DAY));
+        record =
+            failed(Some(&record), "a.example", (CA, Method::Http01), ("no".into(), None), Timestamp(DAY));
         assert_eq!(due(Some(&record), Some(&other), Timestamp(DAY)), Due::Now);
         let again = failed(
             Some(&record),
@@ -195,7 +194,8 @@ mod tests {
         let mut record = issued(0, 90 * DAY);
         record.asked = Some(Timestamp(DAY));
         assert_eq!(due_at(&record, DAY), Due::Now);
-        record = failed(Some(&record), "a.example", (CA, Method::Http01), ("no".into(), None), Timestamp(DAY + 1));
+        record =
+            failed(Some(&record), "a.example", (CA, Method::Http01), ("no".into(), None), Timestamp(DAY + 1));
         assert_eq!(due_at(&record, DAY + 2), Due::At(Timestamp(DAY + 1 + 60_000)));
         record.asked = Some(Timestamp(DAY + 3));
         assert_eq!(due_at(&record, DAY + 4), Due::Now);

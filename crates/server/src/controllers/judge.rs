@@ -104,7 +104,8 @@ struct Counted {
 impl Counted {
     /// Counts for these services and for no others. Answers which it counts for no longer.
     fn keep(&mut self, wanted: &BTreeSet<ServiceKey>, now: Timestamp) -> Vec<ServiceKey> {
-        let gone: Vec<_> = self.figures.keys().filter(|service| !wanted.contains(*service)).cloned().collect();
+        let gone: Vec<_> =
+            self.figures.keys().filter(|service| !wanted.contains(*service)).cloned().collect();
         self.figures.retain(|service, _| wanted.contains(service));
         for said in self.last.values_mut() {
             said.retain(|service, _| wanted.contains(service));
@@ -192,7 +193,12 @@ mod tests {
     /// A gateway that has counted so many requests and failures of each generation, and as many again at the preview.
     fn said(sets: &[(u64, u64, u64)]) -> GatewayStats {
         let sets = sets.iter().map(|(generation, requests, failures)| {
-            let stats = SetStats { requests: *requests, failures: *failures, latency: vec![*requests], ..SetStats::default() };
+            let stats = SetStats {
+                requests: *requests,
+                failures: *failures,
+                latency: vec![*requests],
+                ..SetStats::default()
+            };
             (Generation(*generation), stats)
         });
         let stats = RouteStats { sets: sets.collect(), ..RouteStats::default() };

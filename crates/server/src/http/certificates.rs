@@ -63,8 +63,11 @@ pub(super) async fn renew(
         let inner = shared.state.read();
         let found = find(&inner, &host, shared.now())?;
         if found.source != "acme" {
-            return Err(Failure::new(v1::Code::Conflict, format!("the certificate of {host} is given by a secret"))
-                .hint("give the secret a new content and deploy the app: `wharf up`"));
+            return Err(Failure::new(
+                v1::Code::Conflict,
+                format!("the certificate of {host} is given by a secret"),
+            )
+            .hint("give the secret a new content and deploy the app: `wharf up`"));
         }
         if found.apps.is_empty() {
             return Err(Failure::new(v1::Code::Conflict, format!("no route needs a certificate for {host}"))
@@ -109,8 +112,10 @@ pub(super) async fn change(
         let mut after = changed(&before, &wish)?;
         if let Some(key) = &wish.external_key {
             let Some((_, sealed)) = &mut after.external else {
-                return Err(Failure::invalid("the key of an external account needs the account's identifier")
-                    .hint("give both: `--eab-id … --eab-key-file …`"));
+                return Err(Failure::invalid(
+                    "the key of an external account needs the account's identifier",
+                )
+                .hint("give both: `--eab-id … --eab-key-file …`"));
             };
             *sealed = hex::encode(acme::sealed(shared.state.seal(), &Key::Acme, &plain_key(key)?));
         }
@@ -120,7 +125,8 @@ pub(super) async fn change(
         }
         let key = Key::Acme;
         let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &after));
-        let terms = if after.terms_agreed { "its terms are agreed to" } else { "nobody has agreed to its terms" };
+        let terms =
+            if after.terms_agreed { "its terms are agreed to" } else { "nobody has agreed to its terms" };
         let message = format!("certificates are obtained from {}; {terms}", after.directory);
         shared.with_event(batch, EventKind::Server, Subject::default(), message, Some(user))
     };
@@ -145,7 +151,8 @@ fn changed(before: &AcmeRecord, wish: &v1::AcmeChange) -> Answer<AcmeRecord> {
         }
     }
     if let Some(email) = &wish.email {
-        let is_address = email.split_once('@').is_some_and(|(user, host)| !user.is_empty() && host.contains('.'));
+        let is_address =
+            email.split_once('@').is_some_and(|(user, host)| !user.is_empty() && host.contains('.'));
         if !email.is_empty() && (!is_address || email.contains(char::is_whitespace)) {
             return Err(Failure::invalid(format!("`{email}` is no address of mail"))
                 .hint("authorities write to it when a certificate is about to expire"));
@@ -167,7 +174,9 @@ fn changed(before: &AcmeRecord, wish: &v1::AcmeChange) -> Answer<AcmeRecord> {
         let methods: Result<Vec<Method>, String> = challenges.iter().map(|text| text.parse()).collect();
         after.methods = methods.map_err(Failure::invalid)?;
         if after.methods.is_empty() {
-            return Err(Failure::invalid("hosts have to be proven somehow").hint("name http-01, tls-alpn-01 or both"));
+            return Err(
+                Failure::invalid("hosts have to be proven somehow").hint("name http-01, tls-alpn-01 or both")
+            );
         }
     }
     if let Some(id) = &wish.external_account {
@@ -207,7 +216,9 @@ fn find(inner: &Inner, host: &str, now: Timestamp) -> Answer<v1::Certificate> {
         let failure = Failure::not_found(format!("there is no certificate for {host}, and none is wanted"));
         match closest(&host, &names) {
             Some(other) => failure.hint(format!("did you mean `{other}`?")),
-            None => failure.hint("a route with `tls` and this `host` makes it wanted: `wharf certificate ls`"),
+            None => {
+                failure.hint("a route with `tls` and this `host` makes it wanted: `wharf certificate ls`")
+            }
         }
     })
 }
@@ -217,7 +228,8 @@ fn all(inner: &Inner, now: Timestamp) -> Vec<v1::Certificate> {
     let wanted = hosts_to_certify(&inner.world);
     let hosts: BTreeSet<&String> = wanted.keys().chain(inner.certificates.keys()).collect();
     let nobody = BTreeSet::new();
-    let obtained = hosts.into_iter().map(|host| obtained(inner, host, wanted.get(host).unwrap_or(&nobody), now));
+    let obtained =
+        hosts.into_iter().map(|host| obtained(inner, host, wanted.get(host).unwrap_or(&nobody), now));
     obtained.chain(given(inner, now)).collect()
 }
 
@@ -305,7 +317,9 @@ mod tests {
     #[test]
     fn another_authority_has_terms_of_its_own_to_agree_to() {
         let directory = Some("https://other.example/dir".to_owned());
-        let after = changed(&before(), &v1::AcmeChange { directory: directory.clone(), ..Default::default() }).unwrap();
+        let after =
+            changed(&before(), &v1::AcmeChange { directory: directory.clone(), ..Default::default() })
+                .unwrap();
         assert!(!after.terms_agreed);
         let wish = v1::AcmeChange { directory, terms_agreed: Some(true), ..Default::default() };
         assert!(changed(&before(), &wish).unwrap().terms_agreed);
@@ -317,7 +331,9 @@ mod tests {
     fn what_makes_no_sense_is_refused_with_what_would() {
         let refused = |wish: v1::AcmeChange| changed(&before(), &wish).unwrap_err().0.message;
         let directory = |text: &str| v1::AcmeChange { directory: Some(text.into()), ..Default::default() };
-        assert!(refused(directory("http://ca.example/dir")).contains("no address of an authority's directory"));
+        assert!(
+            refused(directory("http://ca.example/dir")).contains("no address of an authority's directory")
+        );
         assert!(refused(directory("ca.example")).contains("no address"));
         let email = v1::AcmeChange { email: Some("me".into()), ..Default::default() };
         assert!(refused(email).contains("no address of mail"));

@@ -27,7 +27,7 @@ use wharf_api::v1::{self, Code};
 use wharf_model::{AcmeChallenge, RouteTable};
 use wharf_process::{Shutdown, Tasks};
 
-use crate::fixture::{Api, Cluster, Fake, eventually, problem, up, within};
+use crate::fixture::{Api, Cluster, Fake, eventually, problem, up_with, within};
 
 /// How long certificates are good: long enough for a slow machine to obtain one, short enough to see it renewed.
 const LIFETIME: u64 = 15;
@@ -161,7 +161,8 @@ async fn answer_http(mut stream: TcpStream, table: &RouteTable, log: &Mutex<Vec<
     let found = table.challenges.iter().find_map(|challenge| match challenge {
         AcmeChallenge::Http01 { host, token, answer } => {
             let path = format!("GET /.well-known/acme-challenge/{token} ");
-            let is_asked = head.starts_with(&path) && head.to_ascii_lowercase().contains(&format!("host: {host}"));
+            let is_asked =
+                head.starts_with(&path) && head.to_ascii_lowercase().contains(&format!("host: {host}"));
             // One machine of the cluster is broken.
             (is_asked && host != "broken.example").then(|| (host.clone(), answer.clone()))
         }
@@ -170,7 +171,10 @@ async fn answer_http(mut stream: TcpStream, table: &RouteTable, log: &Mutex<Vec<
     let answer = match found {
         Some((host, answer)) => {
             log.lock().unwrap().push(format!("http-01 {host}"));
-            format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{answer}", answer.len())
+            format!(
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{answer}",
+                answer.len()
+            )
         }
         None => "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_owned(),
     };
@@ -201,7 +205,8 @@ impl ResolvesServerCert for Shown {
 /// An app with a route for this host whose certificate the cluster obtains.
 fn certified(app: &str, host: &str) -> v1::Action {
     let route = json!({ "port": 80, "hosts": [host], "tls": "auto", "redirect": true });
-    up(app, json!({ "web": { "image": "web:1", "policy": { "routes": [route] } } }))
+    let web = json!({ "image": "web:1", "networks": { "default": {} }, "policy": { "routes": [route] } });
+    up_with(json!({ "name": app, "services": { "web": web }, "networks": { "default": {} } }))
 }
 
 async fn certificate(api: &Api, host: &str) -> v1::Certificate {
@@ -226,7 +231,8 @@ async fn a_route_has_its_certificate_obtained_renewed_and_kept_in_the_cluster() 
     let waiting = certificate(&api, "shop.example").await;
     assert_eq!((waiting.state.as_str(), waiting.apps.as_slice()), ("waiting", &["prod/shop".to_owned()][..]));
     assert!(waiting.why.contains("wharf certificate acme --agree-tos"), "{waiting:?}");
-    let refused = problem(api.call::<Value>(Method::POST, "/v1/certificates/shop.example/renew", &Value::Null).await);
+    let refused =
+        problem(api.call::<Value>(Method::POST, "/v1/certificates/shop.example/renew", &Value::Null).await);
     assert_eq!(refused.code, Code::Conflict);
 
     // By a request of HTTP.
@@ -236,7 +242,9 @@ async fn a_route_has_its_certificate_obtained_renewed_and_kept_in_the_cluster() 
     )
     .await;
     assert!(settings.terms_agreed && !settings.account && settings.roots == 1);
-    let first = eventually(async || Some(certificate(&api, "shop.example").await).filter(|it| it.state == "valid")).await;
+    let first =
+        eventually(async || Some(certificate(&api, "shop.example").await).filter(|it| it.state == "valid"))
+            .await;
     assert_eq!((first.challenge.as_deref(), first.failures), (Some("http-01"), 0));
     assert!(first.issuer.as_ref().unwrap().contains("Pebble"), "{first:?}");
     assert!(asked.lock().unwrap().contains(&"http-01 shop.example".to_owned()));
@@ -250,12 +258,17 @@ async fn a_route_has_its_certificate_obtained_renewed_and_kept_in_the_cluster() 
     assert_eq!(routes(&node.fake).ticket_keys.len(), 1);
     let store = std::fs::read(cluster.store_file()).unwrap();
     let key = shown.key.lines().nth(1).unwrap();
-    assert!(!store.windows(key.len()).any(|window| window == key.as_bytes()), "no key lies in the store in plain text");
+    assert!(
+        !store.windows(key.len()).any(|window| window == key.as_bytes()),
+        "no key lies in the store in plain text"
+    );
 
     // By a handshake of TLS, with the account that is there.
     assert!(set(&api, json!({ "challenges": ["tls-alpn-01"] })).await.account);
     api.done("blog", certified("blog", "blog.example")).await;
-    let second = eventually(async || Some(certificate(&api, "blog.example").await).filter(|it| it.state == "valid")).await;
+    let second =
+        eventually(async || Some(certificate(&api, "blog.example").await).filter(|it| it.state == "valid"))
+            .await;
     assert_eq!(second.challenge.as_deref(), Some("tls-alpn-01"));
     assert!(asked.lock().unwrap().contains(&"tls-alpn-01 blog.example".to_owned()));
 
@@ -292,7 +305,8 @@ async fn what_an_authority_refuses_is_said_with_its_reason_and_tried_again_later
     };
 
     // Whom nobody vouches for is not believed.
-    set(&api, json!({ "directory": pebble.directory, "terms_agreed": true, "challenges": ["http-01"] })).await;
+    set(&api, json!({ "directory": pebble.directory, "terms_agreed": true, "challenges": ["http-01"] }))
+        .await;
     api.done("shop", certified("shop", "broken.example")).await;
     let stranger = failing("broken.example").await;
     assert!(stranger.why.contains("cannot be asked"), "{stranger:?}");
@@ -300,10 +314,9 @@ async fn what_an_authority_refuses_is_said_with_its_reason_and_tried_again_later
     set(&api, json!({ "roots": pebble.root })).await;
     let _: v1::Certificate =
         api.call(Method::POST, "/v1/certificates/broken.example/renew", &Value::Null).await.unwrap();
-    let broken = eventually(async || {
-        Some(certificate(&api, "broken.example").await).filter(|it| it.failures == 2)
-    })
-    .await;
+    let broken =
+        eventually(async || Some(certificate(&api, "broken.example").await).filter(|it| it.failures == 2))
+            .await;
     assert!(broken.why.contains("broken.example could not be proven by http-01 (port 80)"), "{broken:?}");
     assert!(broken.why.contains("404"), "what the authority found: {broken:?}");
     let pause = broken.next_attempt.unwrap() - broken.failed_at.unwrap();

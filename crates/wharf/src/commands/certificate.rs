@@ -161,7 +161,8 @@ fn show(found: &v1::Certificate, out: &Output) -> Result<()> {
     lines.extend(found.challenge.clone().map(|challenge| ("proven by", challenge)));
     lines.extend(found.obtained_at.map(|at| ("obtained", format!("{} ago", super::ago(at)))));
     if found.failures > 0 {
-        let last = found.failed_at.map(|at| format!(", the last one {} ago", super::ago(at))).unwrap_or_default();
+        let last =
+            found.failed_at.map(|at| format!(", the last one {} ago", super::ago(at))).unwrap_or_default();
         lines.push(("failures", format!("{} in a row{last}", found.failures)));
     }
     lines.extend(found.next_attempt.map(|at| ("next", until(at))));
@@ -176,7 +177,9 @@ async fn renew(cluster: &Cluster, host: &str, detach: bool, timeout: u64, out: &
     let before: v1::Certificate = cluster.client.get(&path).await?;
     let _: v1::Certificate = cluster.client.call(Method::POST, &format!("{path}/renew"), &()).await?;
     if detach {
-        out.say(&format!("a certificate for {host} was asked for; `wharf certificate inspect {host}` says what came of it"));
+        out.say(&format!(
+            "a certificate for {host} was asked for; `wharf certificate inspect {host}` says what came of it"
+        ));
         return Ok(Exit::Done);
     }
     out.say(&format!("waiting for the certificate of {host}"));
@@ -232,7 +235,10 @@ async fn acme(cluster: &Cluster, wish: Acme, out: &Output) -> Result<Exit> {
     if let Some(id) = &settings.external_account {
         out.data(&format!("known as     {id}"))?;
     }
-    out.data(&format!("account      {}", if settings.account { "opened" } else { "opened with the first certificate" }))?;
+    out.data(&format!(
+        "account      {}",
+        if settings.account { "opened" } else { "opened with the first certificate" }
+    ))?;
     if !settings.terms_agreed {
         out.say("nothing is obtained before somebody agrees to the authority's terms: `wharf certificate acme --agree-tos`");
     }

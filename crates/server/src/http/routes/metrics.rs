@@ -37,6 +37,20 @@ fn gateway(page: &mut Page, node: &str, stats: &GatewayStats) {
             &labels,
             process.unlogged,
         );
+        for (name, help, value) in [
+            ("tls_handshakes", "TLS handshakes that agreed on new keys.", process.entry.handshakes),
+            ("tls_resumed", "TLS handshakes that resumed a session.", process.entry.resumed),
+            ("tls_failed", "TLS handshakes that failed or took too long.", process.entry.failed),
+            ("tls_unknown_names", "TLS handshakes for hosts that are not here.", process.entry.unknown_names),
+            ("tls_challenges", "Certificate authorities that were answered.", process.entry.challenges),
+            (
+                "malformed_proxy",
+                "What began without the PROXY protocol where it is expected.",
+                process.entry.malformed_proxy,
+            ),
+        ] {
+            page.add(&format!("wharf_gateway_{name}_total"), "counter", help, &labels, value);
+        }
     }
     for port in &stats.ports {
         let place = port.host_ip.map(|address| address.to_string()).unwrap_or_default();
