@@ -21,16 +21,16 @@ const HEAD: usize = 16;
 
 /// Whom a connection is from, and where it went, as the proxy before us saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Proxied {
+pub(crate) struct Proxied {
     /// The client.
-    pub source: SocketAddr,
+    pub(crate) source: SocketAddr,
     /// Where it connected to.
-    pub destination: SocketAddr,
+    pub(crate) destination: SocketAddr,
 }
 
 /// What the first bytes of a connection are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parsed {
+pub(crate) enum Parsed {
     /// The beginning of a header, as far as it goes.
     Incomplete,
     /// A header.
@@ -46,7 +46,7 @@ pub enum Parsed {
 
 /// Reads a header of either version.
 #[must_use]
-pub fn parse(bytes: &[u8]) -> Parsed {
+pub(crate) fn parse(bytes: &[u8]) -> Parsed {
     let common = bytes.iter().zip(&SIGNATURE).take_while(|(byte, other)| byte == other).count();
     if common == SIGNATURE.len() {
         return parse_binary(bytes);
@@ -143,13 +143,13 @@ fn parse_binary(bytes: &[u8]) -> Parsed {
 
 /// A header of version 2 for a connection over TCP.
 #[must_use]
-pub fn header(proxied: Proxied) -> Vec<u8> {
+pub(crate) fn header(proxied: Proxied) -> Vec<u8> {
     binary(proxied, 0x1)
 }
 
 /// The same for a datagram.
 #[must_use]
-pub fn datagram_header(proxied: Proxied) -> Vec<u8> {
+pub(crate) fn datagram_header(proxied: Proxied) -> Vec<u8> {
     binary(proxied, 0x2)
 }
 

@@ -124,7 +124,8 @@ impl Shares {
     }
 
     /// All of them.
-    pub(crate) fn routes(&self) -> impl Iterator<Item = &RouteId> {
+    #[cfg(test)]
+    fn routes(&self) -> impl Iterator<Item = &RouteId> {
         self.routes.iter().map(|(route, _)| route)
     }
 }
