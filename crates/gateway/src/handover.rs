@@ -65,6 +65,11 @@ impl Handover {
         }
     }
 
+    /// Keeps nothing open: this process ends. Who has duplicates may go on.
+    pub(crate) fn release(&self) {
+        self.held.lock().clear();
+    }
+
     /// Grows whenever a socket is opened or closed.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
@@ -79,7 +84,7 @@ impl Handover {
     /// Keeps nothing open, and nothing is to be opened from now on.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
-        self.held.lock().clear();
+        self.release();
         self.adopted.lock().clear();
     }
 

@@ -179,7 +179,8 @@ impl Listener {
 }
 
 impl Gateway {
-    /// A gateway without routes. Listeners stop when `tasks` are asked to; connections then have the group's grace period.
+    /// A gateway without routes. Listeners stop when `tasks` are asked to; connections then have the group's grace period. To be called
+    /// where tokio runs.
     #[must_use]
     pub fn new(options: GatewayOptions, tasks: &Tasks) -> Self {
         Self::with_access_log(options, tasks, AccessLog::new(None))
@@ -198,8 +199,18 @@ impl Gateway {
         let (published, table, seen, handover) = Default::default();
         let (tasks, draining) = (tasks.clone(), Arc::<Draining>::default());
         let http = Arc::new(Http::new(requests, Arc::clone(&draining), access_log));
-        let shared = Shared { options, tasks, published, table, seen, handover, draining, http };
-        Self { shared: Arc::new(shared) }
+        let stop = tasks.token();
+        let shared = Shared { options, tasks: tasks.clone(), published, table, seen, handover, draining, http };
+        let shared = Arc::new(shared);
+        // Duplicates of its sockets would keep its ports open after the listeners have closed theirs.
+        let ending = Arc::downgrade(&shared);
+        drop(tasks.spawn("gateway sockets", async move {
+            stop.cancelled().await;
+            if let Some(shared) = ending.upgrade() {
+                shared.handover.release();
+            }
+        }));
+        Self { shared }
     }
 
     /// Has [`Gateway::run`] serve this table; [`Gateway::version`] says when it does. One that another overtakes is skipped.
