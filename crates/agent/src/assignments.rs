@@ -134,8 +134,8 @@ mod tests {
     use std::{collections::BTreeMap, os::unix::fs::PermissionsExt};
 
     use wharf_model::{
-        AcmeChallenge, AppKey, DnsTable, FileAssignment, FileMount, RouteId, RouteTable, ServiceKey, ServiceRoute,
-        ShownCertificate, TicketKey, Users,
+        AcmeChallenge, AppKey, DnsTable, FileAssignment, FileMount, RouteId, RouteTable, ServiceKey,
+        ServiceRoute, ShownCertificate, TicketKey, Users,
     };
 
     use super::*;
@@ -205,10 +205,18 @@ mod tests {
     #[test]
     fn no_key_and_no_password_of_a_route_is_on_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let shown = || ShownCertificate { hosts: vec!["a.example".into()], chain: "C".into(), key: "PRIVATE-1".into() };
+        let shown = || ShownCertificate {
+            hosts: vec!["a.example".into()],
+            chain: "C".into(),
+            key: "PRIVATE-1".into(),
+        };
         let app = AppKey { environment: "prod".parse().unwrap(), name: "shop".parse().unwrap() };
         let route = ServiceRoute {
-            id: RouteId { service: ServiceKey { app, name: "web".parse().unwrap() }, number: 0, preview: false },
+            id: RouteId {
+                service: ServiceKey { app, name: "web".parse().unwrap() },
+                number: 0,
+                preview: false,
+            },
             spec: serde_json::from_str(r#"{"port": 80, "basic_auth": {"secret": "staff"}}"#).unwrap(),
             sets: Vec::new(),
             fallback: Vec::new(),

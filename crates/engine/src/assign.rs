@@ -14,8 +14,7 @@ use wharf_model::{
     AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Ipv6Addresses, Mac,
     NetworkAssignment, NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, RemoteBlock, Route,
     RouteTable, ServiceKey, ServiceName, ServiceRevision, ServiceRoute, ShownCertificate, Target, Task,
-    TaskAssignment, VolumeAssignment,
-    VolumeId, VolumeRecord, tunnel_address,
+    TaskAssignment, VolumeAssignment, VolumeId, VolumeRecord, tunnel_address,
 };
 
 use crate::{

@@ -48,7 +48,8 @@ pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
 pub use history::{
-    compare, counted, is_as_wanted, plan_return, release_strategy, returned, rollback_target, strategies, strategy_of,
+    compare, counted, is_as_wanted, plan_return, release_strategy, returned, rollback_target, strategies,
+    strategy_of,
 };
 pub use ipv6::Ipv6Refusal;
 pub use names::named_ports;
@@ -59,12 +60,13 @@ pub use pass::decide;
 pub use passage::{DrainFacts, Draining};
 pub use place::{NoPlace, Pin, PinnedBy, Refusal};
 pub use plan::{
-    Action, Operation, Plan, PlanRefusal, Request, Thing, noted_release, plan, plan_backend, plan_down, plan_pool,
-    release, request,
+    Action, Operation, Plan, PlanRefusal, Request, Thing, noted_release, plan, plan_backend, plan_down,
+    plan_pool, release, request,
 };
 pub use routes::wanted_routes;
 pub use routing::{
-    Pem, RouteConflict, RouteRefusal, RouteSecret, SecretUse, claims, route_secrets, service_routes, split_pem, user_lines,
+    Pem, RouteConflict, RouteRefusal, RouteSecret, SecretUse, claims, route_secrets, service_routes,
+    split_pem, user_lines,
 };
 pub use spec::{StopFirst, effective_order};
 pub use strategy::judged;

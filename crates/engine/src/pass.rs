@@ -16,8 +16,8 @@ use wharf_model::{
 };
 
 use crate::{
-    About, Change, Decision, Ids, Reason, Waiting, World, history, hooks, network::AddressBook, passage::Drain,
-    place::Places, rollout, spec, strategy, tasks,
+    About, Change, Decision, Ids, Reason, Waiting, World, history, hooks, network::AddressBook,
+    passage::Drain, place::Places, rollout, spec, strategy, tasks,
 };
 
 /// Decides everything about one app: its networks, volumes, tasks, rollout, and what can be forgotten of it.

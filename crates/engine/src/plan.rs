@@ -13,8 +13,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wharf_model::{
     AppKey, AppRecord, AppSpec, Backend, By, Generation, Image, Mode, NetworkMode, NetworkName,
-    NetworkRecord, NetworkSpec, Previous, Protocol, PublishMode, Release, ReleaseNote, ReleaseNumber, Rollout,
-    RolloutState, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, Timestamp,
+    NetworkRecord, NetworkSpec, Previous, Protocol, PublishMode, Release, ReleaseNote, ReleaseNumber,
+    Rollout, RolloutState, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, Timestamp,
     UpdateOrder, VolumeName,
 };
 
@@ -795,7 +795,9 @@ impl Plan {
         let stored = current.world.service(&key);
         // What was kept may be what is wanted, and then has its place already.
         let kept = stored.is_some_and(|stored| !stored.sets.is_empty() || stored.stopped);
-        let (Some(image), Mode::Replicated { replicas }) = (images.get(name), service.mode) else { return true };
+        let (Some(image), Mode::Replicated { replicas }) = (images.get(name), service.mode) else {
+            return true;
+        };
         let revision = ServiceRevision {
             key,
             generation: Generation::default(),
@@ -1287,8 +1289,10 @@ pub fn noted_release(
             direct,
             ..rollout(
                 generation,
-                note.rollback_of
-                    .map_or_else(|| format!("release {number}"), |of| format!("release {number} (back to {of})")),
+                note.rollback_of.map_or_else(
+                    || format!("release {number}"),
+                    |of| format!("release {number} (back to {of})"),
+                ),
                 by,
                 now,
                 current.record.map(|record| &record.rollout),
@@ -1343,8 +1347,9 @@ fn previous(world: &World, record: &AppRecord, before: Generation) -> Option<Pre
         return Some(Previous { before, ..previous.clone() });
     }
     let services = world.services_of(&record.key).filter(|service| !service.removed);
-    let alone = |service: &std::sync::Arc<ServiceRecord>| {
-        ServiceRecord { sets: Vec::new(), ..ServiceRecord::clone(service) }
+    let alone = |service: &std::sync::Arc<ServiceRecord>| ServiceRecord {
+        sets: Vec::new(),
+        ..ServiceRecord::clone(service)
     };
     let services: Vec<_> = services.map(alone).collect();
     (!services.is_empty()).then_some(Previous { before, release: record.release, services })
@@ -1595,7 +1600,10 @@ mod tests {
         cluster.settle();
         assert_eq!(planned(&cluster, &with(3)).to_string(), "~ service  web: availability changed\n");
         let plain = app(&[("web", service("web"))]);
-        assert_eq!(planned(&cluster, &plain).to_string(), "~ service  web: availability removed, priority removed\n");
+        assert_eq!(
+            planned(&cluster, &plain).to_string(),
+            "~ service  web: availability removed, priority removed\n"
+        );
     }
 
     #[test]

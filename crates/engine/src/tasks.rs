@@ -304,9 +304,8 @@ impl Pass<'_> {
         // What it shares ends with the task that it shares it with.
         let kept = |other: &Arc<Task>| other.node == task.node && other.id < task.id;
         let goes_on = |other: &&Arc<Task>| !other.is_let_go() && !other.is_over();
-        let alone = |service: &ServiceName| {
-            !self.tasks_of(&self.sibling(service)).iter().filter(goes_on).any(kept)
-        };
+        let alone =
+            |service: &ServiceName| !self.tasks_of(&self.sibling(service)).iter().filter(goes_on).any(kept);
         let companions = revision.spec.companions();
         companions.into_keys().any(alone).then_some(StopReason::Restarted)
     }

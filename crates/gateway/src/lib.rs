@@ -41,7 +41,9 @@ use serde::{Deserialize, Serialize};
 use socket2::Type;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wharf_model::{EntryCounters, GatewayStats, PortReport, Protocol, Revision, RouteReport, RouteTable, TaskId};
+use wharf_model::{
+    EntryCounters, GatewayStats, PortReport, Protocol, Revision, RouteReport, RouteTable, TaskId,
+};
 use wharf_process::{Task, Tasks};
 
 pub use crate::{
@@ -49,7 +51,12 @@ pub use crate::{
     http::HttpOptions,
     route::RouteCounters,
 };
-use crate::{draining::Draining, handover::Handover, http::{Moment, worker::Http}, route::RouteState};
+use crate::{
+    draining::Draining,
+    handover::Handover,
+    http::{Moment, worker::Http},
+    route::RouteState,
+};
 
 /// How often a port that could not be had is tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -195,12 +202,18 @@ impl Gateway {
 
     /// The same, with options of its own for requests.
     #[must_use]
-    pub fn with(options: GatewayOptions, requests: HttpOptions, tasks: &Tasks, access_log: AccessLog) -> Self {
+    pub fn with(
+        options: GatewayOptions,
+        requests: HttpOptions,
+        tasks: &Tasks,
+        access_log: AccessLog,
+    ) -> Self {
         let (published, table, seen, handover) = Default::default();
         let (tasks, draining) = (tasks.clone(), Arc::<Draining>::default());
         let http = Arc::new(Http::new(requests, Arc::clone(&draining), access_log));
         let stop = tasks.token();
-        let shared = Shared { options, tasks: tasks.clone(), published, table, seen, handover, draining, http };
+        let shared =
+            Shared { options, tasks: tasks.clone(), published, table, seen, handover, draining, http };
         let shared = Arc::new(shared);
         // Duplicates of its sockets would keep its ports open after the listeners have closed theirs.
         let ending = Arc::downgrade(&shared);
@@ -244,7 +257,8 @@ impl Gateway {
             serving.services.entry(port).or_default();
         }
         let datagrams = http.entry.datagrams();
-        let gone: Vec<_> = serving.datagrams.extract_if(.., |port, _| !datagrams.contains_key(port)).collect();
+        let gone: Vec<_> =
+            serving.datagrams.extract_if(.., |port, _| !datagrams.contains_key(port)).collect();
         for (port, listener) in gone {
             if let Some(listener) = listener {
                 listener.close().await;
@@ -477,7 +491,8 @@ impl Gateway {
         seen.held = table.routes.iter().filter(|(_, route)| route.is_open()).map(|(key, _)| *key).collect();
         let services = table.services.iter().filter(|(_, is_open)| **is_open);
         seen.held.extend(services.map(|(port, _)| service_key(*port)));
-        let datagrams = table.datagrams.iter().filter(|(_, listener)| listener.as_ref().is_some_and(Listener::is_open));
+        let datagrams =
+            table.datagrams.iter().filter(|(_, listener)| listener.as_ref().is_some_and(Listener::is_open));
         seen.held.extend(datagrams.map(|(port, _)| datagram_key(*port)));
         seen.routes = table.routes.iter().map(|(key, route)| (*key, Arc::clone(&route.state))).collect();
     }

@@ -33,8 +33,8 @@ pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildS
 pub use event::{Event, EventKind, Subject};
 pub use gateway::{
     AcmeChallenge, EndpointSet, EndpointState, EndpointStats, EntryCounters, GatewayProcess, GatewayStats,
-    LATENCY_BOUNDS, PortReport, RouteId, RouteReport, RouteStats, ServiceRoute, SetStats, ShownCertificate, TicketKey,
-    Users,
+    LATENCY_BOUNDS, PortReport, RouteId, RouteReport, RouteStats, ServiceRoute, SetStats, ShownCertificate,
+    TicketKey, Users,
 };
 pub use ids::{EventId, Id, InvalidId, Kind, NetworkId, NodeId, ServerId, TaskId, TokenId, VolumeId};
 pub use names::{

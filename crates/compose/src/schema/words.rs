@@ -107,10 +107,7 @@ static SECTIONS: &[Section] = &[
                 "protocol",
                 "what is spoken: `http` (HTTP/1.1 and HTTP/2, WebSocket, gRPC), `h2c` (the same, and tasks are asked in HTTP/2 without TLS), `tcp` or `udp`; `http`",
             ),
-            (
-                "host",
-                "host names, one or a list; `*.` in front stands for any labels; every host if absent",
-            ),
+            ("host", "host names, one or a list; `*.` in front stands for any labels; every host if absent"),
             ("path", "a prefix of the path, whole segments; `/`"),
             ("methods", "HTTP methods; all if absent"),
             ("headers", "headers and the value each must have; `*` is any value"),

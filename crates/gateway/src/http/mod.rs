@@ -61,25 +61,25 @@
 //! ```
 
 // Modules are added here by those who own them: table, balance, breaker, limit, access, sticky, stats, mirror, fallback.
+pub(crate) mod access;
+pub(crate) mod balance;
+pub(crate) mod breaker;
 pub(crate) mod duplicate;
 pub(crate) mod entry;
+pub(crate) mod fallback;
 pub(crate) mod forward;
 pub(crate) mod head;
+pub(crate) mod limit;
+pub(crate) mod mirror;
+pub(crate) mod path;
 pub(crate) mod pool;
+pub(crate) mod probe;
 pub(crate) mod serve;
+pub(crate) mod stats;
+pub(crate) mod sticky;
+pub(crate) mod table;
 pub(crate) mod upgrade;
 pub(crate) mod worker;
-pub(crate) mod table;
-pub(crate) mod sticky;
-pub(crate) mod stats;
-pub(crate) mod probe;
-pub(crate) mod path;
-pub(crate) mod mirror;
-pub(crate) mod limit;
-pub(crate) mod fallback;
-pub(crate) mod breaker;
-pub(crate) mod balance;
-pub(crate) mod access;
 
 use std::{
     net::IpAddr,

@@ -249,7 +249,8 @@ pub(super) async fn apply(
         return Err(Failure::invalid(format!("the image of service {service} has not been built"))
             .hint("`wharf up` builds what has to be built before it changes anything"));
     }
-    let applying = apply_prepared(Arc::clone(&shared), prepared, key, by, note, wish.fingerprint, wish.supersede);
+    let applying =
+        apply_prepared(Arc::clone(&shared), prepared, key, by, note, wish.fingerprint, wish.supersede);
     // To its end, also if the client hangs up: it may take several commits.
     match shared.tasks.spawn("apply", applying).await {
         Ok(answer) => answer.map(Json),
@@ -470,16 +471,21 @@ async fn prepare_rollback(shared: &Shared, key: &AppKey, to: Option<u64>) -> Ans
         let release = match to {
             Some(number) => releases::find(&inner, key, number)?,
             None => engine::rollback_target(&inner.world, app).ok_or_else(|| {
-                Failure::new(Code::Conflict, format!("there is no other release of {} that was done", key.name)).hint(
-                    format!("`wharf app history {}` lists those that are kept; `--to` names one", key.name),
+                Failure::new(
+                    Code::Conflict,
+                    format!("there is no other release of {} that was done", key.name),
                 )
+                .hint(format!("`wharf app history {}` lists those that are kept; `--to` names one", key.name))
             })?,
         };
         (release.clone(), engine::returned(&inner.world, release), files::gone(&inner, key, &release.spec))
     };
     if let Some(outcome) = release.outcome.as_ref().filter(|outcome| outcome.state != RolloutState::Done) {
         let why = if outcome.reason.is_empty() { String::new() } else { format!(": {}", outcome.reason) };
-        warnings.push(format!("release {} has never been done; it ended as {}{why}", release.number, outcome.state));
+        warnings.push(format!(
+            "release {} has never been done; it ended as {}{why}",
+            release.number, outcome.state
+        ));
     }
     let mut missing = Vec::new();
     for (name, image) in &release.images {
@@ -515,8 +521,11 @@ async fn prepare_rollback(shared: &Shared, key: &AppKey, to: Option<u64>) -> Ans
 async fn still_there(shared: &Shared, image: &Image) -> Answer<()> {
     match (&image.digest, &image.id) {
         (Some(digest), _) => {
-            let wish =
-                ResolveImage { reference: at_digest(&image.reference, digest), refresh: false, offline: false };
+            let wish = ResolveImage {
+                reference: at_digest(&image.reference, digest),
+                refresh: false,
+                offline: false,
+            };
             resolve(shared, &wish).await.map(drop)
         }
         (None, Some(id)) => builds::require_image(shared, &image.reference, id).await,
@@ -659,7 +668,8 @@ impl Prepared {
                 let mut view = view(plan);
                 view.warnings.extend(warnings.iter().chain(&route_files.warnings).cloned());
                 // A service whose image was not found has said so already.
-                view.refusals.extend(pins.missing.iter().chain(missing).chain(&route_files.refusals).cloned());
+                view.refusals
+                    .extend(pins.missing.iter().chain(missing).chain(&route_files.refusals).cloned());
                 let latest = world.releases_of(key).last().map_or(0, |release| release.number.0);
                 view.release = (!noop).then_some(latest + 1);
                 view.rollback_of = rollback_of.map(|number| number.0);

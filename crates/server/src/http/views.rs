@@ -4,8 +4,7 @@ use wharf_api::v1;
 use wharf_engine::{Node, World};
 use wharf_model::{
     AppKey, AppRecord, Bytes, Cpus, Event, Health, Image, Mode, NodeFacts, NodeRecord, Phase, PortSpec,
-    PublishMode, Rollout, RolloutState, ServiceKey, ServiceRecord, Slot, StopReason, Task,
-    tunnel_address,
+    PublishMode, Rollout, RolloutState, ServiceKey, ServiceRecord, Slot, StopReason, Task, tunnel_address,
 };
 
 use crate::state::{Inner, State};

@@ -407,7 +407,14 @@ impl FakeNode {
             seen_from: None,
         };
         let have = *self.have.lock().unwrap();
-        NodeReport { sequence: 1, epoch: have.epoch, observed: have.revision, facts, problems: vec![], draining: BTreeMap::new() }
+        NodeReport {
+            sequence: 1,
+            epoch: have.epoch,
+            observed: have.revision,
+            facts,
+            problems: vec![],
+            draining: BTreeMap::new(),
+        }
     }
 }
 fn check(task: TaskId) -> Result<(), Refusal> {
