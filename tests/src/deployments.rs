@@ -244,7 +244,7 @@ fn answers(fleet: &Fleet, target: SocketAddr) -> Result<()> {
 fn happens(fleet: &Fleet, fault: Fault) -> Result<()> {
     let node = fleet.node(2);
     match fault {
-        Fault::GatewayKilled => node.sh("pkill -9 -f 'wharf gateway'").map(drop),
+        Fault::GatewayKilled => node.sh("pkill -9 -x wharf-gateway").map(drop),
         Fault::AgentKilled => {
             node.service("wharf").kill()?;
             thread::sleep(Duration::from_secs(2));
