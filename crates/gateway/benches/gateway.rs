@@ -615,7 +615,7 @@ fn haproxy_file(folder: &Path, name: &str, frontend: &str, servers: &[u16; 2]) -
     fs::write(
         &file,
         format!(
-            "global\n  nbthread 1\n  maxconn 30000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 300s\n  timeout server 60s\n  \
+            "global\n  nbthread 1\n  no strict-limits\n  maxconn 12000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 300s\n  timeout server 60s\n  \
              timeout http-keep-alive 300s\n  option forwardfor\n  http-reuse always\n{frontend}\nbackend b\n  balance leastconn\n  \
              server a 127.0.0.1:{a}\n  server b 127.0.0.1:{b}\n"
         ),
