@@ -185,7 +185,7 @@ pub fn compare(old: Option<&Release>, new: &Release) -> Vec<Operation> {
     found
 }
 
-fn operation(action: Action, thing: Thing, name: impl ToString, reasons: Vec<String>) -> Operation {
+fn operation(action: Action, thing: Thing, name: &dyn ToString, reasons: Vec<String>) -> Operation {
     Operation { action, thing, name: name.to_string(), reasons, notes: Vec::new() }
 }
 
@@ -199,15 +199,15 @@ fn things<N: Ord + ToString, T: PartialEq>(
 ) {
     for (name, now) in new {
         match old.get(name) {
-            None => found.push(operation(Action::Create, thing, name.to_string(), Vec::new())),
+            None => found.push(operation(Action::Create, thing, name, Vec::new())),
             Some(before) if before == now => {}
             Some(before) => {
-                found.push(operation(Action::Change, thing, name.to_string(), differ(before, now)));
+                found.push(operation(Action::Change, thing, name, differ(before, now)));
             }
         }
     }
     for name in old.keys().filter(|name| !new.contains_key(*name)) {
-        found.push(operation(Action::Remove, thing, name.to_string(), Vec::new()));
+        found.push(operation(Action::Remove, thing, name, Vec::new()));
     }
 }
 

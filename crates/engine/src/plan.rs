@@ -165,7 +165,7 @@ pub enum PlanRefusal {
         by: ServiceKey,
     },
     /// A route cannot be had.
-    Route(RouteRefusal),
+    Route(Box<RouteRefusal>),
     /// A program outside Wharf listens on a published port on every gateway.
     PortForeign {
         /// The port.

@@ -854,7 +854,7 @@ fn requests_that_do_not_end_are_cut_off_after_the_time_that_the_service_gives_th
             match change {
                 Change::StopTask { task, .. } if *task == old.id => stopped_at = Some(cluster.now),
                 Change::DrainedTask { task, at, under_way } if *task == old.id => {
-                    cut_off = Some((*at, *under_way))
+                    cut_off = Some((*at, *under_way));
                 }
                 _ => {}
             }
@@ -973,8 +973,8 @@ fn a_node_that_does_not_say_that_a_task_is_out_is_waited_for_a_minute() {
 fn a_node_without_anything_that_could_ask_keeps_nobody_waiting() {
     let mut cluster = Cluster::of(3);
     let mut web = service("web");
-    let on = |n: &str| vec![Constraint { key: "node.hostname".into(), equal: true, value: n.into() }];
-    web.placement.constraints = on("n2");
+    web.placement.constraints =
+        vec![Constraint { key: "node.hostname".into(), equal: true, value: "n2".into() }];
     cluster.up(&app(&[("web", web.clone())]));
     cluster.settle();
     cluster.deaf = vec![node_id(1), node_id(3)];

@@ -493,11 +493,11 @@ impl World {
     }
     /// What gateways have counted of a service; nothing if that is not known here, or of no use any more.
     pub fn set_figures(&mut self, service: &ServiceKey, figures: Option<Figures>) {
-        let before = match figures.clone() {
-            Some(figures) => self.figures.insert(service.clone(), figures),
-            None => self.figures.remove(service),
-        };
-        if before != figures {
+        if self.figures.get(service) != figures.as_ref() {
+            match figures {
+                Some(figures) => drop(self.figures.insert(service.clone(), figures)),
+                None => drop(self.figures.remove(service)),
+            }
             self.mark(&service.app);
         }
     }

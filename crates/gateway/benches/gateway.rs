@@ -465,7 +465,8 @@ fn swapping(words: &[String]) -> Result<()> {
         let mut count = 0_u32;
         if input.read(&mut byte).await? == 1 {
             let tables: Vec<_> = (1..=20).map(table).collect();
-            let mut over = tokio::spawn(async move { input.read(&mut [0]).await });
+            let mut rest = [0];
+            let mut over = std::pin::pin!(input.read(&mut rest));
             loop {
                 gateway.apply(&tables[count as usize % tables.len()]).await;
                 count += 1;
@@ -777,7 +778,7 @@ fn wait_for(port: u16) -> Result<()> {
             write!(stream, "GET /small HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
-            ensure!(answer.starts_with("HTTP/1.1 200"), "{:.100}", answer);
+            ensure!(answer.starts_with("HTTP/1.1 200"), "{answer:.100}");
             Ok(())
         };
         match asked() {

@@ -565,7 +565,7 @@ mod tests {
             writer.log(&line(&long, &endpoint));
         }
         let lines = written(&log, &path).await.len() as u64;
-        assert!(lines >= 4 && lines < 10, "{lines}");
+        assert!((4..10).contains(&lines), "{lines}");
         assert_eq!(log.unlogged(), 10 - lines);
         // No folder can be made where a file is.
         let log = AccessLog::new(Some(AccessLogOptions::at(path.join("access.log"))));

@@ -43,6 +43,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Runs a test in a network of its own, whose only interface is the loopback.
+#[expect(clippy::print_stderr, reason = "whoever runs the tests should know what was not tested")]
 fn alone<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     std::thread::spawn(move || {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {

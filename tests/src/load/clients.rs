@@ -81,14 +81,14 @@ impl Client {
                 Kind::WebSocket => self.websocket().await,
             };
             if let Err(lost) = ended {
-                self.lost(lost);
+                self.lost(&lost);
                 tokio::time::sleep(REFUSED).await;
             }
         }
         self.figures
     }
 
-    fn lost(&mut self, how: Lost) {
+    fn lost(&mut self, how: &str) {
         self.figures.lost += 1;
         self.watch.lost.fetch_add(1, Ordering::Relaxed);
         if self.figures.how.len() < 20 {
@@ -259,7 +259,7 @@ impl Client {
                 if let Err(error) = checked
                     && let Some(earlier) = lost.replace(error)
                 {
-                    self.lost(earlier);
+                    self.lost(&earlier);
                 }
             }
             self.asked(4 - unsent);

@@ -248,7 +248,7 @@ impl<'a> Entrance<'a> {
         routes.map(move |(number, route)| Self { service: service.clone(), number, route })
     }
     fn refused(&self, because: RouteConflict) -> PlanRefusal {
-        PlanRefusal::Route(RouteRefusal { place: self.place(), route: self.route.place(), because })
+        PlanRefusal::Route(Box::new(RouteRefusal { place: self.place(), route: self.route.place(), because }))
     }
     fn place(&self) -> String {
         files::place(&self.service.name, self.number)

@@ -48,6 +48,10 @@ pub(crate) struct Pools {
 }
 
 #[derive(Default)]
+#[expect(
+    clippy::vec_box,
+    reason = "connections move between the list and requests: a pointer does so for less"
+)]
 struct Pool {
     idle: Mutex<Vec<Box<Http1>>>,
     shared: Mutex<Vec<Http2>>,

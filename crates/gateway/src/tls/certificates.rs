@@ -64,7 +64,7 @@ impl Certificates {
                 None => read(certificate, provider).map(Arc::new),
             };
             match key {
-                Ok(key) => all.add(certificate, key),
+                Ok(key) => all.add(certificate, &key),
                 Err(why) => all.problems.push(format!(
                     "the certificate for {} cannot be used: {why}",
                     listed(&certificate.hosts)
@@ -83,17 +83,17 @@ impl Certificates {
         all
     }
 
-    fn add(&mut self, shown: &ShownCertificate, key: Arc<CertifiedKey>) {
-        self.read.push(Read { shown: shown.clone(), key: Arc::clone(&key) });
+    fn add(&mut self, shown: &ShownCertificate, key: &Arc<CertifiedKey>) {
+        self.read.push(Read { shown: shown.clone(), key: Arc::clone(key) });
         if shown.hosts.is_empty() {
-            self.any.push(Arc::clone(&key));
+            self.any.push(Arc::clone(key));
         }
         for host in &shown.hosts {
             let keys = match host.strip_prefix("*.") {
                 Some(parent) => self.wildcard.entry(parent.to_owned()).or_default(),
                 None => self.exact.entry(host.clone()).or_default(),
             };
-            keys.push(Arc::clone(&key));
+            keys.push(Arc::clone(key));
         }
     }
 
@@ -125,7 +125,7 @@ impl Certificates {
 
     /// One that nobody vouches for.
     fn own(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
-        let Some(name) = name else { return None };
+        let name = name?;
         // A wildcard of a route stands for any number of labels.
         let parents = name.match_indices('.').map(|(at, _)| &name[at..]);
         self.own.get(name).or_else(|| parents.filter_map(|parent| self.own.get(&format!("*{parent}"))).next())

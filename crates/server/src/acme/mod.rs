@@ -12,14 +12,13 @@ mod plan;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use instant_acme::{Account, AccountCredentials, ExternalAccountKey};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
@@ -141,10 +140,9 @@ pub(crate) fn standing(
 /// Obtains and renews certificates until `shutdown`, while this server leads.
 pub(crate) async fn keep(mut context: Context, shutdown: CancellationToken) {
     let mut concerns = context.state.concerns();
-    let mut under_way: FuturesUnordered<Pin<Box<dyn Future<Output = String> + Send>>> =
-        FuturesUnordered::new();
+    let mut under_way: FuturesUnordered<BoxFuture<'static, String>> = FuturesUnordered::new();
     let mut hosts = BTreeSet::<String>::new();
-    let mut account: Arc<tokio::sync::Mutex<Option<(String, Arc<Authority>)>>> = Arc::default();
+    let mut account: SharedAccount = Arc::default();
     let mut leads = None;
     loop {
         concerns.borrow_and_update();
@@ -263,6 +261,9 @@ fn rotate(keys: &[TicketKeyRecord], now: Timestamp) -> Option<Vec<TicketKeyRecor
     Some(std::iter::once(new).chain(kept).collect())
 }
 
+/// The account that attempts share once one has made it, with the directory it is for.
+type SharedAccount = Arc<tokio::sync::Mutex<Option<(String, Arc<Authority>)>>>;
+
 /// One attempt to obtain a certificate for a host.
 struct Attempt {
     context: Context,
@@ -270,7 +271,7 @@ struct Attempt {
     host: String,
     authority: AcmeRecord,
     /// The account that other attempts use as well, with the directory it is for.
-    account: Arc<tokio::sync::Mutex<Option<(String, Arc<Authority>)>>>,
+    account: SharedAccount,
 }
 
 impl Attempt {

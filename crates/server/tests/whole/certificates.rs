@@ -59,6 +59,7 @@ fn free_ports<const N: usize>() -> [u16; N] {
 
 impl Pebble {
     /// None, and says so, where it is not installed.
+    #[expect(clippy::print_stderr, reason = "whoever runs the tests should know what was not tested")]
     async fn start() -> Option<Self> {
         let is_there = |program: &str| {
             let found = Command::new(program).arg("-h").stdout(Stdio::null()).stderr(Stdio::null()).status();

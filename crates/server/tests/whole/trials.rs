@@ -12,6 +12,7 @@ use crate::fixture::{Api, Cluster, Node, eventually, up_with};
 const ROLLOUT: &str = "/v1/apps/prod/shop/rollout";
 
 /// Two tasks of a version behind a route, released by this strategy.
+#[expect(clippy::needless_pass_by_value, reason = "callers make the values for it")]
 fn web(version: u32, release: Value, hooks: Value) -> Action {
     let service = json!({
         "image": format!("web:{version}"), "mode": { "kind": "replicated", "replicas": 2 }, "networks": { "default": {} },
