@@ -407,7 +407,7 @@ fn ctrl_c_ends_the_watching_and_says_what_goes_on() {
     assert_eq!(watching.wait(Duration::from_secs(5)).unwrap(), 130, "{}", watching.log());
     let said = watching.log();
     assert!(said.contains("the change goes on in the cluster"), "{said}");
-    assert!(said.contains("wharf ps -p slow"), "{said}");
+    assert!(said.contains("wharf rollout status -p slow --watch"), "{said}");
     // Following it again gives its outcome.
     let again = FLEET.wharf(["up", "-y", "-f", &path]);
     assert_eq!(again.code, 0, "{}", again.stderr);
