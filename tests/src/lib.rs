@@ -48,6 +48,13 @@ pub fn wharf_binary() -> Result<PathBuf> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut build = Command::new(cargo);
         build.args(["build", "--package", "wharf"]).args(is_optimised.then_some("--release"));
+        // What cargo tells this program about its own package would have build scripts run again, and half the tree be built anew.
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_"))
+        {
+            build.env_remove(name);
+        }
+        build.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
         let status = build.current_dir(root).status()?;
         ensure!(status.success(), "building wharf ended with {status}");
     }

@@ -605,7 +605,13 @@ fn program() -> Result<PathBuf> {
     }
     let built = env::current_exe()?.ancestors().nth(2).context("no build directory")?.join("wharf");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(["build", "--release", "--package", "wharf"]).status()?;
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--package", "wharf"]);
+    // What cargo tells this program about its own package would have build scripts run again, and half the tree be built anew.
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_")) {
+        build.env_remove(name);
+    }
+    let status = build.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH").status()?;
     ensure!(status.success() && built.is_file(), "wharf was not built");
     Ok(built)
 }

@@ -3,6 +3,8 @@
 //! - Nothing but the server name and the protocols is looked at; whether the rest makes sense is for whoever ends TLS.
 //! - A hello may come in several records, and each byte by byte.
 
+use std::net::IpAddr;
+
 /// The most that is read before a hello must be whole: the largest that clients send have some thousand bytes.
 pub(crate) const LONGEST: usize = 32 << 10;
 
@@ -128,6 +130,8 @@ fn server_name(list: &[u8]) -> Option<Option<String>> {
             let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
             let is_name = !name.is_empty() && name.len() <= 254 && name.iter().all(plain);
             let name = std::str::from_utf8(name).ok().filter(|_| is_name);
+            // An address is no name (RFC 6066, section 3), though clients that were given one send it.
+            let name = name.filter(|name| name.parse::<IpAddr>().is_err());
             return Some(name.map(|name| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()));
         }
     }
@@ -199,7 +203,13 @@ pub(crate) mod tests {
     #[test]
     fn a_hello_says_for_whom_it_is() {
         assert_eq!(parse(&hello_of("Shop.Example.com", &[])), hello("shop.example.com", false));
-        assert_eq!(parse(&hello_of("127.0.0.1", &[b"h2"])), hello("", false), "an address is no server name");
+        assert_eq!(parse(&hello_of("127.0.0.1", &[b"h2"])), hello("", false), "no name is sent");
+        // Other clients do send an address; the library that makes hellos here does not.
+        let mut sent = hello_of("127x0x0x1", &[b"h2"]);
+        assert_eq!(parse(&sent), hello("127x0x0x1", false));
+        let at = sent.windows(9).position(|bytes| bytes == b"127x0x0x1").unwrap();
+        sent[at..at + 9].copy_from_slice(b"127.0.0.1");
+        assert_eq!(parse(&sent), hello("", false), "an address is no server name");
         assert_eq!(parse(&hello_of("a.example", &[b"acme-tls/1"])), hello("a.example", true));
         let both = hello_of("a.example", &[b"acme-tls/1", b"h2"]);
         assert_eq!(parse(&both), hello("a.example", false), "only alone is it an authority's question");
