@@ -64,6 +64,8 @@ impl Machine {
             platform: Platform { os: "linux".to_owned(), arch: self.architecture.clone() },
             cpus: self.cpus,
             memory: self.memory,
+            disk: None,
+            images: Vec::new(),
             kernel: self.kernel.clone(),
             cgroup_version: engine.as_ref().map_or(self.cgroup_version, |facts| facts.cgroup_version),
             agent_version: self.agent_version.clone(),

@@ -15,6 +15,8 @@ pub(crate) fn node(n: u8) -> Node {
         platform: Platform { os: "linux".into(), arch: "amd64".into() },
         cpus: Cpus(4000),
         memory: Bytes(8 << 30),
+        disk: None,
+        images: vec![],
         kernel: "6.1".into(),
         cgroup_version: 2,
         agent_version: "0.1.0".into(),
@@ -42,6 +44,7 @@ pub(crate) fn node(n: u8) -> Node {
             joined_at: Timestamp(0),
             certificate: String::new(),
             key_rotation: 0,
+            scheduling: NodeScheduling::default(),
         },
         status: Some(NodeStatus {
             state: NodeState::Ready,

@@ -320,7 +320,8 @@ impl World {
             | StopReason::Stopped
             | StopReason::Removed
             | StopReason::Withdrawn
-            | StopReason::Drained => false,
+            | StopReason::Drained
+            | StopReason::Preempted => false,
         };
         if task.hook.is_some() {
             return false;

@@ -545,6 +545,7 @@ fn why_leaves(why: StopReason) -> &'static str {
         StopReason::Drained => "that node is being drained",
         StopReason::Outdated => "a newer release is to take its place",
         StopReason::Restarted => "it is to be restarted",
+        StopReason::Preempted => "it makes room for a task of higher priority",
         StopReason::ScaledDown
         | StopReason::Stopped
         | StopReason::Removed

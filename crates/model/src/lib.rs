@@ -12,6 +12,7 @@ mod ids;
 mod names;
 mod network;
 mod node;
+mod placement;
 mod policy;
 mod release;
 mod rollout;
@@ -48,12 +49,17 @@ pub use node::{
     Availability, EngineFacts, HostSubnet, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role,
     Roles,
 };
+pub use placement::{
+    InvalidTaint, MaintenanceWindow, NodeScheduling, Overcommit, PlacementDefaults, PlacementStrategy,
+    StableSlots, Taint, TaintEffect, Toleration,
+};
 pub use policy::*;
 pub use release::{GitSource, ReleaseNote, ReleaseOutcome};
 pub use rollout::{Asked, Figures, Promotion, ServiceProgress, SetRole, TaskSet};
 pub use spec::*;
 pub use task::{
-    Exit, Health, HookStage, IllegalMove, Phase, Progress, Slot, StopReason, Task, TaskHook, TaskStatus,
+    Exit, GivenPort, Health, HookStage, IllegalMove, Phase, Progress, Slot, SlotOf, StopReason, Task,
+    TaskHook, TaskStatus,
 };
 pub use units::{Bytes, Cpus, Generation, Millis, Revision, Timestamp};
 pub use wireguard::{

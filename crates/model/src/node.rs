@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Cpus, Generation, NodeId, NodeName, Timestamp, WireguardFacts};
+use crate::{Bytes, Cpus, Generation, NodeId, NodeName, NodeScheduling, Timestamp, WireguardFacts};
 
 /// A machine of the cluster, as people want it. Written by joining and by people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,13 @@ pub struct NodeRecord {
     /// How often people have asked for a new key of its WireGuard tunnels.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub key_rotation: u32,
+    /// How work comes to it: pool, taints, overcommitment, maintenance.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub scheduling: NodeScheduling,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
@@ -150,6 +157,13 @@ pub struct NodeFacts {
     pub cpus: Cpus,
     /// Memory capacity.
     pub memory: Bytes,
+    /// Size of the file system that holds images, containers and volumes, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Bytes>,
+    /// Images it has, by reference or digest, those used last first, and not all of them if there are many; placement prefers a node that
+    /// has the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
     /// Kernel release.
     pub kernel: String,
     /// 1 or 2.

@@ -14,7 +14,10 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Millis, NetworkAttachment, NetworkName, ServiceName, ServiceSpec};
+use crate::{
+    Bytes, Millis, NetworkAttachment, NetworkName, PlacementStrategy, ServiceName, ServiceSpec, StableSlots,
+    Toleration,
+};
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -60,6 +63,21 @@ pub struct ServicePolicy {
     /// Over how many places its tasks must be spread.
     #[serde(skip_serializing_if = "is_default")]
     pub availability: Option<AvailabilityMinimum>,
+    /// Which node is best of those that can take a task; as the cluster is set if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub strategy: Option<PlacementStrategy>,
+    /// The pool of nodes its tasks run on; nodes of no pool if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pool: Option<String>,
+    /// Taints of nodes that its tasks bear.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tolerations: Vec<Toleration>,
+    /// Its slots keep their nodes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub slots: Option<StableSlots>,
+    /// Disk that each task reserves of its node, for its writable layer, volumes and logs.
+    #[serde(skip_serializing_if = "is_default")]
+    pub disk: Option<Bytes>,
     /// How long requests and connections that are under way with a task may go on once nothing new is sent to it, at most
     /// [`LONGEST_DRAIN`]; if absent [`USUAL_DRAIN`], and 3 s where the old task has to stop before the new one starts.
     #[serde(skip_serializing_if = "is_default")]
@@ -618,6 +636,16 @@ pub enum Priority {
     High,
     /// What others cannot run without: drivers, proxies. Starts first on a node and stops last.
     System,
+}
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::System => "system",
+        })
+    }
 }
 
 /// A wish about the neighbours of a service's tasks.

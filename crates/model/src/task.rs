@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, Millis, NetworkName, NodeId, ServiceKey, TaskId, Timestamp};
+use crate::{Generation, Millis, NetworkName, NodeId, Protocol, ServiceKey, TaskId, Timestamp};
 
 /// A stable position of a service's task. Replicated services count from 1; the tasks of a global service all have slot 0 and differ by node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -36,11 +36,17 @@ pub struct Task {
     /// Its addresses, given with the node. Written once.
     #[serde(default)]
     pub addresses: BTreeMap<NetworkName, Ipv4Addr>,
+    /// Ports of its node given to it where its service leaves the number open. Written once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<GivenPort>,
     /// When it was made.
     pub created_at: Timestamp,
     /// Set once the cluster no longer wants it; never taken back.
     #[serde(default)]
     pub stop: Option<StopReason>,
+    /// The slot for which it makes room, if that is why it is no longer wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub makes_room_for: Option<SlotOf>,
     /// Once it is no longer wanted: when nothing led to it any more and nothing was under way with it, or that had been waited for long
     /// enough. From then on its process is asked to stop. Never taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +88,34 @@ impl Task {
         match self.slot {
             Slot(0) => format!("{}-{}-{}", self.service.app.name, self.service.name, self.id.short()),
             Slot(n) => format!("{}-{}-{n}", self.service.app.name, self.service.name),
+        }
+    }
+}
+
+/// A port of a node that was given to a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GivenPort {
+    /// Port in the container.
+    pub target: u16,
+    /// Transport.
+    pub protocol: Protocol,
+    /// Port of the node.
+    pub published: u16,
+}
+
+/// A position of a service: what a task can be made room for before it exists.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SlotOf {
+    /// The service.
+    pub service: ServiceKey,
+    /// The slot; 0 for a global service.
+    pub slot: Slot,
+}
+impl fmt::Display for SlotOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.slot {
+            Slot(0) => write!(f, "{}/{}", self.service.app, self.service.name),
+            slot => write!(f, "{}/{}.{slot}", self.service.app, self.service.name),
         }
     }
 }
@@ -144,6 +178,8 @@ pub enum StopReason {
     Withdrawn,
     /// It did not end in the time that it had.
     TimedOut,
+    /// It makes room for a task of higher priority: see [`Task::makes_room_for`].
+    Preempted,
 }
 impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -158,6 +194,7 @@ impl fmt::Display for StopReason {
             Self::Unhealthy => "its health check failed",
             Self::Withdrawn => "its release was given up",
             Self::TimedOut => "it took longer than it may",
+            Self::Preempted => "it makes room for a task of higher priority",
         })
     }
 }
@@ -409,8 +446,10 @@ mod tests {
             generation: Generation(1),
             node: Some(NodeId::from_parts(1, [1; 10])),
             addresses: BTreeMap::new(),
+            ports: Vec::new(),
             created_at: Timestamp(1),
             stop: Some(StopReason::Outdated),
+            makes_room_for: None,
             drained: None,
             failures: 0,
             hook: None,

@@ -114,6 +114,7 @@ impl Roster for Stored {
                     joined_at: now,
                     certificate: admission.certificate.serial.clone(),
                     key_rotation: 0,
+                    scheduling: Default::default(),
                 },
             };
             batch = batch.put(key.to_string(), encode(&key, &record));

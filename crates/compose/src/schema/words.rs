@@ -62,6 +62,14 @@ static SECTIONS: &[Section] = &[
             ("affinity", "which services the tasks want to be with or apart from"),
             ("availability", "over how many places the tasks must be spread"),
             (
+                "strategy",
+                "which node is best of those that can take a task: with `spread` the one with fewest tasks of the service, then the emptiest; with `binpack` the fullest; with `random` any; as the cluster is set",
+            ),
+            ("pool", "the pool of nodes that the tasks run on; nodes of no pool if absent"),
+            ("tolerations", "taints of nodes that the tasks bear: `key` for any value, or `key=value`"),
+            ("slots", "each slot keeps its node: for services whose tasks are not alike"),
+            ("disk", "disk that each task reserves of its node, for its writable layer, volumes and logs"),
+            (
                 "external",
                 "the service runs outside the cluster; nothing is started, and others find it by its name",
             ),
@@ -334,6 +342,17 @@ static SECTIONS: &[Section] = &[
             ("over", "what is one place: a label of nodes; `node.labels.zone`"),
             ("at_least", "in so many places, 2 to 1000"),
             ("soft", "in as many as there are, if there are fewer; `false`"),
+        ],
+    ),
+    section(
+        "slots",
+        &shapes::SLOTS,
+        &[
+            ("stay", "a slot's next task goes to the node of its last one as long as that can take it; `true`"),
+            (
+                "elsewhere",
+                "from every node's view so many tasks of the service are on other nodes: the loss of one node leaves these; 0",
+            ),
         ],
     ),
     section(

@@ -22,6 +22,11 @@ pub(crate) static WHARF: Object = Object {
         ("priority", PRIORITY),
         ("affinity", List(&Map(&AFFINITY))),
         ("availability", Map(&AVAILABILITY)),
+        ("strategy", Word(&["spread", "binpack", "random"])),
+        ("pool", Text),
+        ("tolerations", TEXTS),
+        ("slots", Map(&SLOTS)),
+        ("disk", Size),
         ("external", Map(&OUTSIDE)),
     ],
     required: &[],
@@ -206,6 +211,8 @@ pub(crate) static AVAILABILITY: Object = Object {
     keys: &[("over", Text), ("at_least", Int), ("soft", Bool)],
     required: &["at_least"],
 };
+pub(crate) static SLOTS: Object =
+    Object { what: "`slots`", keys: &[("stay", Bool), ("elsewhere", Int)], required: &[] };
 pub(crate) static OUTSIDE: Object = Object {
     what: "`external`",
     keys: &[("host", Text), ("ports", List(&TextOrNumber))],

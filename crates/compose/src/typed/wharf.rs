@@ -14,8 +14,9 @@ pub(crate) mod tests;
 use std::collections::BTreeMap;
 
 use wharf_model::{
-    Affinity, AppPolicy, Autoscale, AvailabilityMinimum, Bounds, LONGEST_DRAIN, LogFormat, LogSource,
-    LogStream, Metric, Millis, Mode, Neighbour, Priority, ServiceName, ServiceSpec,
+    Affinity, AppPolicy, Autoscale, AvailabilityMinimum, Bounds, Bytes, LONGEST_DRAIN, LogFormat, LogSource,
+    LogStream, Metric, Millis, Mode, Neighbour, PlacementStrategy, Priority, ServiceName, ServiceSpec,
+    StableSlots, Toleration,
 };
 
 use super::deploy::is_label;
@@ -30,9 +31,6 @@ pub(super) use external::is_external;
 pub(super) enum Setting {
     Autoscale,
     Logs,
-    Priority,
-    Affinity,
-    Availability,
     Jobs,
 }
 
@@ -41,12 +39,6 @@ pub(super) enum Setting {
 const NOT_CARRIED_OUT: &[(Setting, &str)] = &[
     (Setting::Autoscale, "set the number of tasks with `deploy.replicas` or `wharf scale`"),
     (Setting::Logs, "read standard output with `wharf logs`, or send it elsewhere with `logging`"),
-    (Setting::Priority, "leave it out: what fits runs"),
-    (
-        Setting::Affinity,
-        "constrain nodes with `deploy.placement.constraints`, or set `max_replicas_per_node`",
-    ),
-    (Setting::Availability, "spread tasks with `deploy.placement.preferences: [{spread: node.labels.zone}]`"),
     (Setting::Jobs, "make it a service with `restart: \"no\"`: it runs to its end once"),
 ];
 
@@ -56,9 +48,6 @@ impl Setting {
         match self {
             Self::Autoscale => "autoscale",
             Self::Logs => "logs",
-            Self::Priority => "priority",
-            Self::Affinity => "affinity",
-            Self::Availability => "availability",
             Self::Jobs => "jobs",
         }
     }
@@ -114,18 +103,16 @@ impl Typing<'_, '_> {
                         spec.policy.logs = logs;
                     }
                 }
-                "priority" => spec.policy.priority = self.priority(value, &key),
-                "affinity" => {
-                    let affinity = self.affinity(name, value, &key);
-                    if self.carries_out(Setting::Affinity, value.key, &key) {
-                        spec.policy.affinity = affinity;
-                    }
-                }
-                "availability" => {
-                    let availability = self.availability(value, &key, spec.mode);
-                    if self.carries_out(Setting::Availability, value.key, &key) {
-                        spec.policy.availability = availability;
-                    }
+                "priority" => spec.policy.priority = priority(value),
+                "affinity" => spec.policy.affinity = self.affinity(name, value, &key),
+                "availability" => spec.policy.availability = self.availability(value, &key, spec.mode),
+                "strategy" => spec.policy.strategy = strategy_of_placement(value),
+                "pool" => spec.policy.pool = self.pool(value, &key),
+                "tolerations" => spec.policy.tolerations = self.tolerations(value, &key),
+                "slots" => spec.policy.slots = Some(self.stable_slots(value, &key)),
+                "disk" => {
+                    let disk = values::size(self.report(), value, &key).filter(|size| *size > 0);
+                    spec.policy.disk = disk.map(Bytes);
                 }
                 // Such a service never gets here.
                 "external" => {}
@@ -146,24 +133,12 @@ impl Typing<'_, '_> {
             }
             match field {
                 "release" => policy.release = self.strategy(value, &key),
-                "priority" => policy.priority = self.priority(value, &key).unwrap_or_default(),
+                "priority" => policy.priority = priority(value).unwrap_or_default(),
                 "hooks" => policy.hooks = self.release_hooks(value, &key),
                 _ => self.unforeseen(value, &key),
             }
         }
         policy
-    }
-
-    fn priority(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Priority> {
-        let priority = match entry.node.as_str()? {
-            "low" => Priority::Low,
-            "high" => Priority::High,
-            "system" => Priority::System,
-            _ => Priority::Normal,
-        };
-        // Everything is normal as long as nothing else is.
-        let carried_out = priority == Priority::Normal || self.carries_out(Setting::Priority, entry.key, key);
-        carried_out.then_some(priority)
     }
 
     fn drain(&mut self, entry: &Entry, key: &Key<'_>) -> Option<Millis> {
@@ -481,4 +456,65 @@ impl Typing<'_, '_> {
         let over = over.unwrap_or_else(|| "node.labels.zone".to_owned());
         Some(AvailabilityMinimum { over, at_least, soft })
     }
+
+    fn pool(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {
+        let text = values::full_text(self.report(), entry, key)?;
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if text.bytes().all(legal) && text.len() <= 63 {
+            return Some(text);
+        }
+        self.report()
+            .error(Complaint::InvalidValue, entry.place(), key, format!("`{text}` is not a name for a pool"))
+            .hint("use at most 63 letters, digits, `-`, `_` and `.`");
+        None
+    }
+
+    fn tolerations(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<Toleration> {
+        let mut tolerations = Vec::new();
+        for text in values::strings(entry) {
+            match text.parse() {
+                Ok(toleration) => tolerations.push(toleration),
+                Err(_) => {
+                    let message = format!("`{text}` names no taint");
+                    self.report()
+                        .error(Complaint::InvalidValue, entry.place(), key, message)
+                        .hint("write `key` for any value of the taint, or `key=value`");
+                }
+            }
+        }
+        tolerations
+    }
+
+    fn stable_slots(&mut self, entry: &Entry, key: &Key<'_>) -> StableSlots {
+        let mut slots = StableSlots { stay: true, elsewhere: 0 };
+        for (field, value) in values::entries(entry) {
+            let key = key.field(field);
+            match field {
+                "stay" => slots.stay = values::flag(value).unwrap_or(true),
+                "elsewhere" => {
+                    slots.elsewhere =
+                        values::whole(self.report(), value, &key, 0..=MOST_TASKS).unwrap_or_default();
+                }
+                _ => self.unforeseen(value, &key),
+            }
+        }
+        slots
+    }
+}
+
+fn priority(entry: &Entry) -> Option<Priority> {
+    Some(match entry.node.as_str()? {
+        "low" => Priority::Low,
+        "high" => Priority::High,
+        "system" => Priority::System,
+        _ => Priority::Normal,
+    })
+}
+
+fn strategy_of_placement(entry: &Entry) -> Option<PlacementStrategy> {
+    Some(match entry.node.as_str()? {
+        "binpack" => PlacementStrategy::Binpack,
+        "random" => PlacementStrategy::Random,
+        _ => PlacementStrategy::Spread,
+    })
 }

@@ -457,6 +457,8 @@ impl Fake {
             platform: Platform { os: "linux".into(), arch: "amd64".into() },
             cpus: Cpus(4000),
             memory: Bytes(8 << 30),
+            disk: None,
+            images: Vec::new(),
             kernel: "6.1".into(),
             cgroup_version: 2,
             agent_version: "0.1.0".into(),

@@ -396,6 +396,8 @@ impl FakeNode {
             platform: Platform { os: "linux".to_owned(), arch: "amd64".to_owned() },
             cpus: Cpus(2000),
             memory: Bytes(1 << 30),
+            disk: None,
+            images: Vec::new(),
             kernel: "6.1".to_owned(),
             cgroup_version: 2,
             agent_version: "0.1.0".to_owned(),

@@ -95,6 +95,11 @@ services:
       drain: 90s
       affinity: [{apart: web}, {near: db, scope: node.labels.zone, soft: true}, {near_image: "redis:7"}]
       availability: {at_least: 3}
+      strategy: binpack
+      pool: front
+      tolerations: [gpu, team=blue]
+      slots: {elsewhere: 2}
+      disk: 2g
   db: {image: i}
 jobs:
   nightly: {image: i, command: [run], triggers: {schedule: "30  4 * * 1-5"}, depends_on: [db]}
@@ -167,6 +172,11 @@ fn the_other_settings_are_read_whole() {
     assert_eq!(web.affinity[2].to, Neighbour::NearImage("redis:7".into()));
     let minimum = AvailabilityMinimum { over: "node.labels.zone".into(), at_least: 3, soft: false };
     assert_eq!(web.availability, Some(minimum));
+    assert_eq!((web.strategy, web.pool.as_deref()), (Some(PlacementStrategy::Binpack), Some("front")));
+    let borne: Vec<_> = web.tolerations.iter().map(ToString::to_string).collect();
+    assert_eq!(borne, ["gpu", "team=blue"]);
+    assert_eq!(web.slots, Some(StableSlots { stay: true, elsewhere: 2 }));
+    assert_eq!(web.disk, Some(Bytes(2 << 30)));
     let job = &app.jobs[&"nightly".parse::<ServiceName>().unwrap()];
     assert_eq!((job.schedule.as_deref(), job.manual), (Some("30 4 * * 1-5"), true));
     assert!(job.spec.depends_on.contains_key(&db));
@@ -178,11 +188,6 @@ fn sample(setting: Setting) -> &'static str {
     match setting {
         Setting::Autoscale => "services: {web: {image: i, x-wharf: {autoscale: {metrics: {cpu: 60}}}}}",
         Setting::Logs => "services: {web: {image: i, x-wharf: {logs: {out: }}}}",
-        Setting::Priority => "services: {web: {image: i, x-wharf: {priority: high}}}",
-        Setting::Affinity => "services: {web: {image: i, x-wharf: {affinity: [{apart: web}]}}}",
-        Setting::Availability => {
-            "services: {web: {image: i, deploy: {replicas: 2}, x-wharf: {availability: {at_least: 2}}}}"
-        }
         Setting::Jobs => "services: {web: {image: i}}\njobs: {once: {image: i}}",
     }
 }
