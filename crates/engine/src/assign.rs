@@ -295,10 +295,11 @@ impl<'a> Assigner<'a> {
 
     fn task(&self, task: &Task) -> Option<TaskAssignment> {
         let revision = self.revision(task)?;
-        let spec = match &task.hook {
+        let mut spec = match &task.hook {
             Some(hook) => spec::of_hook(&revision.spec, hook),
             None => revision.spec.clone(),
         };
+        spec::give_ports(&mut spec, &task.ports);
         let attachments = spec::attachments(&spec).into_iter().filter_map(|(name, attachment)| {
             let address = *task.addresses.get(name)?;
             let endpoint = attachment.endpoint.clone();

@@ -2,7 +2,7 @@
 
 use wharf_model::{
     AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeStatus, Release, ReleaseNumber,
-    ReleaseOutcome, Rollout, ServiceKey, ServiceRecord, ServiceRevision, StopReason, Task, TaskId, Timestamp,
+    ReleaseOutcome, Rollout, ServiceKey, ServiceRecord, ServiceRevision, SlotOf, StopReason, Task, TaskId, Timestamp,
     VolumeId, VolumeRecord,
 };
 
@@ -51,6 +51,13 @@ pub enum Change {
         task: TaskId,
         /// Why.
         reason: StopReason,
+    },
+    /// A task makes room for one of higher priority. Never taken back.
+    PreemptTask {
+        /// The task.
+        task: TaskId,
+        /// The slot that it makes room for.
+        makes_room_for: SlotOf,
     },
     /// Nothing leads to a task that is no longer wanted, and what was under way with it has ended or gone on for long enough: its process may
     /// be asked to stop. Never taken back.

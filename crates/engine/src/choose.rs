@@ -64,10 +64,10 @@ pub fn choose_ports(world: &World, app: &AppKey, wanted: &mut AppSpec) -> Vec<St
 /// From where a port is to be chosen, if it is.
 fn choice(port: &PortSpec) -> Option<RangeInclusive<u16>> {
     match (port.published, port.published_to, port.mode) {
-        (Some(from), Some(to), _) => Some(from..=to),
+        (Some(from), Some(to), PublishMode::Ingress) => Some(from..=to),
         (None, _, PublishMode::Ingress) => Some(ANY),
-        // The engine of the task's node finds one.
-        (None, _, PublishMode::Host) | (Some(_), None, _) => None,
+        // Each task gets one of its node's, when it gets its node.
+        (_, _, PublishMode::Host) | (Some(_), None, _) => None,
     }
 }
 
@@ -231,7 +231,7 @@ mod tests {
         let host = PortSpec { mode: PublishMode::Host, ..port(90, None, None) };
         let spec = app(&[("web", with(service("web"), &[port(80, None, None), host]))]);
         let (spec, _) = chosen(&cluster, &app_key(), &spec);
-        assert_eq!(numbers(&spec), [30_000], "that of a node is found by its engine");
+        assert_eq!(numbers(&spec), [30_000], "that of a node is given with the node");
     }
 
     #[test]

@@ -18,7 +18,6 @@ use crate::{
     pass::Pass,
     place::{Demand, Pin, PinnedBy},
     rollout, spec, tasks,
-    world::Holding,
 };
 
 /// So many of a failed command's last lines of output are said with why it failed.
@@ -137,7 +136,8 @@ fn revision(pass: &Pass<'_>, rollout: &Rollout, service: &ServiceName) -> Option
 }
 
 fn start(pass: &mut Pass<'_>, revision: &ServiceRevision, hook: TaskHook) -> Result<Arc<Task>, String> {
-    let mut demand = Demand::of(revision);
+    let mut demand = Demand::of(pass.world, revision);
+    demand.now = pass.now;
     if let Some((volume, nodes)) = pass.local_volume(&revision.spec) {
         demand.pin = Some(Pin { nodes, by: PinnedBy::Volume(volume) });
     }
@@ -151,7 +151,7 @@ fn start(pass: &mut Pass<'_>, revision: &ServiceRevision, hook: TaskHook) -> Res
         format!("it cannot join network {network}: {because}")
     })?;
     pass.note_volumes(&revision.spec, node);
-    pass.places.promise(node, &revision.key, &Holding::of(revision));
+    pass.places.promise(node, &revision.key, &demand.holding);
     let task = Task {
         id,
         service: revision.key.clone(),

@@ -58,7 +58,10 @@ pub use nodes::{Leases, Link, decide as decide_node};
 pub use obtained::{Obtained, given_certificates, hosts_to_certify};
 pub use pass::decide;
 pub use passage::{DrainFacts, Draining};
-pub use place::{NoPlace, Pin, PinnedBy, Refusal};
+pub use place::{
+    Apartness, Counterfactual, Explanation, NoPlace, NodeTerms, Pin, PinnedBy, Refusal, Remedy, RuleCount,
+    Term, explain_service, explain_task,
+};
 pub use plan::{
     Action, Operation, Plan, PlanRefusal, Request, Thing, noted_release, plan, plan_backend, plan_down,
     plan_pool, release, request,

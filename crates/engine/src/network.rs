@@ -14,6 +14,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -132,6 +133,8 @@ pub(crate) struct AddressBook {
     asked6: BTreeSet<Ipv6Addr>,
     /// The newest task that has or had one, and which.
     latest: Option<(TaskId, Ipv4Addr)>,
+    /// No address above this one is free.
+    above_is_used: Option<u32>,
 }
 
 /// The first and the last address that tasks and gateways may have: neither reserved nor the broadcast.
@@ -323,7 +326,6 @@ impl Pass<'_> {
                 self.wait(about, Reason::NoNetwork { network: name.clone(), because });
             }
         }
-        let gateways: Vec<_> = self.world.nodes().filter(|node| node.record.roles.gateway).collect();
         let live = self.services.iter().filter(|service| !service.record.removed);
         let live: Vec<_> = live.map(|service| (service.name(), service.record, service.revision)).collect();
         let serving = live.iter().filter_map(|(name, _, revision)| Some((*name, &revision.as_ref()?.spec)));
@@ -335,8 +337,8 @@ impl Pass<'_> {
         let (serving, next) = (routing::entries(&serving.collect()), routing::entries(&next.collect()));
         let entries: BTreeSet<_> = serving.into_iter().chain(next).cloned().collect();
         for name in &entries {
-            for node in &gateways {
-                self.ensure_gateway(name, node.record.id);
+            for node in self.world.gateways() {
+                self.ensure_gateway(name, *node);
             }
         }
     }
@@ -348,7 +350,7 @@ impl Pass<'_> {
         match current {
             Some(network) if network.app != self.app.key => Ok(()),
             Some(network) if moves(self.world, &network, wanted, backend).is_empty() => {
-                self.stay(network, wanted, backend);
+                self.stay(NetworkRecord::clone(&network), wanted, backend);
                 Ok(())
             }
             Some(old) => {
@@ -364,7 +366,8 @@ impl Pass<'_> {
                     }
                     None => self.make_network(name, wanted, backend)?,
                 }
-                self.networks.insert(old.id, NetworkRecord { retired: true, ..old });
+                let retired = NetworkRecord { retired: true, ..NetworkRecord::clone(&old) };
+                self.networks.insert(old.id, Arc::new(retired));
                 Ok(())
             }
             None if wanted.external => {
@@ -391,7 +394,7 @@ impl Pass<'_> {
         }
         network.gateways.retain(|node, _| exists(node));
         network.blocks.retain(|block, _| used.contains(block));
-        self.networks.insert(network.id, network);
+        self.networks.insert(network.id, Arc::new(network));
     }
 
     fn make_network(
@@ -417,16 +420,16 @@ impl Pass<'_> {
             vips: BTreeMap::new(),
             retired: false,
         };
-        self.networks.insert(network.id, network);
+        self.networks.insert(network.id, Arc::new(network));
         Ok(())
     }
 
     fn known_networks(&self) -> impl Iterator<Item = &NetworkRecord> {
         let stored = self.world.networks().filter(|network| !self.networks.contains_key(&network.id));
-        stored.map(|network| &**network).chain(self.networks.values())
+        stored.chain(self.networks.values()).map(|network| &**network)
     }
     /// The network of this name as this pass leaves it.
-    pub(crate) fn network_named(&self, name: &NetworkName) -> Option<&NetworkRecord> {
+    pub(crate) fn network_named(&self, name: &NetworkName) -> Option<&Arc<NetworkRecord>> {
         let drafted = self.networks.values().find(|n| !n.retired && n.app == self.app.key && n.name == *name);
         drafted.or_else(|| {
             let stored = self.world.network_named(&self.app.key, name)?;
@@ -440,9 +443,12 @@ impl Pass<'_> {
         if network.gateways.contains_key(&node) {
             return true;
         }
-        let mut network = network.clone();
+        let network = Arc::clone(network);
+        // Changed in place: large networks are not copied for each node that joins them.
+        self.networks.remove(&network.id);
+        let mut network = network;
         let address = match network.backend {
-            Backend::Routed => self.gateway_in_block(&mut network, node),
+            Backend::Routed => self.gateway_in_block(Arc::make_mut(&mut network), node),
             // The segment has a gateway already, which is none of ours.
             Backend::Macvlan => self.infrastructure_address(&network),
             Backend::Vxlan | Backend::Wireguard | Backend::Host => {
@@ -452,7 +458,7 @@ impl Pass<'_> {
                 named.or_else(|| self.infrastructure_address(&network))
             }
         };
-        network.gateways.extend(address.map(|address| (node, address)));
+        Arc::make_mut(&mut network).gateways.extend(address.map(|address| (node, address)));
         self.networks.insert(network.id, network);
         address.is_some()
     }
@@ -485,10 +491,17 @@ impl Pass<'_> {
         // On a physical segment what is outside the range belongs to others.
         let (first, last) = if network.backend == Backend::Macvlan { range } else { (first, last) };
         let book = self.book(network);
+        let last = last.min(book.above_is_used.unwrap_or(last));
         let free = || (first..=last).rev().map(Ipv4Addr::from).filter(|address| book.is_free(*address));
         // Where there is another place, tasks keep their range to themselves.
-        let outside = free().find(|at| !(range.0..=range.1).contains(&u32::from(*at)));
+        let is_all = range.0 <= first && range.1 >= last;
+        let outside = || free().find(|at| !(range.0..=range.1).contains(&u32::from(*at)));
+        let outside = if is_all { None } else { outside() };
         let address = outside.or_else(|| free().next())?;
+        if is_all {
+            // A pass takes addresses and gives none back.
+            book.above_is_used = Some(u32::from(address));
+        }
         book.used.insert(address);
         Some(address)
     }
@@ -502,6 +515,7 @@ impl Pass<'_> {
                 reserved: kept.copied().collect(),
                 asked6: BTreeSet::new(),
                 latest: None,
+                above_is_used: None,
             };
             if network.backend == Backend::Macvlan {
                 let hosts = self.world.nodes().filter_map(|node| match node.facts()?.address {
@@ -535,12 +549,13 @@ impl Pass<'_> {
         let mut addresses = BTreeMap::new();
         let mut given = Vec::new();
         for (name, attachment) in spec::attachments(wanted) {
-            let network = self.network_named(name).cloned();
             let refused = |refusal| Box::new((name.clone(), refusal));
+            // First, so that tasks leave room for what they cannot do without.
+            let has_gateway = self.ensure_gateway(name, node);
+            let network = self.network_named(name).cloned();
             let network =
                 network.ok_or_else(|| refused(NetworkRefusal::Missing { name: name.to_string() }))?;
-            // First, so that tasks leave room for what they cannot do without.
-            if !self.ensure_gateway(name, node) {
+            if !has_gateway {
                 return Err(refused(self.no_room(&network)));
             }
             let address = self.free_address(name, attachment.ipv4_address, node).map_err(refused)?;
@@ -568,7 +583,7 @@ impl Pass<'_> {
         wanted: Option<Ipv4Addr>,
         node: NodeId,
     ) -> Result<Ipv4Addr, NetworkRefusal> {
-        let Some(mut network) = self.network_named(name).cloned() else {
+        let Some(network) = self.network_named(name).cloned() else {
             return Err(NetworkRefusal::Missing { name: name.to_string() });
         };
         let subnet = network.subnet;
@@ -584,10 +599,11 @@ impl Pass<'_> {
             Some(address) => address,
             None if network.backend == Backend::Routed => {
                 let before = network.blocks.len();
-                let address = self.address_in_block(&mut network, node);
+                let mut draft = NetworkRecord::clone(&network);
+                let address = self.address_in_block(&mut draft, node);
                 let address = address.ok_or_else(|| self.no_room(&network))?;
-                if network.blocks.len() > before {
-                    self.networks.insert(network.id, network.clone());
+                if draft.blocks.len() > before {
+                    self.networks.insert(draft.id, Arc::new(draft));
                 }
                 address
             }
@@ -653,7 +669,7 @@ impl Pass<'_> {
 
     /// Why a node gets no address on a network.
     fn no_room(&self, network: &NetworkRecord) -> NetworkRefusal {
-        let network = self.networks.get(&network.id).unwrap_or(network);
+        let network = self.networks.get(&network.id).map_or(network, |draft| draft);
         if network.backend != Backend::Routed {
             return NetworkRefusal::SubnetFull { subnet: network.spec.ip_range.unwrap_or(network.subnet) };
         }

@@ -10,14 +10,16 @@ use std::{
 
 use ipnet::Ipv4Net;
 use wharf_model::{
-    AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeState, Phase, Release, ServiceKey,
-    ServiceName, ServiceRecord, ServiceRevision, Slot, StopReason, Task, TaskId, Timestamp, VolumeId,
-    VolumeRecord,
+    AppKey, AppRecord, Availability, Generation, NetworkId, NetworkRecord, NodeId, NodeState, Phase,
+    PlacementStrategy, Release, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Slot, SlotOf,
+    StopReason, Task, TaskId, Timestamp, VolumeId, VolumeRecord,
 };
 
 use crate::{
     About, Change, Decision, Ids, Reason, Waiting, World, history, hooks, network::AddressBook,
-    passage::Drain, place::Places, rollout, spec, strategy, tasks,
+    passage::Drain,
+    place::{Places, availability_at, mixed},
+    rollout, spec, strategy, tasks,
 };
 
 /// Decides everything about one app: its networks, volumes, tasks, rollout, and what can be forgotten of it.
@@ -33,10 +35,14 @@ pub fn decide(world: &World, app: &AppKey, now: Timestamp, ids: &mut dyn Ids) ->
     pass.ensure_vips();
     pass.ensure_volumes();
     hooks::tidy(&mut pass);
+    pass.draw_seed();
     let standings = tasks::decide(&mut pass);
     rollout::decide(&mut pass, &standings);
     pass.note_outcome();
     pass.forget();
+    if let Some(edge) = world.next_window_edge(now) {
+        pass.out.wake(edge);
+    }
     pass.finish()
 }
 
@@ -99,7 +105,7 @@ pub(crate) struct Pass<'a> {
     tasks: BTreeMap<ServiceKey, Vec<Arc<Task>>>,
     /// The tasks that run commands around the app's releases, oldest first.
     hooks: Vec<Arc<Task>>,
-    pub(crate) networks: BTreeMap<NetworkId, NetworkRecord>,
+    pub(crate) networks: BTreeMap<NetworkId, Arc<NetworkRecord>>,
     pub(crate) volumes: BTreeMap<VolumeId, VolumeRecord>,
     pub(crate) places: Places<'a>,
     /// Who has which address of the networks this pass gives addresses of.
@@ -110,6 +116,14 @@ pub(crate) struct Pass<'a> {
     lost: BTreeSet<TaskId>,
     /// Services as this pass leaves them.
     records: BTreeMap<ServiceKey, ServiceRecord>,
+    /// What chance is made of, once something is left to it.
+    seed: Option<u64>,
+    /// When the newest task of a service was made.
+    newest: BTreeMap<ServiceKey, Timestamp>,
+    /// Of the service at hand: which dependency its tasks wait for.
+    pub(crate) dependencies: Option<(ServiceName, Option<Reason>)>,
+    /// Services that nobody can make room for.
+    pub(crate) hopeless: BTreeSet<ServiceKey>,
     pub(crate) out: Decision,
 }
 
@@ -134,13 +148,60 @@ impl<'a> Pass<'a> {
             }),
             networks: BTreeMap::new(),
             volumes: BTreeMap::new(),
-            places: Places::new(world),
+            places: Places::new(world, now),
+            seed: None,
+            newest: BTreeMap::new(),
+            dependencies: None,
+            hopeless: BTreeSet::new(),
             books: BTreeMap::new(),
             parts: BTreeSet::new(),
             lost: BTreeSet::new(),
             records: BTreeMap::new(),
             out: Decision::default(),
         }
+    }
+
+    /// Draws what chance is made of, if some service leaves its place to it.
+    fn draw_seed(&mut self) {
+        let by_chance = |service: &Service<'_>| {
+            let own = service.revision.and_then(|revision| revision.spec.policy.strategy);
+            own.unwrap_or(self.world.placement.strategy) == PlacementStrategy::Random
+        };
+        if self.services.iter().any(by_chance) {
+            let random = self.ids.random();
+            self.seed = random.last_chunk().map(|bytes| u64::from_be_bytes(*bytes));
+        }
+    }
+    /// A number that chance can be made of, another one for each slot.
+    pub(crate) fn chance(&self, slot: Slot) -> u64 {
+        let made = u64::try_from(self.out.changes.len()).unwrap_or(u64::MAX);
+        mixed(self.seed.unwrap_or(0) ^ mixed(u64::from(slot.0) ^ (made << 32)))
+    }
+    /// Whether a node takes work now.
+    pub(crate) fn availability(&self, node: &crate::Node) -> Availability {
+        availability_at(&node.record, self.now)
+    }
+    /// Stops a task of any app, so that a slot finds room.
+    pub(crate) fn preempt(&mut self, task: &Task, slot: &SlotOf) {
+        self.change(Change::PreemptTask { task: task.id, makes_room_for: slot.clone() });
+        if task.service.app != self.app.key {
+            return;
+        }
+        self.edit(task, |task| {
+            task.stop = Some(StopReason::Preempted);
+            task.makes_room_for = Some(slot.clone());
+        });
+        if !self.world.must_drain(task, StopReason::Preempted) {
+            self.drained(task, 0);
+        }
+    }
+    /// The tasks that this pass has decided to stop.
+    pub(crate) fn stopped(&self) -> BTreeSet<TaskId> {
+        let stopped = self.out.changes.iter().filter_map(|change| match change {
+            Change::StopTask { task, .. } | Change::PreemptTask { task, .. } => Some(*task),
+            _ => None,
+        });
+        stopped.collect()
     }
 
     pub(crate) fn id<K>(&mut self) -> wharf_model::Id<K> {
@@ -215,7 +276,8 @@ impl<'a> Pass<'a> {
     }
     /// A task as this pass leaves it.
     pub(crate) fn task<'t>(&'t self, task: &'t Task) -> &'t Task {
-        self.tasks_of(&task.service).iter().find(|draft| draft.id == task.id).map_or(task, |draft| draft)
+        let tasks = self.tasks_of(&task.service);
+        position(tasks, task.id).map_or(task, |at| &tasks[at])
     }
     fn lose(&mut self, task: &Task, message: String) {
         let at = self.now;
@@ -229,28 +291,51 @@ impl<'a> Pass<'a> {
     }
     pub(crate) fn forget_task(&mut self, task: &Task) {
         self.change(Change::RemoveTask(task.id));
-        if let Some(tasks) = self.kin(task) {
-            tasks.retain(|kept| kept.id != task.id);
+        if let Some(tasks) = self.kin(task)
+            && let Some(at) = position(tasks, task.id)
+        {
+            tasks.remove(at);
         }
     }
     fn edit(&mut self, task: &Task, edit: impl FnOnce(&mut Task)) {
-        let tasks = self.kin(task);
-        if let Some(draft) = tasks.and_then(|tasks| tasks.iter_mut().find(|draft| draft.id == task.id)) {
-            edit(Arc::make_mut(draft));
+        if let Some(tasks) = self.kin(task)
+            && let Some(at) = position(tasks, task.id)
+        {
+            edit(Arc::make_mut(&mut tasks[at]));
         }
     }
     /// A new task's id and time: later than every task the service has, whatever the clock says.
     pub(crate) fn new_task(&mut self, service: &ServiceKey) -> (TaskId, Timestamp) {
-        let newest = self.tasks_of(service).iter().chain(&self.hooks).map(|task| task.created_at).max();
+        let newest = match self.newest.get(service) {
+            Some(newest) => Some(*newest),
+            None => self.tasks_of(service).iter().chain(&self.hooks).map(|task| task.created_at).max(),
+        };
         let after_newest = newest.filter(|newest| *newest >= self.now).map(|newest| Timestamp(newest.0 + 1));
         let at = after_newest.unwrap_or(self.now);
         (TaskId::from_parts(at.0, self.ids.random()), at)
     }
     pub(crate) fn create(&mut self, task: Task) {
         self.change(Change::CreateTask(task.clone()));
-        match task.hook {
-            Some(_) => self.hooks.push(Arc::new(task)),
-            None => self.tasks.entry(task.service.clone()).or_default().push(Arc::new(task)),
+        match (&task.hook, self.tasks.get_mut(&task.service)) {
+            (Some(_), _) => {
+                self.newest.clear();
+                self.hooks.push(Arc::new(task));
+            }
+            (None, tasks) => {
+                // New ones are never older than what there is.
+                match self.newest.get_mut(&task.service) {
+                    Some(newest) => *newest = task.created_at,
+                    None => {
+                        self.newest.insert(task.service.clone(), task.created_at);
+                    }
+                }
+                match tasks {
+                    Some(tasks) => tasks.push(Arc::new(task)),
+                    None => {
+                        self.tasks.insert(task.service.clone(), vec![Arc::new(task)]);
+                    }
+                }
+            }
         }
     }
 
@@ -335,12 +420,16 @@ impl<'a> Pass<'a> {
                 let node = task.node.filter(|_| task.slot == Slot(0));
                 ended.entry((task.slot, node)).or_default().push(Arc::clone(task));
             }
+            let mut forgotten = Vec::new();
             for ((_, node), tasks) in ended {
                 let node_gone = node.is_some_and(|node| self.world.node(node).is_none());
                 let kept = if gone || node_gone { 0 } else { KEPT };
-                for task in &tasks[..tasks.len().saturating_sub(kept)] {
-                    self.forget_task(task);
-                }
+                forgotten.extend(tasks[..tasks.len().saturating_sub(kept)].iter().map(|task| task.id));
+            }
+            self.out.changes.extend(forgotten.iter().map(|task| Change::RemoveTask(*task)));
+            let forgotten: BTreeSet<TaskId> = forgotten.into_iter().collect();
+            if let Some(tasks) = self.tasks.get_mut(&service.record.key) {
+                tasks.retain(|task| !forgotten.contains(&task.id));
             }
         }
     }
@@ -407,8 +496,8 @@ impl<'a> Pass<'a> {
     fn finish(mut self) -> Decision {
         let mut changes = Vec::new();
         for (id, network) in self.networks {
-            if self.world.network(id).is_none_or(|stored| **stored != network) {
-                changes.push(Change::PutNetwork(network));
+            if self.world.network(id).is_none_or(|stored| *stored != network) {
+                changes.push(Change::PutNetwork(Arc::unwrap_or_clone(network)));
             }
         }
         for (id, volume) in self.volumes {
@@ -431,6 +520,12 @@ impl<'a> Pass<'a> {
         self.out.changes = changes;
         self.out
     }
+}
+
+/// Where a task is among others. Those that were there are in the order of their ids, and new ones follow.
+fn position(tasks: &[Arc<Task>], id: TaskId) -> Option<usize> {
+    let at = tasks.binary_search_by_key(&id, |task| task.id).ok();
+    at.or_else(|| tasks.iter().rposition(|task| task.id == id))
 }
 
 fn service<'a>(world: &'a World, record: &'a ServiceRecord) -> Service<'a> {

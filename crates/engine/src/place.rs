@@ -1,27 +1,73 @@
 //! Chooses a node for a task: refuse, then rank.
 //!
-//! A filter says no and why; a node is refused for one reason only, the first of [`FILTERS`]. Of the nodes left the best by
-//! [`rank`] is taken, and of equals the one with the lower id: the same cluster always gives the same answer. A placement counts what
-//! the pass has already promised.
+//! A rule says no and why ([`rules`]); of the nodes left the best by [`Rank`] is taken, and of equals the one with the lower id: the same
+//! cluster always gives the same answer. A placement counts what the pass has already promised.
+//!
+//! [`Places::find`] asks the [`index`] for likely nodes instead of looking at all of them; [`Places::scan`] looks at all of them. Both give
+//! the same answer, which the property tests hold them to.
 
-use std::{cmp::Reverse, collections::BTreeMap, fmt};
+pub(crate) mod explain;
+pub(crate) mod index;
+pub(crate) mod preempt;
+pub(crate) mod refusal;
+pub(crate) mod rules;
+pub(crate) mod surroundings;
+#[cfg(test)]
+mod tests;
 
-use wharf_model::{
-    Availability, Bytes, Constraint, Cpus, NodeId, NodeState, PlacementSpec, Protocol, ServiceKey,
-    ServiceRevision, Task, VolumeName,
+use std::{
+    cell::RefCell,
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
 };
 
+use wharf_model::{
+    AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, NodeState, PlacementSpec, PlacementStrategy,
+    Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, SlotOf, Task,
+    Timestamp,
+};
+
+pub use explain::{Counterfactual, Explanation, NodeTerms, Remedy, RuleCount, Term, explain_service, explain_task};
+pub use refusal::{Apartness, NoPlace, Pin, PinnedBy, Refusal};
+pub(crate) use refusal::sentence;
+pub(crate) use rules::{availability_at, belongs, driven_off, wharf_arch};
+
+use self::{
+    index::{CLOSED, Key, Search, Tree},
+    rules::{Amounts, RULES, Site, attribute},
+    surroundings::Surroundings,
+};
 use crate::{Load, Node, World, world::Holding};
+
+/// The ports of nodes from which tasks get theirs whose service leaves the number open: below those that kernels give to clients, and not
+/// among those that gateways give to services.
+pub(crate) const OPEN_PORTS: (u16, u16) = (20_000, 29_999);
 
 /// What one task asks of a node.
 #[derive(Debug, Clone)]
 pub(crate) struct Demand<'a> {
     pub(crate) service: &'a ServiceKey,
-    pub(crate) placement: &'a PlacementSpec,
+    pub(crate) generation: Generation,
+    pub(crate) spec: &'a ServiceSpec,
+    pub(crate) image: &'a Image,
+    pub(crate) priority: Priority,
+    pub(crate) strategy: PlacementStrategy,
+    /// How many tasks the service is to have, if it is replicated.
+    pub(crate) replicas: Option<u32>,
     pub(crate) holding: Holding,
+    /// Ports of the node that are still to be chosen.
+    pub(crate) open_ports: Vec<OpenPort>,
+    /// What the engine of the node has to know.
+    pub(crate) feature: Option<((u32, u32), &'static str)>,
+    pub(crate) now: Timestamp,
+    /// What chance is made of.
+    pub(crate) seed: u64,
+    /// The slot it is for: what is kept free for that is free.
+    pub(crate) slot: Option<SlotOf>,
     /// The only nodes that come into question, and why; every node if absent.
     pub(crate) pin: Option<Pin>,
-    /// Nodes that hold data of its volumes: better than others.
+    /// Nodes that hold data of its volumes, or where its slot is at home: better than others.
     pub(crate) prefer: Vec<NodeId>,
     /// Where this slot failed last: worse than others.
     pub(crate) avoid: Option<NodeId>,
@@ -30,12 +76,46 @@ pub(crate) struct Demand<'a> {
     /// Tasks whose slot this one takes over while they still run: together they are one replica of their node.
     pub(crate) relieves: Vec<&'a Task>,
 }
+
+/// A port of a node that is chosen when the node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OpenPort {
+    pub(crate) target: u16,
+    pub(crate) protocol: Protocol,
+    pub(crate) from: u16,
+    pub(crate) to: u16,
+}
+
 impl<'a> Demand<'a> {
-    pub(crate) fn of(revision: &'a ServiceRevision) -> Self {
+    pub(crate) fn of(world: &World, revision: &'a ServiceRevision) -> Self {
+        let policy = &revision.spec.policy;
+        let mode = world.service(&revision.key).map_or(revision.spec.mode, |record| record.mode);
+        let host = revision.spec.ports.iter().filter(|port| port.mode == PublishMode::Host);
+        let open = host.filter_map(|port| {
+            let (from, to) = match (port.published, port.published_to) {
+                (Some(_), None) => return None,
+                (Some(from), Some(to)) => (from, to),
+                (None, _) => OPEN_PORTS,
+            };
+            Some(OpenPort { target: port.target, protocol: port.protocol, from, to })
+        });
         Self {
             service: &revision.key,
-            placement: &revision.spec.placement,
+            generation: revision.generation,
+            spec: &revision.spec,
+            image: &revision.image,
+            priority: world.priority_of(revision),
+            strategy: policy.strategy.unwrap_or(world.placement.strategy),
+            replicas: match mode {
+                Mode::Replicated { replicas } => Some(replicas),
+                Mode::Global => None,
+            },
             holding: Holding::of(revision),
+            open_ports: open.collect(),
+            feature: rules::engine_feature(&revision.spec),
+            now: Timestamp::default(),
+            seed: 0,
+            slot: None,
             pin: None,
             prefer: Vec::new(),
             avoid: None,
@@ -43,165 +123,500 @@ impl<'a> Demand<'a> {
             relieves: Vec::new(),
         }
     }
+    pub(crate) const fn placement(&self) -> &'a PlacementSpec {
+        &self.spec.placement
+    }
+    const fn need(&self) -> Amounts {
+        Amounts {
+            cpus: self.holding.cpus.0,
+            memory: self.holding.memory.0,
+            disk: self.holding.disk.0,
+        }
+    }
+    /// Whether who refuses it does so also for another slot of the service.
+    fn is_plain(&self) -> bool {
+        self.pin.is_none() && self.instead_of.is_empty() && self.relieves.is_empty()
+    }
 }
 
-/// Why a task may only run on certain nodes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pin {
-    /// Those nodes.
-    pub nodes: Vec<NodeId>,
-    /// What ties it to them.
-    pub by: PinnedBy,
+/// How good a node is for a task: the lower the better, and what comes first decides.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    /// Its slot's last task failed there.
+    failed_here: bool,
+    /// Its data, or its home, is elsewhere.
+    away: bool,
+    /// So many wishes about neighbours and places are not met.
+    wishes: u32,
+    /// For each label to spread over, how many tasks of the service the node's value has.
+    crowd: Vec<u32>,
+    /// What the strategy says.
+    order: [u64; 4],
 }
 
-/// What ties a task to certain nodes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PinnedBy {
-    /// Data of this volume is there.
-    Volume(VolumeName),
-    /// A task of the service with which it shares that is there.
-    Service(wharf_model::Shared, wharf_model::ServiceName),
-    /// It is the task of a global service for that node.
-    Global,
-}
-
-/// Why one node refuses one task. The order is the order of the filters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// It is being drained.
-    Draining,
-    /// It takes no new tasks.
-    Paused,
-    /// It is not ready.
-    NotReady(NodeState),
-    /// A constraint does not hold for it.
-    Constraint(Constraint),
-    /// It runs another platform than the image is for.
-    Platform {
-        /// The platform wanted.
-        wanted: String,
-    },
-    /// It has as many tasks of the service as may be on one node.
-    PerNode {
-        /// How many that is.
-        max: u32,
-    },
-    /// A port of the node that the task publishes is in use.
-    HostPort {
-        /// Which.
-        port: u16,
-    },
-    /// Too little processor time is unreserved.
-    Cpus {
-        /// How much the task reserves.
-        need: Cpus,
-        /// How much is free.
-        free: Cpus,
-    },
-    /// Too little memory is unreserved.
-    Memory {
-        /// How much the task reserves.
-        need: Bytes,
-        /// How much is free.
-        free: Bytes,
-    },
-}
-
-/// No node takes the task: how many refused it, for each reason.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoPlace {
-    /// What ties the task to certain nodes, if anything does, and their names.
-    pub pinned: Option<(PinnedBy, Vec<String>)>,
-    /// Each reason with the number of nodes, the most frequent first. Of amounts, the one of the node with most free.
-    pub refusals: Vec<(Refusal, usize)>,
-}
-
-type Filter = fn(&Demand, &Node, &Load) -> Result<(), Refusal>;
-
-/// Cheapest and most telling first.
-const FILTERS: &[Filter] = &[availability, state, constraints, platform, per_node, host_ports, cpus, memory];
-
-/// What a node is for a service whatever runs on it: these filters decide where a global service belongs.
-const LASTING: &[Filter] = &[constraints, platform];
+/// Loads are as good as equal that differ by less than this, in thousandths: then a node that has the image is better.
+const STEP: u64 = 64;
 
 /// The cluster's loads, with what the pass has promised counted in.
 #[derive(Debug)]
 pub(crate) struct Places<'a> {
-    world: &'a World,
+    pub(crate) world: &'a World,
+    now: Timestamp,
+    /// What the pass has promised of each node.
     promised: BTreeMap<NodeId, Load>,
+    /// The same by service: how many of its tasks on each node.
+    promised_of: BTreeMap<ServiceKey, BTreeMap<NodeId, u32>>,
+    /// What is kept free for slots that tasks have made room for.
+    claims: BTreeMap<NodeId, Vec<Claim>>,
+    /// Who is refused everywhere stays so: a pass gives nothing back.
+    refused: RefCell<BTreeMap<ServiceKey, (Generation, NoPlace)>>,
+    /// By service and label, how many tasks each value has.
+    counts: RefCell<BTreeMap<ServiceKey, BTreeMap<String, Rc<BTreeMap<String, u32>>>>>,
+    /// By app and service, who wants to be apart from it, within what.
+    apart: RefCell<BTreeMap<AppKey, Rc<Apart>>>,
+    /// By service and label, the values that come into question.
+    values: RefCell<BTreeMap<ServiceKey, BTreeMap<String, BTreeSet<String>>>>,
+    session: RefCell<Option<Session>>,
+}
+type Apart = BTreeMap<ServiceName, Vec<(ServiceName, String)>>;
+
+/// Room on a node that is kept for a slot.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    pub(crate) slot: SlotOf,
+    pub(crate) priority: Priority,
+    pub(crate) holding: Holding,
 }
 
+/// The nodes as one service sees them, with how many of its tasks each has: for a pass that places many.
+#[derive(Debug)]
+struct Session {
+    service: ServiceKey,
+    strategy: PlacementStrategy,
+    /// How often it was looked for a node of the service; the tournaments are made when that is worth it.
+    finds: u32,
+    trees: Option<Vec<Tree>>,
+}
+
+/// So many searches for one service, and it gets tournaments of its own.
+const OFTEN: u32 = 4;
+/// So many nodes are looked at one by one beside a search.
+const FEW: usize = 64;
+
 impl<'a> Places<'a> {
-    pub(crate) const fn new(world: &'a World) -> Self {
-        Self { world, promised: BTreeMap::new() }
+    pub(crate) fn new(world: &'a World, now: Timestamp) -> Self {
+        Self {
+            world,
+            now,
+            promised: BTreeMap::new(),
+            promised_of: BTreeMap::new(),
+            claims: preempt::claims(world),
+            refused: RefCell::default(),
+            counts: RefCell::default(),
+            apart: RefCell::default(),
+            values: RefCell::default(),
+            session: RefCell::default(),
+        }
     }
 
     /// The best node for the task, or why there is none.
     pub(crate) fn find(&self, demand: &Demand<'_>) -> Result<NodeId, NoPlace> {
-        let mut refusals = Vec::<(Refusal, usize)>::new();
-        let mut best = None;
-        let spread = self.spread(demand);
-        for node in self.candidates(demand) {
-            let load = self.load(node.record.id, demand);
-            match FILTERS.iter().try_for_each(|filter| filter(demand, node, &load)) {
-                Err(refusal) => count(&mut refusals, refusal),
-                Ok(()) => {
-                    let candidate = (rank(demand, node, &load, &spread), node.record.id);
-                    if best.as_ref().is_none_or(|leader| candidate < *leader) {
-                        best = Some(candidate);
-                    }
-                }
-            }
+        // Room that is kept for one slot is none for another.
+        let for_all = demand.is_plain() && self.claims.is_empty();
+        if for_all
+            && let Some((generation, because)) = self.refused.borrow().get(demand.service)
+            && *generation == demand.generation
+        {
+            return Err(because.clone());
         }
-        best.map(|(_, id)| id).ok_or_else(|| {
-            refusals.sort_by_key(|(refusal, nodes)| (Reverse(*nodes), refusal.rank()));
-            let name = |id: &NodeId| self.world.node_name(*id);
-            let pinned =
-                demand.pin.as_ref().map(|pin| (pin.by.clone(), pin.nodes.iter().map(name).collect()));
-            NoPlace { pinned, refusals }
-        })
+        let around = self.surroundings(demand);
+        if let Some(found) = self.search(demand, &around) {
+            return Ok(found);
+        }
+        let because = self.why_not(demand, &around);
+        if for_all {
+            let mut refused = self.refused.borrow_mut();
+            refused.insert(demand.service.clone(), (demand.generation, because.clone()));
+        }
+        Err(because)
+    }
+
+    /// The best node for the task by looking at every one: what [`Self::find`] must answer.
+    pub(crate) fn scan(&self, demand: &Demand<'_>) -> Result<NodeId, NoPlace> {
+        let around = self.surroundings(demand);
+        let mut best = Best::new(self, demand, &around);
+        self.candidates(demand).into_iter().for_each(|node| best.consider(node));
+        best.found.take().map(|(_, id)| id).ok_or_else(|| self.why_not(demand, &around))
     }
 
     /// Counts a task that this pass puts on a node.
     pub(crate) fn promise(&mut self, node: NodeId, service: &ServiceKey, holding: &Holding) {
-        let load = self.promised.entry(node).or_insert_with(|| self.world.load(node));
-        load.add(service, holding);
+        let service = self.world.interned(service);
+        self.promised.entry(node).or_default().add(&service, holding);
+        if !self.promised_of.contains_key(&*service) {
+            self.promised_of.insert(ServiceKey::clone(&service), BTreeMap::new());
+        }
+        if let Some(nodes) = self.promised_of.get_mut(&*service) {
+            *nodes.entry(node).or_default() += 1;
+        }
+        if let Some(place) = self.world.node(node)
+            && let Some(labels) = self.counts.get_mut().get_mut(&*service)
+        {
+            for (label, counts) in labels {
+                let value = attribute(place, label).unwrap_or_default();
+                *Rc::make_mut(counts).entry(value.into_owned()).or_default() += 1;
+            }
+        }
+        self.follow(node);
+    }
+    /// Keeps room on a node for a slot.
+    pub(crate) fn claim(&mut self, node: NodeId, claim: Claim) {
+        self.claims.entry(node).or_default().push(claim);
+    }
+    /// The ports that a task gets on a node.
+    pub(crate) fn ports(&self, demand: &Demand<'_>, node: NodeId) -> Vec<GivenPort> {
+        let node = self.world.node(node).filter(|_| !demand.open_ports.is_empty());
+        node.and_then(|node| rules::free_ports(demand, &self.site(node, demand)).ok()).unwrap_or_default()
     }
 
+    /// Where a service's tasks are, with what this pass has promised; a node may come twice.
+    fn where_is(&self, service: &ServiceKey) -> impl Iterator<Item = (NodeId, u32)> {
+        let promised = self.promised_of.get(service).into_iter().flatten();
+        self.world.where_is(service).chain(promised.map(|(id, count)| (*id, *count)))
+    }
     fn candidates(&self, demand: &Demand<'_>) -> Vec<&'a Node> {
         match &demand.pin {
             Some(pin) => pin.nodes.iter().filter_map(|id| self.world.node(*id)).collect(),
             None => self.world.nodes().collect(),
         }
     }
-    fn load(&self, id: NodeId, demand: &Demand<'_>) -> std::borrow::Cow<'_, Load> {
-        use std::borrow::Cow;
-        let load = self.promised.get(&id).or_else(|| self.world.load_ref(id));
-        let mut load = load.map_or_else(|| Cow::Owned(Load::default()), Cow::Borrowed);
+    /// One node as the demand finds it.
+    pub(crate) fn site<'s>(&'s self, node: &'s Node, demand: &Demand<'_>) -> Site<'s> {
+        let id = node.record.id;
+        let mut less: Option<Load> = None;
         for task in demand.instead_of.iter().filter(|task| task.node == Some(id) && !task.is_over()) {
-            let revision = self.world.revision_of(&task.service, task.generation);
-            let holding = revision.map(|revision| Holding::of(revision)).unwrap_or_default();
-            load.to_mut().subtract(&task.service, &holding);
+            let holding = self.world.holding_of(task);
+            less.get_or_insert_default().add(&self.world.interned(&task.service), &holding);
         }
-        load
+        let mut kept: Option<Load> = None;
+        for claim in self.claims.get(&id).into_iter().flatten() {
+            let own = demand.slot.as_ref() == Some(&claim.slot);
+            if !own && demand.priority <= claim.priority {
+                let service = self.world.interned(&claim.slot.service);
+                kept.get_or_insert_default().add(&service, &claim.holding);
+            }
+        }
+        Site::new(node, self.world.load_ref(id), self.promised.get(&id), less, kept)
     }
-    /// For each label to spread over, how many tasks of the service each of its values has.
-    fn spread(&self, demand: &Demand<'_>) -> Vec<(String, BTreeMap<String, u32>)> {
-        let labels = demand.placement.spread.iter();
-        labels
-            .map(|key| {
-                let mut values = BTreeMap::<String, u32>::new();
-                for node in self.world.nodes() {
-                    let here =
-                        self.promised.get(&node.record.id).or_else(|| self.world.load_ref(node.record.id));
-                    let tasks = here.and_then(|load| load.services.get(demand.service)).copied();
-                    *values.entry(attribute(node, key).unwrap_or_default()).or_default() +=
-                        tasks.unwrap_or(0);
-                }
-                (key.clone(), values)
-            })
-            .collect()
+
+    /// Why no node takes it.
+    fn why_not(&self, demand: &Demand<'_>, around: &Surroundings) -> NoPlace {
+        let mut refusals = Vec::new();
+        for node in self.candidates(demand) {
+            let site = self.site(node, demand);
+            if let Err(refusal) = RULES.iter().try_for_each(|rule| rule(demand, around, &site)) {
+                refusal::count(&mut refusals, refusal);
+            }
+        }
+        refusals.sort_by_key(|(refusal, nodes)| (Reverse(*nodes), refusal.rank()));
+        let name = |id: &NodeId| self.world.node_name(*id);
+        let pinned = demand.pin.as_ref().map(|pin| (pin.by.clone(), pin.nodes.iter().map(name).collect()));
+        NoPlace { pinned, refusals }
     }
+
+    /// The best node, found without looking at all of them where that is possible.
+    fn search(&self, demand: &Demand<'_>, around: &Surroundings) -> Option<NodeId> {
+        let mut best = Best::new(self, demand, around);
+        if demand.pin.is_some() {
+            self.candidates(demand).into_iter().for_each(|node| best.consider(node));
+            return best.found.map(|(_, id)| id);
+        }
+        let near = around.nodes_near(demand);
+        let near: Option<Vec<NodeId>> = near.map(|service| self.nodes_of(service));
+        let index = &self.world.index;
+        let is_common = |label: &str| index.is_common(label);
+        let by_chance = demand.strategy == PlacementStrategy::Random;
+        if let Some(nodes) = near.filter(|nodes| nodes.len() <= self.world.nodes.len() / 4) {
+            nodes.into_iter().for_each(|id| best.look_at(id));
+        } else if by_chance || !demand.placement().spread.iter().all(|label| is_common(label)) {
+            self.candidates(demand).into_iter().for_each(|node| best.consider(node));
+        } else {
+            self.look_in_groups(demand, around, &mut best);
+        }
+        best.found.map(|(_, id)| id)
+    }
+    fn nodes_of(&self, service: &ServiceKey) -> Vec<NodeId> {
+        let nodes: BTreeSet<NodeId> = self.where_is(service).map(|(id, _)| id).collect();
+        nodes.into_iter().collect()
+    }
+
+    fn look_in_groups(&self, demand: &Demand<'_>, around: &Surroundings, best: &mut Best<'_, '_, '_>) {
+        let index = &self.world.index;
+        let is_common = |label: &str| index.is_common(label);
+        let mut session = self.session.borrow_mut();
+        let session = Session::for_service(&mut session, self, demand);
+        // Nodes that are not as the tournaments know them, or better than their place there says.
+        let gone = demand.gone().filter_map(|task| task.node);
+        let mut apart: BTreeSet<NodeId> = gone.chain(demand.prefer.iter().copied()).collect();
+        apart.extend(self.claims.keys());
+        if session.trees.is_none() {
+            apart.extend(self.promised.keys());
+        }
+        let liked = around.nodes_liked(demand);
+        let liked: Option<BTreeSet<NodeId>> = liked.and_then(|services| {
+            let nodes = services.into_iter().flat_map(|service| self.nodes_of(service));
+            let nodes: BTreeSet<NodeId> = nodes.collect();
+            (nodes.len() <= FEW).then_some(nodes)
+        });
+        best.images_known = around.image_is_somewhere;
+        if around.image_is_somewhere
+            && let Some(nodes) = self.world.nodes_with(demand.image, FEW)
+        {
+            apart.extend(nodes);
+            best.images_known = false;
+        }
+        best.liked = liked.is_some();
+        apart.extend(liked.into_iter().flatten());
+        best.apart = apart.clone();
+        apart.into_iter().for_each(|id| best.look_at_apart(id));
+
+        let mut groups = Vec::new();
+        for (number, group, stands_for) in index.groups() {
+            let Some(node) = self.world.node(stands_for) else { continue };
+            if rules::group_may(demand, around, node, &is_common) {
+                let wishes = rules::wishes_broken_in_group(demand, around, node, &is_common);
+                groups.push((wishes, crowd(demand, around, node), number, group));
+            }
+        }
+        groups.sort_by(|one, other| (one.0, &one.1, one.2).cmp(&(other.0, &other.1, other.2)));
+        for (wishes, crowd, number, group) in groups {
+            best.bound = Rank {
+                failed_here: false,
+                // Those that are not were looked at already.
+                away: true,
+                wishes: wishes + if best.liked { around.soft_nears(demand) } else { 0 },
+                crowd,
+                order: [0; 4],
+            };
+            if !best.may_be_better() {
+                break;
+            }
+            let tree = match (&session.trees, demand.strategy) {
+                (Some(trees), _) => &trees[number],
+                (None, PlacementStrategy::Binpack) => &group.fullest,
+                (None, PlacementStrategy::Spread | PlacementStrategy::Random) => &group.emptiest,
+            };
+            tree.search(demand.need(), best);
+        }
+    }
+
+    /// The tournaments of the service at hand hear of a node's load.
+    fn follow(&self, id: NodeId) {
+        let mut session = self.session.borrow_mut();
+        if let Some(session) = session.as_mut()
+            && let Some(trees) = &mut session.trees
+            && let Some((group, leaf)) = self.world.index.place_of(id)
+            && let Some(node) = self.world.node(id)
+        {
+            let (key, free) = self.standing(node, &session.service, session.strategy);
+            trees[group].set(leaf, key, free);
+        }
+    }
+    fn standing(&self, node: &Node, service: &ServiceKey, strategy: PlacementStrategy) -> (Key, Amounts) {
+        let id = node.record.id;
+        let site = Site::new(node, self.world.load_ref(id), self.promised.get(&id), None, None);
+        let open = node.record.availability == Availability::Active && node.state() == NodeState::Ready;
+        let key = match strategy {
+            _ if !open => CLOSED,
+            PlacementStrategy::Binpack => Key::fullest(site.reserved_share()),
+            PlacementStrategy::Spread | PlacementStrategy::Random => {
+                Key::emptiest(site.tasks_of(service), site.reserved_share(), site.tasks())
+            }
+        };
+        (key, site.free())
+    }
+}
+
+impl Session {
+    /// That of the demand's service, with tournaments if they are worth making.
+    fn for_service<'s>(
+        known: &'s mut Option<Self>,
+        places: &Places<'_>,
+        demand: &Demand<'_>,
+    ) -> &'s mut Self {
+        if known.as_ref().is_none_or(|session| session.service != *demand.service) {
+            let service = demand.service.clone();
+            *known = Some(Self { service, strategy: demand.strategy, finds: 0, trees: None });
+        }
+        let session = known.get_or_insert_with(|| unreachable!("it was made just now"));
+        session.finds += 1;
+        let worth_it = session.finds >= OFTEN || places.promised.len() > FEW;
+        if session.trees.is_none() && worth_it {
+            session.trees = Some(Self::trees(places, demand));
+        }
+        session
+    }
+    fn trees(places: &Places<'_>, demand: &Demand<'_>) -> Vec<Tree> {
+        let index = &places.world.index;
+        let copy = |group: &index::Group| match demand.strategy {
+            PlacementStrategy::Binpack => group.fullest.clone(),
+            PlacementStrategy::Spread | PlacementStrategy::Random => group.emptiest.clone(),
+        };
+        let mut trees: Vec<Tree> = index.all_groups().map(copy).collect();
+        let other = places.world.where_is(demand.service).map(|(id, _)| id);
+        let other: BTreeSet<NodeId> = other.chain(places.promised.keys().copied()).collect();
+        for id in other {
+            if let (Some((group, leaf)), Some(node)) = (index.place_of(id), places.world.node(id)) {
+                let (key, free) = places.standing(node, demand.service, demand.strategy);
+                trees[group].set(leaf, key, free);
+            }
+        }
+        trees
+    }
+}
+
+/// The best node so far.
+struct Best<'p, 'd, 'a> {
+    places: &'p Places<'a>,
+    demand: &'p Demand<'d>,
+    around: &'p Surroundings,
+    found: Option<(Rank, NodeId)>,
+    /// What every node of the group at hand has at least, its order aside.
+    bound: Rank,
+    /// Nodes that are looked at beside the search.
+    apart: BTreeSet<NodeId>,
+    /// Nodes of the search may have the image.
+    images_known: bool,
+    /// Nodes of the search leave every soft wish to be near somebody on the same node open.
+    liked: bool,
+}
+impl<'p, 'd, 'a> Best<'p, 'd, 'a> {
+    fn new(places: &'p Places<'a>, demand: &'p Demand<'d>, around: &'p Surroundings) -> Self {
+        let bound =
+            Rank { failed_here: false, away: false, wishes: 0, crowd: Vec::new(), order: [0; 4] };
+        Self {
+            places,
+            demand,
+            around,
+            found: None,
+            bound,
+            apart: BTreeSet::new(),
+            images_known: true,
+            liked: false,
+        }
+    }
+    fn consider(&mut self, node: &Node) {
+        let site = self.places.site(node, self.demand);
+        if RULES.iter().any(|rule| rule(self.demand, self.around, &site).is_err()) {
+            return;
+        }
+        let candidate = (self.rank(&site), node.record.id);
+        if self.found.as_ref().is_none_or(|leader| candidate < *leader) {
+            self.found = Some(candidate);
+        }
+    }
+    fn look_at_apart(&mut self, id: NodeId) {
+        if let Some(node) = self.places.world.node(id) {
+            self.consider(node);
+        }
+    }
+    fn rank(&self, site: &Site<'_>) -> Rank {
+        rank(self.places, self.demand, self.around, site)
+    }
+    /// Whether any node of the group at hand may be better than what was found.
+    fn may_be_better(&self) -> bool {
+        self.found.as_ref().is_none_or(|(found, _)| self.bound <= *found)
+    }
+    /// The least that a node with this key has of what the strategy says.
+    fn order_of(&self, key: Key) -> [u64; 4] {
+        let no_image = u64::from(self.around.image_is_somewhere && !self.images_known);
+        match self.demand.strategy {
+            PlacementStrategy::Spread | PlacementStrategy::Random => {
+                let (siblings, share, tasks) = key.parts();
+                spread(siblings, share, no_image, tasks)
+            }
+            PlacementStrategy::Binpack => binpack(key.share(), no_image),
+        }
+    }
+}
+impl Search for Best<'_, '_, '_> {
+    fn is_worth(&self, key: Key, id: NodeId) -> bool {
+        let Some((found, other)) = &self.found else { return true };
+        let prefix = (false, self.bound.away, self.bound.wishes, &self.bound.crowd, self.order_of(key));
+        (prefix, id) < ((found.failed_here, found.away, found.wishes, &found.crowd, found.order), *other)
+    }
+    fn look_at(&mut self, id: NodeId) {
+        if !self.apart.contains(&id) {
+            self.look_at_apart(id);
+        }
+    }
+}
+
+/// Few siblings, much free, the image there, few tasks.
+const fn spread(siblings: u32, share: u64, no_image: u64, tasks: u32) -> [u64; 4] {
+    [siblings as u64, share / STEP * 2 + no_image, share, tasks as u64]
+}
+/// Little free, the image there.
+const fn binpack(share: u64, no_image: u64) -> [u64; 4] {
+    [u64::MAX - share / STEP, no_image, u64::MAX - share, 0]
+}
+
+/// Lower is better: not where it failed, where its data is, with whom it wants to be, few siblings in the zone, and then as the strategy
+/// says.
+fn rank(
+    places: &Places<'_>,
+    demand: &Demand<'_>,
+    around: &Surroundings,
+    site: &Site<'_>,
+) -> Rank {
+    let id = site.node.record.id;
+    let no_image = u64::from(around.image_is_somewhere && !places.world.has_image(id, demand.image));
+    let order = match demand.strategy {
+        PlacementStrategy::Random => [turn_of(id, demand.seed), 0, 0, 0],
+        PlacementStrategy::Spread => {
+            spread(site.tasks_of(demand.service), site.reserved_share(), no_image, site.tasks())
+        }
+        PlacementStrategy::Binpack => binpack(site.reserved_share(), no_image),
+    };
+    Rank {
+        failed_here: demand.avoid == Some(id),
+        away: !demand.prefer.contains(&id),
+        wishes: rules::broken_wishes(demand, around, site),
+        crowd: crowd(demand, around, site.node),
+        order,
+    }
+}
+
+/// How many tasks of the service are in the node's zone, for each kind of zone.
+fn crowd(demand: &Demand<'_>, around: &Surroundings, node: &Node) -> Vec<u32> {
+    let labels = demand.placement().spread.iter().zip(&around.spread);
+    labels
+        .map(|(label, counts)| {
+            counts.get(&*attribute(node, label).unwrap_or_default()).copied().unwrap_or(0)
+        })
+        .collect()
+}
+
+/// When a node's turn comes if chance decides: every order is as likely as any other, and a seed always gives the same.
+const fn turn_of(id: NodeId, seed: u64) -> u64 {
+    let id = id.uuid().as_u128();
+    mixed(seed ^ mixed(low(id) ^ mixed(low(id >> 64))))
+}
+#[expect(clippy::cast_possible_truncation, reason = "half of it is what is wanted")]
+const fn low(bits: u128) -> u64 {
+    bits as u64
+}
+/// SplitMix64's last step: near numbers give far ones.
+pub(crate) const fn mixed(mut bits: u64) -> u64 {
+    bits = bits.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    bits ^ (bits >> 31)
+}
+
+/// Whether a node takes tasks at this moment.
+pub(crate) fn is_open_at(node: &Node, now: Timestamp) -> bool {
+    availability_at(&node.record, now) == Availability::Active && node.state() == NodeState::Ready
 }
 
 /// Whether there is room for so many more tasks like this beside everything that runs.
@@ -209,409 +624,18 @@ impl<'a> Places<'a> {
 /// # Errors
 /// For how many there is, and why for no more.
 pub(crate) fn room_for(world: &World, revision: &ServiceRevision, tasks: u32) -> Result<(), (u32, NoPlace)> {
-    let mut places = Places::new(world);
+    let mut places = Places::new(world, Timestamp::default());
+    let demand = Demand::of(world, revision);
     for placed in 0..tasks {
-        let node = places.find(&Demand::of(revision)).map_err(|because| (placed, because))?;
-        places.promise(node, &revision.key, &Holding::of(revision));
+        let node = places.find(&demand).map_err(|because| (placed, because))?;
+        let mut holding = demand.holding.clone();
+        holding.add_ports(&places.ports(&demand, node));
+        places.promise(node, &revision.key, &holding);
     }
     Ok(())
 }
 
-/// Whether a global service has a task on this node, whatever else runs there.
-pub(crate) fn belongs(node: &Node, demand: &Demand<'_>) -> bool {
-    LASTING.iter().all(|filter| filter(demand, node, &Load::default()).is_ok())
-}
-
-/// Lower is better: not where it failed, where its data is, few siblings, few siblings in the zone, much free, few tasks.
-fn rank(
-    demand: &Demand<'_>,
-    node: &Node,
-    load: &Load,
-    spread: &[(String, BTreeMap<String, u32>)],
-) -> (bool, bool, Vec<u32>, u32, u64, u32) {
-    let id = node.record.id;
-    let zones = spread
-        .iter()
-        .map(|(key, values)| values.get(&attribute(node, key).unwrap_or_default()).copied().unwrap_or(0));
-    let siblings = load.services.get(demand.service).copied().unwrap_or(0);
-    (
-        demand.avoid == Some(id),
-        !demand.prefer.contains(&id),
-        zones.collect(),
-        siblings,
-        reserved_share(node, load),
-        load.tasks,
-    )
-}
-
-/// What is reserved of the scarcer of memory and processor time, in thousandths.
+/// What is promised of the scarcer of memory and processor time, in thousandths.
 pub(crate) fn reserved_share(node: &Node, load: &Load) -> u64 {
-    let share = |used: u64, all: u64| used.saturating_mul(1000) / all.max(1);
-    node.facts().map_or(0, |facts| share(load.memory.0, facts.memory.0).max(share(load.cpus.0, facts.cpus.0)))
-}
-
-fn availability(_: &Demand, node: &Node, _: &Load) -> Result<(), Refusal> {
-    match node.record.availability {
-        Availability::Active => Ok(()),
-        Availability::Pause => Err(Refusal::Paused),
-        Availability::Drain => Err(Refusal::Draining),
-    }
-}
-
-fn state(_: &Demand, node: &Node, _: &Load) -> Result<(), Refusal> {
-    match node.state() {
-        NodeState::Ready => Ok(()),
-        other @ (NodeState::Joining | NodeState::EngineDown | NodeState::Unreachable | NodeState::Down) => {
-            Err(Refusal::NotReady(other))
-        }
-    }
-}
-
-fn constraints(demand: &Demand, node: &Node, _: &Load) -> Result<(), Refusal> {
-    let broken = demand.placement.constraints.iter().find(|constraint| !holds(constraint, node));
-    broken.map_or(Ok(()), |constraint| Err(Refusal::Constraint(constraint.clone())))
-}
-
-/// A constraint on something that the node does not have holds only if it is `!=`.
-fn holds(constraint: &Constraint, node: &Node) -> bool {
-    let value = constraint.value.as_str();
-    let equal = match constraint.key.as_str() {
-        "node.role" => match value {
-            "manager" | "server" => node.record.roles.server,
-            "worker" => !node.record.roles.server,
-            "gateway" => node.record.roles.gateway,
-            other => other == "agent",
-        },
-        "node.platform.arch" => {
-            node.facts().is_some_and(|facts| wharf_arch(&facts.platform.arch) == wharf_arch(value))
-        }
-        key => attribute(node, key).is_some_and(|found| found == value),
-    };
-    equal == constraint.equal
-}
-
-/// What constraints and preferences may ask of a node.
-fn attribute(node: &Node, key: &str) -> Option<String> {
-    let facts = node.facts();
-    match key {
-        "node.id" => Some(node.record.id.to_string()),
-        // People know a node by its name in the cluster; Swarm's word for it is host name.
-        "node.hostname" | "node.name" => Some(node.record.name.to_string()),
-        "node.platform.os" => facts.map(|facts| facts.platform.os.clone()),
-        "node.platform.arch" => facts.map(|facts| facts.platform.arch.clone()),
-        _ => {
-            if let Some(label) = key.strip_prefix("node.labels.") {
-                node.record.labels.get(label).cloned()
-            } else {
-                let label = key.strip_prefix("engine.labels.")?;
-                facts?.engine.as_ref()?.labels.get(label).cloned()
-            }
-        }
-    }
-}
-
-/// One name for each architecture: Swarm writes `x86_64` where OCI writes `amd64`.
-pub(crate) fn wharf_arch(arch: &str) -> &str {
-    match arch {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
-fn platform(demand: &Demand, node: &Node, _: &Load) -> Result<(), Refusal> {
-    let (Some(wanted), Some(facts)) = (&demand.placement.platform, node.facts()) else { return Ok(()) };
-    let mut parts = wanted.split('/');
-    let (os, arch) = (parts.next().unwrap_or_default(), parts.next());
-    let same = os == facts.platform.os
-        && arch.is_none_or(|arch| wharf_arch(arch) == wharf_arch(&facts.platform.arch));
-    if same { Ok(()) } else { Err(Refusal::Platform { wanted: wanted.clone() }) }
-}
-
-fn per_node(demand: &Demand, node: &Node, load: &Load) -> Result<(), Refusal> {
-    let here = load.services.get(demand.service).copied().unwrap_or(0);
-    let relieved = |task: &&&Task| task.node == Some(node.record.id) && !task.is_over();
-    let relieved = demand.relieves.iter().filter(relieved).count();
-    let here = here.saturating_sub(u32::try_from(relieved).unwrap_or(u32::MAX));
-    match demand.placement.max_replicas_per_node {
-        Some(max) if max > 0 && here >= max => Err(Refusal::PerNode { max }),
-        Some(_) | None => Ok(()),
-    }
-}
-
-fn host_ports(demand: &Demand, node: &Node, load: &Load) -> Result<(), Refusal> {
-    let foreign = node.facts().map(|facts| facts.taken_ports.as_slice()).unwrap_or_default();
-    let in_use = |(port, protocol): &&(u16, Protocol)| {
-        load.host_ports.contains_key(&(*port, *protocol)) || foreign.contains(port)
-    };
-    match demand.holding.host_ports.iter().find(in_use) {
-        Some((port, _)) => Err(Refusal::HostPort { port: *port }),
-        None => Ok(()),
-    }
-}
-
-fn cpus(demand: &Demand, node: &Node, load: &Load) -> Result<(), Refusal> {
-    let need = demand.holding.cpus;
-    let free = Cpus(node.facts().map_or(0, |facts| facts.cpus.0.saturating_sub(load.cpus.0)));
-    if need <= free { Ok(()) } else { Err(Refusal::Cpus { need, free }) }
-}
-
-fn memory(demand: &Demand, node: &Node, load: &Load) -> Result<(), Refusal> {
-    let need = demand.holding.memory;
-    let free = Bytes(node.facts().map_or(0, |facts| facts.memory.0.saturating_sub(load.memory.0)));
-    if need <= free { Ok(()) } else { Err(Refusal::Memory { need, free }) }
-}
-
-/// Counts a refusal with those for the same reason; of amounts, keeps the one nearest to enough.
-fn count(refusals: &mut Vec<(Refusal, usize)>, refusal: Refusal) {
-    let Some((kept, nodes)) = refusals.iter_mut().find(|(kept, _)| kept.same_reason(&refusal)) else {
-        return refusals.push((refusal, 1));
-    };
-    *nodes += 1;
-    match (kept, refusal) {
-        (Refusal::Cpus { free: kept, .. }, Refusal::Cpus { free, .. }) => *kept = free.max(*kept),
-        (Refusal::Memory { free: kept, .. }, Refusal::Memory { free, .. }) => *kept = free.max(*kept),
-        _ => {}
-    }
-}
-
-impl Refusal {
-    fn same_reason(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Cpus { .. }, Self::Cpus { .. }) | (Self::Memory { .. }, Self::Memory { .. }) => true,
-            (one, other) => one == other,
-        }
-    }
-    const fn rank(&self) -> u8 {
-        match self {
-            Self::Draining => 0,
-            Self::Paused => 1,
-            Self::NotReady(_) => 2,
-            Self::Constraint(_) => 3,
-            Self::Platform { .. } => 4,
-            Self::PerNode { .. } => 5,
-            Self::HostPort { .. } => 6,
-            Self::Cpus { .. } => 7,
-            Self::Memory { .. } => 8,
-        }
-    }
-    fn phrase(&self, one: bool) -> String {
-        let (is, has) = if one { ("is", "has") } else { ("are", "have") };
-        match self {
-            Self::Draining => format!("{is} being drained"),
-            Self::Paused => format!("{is} paused"),
-            Self::NotReady(NodeState::Joining) => format!("{is} still joining"),
-            Self::NotReady(NodeState::Ready) => format!("{is} ready"),
-            Self::NotReady(NodeState::EngineDown) => format!("{has} an engine that does not answer"),
-            Self::NotReady(NodeState::Unreachable) => format!("{is} unreachable"),
-            Self::NotReady(NodeState::Down) => format!("{is} down"),
-            Self::Constraint(constraint) => {
-                format!("{} not meet the constraint `{constraint}`", if one { "does" } else { "do" })
-            }
-            Self::Platform { wanted } => format!("{is} not {wanted}"),
-            Self::PerNode { max } => {
-                format!("{has} {max} of its tasks already, the most allowed on one node")
-            }
-            Self::HostPort { port } => format!("{has} port {port} in use"),
-            Self::Cpus { need, free } if one => format!("has too little CPU (need {need}, free is {free})"),
-            Self::Cpus { need, free } => format!("have too little CPU (need {need}, most free is {free})"),
-            Self::Memory { need, free } if one => {
-                format!("has too little memory (need {need}, free is {free})")
-            }
-            Self::Memory { need, free } => {
-                format!("have too little memory (need {need}, most free is {free})")
-            }
-        }
-    }
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::Draining | Self::Paused => {
-                Some("`wharf node activate NODE` lets one take tasks again".into())
-            }
-            Self::NotReady(_) => Some("`wharf node ls` shows why a node is not ready".into()),
-            Self::Constraint(constraint) => {
-                constraint.key.strip_prefix("node.labels.").filter(|_| constraint.equal).map(|label| {
-                    format!("`wharf node label NODE {label}={}` makes one fit", constraint.value)
-                })
-            }
-            Self::Platform { .. } => {
-                Some("join a node of that platform, or use an image for this one".into())
-            }
-            Self::PerNode { .. } => Some("join another node, or raise `max_replicas_per_node`".into()),
-            Self::HostPort { .. } => {
-                Some("join another node, free the port, or publish it in `mode: ingress`".into())
-            }
-            Self::Cpus { .. } => Some("join another node, or lower `reservations.cpus`".into()),
-            Self::Memory { .. } => Some("join another node, or lower `reservations.memory`".into()),
-        }
-    }
-}
-
-impl NoPlace {
-    /// The refusals as one phrase: `2 have too little memory (…), 1 is being drained`.
-    pub fn refused(&self) -> String {
-        if self.refusals.is_empty() {
-            return match self.pinned {
-                Some(_) => "no such node is in the cluster".to_owned(),
-                None => "the cluster has no nodes".to_owned(),
-            };
-        }
-        let phrases = self.refusals.iter().map(|(refusal, nodes)| {
-            if self.pinned.is_some() && self.refusals.len() == 1 && *nodes == 1 {
-                format!("it {}", refusal.phrase(true))
-            } else {
-                format!("{nodes} {}", refusal.phrase(*nodes == 1))
-            }
-        });
-        phrases.collect::<Vec<_>>().join(", ")
-    }
-    /// What can be done about the most frequent reason.
-    pub fn hint(&self) -> Option<String> {
-        self.refusals.first().map_or_else(
-            || Some("`wharf agent join` on a machine adds it to the cluster".to_owned()),
-            |(refusal, _)| refusal.hint(),
-        )
-    }
-    /// Whether a node that gave up some load could take the task, rather than only a changed cluster or file.
-    pub fn is_for_want_of_room(&self) -> bool {
-        self.refusals.iter().any(|(refusal, _)| refusal.rank() >= 5)
-    }
-}
-
-/// What is said of a task that finds no place: starts with its name.
-pub(crate) fn sentence(f: &mut fmt::Formatter<'_>, task: &dyn fmt::Display, no: &NoPlace) -> fmt::Result {
-    match &no.pinned {
-        None => write!(f, "no node can take {task}: {}", no.refused())?,
-        Some((PinnedBy::Volume(volume), nodes)) => write!(
-            f,
-            "{task} must run on {}, which holds the data of its volume {volume}: {}",
-            nodes.join(" or "),
-            no.refused()
-        )?,
-        Some((PinnedBy::Service(shared, service), nodes)) if nodes.is_empty() => {
-            return write!(f, "{task} shares the {shared} of {service}, which runs nowhere yet");
-        }
-        Some((PinnedBy::Service(shared, service), nodes)) => write!(
-            f,
-            "{task} must run on {}, where {service} is whose {shared} it shares: {}",
-            nodes.join(" or "),
-            no.refused()
-        )?,
-        Some((PinnedBy::Global, _)) => write!(f, "{task} cannot start: {}", no.refused())?,
-    }
-    no.hint().map_or(Ok(()), |hint| write!(f, "; hint: {hint}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixtures::{Cluster, app, key, node_id, published, replicas, service};
-
-    /// Where the tasks of `web` are placed, by node.
-    fn placed(cluster: &mut Cluster, web: wharf_model::ServiceSpec) -> Vec<u32> {
-        cluster.up(&app(&[("web", web)]));
-        let _ = cluster.pass();
-        let count = |node: &Node| cluster.world.load(node.record.id).services.get(&key("web")).copied();
-        cluster.world.nodes().map(|node| count(node).unwrap_or(0)).collect()
-    }
-    fn label(cluster: &mut Cluster, n: u8, key: &str, value: &str) {
-        let mut record = cluster.world.node(node_id(n)).unwrap().record.clone();
-        record.labels.insert(key.into(), value.into());
-        cluster.world.insert_node(record);
-    }
-
-    #[test]
-    fn tasks_are_spread_over_nodes() {
-        assert_eq!(placed(&mut Cluster::of(3), replicas(service("web"), 6)), [2, 2, 2]);
-    }
-
-    #[test]
-    fn zones_come_before_nodes() {
-        let mut cluster = Cluster::of(4);
-        for (n, zone) in [(1, "a"), (2, "a"), (3, "a"), (4, "b")] {
-            label(&mut cluster, n, "zone", zone);
-        }
-        let mut web = replicas(service("web"), 4);
-        web.placement.spread = vec!["node.labels.zone".into()];
-        let placed = placed(&mut cluster, web);
-        assert_eq!((placed[..3].iter().sum::<u32>(), placed[3]), (2, 2), "{placed:?}");
-    }
-
-    #[test]
-    fn constraints_hold_and_what_is_missing_equals_nothing() {
-        let mut cluster = Cluster::of(2);
-        label(&mut cluster, 2, "disk", "ssd");
-        let constraint =
-            |key: &str, equal, value: &str| Constraint { key: key.into(), equal, value: value.into() };
-        let holds = |constraint: &Constraint, n| holds(constraint, cluster.world.node(node_id(n)).unwrap());
-        assert!(!holds(&constraint("node.labels.disk", true, "ssd"), 1));
-        assert!(holds(&constraint("node.labels.disk", true, "ssd"), 2));
-        assert!(holds(&constraint("node.labels.disk", false, "ssd"), 1));
-        assert!(holds(&constraint("node.role", true, "manager"), 1));
-        assert!(holds(&constraint("node.role", true, "worker"), 2));
-        assert!(holds(&constraint("node.platform.arch", true, "x86_64"), 1));
-        assert!(holds(&constraint("node.hostname", true, "n2"), 2));
-    }
-
-    #[test]
-    fn a_constraint_nobody_meets_says_how_to_meet_it() {
-        let mut cluster = Cluster::of(2);
-        let mut web = service("web");
-        web.placement.constraints =
-            vec![Constraint { key: "node.labels.disk".into(), equal: true, value: "ssd".into() }];
-        placed(&mut cluster, web);
-        insta::assert_snapshot!(cluster.waiting(), @"no node can take web.1: 2 do not meet the constraint `node.labels.disk == ssd`; hint: `wharf node label NODE disk=ssd` makes one fit");
-        assert!(!cluster.last.waiting[0].is_for_room());
-    }
-
-    #[test]
-    fn reservations_of_this_pass_and_earlier_ones_count() {
-        let mut cluster = Cluster::of(2);
-        let mut web = replicas(service("web"), 5);
-        web.resources.reservations.cpus = Some(Cpus(2000));
-        assert_eq!(placed(&mut cluster, web), [2, 2]);
-        insta::assert_snapshot!(cluster.last.waiting.last().unwrap(), @"no node can take web.5: 2 have too little CPU (need 2, most free is 0); hint: join another node, or lower `reservations.cpus`");
-    }
-
-    #[test]
-    fn a_host_port_is_had_once_per_node() {
-        let mut cluster = Cluster::of(2);
-        let web = published(replicas(service("web"), 3), 80, wharf_model::PublishMode::Host);
-        assert_eq!(placed(&mut cluster, web), [1, 1]);
-        insta::assert_snapshot!(cluster.last.waiting.last().unwrap(), @"no node can take web.3: 2 have port 80 in use; hint: join another node, free the port, or publish it in `mode: ingress`");
-    }
-
-    #[test]
-    fn max_replicas_per_node_is_kept() {
-        let mut cluster = Cluster::of(2);
-        let mut web = replicas(service("web"), 3);
-        web.placement.max_replicas_per_node = Some(1);
-        assert_eq!(placed(&mut cluster, web), [1, 1]);
-    }
-
-    #[test]
-    fn another_platform_is_refused() {
-        let mut cluster = Cluster::of(1);
-        let mut web = service("web");
-        web.placement.platform = Some("linux/arm64/v8".into());
-        assert_eq!(placed(&mut cluster, web), [0]);
-        insta::assert_snapshot!(cluster.waiting(), @"no node can take web.1: 1 is not linux/arm64/v8; hint: join a node of that platform, or use an image for this one");
-    }
-
-    #[test]
-    fn a_slot_that_failed_tries_another_node() {
-        let mut cluster = Cluster::of(2);
-        cluster.scripts.insert("web:1".into(), crate::fixtures::Script::Exit(1));
-        cluster.up(&app(&[("web", service("web"))]));
-        cluster.settle_for(std::time::Duration::from_secs(5), &mut |_| {});
-        let nodes: Vec<_> = cluster.tasks("web").iter().map(|task| task.node.unwrap()).take(3).collect();
-        assert_eq!(nodes, [node_id(1), node_id(2), node_id(1)]);
-    }
-
-    #[test]
-    fn a_cluster_without_nodes_says_how_to_get_one() {
-        let mut cluster = Cluster::of(0);
-        placed(&mut cluster, service("web"));
-        insta::assert_snapshot!(cluster.waiting(), @"no node can take web.1: the cluster has no nodes; hint: `wharf agent join` on a machine adds it to the cluster");
-    }
+    rules::share(node, Amounts { cpus: load.cpus.0, memory: load.memory.0, disk: load.disk.0 })
 }

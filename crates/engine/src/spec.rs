@@ -6,8 +6,8 @@ use std::{
 };
 
 use wharf_model::{
-    Dependency, DependencyCondition, FileSpec, MountSource, NetworkAttachment, NetworkMode, NetworkName,
-    PortSpec, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, Shared, TaskHook, UpdateOrder,
+    Dependency, DependencyCondition, FileSpec, GivenPort, MountSource, NetworkAttachment, NetworkMode,
+    NetworkName, PortSpec, Protocol, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, Shared, TaskHook, UpdateOrder,
     VolumeName, VolumeSpec,
 };
 
@@ -143,7 +143,8 @@ pub(crate) fn stop_first(
     let connected = attachments(spec);
     let address = connected.iter().find_map(|(_, attachment)| attachment.ipv4_address);
     let mac = connected.iter().find_map(|(_, attachment)| attachment.endpoint.mac_address);
-    let host = |port: &&PortSpec| port.mode == PublishMode::Host && port.published.is_some();
+    let fixed = |port: &PortSpec| port.published.is_some() && port.published_to.is_none();
+    let host = |port: &&PortSpec| port.mode == PublishMode::Host && fixed(port);
     let port = spec.ports.iter().find(host).and_then(|port| port.published).filter(|_| same_node);
     let address6 = connected.iter().find_map(|(_, attachment)| attachment.ipv6_address);
     let address = address.map(IpAddr::from).or(address6.map(IpAddr::from));
@@ -194,6 +195,27 @@ pub(crate) fn of_hook(spec: &ServiceSpec, hook: &TaskHook) -> ServiceSpec {
         attachment.aliases = Vec::new();
     }
     spec
+}
+
+/// Publishes what the service leaves open on the ports that the task was given, and tells its process: port 80 of the container is on the
+/// port in `WHARF_HOST_PORT_80` of the node, or `WHARF_HOST_PORT_80_UDP`. What the file says itself stays.
+pub(crate) fn give_ports(spec: &mut ServiceSpec, given: &[GivenPort]) {
+    for port in given {
+        let open = |own: &&mut PortSpec| {
+            own.mode == PublishMode::Host
+                && (own.target, own.protocol) == (port.target, port.protocol)
+                && (own.published.is_none() || own.published_to.is_some())
+        };
+        if let Some(own) = spec.ports.iter_mut().find(open) {
+            (own.published, own.published_to) = (Some(port.published), None);
+        }
+        let kind = match port.protocol {
+            Protocol::Tcp => "",
+            Protocol::Udp => "_UDP",
+        };
+        let name = format!("WHARF_HOST_PORT_{}{kind}", port.target);
+        spec.container.environment.entry(name).or_insert_with(|| Some(port.published.to_string()));
+    }
 }
 
 /// Digests of the configs and secrets a service mounts, so that a changed content is seen. A config and a secret may have one name.

@@ -388,7 +388,7 @@ fn keep(
     let tasks = unfinished(pass, &record.key, fits);
     let drained = |node: Option<wharf_model::NodeId>| {
         let node = node.and_then(|node| pass.world.node(node));
-        node.is_some_and(|node| node.record.availability == wharf_model::Availability::Drain)
+        node.is_some_and(|node| pass.availability(node) == wharf_model::Availability::Drain)
     };
     let gone: Vec<_> = tasks.iter().filter(|task| drained(task.node)).cloned().collect();
     for task in gone {

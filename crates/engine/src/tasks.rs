@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use wharf_model::{
     Availability, DependencyCondition, Generation, Health, Mode, NodeId, NodeState, Phase, RestartCondition,
-    RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, Slot, StopReason, Task, TaskId,
+    RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, Slot, SlotOf, StopReason, Task, TaskId,
     Timestamp, UpdatePolicy,
 };
 
@@ -20,9 +20,8 @@ use crate::{
     About, DependencyState, NoPlace, Reason, Waiting,
     pass::{Pass, Service},
     passage::{self, Drain},
-    place::{self, Demand, Pin, PinnedBy},
+    place::{self, Claim, Demand, Pin, PinnedBy, preempt::Room},
     spec, strategy,
-    world::Holding,
 };
 
 /// The longest wait between two attempts.
@@ -160,6 +159,7 @@ impl Pass<'_> {
             self.wait(About::Service(key), Reason::NoRevision);
             return vec![Standing::Underway];
         };
+        self.dependencies = None;
         let (seats, surplus) = self.seats(service, revision);
         let mut standings = Vec::new();
         for (task, why) in surplus {
@@ -210,7 +210,7 @@ impl Pass<'_> {
         (seats, surplus)
     }
     fn why_surplus(&self, task: &Task) -> StopReason {
-        let drained = |node: &crate::Node| node.record.availability == Availability::Drain;
+        let drained = |node: &crate::Node| self.availability(node) == Availability::Drain;
         let node = task.node.and_then(|node| self.world.node(node));
         if task.slot == Slot(0) && node.is_some_and(drained) {
             StopReason::Drained
@@ -220,7 +220,7 @@ impl Pass<'_> {
     }
     /// The nodes on which a global service has a task: suitable, not being drained, and there.
     fn global_nodes(&self, revision: &ServiceRevision) -> Vec<NodeId> {
-        let demand = Demand::of(revision);
+        let demand = Demand::of(self.world, revision);
         let has_task = |id: NodeId| {
             let mut tasks = self.tasks_of(&revision.key).iter();
             tasks.any(|task| task.node == Some(id) && task.stop.is_none() && !task.is_over())
@@ -230,7 +230,7 @@ impl Pass<'_> {
                 NodeState::Ready | NodeState::EngineDown | NodeState::Unreachable => true,
                 NodeState::Joining | NodeState::Down => false,
             };
-            let takes = match node.record.availability {
+            let takes = match self.availability(node) {
                 Availability::Active => true,
                 Availability::Pause => has_task(node.record.id),
                 Availability::Drain => false,
@@ -298,7 +298,11 @@ impl Pass<'_> {
             return Some(StopReason::Unhealthy);
         }
         let node = task.node.and_then(|node| self.world.node(node));
-        if node.is_some_and(|node| node.record.availability == Availability::Drain) {
+        let leaves = |node: &crate::Node| {
+            self.availability(node) == Availability::Drain
+                || place::driven_off(&revision.spec, &node.record).is_some()
+        };
+        if node.is_some_and(leaves) {
             return Some(StopReason::Drained);
         }
         // What it shares ends with the task that it shares it with.
@@ -582,13 +586,14 @@ impl Pass<'_> {
             return;
         }
         let instead_of: Vec<_> = leaving.iter().map(|(task, _)| &**task).collect();
-        match self.find(revision, seat, &instead_of, &[]) {
+        let demand = self.demand(revision, seat, &instead_of, &[]);
+        match self.places.find(&demand) {
             Ok(_) => {
                 for (task, why) in leaving {
                     stop_and_wait(self, task, *why);
                 }
             }
-            Err(because) => self.cannot_place(revision, seat, leaving, because),
+            Err(because) => self.cannot_place(revision, seat, leaving, &demand, because),
         }
     }
 
@@ -601,10 +606,12 @@ impl Pass<'_> {
         leaving: &[&(Arc<Task>, StopReason)],
     ) {
         let relieves: Vec<_> = leaving.iter().map(|(task, _)| &**task).collect();
-        let node = match self.find(revision, seat, &[], &relieves) {
+        let demand = self.demand(revision, seat, &[], &relieves);
+        let node = match self.places.find(&demand) {
             Ok(node) => node,
-            Err(because) => return self.cannot_place(revision, seat, leaving, because),
+            Err(because) => return self.cannot_place(revision, seat, leaving, &demand, because),
         };
+        let ports = self.places.ports(&demand, node);
         let (id, created_at) = self.new_task(&revision.key);
         let addresses = match self.give_addresses(id, &revision.spec, node) {
             Ok(addresses) => addresses,
@@ -615,7 +622,9 @@ impl Pass<'_> {
             }
         };
         self.note_volumes(&revision.spec, node);
-        self.places.promise(node, &revision.key, &Holding::of(revision));
+        let mut holding = demand.holding;
+        holding.add_ports(&ports);
+        self.places.promise(node, &revision.key, &holding);
         let task = Task {
             id,
             service: revision.key.clone(),
@@ -623,7 +632,7 @@ impl Pass<'_> {
             generation: revision.generation,
             node: Some(node),
             addresses,
-            ports: Vec::new(),
+            ports,
             created_at,
             stop: None,
             makes_room_for: None,
@@ -648,8 +657,15 @@ impl Pass<'_> {
         revision: &ServiceRevision,
         seat: &Seat,
         leaving: &[&(Arc<Task>, StopReason)],
+        demand: &Demand<'_>,
         because: NoPlace,
     ) {
+        if leaving.is_empty()
+            && because.is_for_want_of_room()
+            && let Some(reason) = self.make_room(demand)
+        {
+            return self.wait(self.about_seat(revision, seat), reason);
+        }
         let down = |id: &NodeId| self.state(Some(*id)) == Some(NodeState::Down);
         let volume = self.local_volume(&revision.spec);
         let lost = volume.and_then(|(volume, nodes)| Some((volume, nodes.into_iter().find(down)?)));
@@ -664,14 +680,18 @@ impl Pass<'_> {
         self.wait(about, reason);
     }
 
-    fn find(
+    /// What the seat's next task asks of its node.
+    fn demand<'d>(
         &self,
-        revision: &ServiceRevision,
+        revision: &'d ServiceRevision,
         seat: &Seat,
-        instead_of: &[&Task],
-        relieves: &[&Task],
-    ) -> Result<NodeId, NoPlace> {
-        let mut demand = Demand::of(revision);
+        instead_of: &[&'d Task],
+        relieves: &[&'d Task],
+    ) -> Demand<'d> {
+        let mut demand = Demand::of(self.world, revision);
+        demand.now = self.now;
+        demand.seed = self.chance(seat.slot);
+        demand.slot = Some(SlotOf { service: revision.key.clone(), slot: seat.slot });
         demand.instead_of = instead_of.to_vec();
         demand.relieves = relieves.to_vec();
         demand.avoid = seat.ended.first().filter(|task| failed(task)).and_then(|task| task.node);
@@ -679,7 +699,52 @@ impl Pass<'_> {
         if let Some((_, nodes)) = self.local_volume(&revision.spec) {
             demand.prefer = nodes;
         }
-        self.places.find(&demand)
+        if revision.spec.policy.slots.is_some_and(|slots| slots.stay)
+            && let Some(home) = seat.home
+        {
+            // What failed there is started there again: the slot is at home nowhere else.
+            (demand.prefer, demand.avoid) = (vec![home], None);
+        }
+        demand
+    }
+    /// What the task of each seat of a service asks of its node, as if it were placed now: for whoever wants to know why it is where it is,
+    /// or nowhere.
+    pub(crate) fn asked<'d>(
+        &'d self,
+        service: &'d Service<'_>,
+    ) -> Vec<(About, Option<&'d Arc<Task>>, Demand<'d>)> {
+        let Some(revision) = service.revision else { return Vec::new() };
+        let (seats, _) = self.seats(service, revision);
+        let asked = seats.iter().map(|seat| {
+            let leaving = seat.leaving.iter().map(|(task, _)| task);
+            let stored = seat.current.iter().chain(leaving).find_map(|task| self.world.task(task.id));
+            let own: Vec<&Task> = stored.iter().map(|task| &***task).collect();
+            let about = stored.map_or_else(|| self.about_seat(revision, seat), |task| self.about(task));
+            (about, stored, self.demand(revision, seat, &own, &[]))
+        });
+        asked.collect()
+    }
+    /// Stops tasks of lower priority where that makes room for the demand, or says whom it waits for that is leaving already.
+    fn make_room(&mut self, demand: &Demand<'_>) -> Option<Reason> {
+        let slot = demand.slot.clone()?;
+        let lower = self.world.services_below(demand.priority);
+        if lower.is_empty() || self.hopeless.contains(demand.service) {
+            return None;
+        }
+        let Some(room) = self.places.room_by_preemption(demand, &lower, &self.stopped()) else {
+            self.hopeless.insert(demand.service.clone());
+            return None;
+        };
+        let (Room::Make(sacrifice) | Room::Comes(sacrifice)) = &room;
+        let tasks: Vec<_> =
+            sacrifice.tasks.iter().filter_map(|id| self.world.task(*id)).cloned().collect();
+        if let Room::Make(_) = &room {
+            tasks.iter().for_each(|task| self.preempt(task, &slot));
+            let (priority, holding) = (demand.priority, demand.holding.clone());
+            self.places.claim(sacrifice.node, Claim { slot, priority, holding });
+        }
+        let node = self.node_name(Some(sacrifice.node));
+        Some(Reason::MakingRoom { node, tasks: tasks.iter().map(|task| task.name()).collect() })
     }
     /// What ties the seat's next task to certain nodes.
     fn pin(&self, revision: &ServiceRevision, seat: &Seat) -> Option<Pin> {
@@ -732,10 +797,12 @@ impl Pass<'_> {
     fn gate(&mut self, service: &Service<'_>, revision: &ServiceRevision, seat: &Seat) -> Gate {
         match seat.ended.first() {
             // Only what has never been here waits for others: a task that is replaced does not start the app anew.
-            None => match self.missing_dependency(service, revision) {
-                Some(reason) => Gate::Shut(reason),
-                None => Gate::Open(0),
-            },
+            None => {
+                let known = self.dependencies.take().filter(|(name, _)| name == service.name());
+                let missing = known.map_or_else(|| self.missing_dependency(service, revision), |(_, it)| it);
+                self.dependencies = Some((service.name().clone(), missing.clone()));
+                missing.map_or(Gate::Open(0), Gate::Shut)
+            }
             Some(last) => self.restart(revision, last),
         }
     }

@@ -5,7 +5,7 @@
 //! - A service keeps the address over its releases, and gives it up when it asks for none there any more, or goes.
 //! - Only the app that a service belongs to gives and takes its addresses, also on a network that is another app's.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use wharf_model::{EndpointMode, NetworkId, NetworkName, NetworkRecord, ServiceKey};
 
@@ -41,16 +41,16 @@ impl Pass<'_> {
         self.take_vips(&kept);
     }
 
-    fn give_vip(&mut self, service: ServiceKey, mut network: NetworkRecord) {
+    fn give_vip(&mut self, service: ServiceKey, mut network: Arc<NetworkRecord>) {
         match self.infrastructure_address(&network) {
             Some(address) => {
-                network.vips.insert(address, service);
+                Arc::make_mut(&mut network).vips.insert(address, service);
                 self.networks.insert(network.id, network);
             }
             None => {
                 let because = NetworkRefusal::SubnetFull { subnet: network.subnet };
                 let about = About::Network(network.app.clone(), network.name.clone());
-                self.wait(about, Reason::NoNetwork { network: network.name, because });
+                self.wait(about, Reason::NoNetwork { network: network.name.clone(), because });
             }
         }
     }
@@ -59,15 +59,15 @@ impl Pass<'_> {
     fn take_vips(&mut self, kept: &BTreeSet<(NetworkId, ServiceKey)>) {
         let app = self.app.key.clone();
         let too_many = |id: NetworkId, of: &ServiceKey| of.app == app && !kept.contains(&(id, of.clone()));
-        let stored = self.world.networks().map(|network| network.id);
-        let ids: BTreeSet<_> = stored.chain(self.networks.keys().copied()).collect();
+        let stored = self.world.networks_with_vips();
+        let ids: BTreeSet<_> = stored.chain(self.networks.keys()).copied().collect();
         for id in ids {
-            let stored = || self.world.network(id).map(|network| &**network);
+            let stored = || self.world.network(id);
             let Some(network) = self.networks.get(&id).or_else(stored) else { continue };
             if network.vips.values().any(|of| too_many(id, of)) {
-                let mut network = network.clone();
+                let mut network = NetworkRecord::clone(network);
                 network.vips.retain(|_, of| !too_many(id, of));
-                self.networks.insert(id, network);
+                self.networks.insert(id, Arc::new(network));
             }
         }
     }

@@ -80,6 +80,13 @@ impl fmt::Display for About {
 pub enum Reason {
     /// No node can take the task.
     NoPlace(NoPlace),
+    /// Others make room for the task.
+    MakingRoom {
+        /// Where.
+        node: String,
+        /// Their names.
+        tasks: Vec<String>,
+    },
     /// A service this one depends on is not there yet.
     Dependency {
         /// Which.
@@ -356,7 +363,7 @@ impl Waiting {
     pub fn is_for_room(&self) -> bool {
         match &self.reason {
             Reason::NoPlace(because) | Reason::Stays { because, .. } => because.is_for_want_of_room(),
-            Reason::NoNetwork { .. } => true,
+            Reason::NoNetwork { .. } | Reason::MakingRoom { .. } => true,
             Reason::Dependency { .. }
             | Reason::Dependents { .. }
             | Reason::Backoff { .. }
@@ -390,6 +397,10 @@ impl fmt::Display for Waiting {
         let about = &self.about;
         match &self.reason {
             Reason::NoPlace(because) => place::sentence(f, about, because),
+            Reason::MakingRoom { node, tasks } => {
+                let make = if tasks.len() == 1 { "makes" } else { "make" };
+                write!(f, "{about} waits for room on {node}: {} {make} way for it", tasks.join(", "))
+            }
             Reason::Dependency { on, condition, state } => dependency(f, about, on, *condition, state),
             Reason::Dependents { services } => {
                 let names = services.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");

@@ -4,6 +4,7 @@
 //! changes nothing. The indexes always agree with the records, in whatever order these arrive. Nothing is removed by implication.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::Arc,
@@ -11,13 +12,14 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use wharf_model::{
-    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Figures, Generation, NetworkDefaults, NetworkId,
-    NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus, Phase, Protocol, PublishMode,
-    Release, ReleaseNumber, Revision, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Task, TaskId,
-    TaskStatus, VolumeId, VolumeName, VolumeRecord,
+    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Figures, Generation, GivenPort, Image,
+    NetworkDefaults, NetworkId, NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus, Phase,
+    PlacementDefaults, PlacementStrategy, PortSpec, Priority, Protocol, PublishMode, Release, ReleaseNumber,
+    Revision, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, StopReason, Task, TaskId,
+    TaskStatus, Timestamp, VolumeId, VolumeName, VolumeRecord,
 };
 
-use crate::{Change, passage::Passage};
+use crate::{Change, passage::Passage, place::index::Index};
 
 /// A machine: as people want it, and as it is observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +46,17 @@ pub struct Load {
     /// How many there are.
     pub tasks: u32,
     /// How many there are of each service.
-    pub services: BTreeMap<ServiceKey, u32>,
+    pub services: BTreeMap<Arc<ServiceKey>, u32>,
     /// Processor time they reserve.
     pub cpus: Cpus,
     /// Memory they reserve.
     pub memory: Bytes,
+    /// Disk they reserve.
+    pub disk: Bytes,
+    /// Processor time they may use at most; what they reserve, of those without a limit.
+    pub limit_cpus: Cpus,
+    /// Memory they may use at most; what they reserve, of those without a limit.
+    pub limit_memory: Bytes,
     /// Ports of the node they publish, and how many do.
     pub host_ports: BTreeMap<(u16, Protocol), u32>,
 }
@@ -58,17 +66,30 @@ pub struct Load {
 pub(crate) struct Holding {
     pub(crate) cpus: Cpus,
     pub(crate) memory: Bytes,
+    pub(crate) disk: Bytes,
+    pub(crate) limit_cpus: Cpus,
+    pub(crate) limit_memory: Bytes,
     pub(crate) host_ports: Vec<(u16, Protocol)>,
 }
 impl Holding {
     pub(crate) fn of(revision: &ServiceRevision) -> Self {
         let reserved = &revision.spec.resources.reservations;
-        let ports = revision.spec.ports.iter().filter(|port| port.mode == PublishMode::Host);
+        let limits = &revision.spec.resources.limits;
+        let fixed = |port: &&PortSpec| port.mode == PublishMode::Host && port.published_to.is_none();
+        let ports = revision.spec.ports.iter().filter(fixed);
+        let (cpus, memory) = (reserved.cpus.unwrap_or_default(), reserved.memory.unwrap_or_default());
         Self {
-            cpus: reserved.cpus.unwrap_or_default(),
-            memory: reserved.memory.unwrap_or_default(),
+            cpus,
+            memory,
+            disk: revision.spec.policy.disk.unwrap_or_default(),
+            limit_cpus: limits.cpus.unwrap_or(cpus),
+            limit_memory: limits.memory.unwrap_or(memory),
             host_ports: ports.filter_map(|port| Some((port.published?, port.protocol))).collect(),
         }
+    }
+    /// With ports that were given to the task.
+    pub(crate) fn add_ports(&mut self, given: &[GivenPort]) {
+        self.host_ports.extend(given.iter().map(|port| (port.published, port.protocol)));
     }
     /// One that runs a command around a release publishes nothing.
     fn of_task(revision: &ServiceRevision, task: &Task) -> Self {
@@ -76,15 +97,24 @@ impl Holding {
         if task.hook.is_some() {
             holding.host_ports.clear();
         }
+        holding.add_ports(&task.ports);
         holding
     }
 }
 impl Load {
-    pub(crate) fn add(&mut self, service: &ServiceKey, holding: &Holding) {
+    pub(crate) fn add(&mut self, service: &Arc<ServiceKey>, holding: &Holding) {
         self.tasks += 1;
-        *self.services.entry(service.clone()).or_default() += 1;
-        self.cpus.0 += holding.cpus.0;
-        self.memory.0 += holding.memory.0;
+        match self.services.get_mut(&**service) {
+            Some(count) => *count += 1,
+            None => {
+                self.services.insert(Arc::clone(service), 1);
+            }
+        }
+        self.cpus.0 = self.cpus.0.saturating_add(holding.cpus.0);
+        self.memory.0 = self.memory.0.saturating_add(holding.memory.0);
+        self.disk.0 = self.disk.0.saturating_add(holding.disk.0);
+        self.limit_cpus.0 = self.limit_cpus.0.saturating_add(holding.limit_cpus.0);
+        self.limit_memory.0 = self.limit_memory.0.saturating_add(holding.limit_memory.0);
         for port in &holding.host_ports {
             *self.host_ports.entry(*port).or_default() += 1;
         }
@@ -94,18 +124,29 @@ impl Load {
         decrement(&mut self.services, service);
         self.cpus.0 = self.cpus.0.saturating_sub(holding.cpus.0);
         self.memory.0 = self.memory.0.saturating_sub(holding.memory.0);
+        self.disk.0 = self.disk.0.saturating_sub(holding.disk.0);
+        self.limit_cpus.0 = self.limit_cpus.0.saturating_sub(holding.limit_cpus.0);
+        self.limit_memory.0 = self.limit_memory.0.saturating_sub(holding.limit_memory.0);
         for port in &holding.host_ports {
             decrement(&mut self.host_ports, port);
         }
     }
 }
-fn decrement<K: Ord>(counts: &mut BTreeMap<K, u32>, key: &K) {
+fn decrement<K: Ord + Borrow<Q>, Q: Ord + ?Sized>(counts: &mut BTreeMap<K, u32>, key: &Q) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {
             counts.remove(key);
         }
     }
+}
+
+/// What an unfinished task was counted with.
+#[derive(Debug, Clone)]
+struct Held {
+    node: NodeId,
+    service: Arc<ServiceKey>,
+    holding: Arc<Holding>,
 }
 
 /// Everything a pass reads.
@@ -123,6 +164,8 @@ pub struct World {
     pub(crate) backend: Backend,
     /// The most routes that whoever makes them outside the nodes can make, where somebody does.
     pub(crate) route_limit: Option<u32>,
+    /// What holds for placement where files say nothing.
+    pub(crate) placement: PlacementDefaults,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     apps: BTreeMap<AppKey, Arc<AppRecord>>,
     services: BTreeMap<ServiceKey, Arc<ServiceRecord>>,
@@ -136,12 +179,29 @@ pub struct World {
     tasks_of_service: BTreeMap<ServiceKey, BTreeSet<TaskId>>,
     tasks_on_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
     /// Of every task that has one, finished or not: subnets are disjoint, so an address says its network.
-    addresses: BTreeMap<Ipv4Addr, BTreeSet<TaskId>>,
+    addresses: BTreeSet<(Ipv4Addr, TaskId)>,
     networks_by_name: BTreeMap<(AppKey, NetworkName), NetworkId>,
+    networks_of_app: BTreeMap<AppKey, BTreeSet<NetworkId>>,
+    networks_with_vips: BTreeSet<NetworkId>,
     volumes_by_name: BTreeMap<(AppKey, VolumeName), VolumeId>,
     /// What each unfinished task was counted with, so that it is taken off again exactly so.
-    holdings: BTreeMap<TaskId, (NodeId, ServiceKey, Holding)>,
+    holdings: BTreeMap<TaskId, Held>,
     loads: BTreeMap<NodeId, Load>,
+    /// The keys of services that hold something, one copy of each.
+    keys: BTreeSet<Arc<ServiceKey>>,
+    /// How many unfinished tasks of a service each node has: the loads, seen from the services.
+    nodes_of_service: BTreeMap<Arc<ServiceKey>, BTreeMap<NodeId, u32>>,
+    /// What most tasks of a revision hold, one copy for all of them.
+    usual_holdings: BTreeMap<ServiceKey, BTreeMap<Generation, Arc<Holding>>>,
+    /// Nodes by what they are and have.
+    pub(crate) index: Index,
+    /// Which nodes have an image, by everything it is called.
+    images: BTreeMap<String, BTreeSet<NodeId>>,
+    /// Tasks that were stopped to make room.
+    preempted: BTreeSet<TaskId>,
+    /// Nodes on which somebody works at certain times.
+    windowed: BTreeSet<NodeId>,
+    gateways: BTreeSet<NodeId>,
     dirty: BTreeSet<AppKey>,
     /// What gateways have counted of services whose releases are judged. Known to the leader only.
     figures: BTreeMap<ServiceKey, Figures>,
@@ -255,8 +315,8 @@ impl World {
     }
     /// The networks an app made.
     pub fn networks_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<NetworkRecord>> {
-        let app = app.clone();
-        self.networks.values().filter(move |network| network.app == app)
+        let ids = self.networks_of_app.get(app).into_iter().flatten();
+        ids.filter_map(|id| self.networks.get(id))
     }
     /// The network that `name` means in `app`: its own, or for an external one that of another app of the environment.
     pub fn network_named(&self, app: &AppKey, name: &NetworkName) -> Option<&Arc<NetworkRecord>> {
@@ -279,6 +339,14 @@ impl World {
         };
         self.networks.values().find(found)
     }
+    /// The networks on which services have virtual addresses.
+    pub(crate) fn networks_with_vips(&self) -> impl Iterator<Item = &NetworkId> {
+        self.networks_with_vips.iter()
+    }
+    /// The nodes that are gateways.
+    pub(crate) fn gateways(&self) -> impl Iterator<Item = &NodeId> + use<'_> {
+        self.gateways.iter()
+    }
     /// Every volume.
     pub fn volumes(&self) -> impl Iterator<Item = &Arc<VolumeRecord>> {
         self.volumes.values()
@@ -286,7 +354,9 @@ impl World {
     /// The volumes of an app; they outlive it unless they were asked to go with it.
     pub fn volumes_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<VolumeRecord>> {
         let app = app.clone();
-        self.volumes.values().filter(move |volume| volume.app == app)
+        let names = self.volumes_by_name.range((app.clone(), lowest_volume())..);
+        let of_app = names.take_while(move |((of, _), _)| *of == app);
+        of_app.filter_map(|(_, id)| self.volumes.get(id))
     }
     /// The volume of an app with this key.
     pub fn volume_named(&self, app: &AppKey, name: &VolumeName) -> Option<&Arc<VolumeRecord>> {
@@ -298,10 +368,11 @@ impl World {
     }
     /// Who has or had each address of a subnet, finished tasks that are still kept among them.
     pub fn addresses_in(&self, subnet: Ipv4Net) -> impl Iterator<Item = (Ipv4Addr, &Arc<Task>)> {
-        self.addresses
-            .range(subnet.network()..=subnet.broadcast())
-            .flat_map(|(address, tasks)| tasks.iter().map(|id| (*address, id)))
-            .filter_map(|(address, id)| Some((address, self.tasks.get(id)?)))
+        let lowest = TaskId::new(Default::default());
+        let last = subnet.broadcast();
+        let known = self.addresses.range((subnet.network(), lowest)..);
+        let known = known.take_while(move |(address, _)| *address <= last);
+        known.filter_map(|(address, id)| Some((*address, self.tasks.get(id)?)))
     }
     fn known<'a>(&'a self, ids: Option<&'a BTreeSet<TaskId>>) -> impl Iterator<Item = &'a Arc<Task>> {
         ids.into_iter().flatten().filter_map(|id| self.tasks.get(id))
@@ -311,6 +382,12 @@ impl World {
 /// What other apps call a network: its own name if it has one, `<app>_<network>` otherwise.
 pub(crate) fn outer_network_name(network: &NetworkRecord) -> String {
     network.spec.name.clone().unwrap_or_else(|| format!("{}_{}", network.app.name, network.name))
+}
+
+/// A name that no volume's sorts before.
+fn lowest_volume() -> VolumeName {
+    // `-` is the lowest character a volume name may have.
+    VolumeName::try_from("-".to_owned()).unwrap_or_else(|_| unreachable!("`-` is a legal key"))
 }
 
 /// A key that no service of the app sorts before.
@@ -332,7 +409,9 @@ impl World {
     }
     /// Marks an app, for a timer or a full pass.
     pub fn mark(&mut self, app: &AppKey) {
-        self.dirty.insert(app.clone());
+        if !self.dirty.contains(app) {
+            self.dirty.insert(app.clone());
+        }
     }
     /// Marks every app: what a changed node can mean, and what the periodic full pass does.
     pub fn mark_all(&mut self) {
@@ -352,13 +431,15 @@ impl World {
     }
     /// A node joined or was changed by people.
     pub fn insert_node(&mut self, record: NodeRecord) {
-        match self.nodes.get_mut(&record.id) {
+        let id = record.id;
+        match self.nodes.get_mut(&id) {
             Some(node) if node.record == record => return,
             Some(node) => node.record = record,
             None => {
-                self.nodes.insert(record.id, Node { record, status: None });
+                self.nodes.insert(id, Node { record, status: None });
             }
         }
+        self.note_node(id);
         self.mark_all();
     }
     /// What is observed of a node changed. Facts that no decision reads do not mark apps.
@@ -371,7 +452,7 @@ impl World {
             let labels = facts.and_then(|facts| facts.engine.as_ref()).map(|engine| engine.labels.clone());
             let capacity = facts.map(|facts| {
                 (
-                    (facts.address, facts.platform.clone(), facts.cpus, facts.memory),
+                    (facts.address, facts.platform.clone(), facts.cpus, facts.memory, facts.disk),
                     (facts.taken_ports.clone(), facts.subnets.clone()),
                 )
             });
@@ -379,7 +460,15 @@ impl World {
         };
         let changed = node.status.as_ref().is_none_or(|old| matters(old) != matters(&status));
         let was = node.state();
+        let images = |status: Option<&NodeStatus>| {
+            let facts = status.and_then(|status| status.facts.as_ref());
+            facts.map(|facts| facts.images.clone()).unwrap_or_default()
+        };
+        let (images_before, images_now) = (images(node.status.as_ref()), images(Some(&status)));
         node.status = Some(status);
+        self.note_images(id, &images_before, &images_now);
+        self.note_node(id);
+        let Some(node) = self.nodes.get(&id) else { return false };
         if was == NodeState::Down && node.state() != was {
             self.note_return(id);
         }
@@ -391,7 +480,10 @@ impl World {
     }
     /// A node was removed from the cluster.
     pub fn remove_node(&mut self, id: NodeId) {
-        if self.nodes.remove(&id).is_some() {
+        if let Some(node) = self.nodes.remove(&id) {
+            let images = node.facts().map(|facts| facts.images.clone()).unwrap_or_default();
+            self.note_images(id, &images, &[]);
+            self.note_node(id);
             self.mark_all();
             self.settle_passage();
         }
@@ -433,6 +525,14 @@ impl World {
     /// A revision as it is stored.
     pub fn insert_revision(&mut self, revision: ServiceRevision) {
         let (key, generation) = (revision.key.clone(), revision.generation);
+        let policy = &revision.spec.policy;
+        let asked = revision.spec.placement.constraints.iter().map(|constraint| constraint.key.as_str());
+        let asked = asked.chain(revision.spec.placement.spread.iter().map(String::as_str));
+        let asked = asked.chain(policy.affinity.iter().map(|wish| wish.scope.as_str()));
+        let asked = asked.chain(policy.availability.iter().map(|minimum| minimum.over.as_str()));
+        self.index.group_by(asked, &self.nodes, &self.loads);
+        let usual = Arc::new(Holding::of(&revision));
+        self.usual_holdings.entry(key.clone()).or_default().insert(generation, usual);
         let revisions = self.revisions.entry(key.clone()).or_default();
         if revisions.insert(generation, Arc::new(revision)).is_none() {
             self.mark(&key.app);
@@ -451,6 +551,12 @@ impl World {
             revisions.remove(&generation);
             if revisions.is_empty() {
                 self.revisions.remove(key);
+            }
+        }
+        if let Some(usual) = self.usual_holdings.get_mut(key) {
+            usual.remove(&generation);
+            if usual.is_empty() {
+                self.usual_holdings.remove(key);
             }
         }
     }
@@ -523,6 +629,17 @@ impl World {
             // Tasks of other apps that are on it move with it.
             self.mark_all();
         }
+        if !self.networks_of_app.contains_key(&network.app) {
+            self.networks_of_app.insert(network.app.clone(), BTreeSet::new());
+        }
+        if let Some(ids) = self.networks_of_app.get_mut(&network.app) {
+            ids.insert(network.id);
+        }
+        if network.vips.is_empty() {
+            self.networks_with_vips.remove(&network.id);
+        } else {
+            self.networks_with_vips.insert(network.id);
+        }
         if self.networks.insert(network.id, Arc::new(network)).is_none() {
             // Any app of the environment may have waited for it as an external one.
             self.mark_all();
@@ -531,6 +648,13 @@ impl World {
     /// A network is gone.
     pub fn remove_network(&mut self, id: NetworkId) {
         if let Some(network) = self.networks.remove(&id) {
+            self.networks_with_vips.remove(&id);
+            if let Some(ids) = self.networks_of_app.get_mut(&network.app) {
+                ids.remove(&id);
+                if ids.is_empty() {
+                    self.networks_of_app.remove(&network.app);
+                }
+            }
             let name = (network.app.clone(), network.name.clone());
             if self.networks_by_name.get(&name) == Some(&id) {
                 self.networks_by_name.remove(&name);
@@ -565,6 +689,12 @@ impl World {
         match change {
             Change::CreateTask(task) => self.insert_task(task.clone()),
             Change::StopTask { task, reason } => self.edit_task(*task, |task| task.stop = Some(*reason)),
+            Change::PreemptTask { task, makes_room_for } => self.edit_task(*task, |task| {
+                if task.stop.is_none() {
+                    task.stop = Some(StopReason::Preempted);
+                    task.makes_room_for = Some(makes_room_for.clone());
+                }
+            }),
             Change::DrainedTask { task, at, .. } => {
                 self.edit_task(*task, |task| task.drained = task.drained.or(Some(*at)));
             }
@@ -622,6 +752,9 @@ impl World {
         }
         self.note_passage(&task, old.is_some_and(|old| old.is_ready()));
         self.mark(&task.service.app);
+        if task.stop == Some(StopReason::Preempted) {
+            self.preempted.insert(task.id);
+        }
         if task.hook.is_some() {
             self.hooks_of_app.entry(task.service.app.clone()).or_default().insert(task.id);
         } else {
@@ -630,9 +763,7 @@ impl World {
         if let Some(node) = task.node {
             self.tasks_on_node.entry(node).or_default().insert(task.id);
         }
-        for address in task.addresses.values() {
-            self.addresses.entry(*address).or_default().insert(task.id);
-        }
+        self.addresses.extend(task.addresses.values().map(|address| (*address, task.id)));
         let task = Arc::new(task);
         self.count_holding(&task);
         self.tasks.insert(task.id, task);
@@ -640,29 +771,196 @@ impl World {
     fn unindex(&mut self, task: &Task) {
         withdraw(&mut self.tasks_of_service, &task.service, task.id);
         withdraw(&mut self.hooks_of_app, &task.service.app, task.id);
+        self.preempted.remove(&task.id);
         if let Some(node) = task.node {
             withdraw(&mut self.tasks_on_node, &node, task.id);
         }
         for address in task.addresses.values() {
-            withdraw(&mut self.addresses, address, task.id);
+            self.addresses.remove(&(*address, task.id));
         }
         self.release_holding(task.id);
     }
     fn count_holding(&mut self, task: &Task) {
-        let Some(node) = task.node.filter(|_| !task.is_over()) else { return };
-        let holding = self
-            .revision_of(&task.service, task.generation)
-            .map(|revision| Holding::of_task(revision, task))
-            .unwrap_or_default();
-        self.loads.entry(node).or_default().add(&task.service, &holding);
-        self.holdings.insert(task.id, (node, task.service.clone(), holding));
+        let Some(id) = task.node.filter(|_| !task.is_over()) else { return };
+        let (holding, service) = (self.holding_of(task), self.intern(&task.service));
+        self.loads.entry(id).or_default().add(&service, &holding);
+        let nodes = match self.nodes_of_service.get_mut(&*service) {
+            Some(nodes) => nodes,
+            None => self.nodes_of_service.entry(Arc::clone(&service)).or_default(),
+        };
+        *nodes.entry(id).or_default() += 1;
+        self.holdings.insert(task.id, Held { node: id, service, holding });
+        self.note_load(id);
     }
     fn release_holding(&mut self, id: TaskId) {
-        if let Some((node, service, holding)) = self.holdings.remove(&id)
-            && let Some(load) = self.loads.get_mut(&node)
-        {
+        let Some(Held { node, service, holding }) = self.holdings.remove(&id) else { return };
+        if let Some(load) = self.loads.get_mut(&node) {
             load.subtract(&service, &holding);
         }
+        if let Some(nodes) = self.nodes_of_service.get_mut(&*service) {
+            decrement(nodes, &node);
+            if nodes.is_empty() {
+                self.nodes_of_service.remove(&*service);
+                self.keys.remove(&*service);
+            }
+        }
+        self.note_load(node);
+    }
+    fn note_load(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get(&id) {
+            self.index.set_load(node, self.loads.get(&id));
+        }
+    }
+    fn intern(&mut self, service: &ServiceKey) -> Arc<ServiceKey> {
+        let known = self.interned(service);
+        if Arc::strong_count(&known) == 1 {
+            self.keys.insert(Arc::clone(&known));
+        }
+        known
+    }
+    /// A node is new or has changed.
+    fn note_node(&mut self, id: NodeId) {
+        self.windowed.remove(&id);
+        self.gateways.remove(&id);
+        match self.nodes.get(&id) {
+            Some(node) => {
+                self.index.put(node, self.loads.get(&id));
+                if !node.record.scheduling.windows.is_empty() {
+                    self.windowed.insert(id);
+                }
+                if node.record.roles.gateway {
+                    self.gateways.insert(id);
+                }
+            }
+            None => self.index.remove(id),
+        }
+    }
+    /// A node has these images now, and not those.
+    fn note_images(&mut self, id: NodeId, before: &[String], now: &[String]) {
+        if before == now {
+            return;
+        }
+        for image in before {
+            if let Some(nodes) = self.images.get_mut(image) {
+                nodes.remove(&id);
+                if nodes.is_empty() {
+                    self.images.remove(image);
+                }
+            }
+        }
+        for image in now {
+            self.images.entry(image.clone()).or_default().insert(id);
+        }
+    }
+}
+
+/// What placement reads beside the records.
+impl World {
+    /// How services are placed whose files do not say it.
+    pub fn set_placement_defaults(&mut self, defaults: PlacementDefaults) {
+        if self.placement != defaults {
+            self.placement = defaults;
+            self.mark_all();
+        }
+    }
+    /// How services are placed whose files do not say it.
+    pub const fn placement_strategy(&self) -> PlacementStrategy {
+        self.placement.strategy
+    }
+    /// The next moment at which somebody begins to work on a node, or is done.
+    pub(crate) fn next_window_edge(&self, now: Timestamp) -> Option<Timestamp> {
+        let nodes = self.windowed.iter().filter_map(|id| self.nodes.get(id));
+        nodes.filter_map(|node| node.record.scheduling.next_edge(now)).min()
+    }
+    /// The one copy of a service's key, or one of its own.
+    pub(crate) fn interned(&self, service: &ServiceKey) -> Arc<ServiceKey> {
+        self.keys.get(service).map_or_else(|| Arc::new(service.clone()), Arc::clone)
+    }
+    /// What an unfinished task holds of its node.
+    pub(crate) fn holding_of(&self, task: &Task) -> Arc<Holding> {
+        if task.hook.is_none() && task.ports.is_empty() {
+            let usual = self.usual_holdings.get(&task.service);
+            return usual.and_then(|usual| usual.get(&task.generation)).map(Arc::clone).unwrap_or_default();
+        }
+        let revision = self.revision_of(&task.service, task.generation);
+        Arc::new(revision.map(|revision| Holding::of_task(revision, task)).unwrap_or_default())
+    }
+    /// The nodes that have unfinished tasks of a service, and how many.
+    pub(crate) fn where_is(&self, service: &ServiceKey) -> impl Iterator<Item = (NodeId, u32)> + use<'_> {
+        self.nodes_of_service.get(service).into_iter().flatten().map(|(id, count)| (*id, *count))
+    }
+    /// What a service's file says now.
+    pub(crate) fn current_spec(&self, key: &ServiceKey) -> Option<&ServiceSpec> {
+        let record = self.service(key).filter(|record| !record.removed)?;
+        self.revision_of(key, record.generation).map(|revision| &revision.spec)
+    }
+    /// How important the tasks of a revision are: what its service says, or else its app.
+    pub(crate) fn priority_of(&self, revision: &ServiceRevision) -> Priority {
+        let own = revision.spec.policy.priority;
+        own.unwrap_or_else(|| {
+            let release = self.release(&revision.key.app, revision.release);
+            release.map(|release| release.spec.policy.priority).unwrap_or_default()
+        })
+    }
+    /// The services that are less important than that, and how important they are.
+    pub(crate) fn services_below(&self, priority: Priority) -> BTreeMap<ServiceKey, Priority> {
+        let of = |record: &ServiceRecord| {
+            let revision = self.revision_of(&record.key, record.generation)?;
+            Some((record.key.clone(), self.priority_of(revision)))
+        };
+        let all = self.services.values().filter_map(|record| of(record));
+        all.filter(|(_, own)| *own < priority).collect()
+    }
+    /// Tasks that were stopped to make room for others, as long as they are kept.
+    pub(crate) fn preempted(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.known(Some(&self.preempted))
+    }
+    fn nodes_with_image(&self, image: &Image) -> impl Iterator<Item = &BTreeSet<NodeId>> {
+        let names = [Some(image.reference.as_str()), image.digest.as_deref()];
+        names.into_iter().flatten().filter_map(|name| self.images.get(name))
+    }
+    /// Whether some node is known to have an image.
+    pub(crate) fn is_image_known(&self, image: &Image) -> bool {
+        !self.images.is_empty() && self.nodes_with_image(image).next().is_some()
+    }
+    /// Whether a node is known to have an image.
+    pub(crate) fn has_image(&self, node: NodeId, image: &Image) -> bool {
+        self.nodes_with_image(image).any(|nodes| nodes.contains(&node))
+    }
+    /// The nodes that are known to have an image, unless they are more than that.
+    pub(crate) fn nodes_with(&self, image: &Image, most: usize) -> Option<Vec<NodeId>> {
+        let mut nodes = Vec::new();
+        for known in self.nodes_with_image(image) {
+            if nodes.len() + known.len() > most {
+                return None;
+            }
+            nodes.extend(known.iter().copied());
+        }
+        Some(nodes)
+    }
+    /// The nodes that are known to have an image that people call so, or have tasks of it. Without a tag any will do.
+    pub(crate) fn nodes_near_image(&self, wanted: &str) -> BTreeSet<NodeId> {
+        let is_it = |reference: &str| reference == wanted || untagged(reference) == wanted;
+        let known = self.images.iter().filter(|(image, _)| is_it(image)).flat_map(|(_, nodes)| nodes);
+        let mut nodes: BTreeSet<NodeId> = known.copied().collect();
+        for service in self.nodes_of_service.keys() {
+            let record = self.service(service);
+            let revision = record.and_then(|record| self.revision_of(service, record.generation));
+            if revision.is_some_and(|revision| is_it(&revision.image.reference)) {
+                nodes.extend(self.where_is(service).map(|(id, _)| id));
+            }
+        }
+        nodes
+    }
+}
+
+/// An image's name without what says which one of that name.
+fn untagged(reference: &str) -> &str {
+    let name = reference.split('@').next().unwrap_or(reference);
+    match name.rsplit_once(':') {
+        // A registry's port is no tag.
+        Some((name, tag)) if !tag.contains('/') => name,
+        Some(_) | None => name,
     }
 }
 

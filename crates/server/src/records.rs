@@ -7,7 +7,7 @@ use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use wharf_model::{
     AddressPool, AppKey, AppRecord, EnvironmentName, Event, EventId, FileName, Generation, NetworkDefaults,
-    NetworkId, NetworkRecord, NodeId, NodeName, NodeRecord, NodeStatus, Release, ReleaseNumber, ServerId,
+    NetworkId, NetworkRecord, NodeId, NodeName, NodeRecord, NodeStatus, PlacementDefaults, Release, ReleaseNumber, ServerId,
     ServiceKey, ServiceRecord, ServiceRevision, Task, TaskId, TaskStatus, Timestamp, TokenId, VolumeId,
     VolumeRecord,
 };
@@ -33,8 +33,15 @@ pub struct ClusterRecord {
     /// What holds for networks whose files say nothing else.
     #[serde(default)]
     pub network: NetworkDefaults,
+    /// What holds for placement where files say nothing else.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placement: PlacementDefaults,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A server process, as it announces itself.

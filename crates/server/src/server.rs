@@ -203,6 +203,7 @@ pub async fn init(options: InitOptions, clock: &Arc<dyn Clock>) -> Result<Initia
         pool: options.pool,
         unique_local: Some(unique_local()),
         network: options.network,
+        placement: Default::default(),
         created_at: now,
     };
     let backend = open(&options.store, &folder, server).await?;

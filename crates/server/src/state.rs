@@ -492,6 +492,7 @@ impl State {
                 inner.world.pool = cluster.pool;
                 inner.world.unique_local = cluster.unique_local;
                 inner.world.set_network_defaults(&cluster.network);
+                inner.world.set_placement_defaults(cluster.placement);
                 inner.cluster = Some(cluster);
             }
             Record::Node(node) => inner.world.insert_node(node),

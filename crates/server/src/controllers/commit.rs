@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use wharf_engine::{Change, Ids};
 use wharf_model::{
-    AppKey, AppRecord, By, Event, EventKind, NodeId, Phase, Release, RolloutState, ServiceKey, Subject, Task,
-    TaskId, TaskStatus, Timestamp,
+    AppKey, AppRecord, By, Event, EventKind, NodeId, Phase, Release, RolloutState, ServiceKey, StopReason,
+    Subject, Task, TaskId, TaskStatus, Timestamp,
 };
 use wharf_store::{Batch, PORTABLE_BYTES, PORTABLE_KEYS};
 
@@ -150,6 +150,13 @@ impl<'a> Committer<'a> {
                 let message = format!("{} is to stop: {reason}", task.name());
                 self.event(ids, EventKind::Task, self.about_task(&task), message);
                 self.put_task(Task { stop: Some(reason), ..task });
+            }
+            Change::PreemptTask { task, makes_room_for } => {
+                let Some(task) = self.task(task).filter(|task| task.stop.is_none()) else { return };
+                let message = format!("{} is to stop: preempted by {makes_room_for}", task.name());
+                self.event(ids, EventKind::Task, self.about_task(&task), message);
+                let stop = Some(StopReason::Preempted);
+                self.put_task(Task { stop, makes_room_for: Some(makes_room_for), ..task });
             }
             Change::DrainedTask { task, at, under_way } => {
                 let Some(task) = self.task(task) else { return };
