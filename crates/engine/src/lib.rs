@@ -59,7 +59,7 @@ pub use obtained::{Obtained, given_certificates, hosts_to_certify};
 pub use pass::decide;
 pub use passage::{DrainFacts, Draining};
 pub use place::{
-    Apartness, Counterfactual, Explanation, NoPlace, NodeTerms, Pin, PinnedBy, Refusal, Remedy, RuleCount,
+    Apartness, Counterfactual, Explanation, NoPlace, NodeTerms, Pin, PinnedBy, Placer, Refusal, Remedy, RuleCount,
     Term, explain_service, explain_task,
 };
 pub use plan::{

@@ -9,6 +9,8 @@
 pub(crate) mod explain;
 pub(crate) mod index;
 pub(crate) mod preempt;
+#[cfg(test)]
+mod properties;
 pub(crate) mod refusal;
 pub(crate) mod rules;
 pub(crate) mod surroundings;
@@ -633,6 +635,52 @@ pub(crate) fn room_for(world: &World, revision: &ServiceRevision, tasks: u32) ->
         places.promise(node, &revision.key, &holding);
     }
     Ok(())
+}
+
+/// Places tasks one after another, each beside those before it: placement alone, without the rest of a pass. For benchmarks, and for whoever
+/// wants to know what would be.
+#[derive(Debug)]
+pub struct Placer<'w> {
+    places: Places<'w>,
+    placed: u64,
+    seed: u64,
+}
+impl<'w> Placer<'w> {
+    /// Begins with the world as it is at this time; `seed` is what chance is made of where a strategy leaves something to it.
+    pub fn new(world: &'w World, now: Timestamp, seed: u64) -> Self {
+        Self { places: Places::new(world, now), placed: 0, seed }
+    }
+    /// The node for one more task like this, which counts as placed from now on.
+    ///
+    /// # Errors
+    /// If no node can take it; then nothing has changed.
+    pub fn place(&mut self, revision: &ServiceRevision) -> Result<NodeId, NoPlace> {
+        let demand = self.demand(revision);
+        let node = self.places.find(&demand)?;
+        self.keep(&demand, node);
+        Ok(node)
+    }
+    /// The same by looking at every node: slow, and the same answer.
+    ///
+    /// # Errors
+    /// If no node can take it; then nothing has changed.
+    pub fn place_by_scan(&mut self, revision: &ServiceRevision) -> Result<NodeId, NoPlace> {
+        let demand = self.demand(revision);
+        let node = self.places.scan(&demand)?;
+        self.keep(&demand, node);
+        Ok(node)
+    }
+    fn demand<'d>(&self, revision: &'d ServiceRevision) -> Demand<'d> {
+        let mut demand = Demand::of(self.places.world, revision);
+        (demand.now, demand.seed) = (self.places.now, mixed(self.seed ^ mixed(self.placed)));
+        demand
+    }
+    fn keep(&mut self, demand: &Demand<'_>, node: NodeId) {
+        let mut holding = demand.holding.clone();
+        holding.add_ports(&self.places.ports(demand, node));
+        self.places.promise(node, demand.service, &holding);
+        self.placed += 1;
+    }
 }
 
 /// What is promised of the scarcer of memory and processor time, in thousandths.

@@ -176,6 +176,20 @@ impl Index {
     }
 }
 
+#[cfg(test)]
+impl Group {
+    /// Each of its nodes with all that is known of it.
+    pub(crate) fn standings(&self) -> Vec<String> {
+        let of = |tree: &Tree, leaf: usize| (tree.keys[leaf], tree.free[tree.room + leaf]);
+        let nodes = 0..self.emptiest.ids.len();
+        let line = |leaf| {
+            let (one, other) = (of(&self.emptiest, leaf), of(&self.fullest, leaf));
+            format!("{} {:?} {one:?} {other:?}", self.emptiest.ids[leaf], self.kind)
+        };
+        nodes.map(line).collect()
+    }
+}
+
 /// Whether a node takes tasks at all. What depends on the time is left to the filters.
 fn is_open(node: &Node) -> bool {
     node.record.availability == Availability::Active && node.state() == NodeState::Ready
