@@ -128,7 +128,7 @@ pub(crate) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(world: &'a World, app: &'a AppRecord, now: Timestamp, ids: &'a mut dyn Ids) -> Self {
+    pub(crate) fn new(world: &'a World, app: &'a AppRecord, now: Timestamp, ids: &'a mut dyn Ids) -> Self {
         let services: Vec<_> = world.services_of(&app.key).map(|record| service(world, record)).collect();
         let tasks = services.iter().map(|service| {
             let key = &service.record.key;
@@ -316,25 +316,21 @@ impl<'a> Pass<'a> {
     }
     pub(crate) fn create(&mut self, task: Task) {
         self.change(Change::CreateTask(task.clone()));
-        match (&task.hook, self.tasks.get_mut(&task.service)) {
-            (Some(_), _) => {
-                self.newest.clear();
-                self.hooks.push(Arc::new(task));
+        if task.hook.is_some() {
+            self.newest.clear();
+            return self.hooks.push(Arc::new(task));
+        }
+        // New ones are never older than what there is.
+        match self.newest.get_mut(&task.service) {
+            Some(newest) => *newest = task.created_at,
+            None => {
+                self.newest.insert(task.service.clone(), task.created_at);
             }
-            (None, tasks) => {
-                // New ones are never older than what there is.
-                match self.newest.get_mut(&task.service) {
-                    Some(newest) => *newest = task.created_at,
-                    None => {
-                        self.newest.insert(task.service.clone(), task.created_at);
-                    }
-                }
-                match tasks {
-                    Some(tasks) => tasks.push(Arc::new(task)),
-                    None => {
-                        self.tasks.insert(task.service.clone(), vec![Arc::new(task)]);
-                    }
-                }
+        }
+        match self.tasks.get_mut(&task.service) {
+            Some(tasks) => tasks.push(Arc::new(task)),
+            None => {
+                self.tasks.insert(task.service.clone(), vec![Arc::new(task)]);
             }
         }
     }

@@ -916,7 +916,7 @@ impl World {
         self.known(Some(&self.preempted))
     }
     fn nodes_with_image(&self, image: &Image) -> impl Iterator<Item = &BTreeSet<NodeId>> {
-        let names = [Some(image.reference.as_str()), image.digest.as_deref()];
+        let names = [Some(image.reference.as_str()), image.digest.as_deref(), image.id.as_deref()];
         names.into_iter().flatten().filter_map(|name| self.images.get(name))
     }
     /// Whether some node is known to have an image.
@@ -943,11 +943,13 @@ impl World {
         let is_it = |reference: &str| reference == wanted || untagged(reference) == wanted;
         let known = self.images.iter().filter(|(image, _)| is_it(image)).flat_map(|(_, nodes)| nodes);
         let mut nodes: BTreeSet<NodeId> = known.copied().collect();
-        for service in self.nodes_of_service.keys() {
-            let record = self.service(service);
-            let revision = record.and_then(|record| self.revision_of(service, record.generation));
-            if revision.is_some_and(|revision| is_it(&revision.image.reference)) {
-                nodes.extend(self.where_is(service).map(|(id, _)| id));
+        // Nodes may know an image by its digest alone.
+        for record in self.services.values() {
+            let revision = self.revision_of(&record.key, record.generation);
+            let Some(image) = revision.map(|revision| &revision.image) else { continue };
+            if is_it(&image.reference) {
+                nodes.extend(self.where_is(&record.key).map(|(id, _)| id));
+                nodes.extend(self.nodes_with_image(image).flatten());
             }
         }
         nodes

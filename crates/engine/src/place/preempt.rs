@@ -156,7 +156,7 @@ impl Places<'_> {
         let chosen = &gone[before..];
         let holds = |task: &&Arc<Task>| self.world.holding_of(task).memory.0;
         let highest = chosen.iter().map(|task| priority(task)).max().unwrap_or_default();
-        let oldest = chosen.iter().map(|task| task.id).min().unwrap_or(chosen.first()?.id);
+        let oldest = chosen.iter().map(|task| task.id).min()?;
         let harm = (highest, chosen.len(), chosen.iter().map(holds).sum(), Reverse(oldest));
         let tasks = chosen.iter().map(|task| task.id).collect();
         Some(Offer { harm, sacrifice: Sacrifice { node, tasks } })
