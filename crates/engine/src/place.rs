@@ -446,7 +446,10 @@ impl Session {
         places: &Places<'_>,
         demand: &Demand<'_>,
     ) -> &'s mut Self {
-        if known.as_ref().is_none_or(|session| session.service != *demand.service) {
+        let is_it = |session: &Self| {
+            session.service == *demand.service && session.strategy == demand.strategy
+        };
+        if !known.as_ref().is_some_and(is_it) {
             let service = demand.service.clone();
             *known = Some(Self { service, strategy: demand.strategy, finds: 0, trees: None });
         }
