@@ -153,6 +153,14 @@ fn what_is_wrong_below_x_wharf_is_said_at_its_place() {
             "availability: {at_least: 2, over: zone, soft: true}",
             "availability.over: `zone` is not a label of nodes [write `node.labels.zone`]",
         ),
+        (
+            "pool: \"a b\"",
+            "pool: `a b` is not a name for a pool [use at most 63 letters, digits, `-`, `_` and `.`]",
+        ),
+        (
+            "tolerations: [\"gpu:NoSchedule\"]",
+            "tolerations: `gpu:NoSchedule` names no taint [write `key` for any value of the taint, or `key=value`]",
+        ),
     ];
     for (line, wanted) in wrong {
         assert_eq!(said(&web(&format!("x-wharf: {{{line}}}"))), wanted, "{line}");

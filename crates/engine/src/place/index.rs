@@ -253,10 +253,6 @@ impl Tree {
     fn first(&self) -> Option<NodeId> {
         self.ids.first().copied()
     }
-    /// How many nodes there are.
-    pub(crate) const fn len(&self) -> usize {
-        self.ids.len()
-    }
     fn insert(&mut self, id: NodeId) -> usize {
         let leaf = self.ids.len();
         self.ids.push(id);

@@ -184,7 +184,8 @@ fn no_rule_is_broken(cluster: &Cluster) -> Result<(), TestCaseError> {
         for wish in spec(task).policy.affinity.iter().filter(|wish| !wish.soft) {
             let Neighbour::Apart(from) = &wish.to else { continue };
             let here = value(task, &wish.scope);
-            let mut others = world.tasks_of(&key(from.as_str()));
+            let other = key(from.as_str());
+            let mut others = world.tasks_of(&other);
             let beside = others.any(|other| {
                 other.id != task.id && !other.is_over() && here.is_some() && value(other, &wish.scope) == here
             });
