@@ -196,6 +196,40 @@ pub fn ours(fleet: &Fleet, case: &Case) -> Result<Outcome> {
     Ok(Outcome { report, took, notes })
 }
 
+/// Asks the app that is there already at these gateways, without pause, as long as `work` goes on.
+///
+/// # Errors
+/// If the clients cannot be started. What they meet is in the report.
+pub fn while_asked<T>(
+    fleet: &Fleet,
+    gateways: &[u8],
+    clients: &[(Kind, usize)],
+    work: impl FnOnce() -> T,
+) -> Result<(Report, T)> {
+    let targets: Vec<_> =
+        gateways.iter().map(|node| SocketAddr::from((fleet.node(*node).address(), 80))).collect();
+    for target in &targets {
+        try_wait_until(SOON, "the app answers", || answers(fleet, *target))?;
+    }
+    let plan = Plan {
+        clients: clients.to_vec(),
+        targets,
+        resolve: None,
+        host: HOST.to_owned(),
+        pause: Duration::from_millis(3),
+        may_fail: false,
+    };
+    let watch = Arc::new(Watch::default());
+    thread::scope(|scope| {
+        let asking = Arc::clone(&watch);
+        let load = scope.spawn(move || fleet.cluster.in_network(move || load::run(&plan, &asking)));
+        let done = work();
+        watch.stop();
+        let report = load.join().map_err(|_| anyhow!("the clients panicked"))???;
+        Ok((report, done))
+    })
+}
+
 /// `up` of what is there already ends at once.
 fn settled(fleet: &Fleet, file: &str) -> Result<()> {
     fleet.try_wharf(["up", "-y", "-f", file])?.text().map(drop)

@@ -9,12 +9,14 @@ mod defaults;
 mod network;
 mod releases;
 mod route;
+mod scheduling;
 
 pub use certificates::*;
 pub use defaults::*;
 pub use network::*;
 pub use releases::*;
 pub use route::*;
+pub use scheduling::*;
 
 use std::collections::BTreeMap;
 
@@ -152,6 +154,18 @@ pub struct Node {
     pub availability: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// The pool it belongs to: only services that ask for it come to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// What keeps off tasks that do not tolerate it: `key=value:NoSchedule`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<String>,
+    /// How much of it may be promised; 100 per cent if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overcommit: Option<Overcommit>,
+    /// When it is worked on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<MaintenanceWindow>,
     /// `agent`, `server`, `gateway`.
     pub roles: Vec<String>,
     /// Address other nodes reach it at.
@@ -233,6 +247,18 @@ pub struct NodeChange {
     pub labels: BTreeMap<String, String>,
     /// Labels to remove.
     pub remove_labels: Vec<String>,
+    /// The pool it is to belong to; none if empty.
+    pub pool: Option<String>,
+    /// Taints to set: `key=value:NoSchedule`. One of the same key and effect is replaced.
+    pub taints: Vec<String>,
+    /// Taints to remove: a whole one, or the key of all.
+    pub remove_taints: Vec<String>,
+    /// How much of it may be promised.
+    pub overcommit: Option<OvercommitChange>,
+    /// Maintenance windows to add.
+    pub windows: Vec<MaintenanceWindow>,
+    /// Take back every maintenance window there is, before adding any.
+    pub clear_windows: bool,
     /// Whether published ports listen on it.
     pub gateway: Option<bool>,
     /// Whether it is to make a new key of its WireGuard tunnels.

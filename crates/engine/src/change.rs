@@ -1,8 +1,7 @@
 //! What a decision consists of, and the generator of ids that it is handed.
 
 use wharf_model::{
-    AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeStatus, Release, ReleaseNumber,
-    ReleaseOutcome, Rollout, ServiceKey, ServiceRecord, ServiceRevision, SlotOf, StopReason, Task, TaskId, Timestamp,
+    AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeStatus, RebalanceRun, Release, ReleaseNumber, ReleaseOutcome, Relocation, Rollout, ServiceKey, ServiceRecord, ServiceRevision, SlotOf, StopReason, Task, TaskId, Timestamp,
     VolumeId, VolumeRecord,
 };
 
@@ -59,6 +58,15 @@ pub enum Change {
         /// The slot that it makes room for.
         makes_room_for: SlotOf,
     },
+    /// Where a task's slot is to move, or that it does not after all.
+    MoveTask {
+        /// The task.
+        task: TaskId,
+        /// The new value.
+        relocation: Relocation,
+    },
+    /// How far moves are that somebody asked for.
+    PutRebalanceRun(RebalanceRun),
     /// Nothing leads to a task that is no longer wanted, and what was under way with it has ended or gone on for long enough: its process may
     /// be asked to stop. Never taken back.
     DrainedTask {

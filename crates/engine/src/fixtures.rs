@@ -39,6 +39,7 @@ pub(crate) fn node(n: u8) -> Node {
             name: format!("n{n}").parse().unwrap(),
             generation: Generation(1),
             availability: Availability::Active,
+            available_since: None,
             labels: BTreeMap::new(),
             roles: Roles { server: n == 1, gateway: n == 1 },
             joined_at: Timestamp(0),

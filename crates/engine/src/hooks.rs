@@ -166,6 +166,8 @@ fn start(pass: &mut Pass<'_>, revision: &ServiceRevision, hook: TaskHook) -> Res
         drained: None,
         failures: 0,
         hook: Some(hook),
+        relocation: None,
+        moved_from: None,
         status: Default::default(),
     };
     pass.create(task.clone());

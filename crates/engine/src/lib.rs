@@ -11,6 +11,7 @@ mod backends;
 mod builder;
 mod change;
 mod choose;
+mod explain;
 #[cfg(test)]
 mod fixtures;
 mod history;
@@ -27,6 +28,8 @@ mod place;
 mod plan;
 #[cfg(test)]
 mod properties;
+mod quota;
+mod rebalance;
 mod rollout;
 mod routes;
 mod routing;
@@ -47,6 +50,7 @@ pub use assign::Assigner;
 pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
+pub use explain::{Departure, came, departures};
 pub use history::{
     compare, counted, is_as_wanted, plan_return, release_strategy, returned, rollback_target, strategies,
     strategy_of,
@@ -65,6 +69,11 @@ pub use place::{
 pub use plan::{
     Action, Operation, Plan, PlanRefusal, Request, Thing, noted_release, plan, plan_backend, plan_down,
     plan_pool, release, request,
+};
+pub use quota::{Wanted, wanted_by_app, wanted_in};
+pub use rebalance::{
+    Gain, Move, RebalancePlan, RebalanceScope, Share, Stays, begin_rebalance, decide_rebalance,
+    is_rebalancing, moving, plan_rebalance,
 };
 pub use routes::wanted_routes;
 pub use routing::{

@@ -10,9 +10,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 use wharf_model::{
-    AppKey, AppRecord, Availability, Generation, NetworkId, NetworkRecord, NodeId, NodeState, Phase,
-    PlacementStrategy, Release, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Slot, SlotOf,
-    StopReason, Task, TaskId, Timestamp, VolumeId, VolumeRecord,
+    AppKey, AppRecord, Availability, Generation, NetworkId, NetworkRecord, NodeId, NodeState, Phase, PlacementStrategy, Release, Relocation, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Slot, SlotOf, StopReason, Task, TaskId, Timestamp, VolumeId, VolumeRecord,
 };
 
 use crate::{
@@ -273,6 +271,11 @@ impl<'a> Pass<'a> {
         let at = self.now;
         self.change(Change::DrainedTask { task: task.id, at, under_way });
         self.edit(task, |task| task.drained = Some(at));
+    }
+    /// Where a task's slot is to move, or that it does not after all.
+    pub(crate) fn relocate(&mut self, task: &Task, relocation: Relocation) {
+        self.change(Change::MoveTask { task: task.id, relocation: relocation.clone() });
+        self.edit(task, |task| task.relocation = Some(relocation));
     }
     /// A task as this pass leaves it.
     pub(crate) fn task<'t>(&'t self, task: &'t Task) -> &'t Task {

@@ -321,7 +321,8 @@ impl World {
             | StopReason::Removed
             | StopReason::Withdrawn
             | StopReason::Drained
-            | StopReason::Preempted => false,
+            | StopReason::Preempted
+            | StopReason::Rebalanced => false,
         };
         if task.hook.is_some() {
             return false;
@@ -369,7 +370,10 @@ impl World {
         let revision = generation.and_then(|generation| self.revision_of(&task.service, generation));
         let Some(revision) = revision else { return USUAL_DRAIN.duration() };
         let replaced =
-            matches!(task.stop, Some(StopReason::Outdated | StopReason::Restarted | StopReason::Drained));
+            matches!(
+                task.stop,
+                Some(StopReason::Outdated | StopReason::Restarted | StopReason::Drained | StopReason::Rebalanced)
+            );
         if revision.spec.policy.drain.is_none() && replaced && !self.is_served_beside(task) {
             return GAP_DRAIN;
         }

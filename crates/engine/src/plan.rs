@@ -13,7 +13,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wharf_model::{
     AppKey, AppRecord, AppSpec, Backend, By, Generation, Image, Mode, NetworkMode, NetworkName,
-    NetworkRecord, NetworkSpec, Previous, Protocol, PublishMode, Release, ReleaseNote, ReleaseNumber,
+    NetworkRecord, NetworkSpec, Previous, Protocol, PublishMode, QuotaThing, Release, ReleaseNote, ReleaseNumber,
     Rollout, RolloutState, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, Timestamp,
     UpdateOrder, VolumeName,
 };
@@ -21,7 +21,9 @@ use wharf_model::{
 use crate::{
     Change, NetworkRefusal, RouteRefusal, World, history,
     network::{self, Moving},
-    place, routing, spec, strategy, tasks,
+    place,
+    quota::{self, Excess, Wanted},
+    routing, spec, strategy, tasks,
 };
 
 /// What happens to a thing.
@@ -241,6 +243,19 @@ pub enum PlanRefusal {
         /// Why not.
         because: String,
     },
+    /// The environment's quota leaves less than the app asks for.
+    Quota {
+        /// The app.
+        app: AppKey,
+        /// What there is too little of; the amounts are in its unit.
+        thing: QuotaThing,
+        /// How much the app would want.
+        wanted: u64,
+        /// How much others of the environment want.
+        others: u64,
+        /// How much there may be in all.
+        limit: u64,
+    },
     /// A release is neither through nor given up: nothing else of the app changes before it is.
     Undecided {
         /// What is under way, in words.
@@ -327,6 +342,18 @@ impl fmt::Display for PlanRefusal {
                 "a command around the release cannot have a container like those of service {service}: {because}; \
                  hint: name a service without that in `x-wharf.hooks`"
             ),
+            Self::Quota { app, thing, wanted, others, limit } => write!(
+                f,
+                "app {} would want {}, and the quota of environment {} leaves {} for it: other apps want {} of {}; \
+                 hint: ask for less, or raise it with `wharf quota set --env {3} --{thing} {}`",
+                app.name,
+                thing.amount(*wanted),
+                thing.amount(limit.saturating_sub(*others)),
+                app.environment,
+                thing.amount(*others),
+                thing.amount(*limit),
+                thing.argument(others.saturating_add(*wanted))
+            ),
             Self::Undecided { what } => write!(
                 f,
                 "{what} is being tried beside what serves; hint: `wharf rollout promote` or `wharf rollout abort` first, \
@@ -402,6 +429,7 @@ pub fn plan(world: &World, app: &AppKey, wanted: &AppSpec, images: &BTreeMap<Ser
     plan.policy(&current, wanted);
     plan.hooks(wanted);
     plan.ports(world, wanted);
+    plan.quota(world, wanted);
     routing::check(&mut plan, world, wanted);
     plan.warn(wanted);
     plan
@@ -913,6 +941,26 @@ impl Plan {
         }
     }
 
+    /// What the environment's quota has against it.
+    fn quota(&mut self, world: &World, wanted: &AppSpec) {
+        let mut after = Wanted::default();
+        for (name, service) in &wanted.services {
+            let wants = quota::wanted_by_spec(world, &self.app, name, service);
+            after += wants;
+            for thing in [QuotaThing::Cpus, QuotaThing::Memory, QuotaThing::Disk] {
+                let limited = world.quota(&self.app.environment).is_some_and(|quota| quota.limit(thing).is_some());
+                if limited && wants.tasks > 0 && wants.of(thing) == 0 {
+                    self.warnings.push(format!(
+                        "environment {} has a quota of {thing}, and service {name} neither reserves any nor has a limit: it counts for nothing",
+                        self.app.environment
+                    ));
+                }
+            }
+        }
+        let excess = quota::excess(world, &self.app, after).into_iter();
+        self.refusals.extend(excess.map(|excess| beyond_quota(&self.app, &excess)));
+    }
+
     /// Something outside Wharf may listen on a published port: on some gateways that is worth a warning, on all it cannot work.
     fn foreign(&mut self, world: &World, service: &ServiceName, port: u16) {
         let gateways: Vec<_> = world
@@ -969,6 +1017,11 @@ impl Plan {
             }
         }
     }
+}
+
+fn beyond_quota(app: &AppKey, excess: &Excess) -> PlanRefusal {
+    let Excess { thing, wanted, others, limit } = *excess;
+    PlanRefusal::Quota { app: app.clone(), thing, wanted, others, limit }
 }
 
 fn is_ingress(port: &wharf_model::PortSpec) -> bool {
@@ -1443,6 +1496,22 @@ pub fn request(
         Request::Restart(names) => restart(world, &current, names)?,
         Request::Down { .. } => Vec::new(),
     };
+    let asks_for_more = match request {
+        Request::Scale(_) | Request::Start(_) => true,
+        Request::Stop(_) | Request::Restart(_) | Request::Down { .. } => false,
+    };
+    if asks_for_more {
+        let after = current.services.values().map(|record| {
+            let changed = changes.iter().find_map(|change| match change {
+                Change::PutService(changed) if changed.key == record.key => Some(changed),
+                _ => None,
+            });
+            changed.unwrap_or(record).clone()
+        });
+        if let Some(excess) = quota::excess(world, app, quota::wanted_by(world, after)).first() {
+            return Err(beyond_quota(app, excess));
+        }
+    }
     let volumes = *request == Request::Down { volumes: true };
     let nothing = match request {
         Request::Down { .. } => record.removed && (record.remove_volumes || !volumes),

@@ -335,6 +335,48 @@ fn a_drained_node_is_left_without_a_gap() {
 }
 
 #[test]
+fn a_drained_node_is_left_by_as_many_slots_of_a_service_at_once_as_a_release_replaces() {
+    for (parallelism, most) in [(1, 1), (2, 2), (0, 6)] {
+        let mut cluster = Cluster::of(2);
+        cluster.set_availability(2, Availability::Pause);
+        let mut web = replicas(service("web"), 6);
+        web.update.parallelism = parallelism;
+        // A pause between two slots of a release is for watching what is new, and here nothing is.
+        web.update.delay = wharf_model::Millis::from_secs(3600);
+        cluster.up(&app(&[("web", web)]));
+        cluster.settle_for(Duration::from_secs(60), &mut |_| {});
+        cluster.set_availability(2, Availability::Active);
+        cluster.set_availability(1, Availability::Drain);
+        let mut seen = 0;
+        cluster.settle_for(Duration::from_secs(60), &mut |cluster| {
+            assert!(cluster.ready("web").len() >= 6, "what serves goes on");
+            let there = cluster.tasks("web").iter().filter(|task| !task.is_over() && !task.is_let_go()).count();
+            seen = seen.max(there - 6);
+        });
+        assert_eq!(seen, most, "parallelism {parallelism}");
+        assert!(cluster.ready("web").iter().all(|task| task.node == Some(node_id(2))));
+    }
+}
+
+#[test]
+fn a_slot_that_cannot_leave_keeps_no_other_from_leaving() {
+    let mut cluster = Cluster::of(3);
+    let mut web = replicas(service("web"), 3);
+    web.placement.max_replicas_per_node = Some(2);
+    cluster.set_availability(3, Availability::Pause);
+    cluster.up(&app(&[("web", web)]));
+    cluster.settle();
+    // Of two on the first node one finds a place.
+    let both = cluster.ready("web").iter().filter(|task| task.node == Some(node_id(1))).count();
+    assert_eq!(both, 2);
+    cluster.set_availability(1, Availability::Drain);
+    cluster.settle_for(Duration::from_secs(60), &mut |_| {});
+    let left = cluster.ready("web").iter().filter(|task| task.node == Some(node_id(1))).count();
+    assert_eq!(left, 1, "{}", cluster.waiting());
+    assert!(cluster.waiting().contains("stays on n1 for now"), "{}", cluster.waiting());
+}
+
+#[test]
 fn a_task_bound_to_its_data_stays_on_a_drained_node_and_says_why() {
     let mut cluster = Cluster::of(2);
     cluster.up(&app(&[("db", with_volume(service("mariadb"), "db_data"))]));

@@ -30,6 +30,8 @@ pub(crate) const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
 const CERTAIN: usize = 3;
 /// The same for tasks whose process never even started: a missing image stays missing.
 const CERTAIN_UNSTARTED: usize = 2;
+/// How long a task that is to take over a slot elsewhere, to make the cluster more even, may take to be ready.
+const MOVE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// How a seat or a whole service stands, as its rollout sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +119,8 @@ struct Seat {
     ended: Vec<Arc<Task>>,
     /// Where the seat's newest task is or was, of whatever generation.
     home: Option<NodeId>,
+    /// Where it is to move, if that is the only reason for which its task leaves.
+    bound_for: Option<NodeId>,
 }
 
 /// Whether a task may be made in a seat now.
@@ -160,13 +164,17 @@ impl Pass<'_> {
             return vec![Standing::Underway];
         };
         self.dependencies = None;
+        self.give_up_moves(service);
         let (seats, surplus) = self.seats(service, revision);
         let mut standings = Vec::new();
         for (task, why) in surplus {
             stop_and_wait(self, &task, why);
             standings.push(Standing::Underway);
         }
-        let mut turns = self.turns(service, revision, &seats);
+        let mut turns = Queue {
+            updates: self.turns(service, revision, &seats),
+            drains: self.drain_turns(revision, &seats),
+        };
         // Slots that serve nobody are replaced first.
         let mut order: Vec<_> = seats.iter().collect();
         order.sort_by_key(|seat| seat.leaving.iter().any(|(task, _)| task.is_ready()));
@@ -256,6 +264,7 @@ impl Pass<'_> {
             stopping: Vec::new(),
             ended: Vec::new(),
             home: tasks.last().and_then(|task| task.node),
+            bound_for: None,
         };
         for task in tasks.iter().rev() {
             if task.is_over() {
@@ -278,6 +287,8 @@ impl Pass<'_> {
                 seat.leaving.extend(replaced.map(|task| (task, StopReason::ScaledDown)));
             }
         }
+        let moves = seat.leaving.iter().all(|(_, why)| *why == StopReason::Rebalanced);
+        seat.bound_for = seat.leaving.first().filter(|_| moves).and_then(|(task, _)| task.bound_for());
         seat
     }
 
@@ -304,6 +315,9 @@ impl Pass<'_> {
         };
         if node.is_some_and(leaves) {
             return Some(StopReason::Drained);
+        }
+        if task.bound_for().is_some() {
+            return Some(StopReason::Rebalanced);
         }
         // What it shares ends with the task that it shares it with.
         let kept = |other: &Arc<Task>| other.node == task.node && other.id < task.id;
@@ -385,12 +399,65 @@ impl Pass<'_> {
         Some(until).filter(|until| of_this_rollout && *until > self.now)
     }
 
+    /// How many more seats may leave nodes that are being drained: as with a release, no more than `parallelism` of them have a task too
+    /// many, or none, at once. There is nothing new to be watched, so what a release waits for between two does not count.
+    fn drain_turns(&self, revision: &ServiceRevision, seats: &[Seat]) -> Turns {
+        let drained = |why: &StopReason| *why == StopReason::Drained;
+        let parallelism = self.update_policy(&revision.spec).parallelism;
+        if parallelism == 0 || !seats.iter().any(|seat| seat.leaving.iter().any(|(_, why)| drained(why))) {
+            return Turns::All;
+        }
+        let busy = seats.iter().filter(|seat| {
+            let mut before = seat.stopping.iter().chain(seat.ended.first());
+            let follows = before.any(|task| task.stop.as_ref().is_some_and(drained));
+            let draining = seat.stopping.iter().any(|task| task.is_draining());
+            match &seat.current {
+                Some(current) => !seat.leaving.is_empty() || draining || (follows && !current.is_ready()),
+                None => seat.leaving.is_empty() && follows,
+            }
+        });
+        let left = usize::try_from(parallelism).unwrap_or(usize::MAX).saturating_sub(busy.count());
+        Turns::Some { left, parallelism }
+    }
+
+    /// Moves that have failed once, or take too long, are given up: the slot stays where it is.
+    fn give_up_moves(&mut self, service: &Service<'_>) {
+        let moving: Vec<_> = self
+            .living(&service.record.key)
+            .filter(|task| task.bound_for().is_some() && service.owns(task))
+            .cloned()
+            .collect();
+        for task in moving {
+            let Some(relocation) = &task.relocation else { continue };
+            let attempts = self.tasks_of(&service.record.key).iter().filter(|other| {
+                other.slot == task.slot && other.moved_from.is_some() && other.created_at >= relocation.at
+            });
+            let attempts: Vec<_> = attempts.cloned().collect();
+            let until = relocation.at + MOVE_PATIENCE;
+            let node = self.node_name(Some(relocation.to));
+            if let Some(ended) = attempts.iter().find(|other| other.is_over()) {
+                self.give_up_move(&task, format!("its new task on {node} ended: {}", ending(ended)));
+            } else if attempts.iter().any(|other| other.is_ready()) {
+                // It has moved, and the old task is about to stop.
+            } else if until <= self.now {
+                self.give_up_move(&task, format!("its new task on {node} was not ready in time"));
+            } else {
+                self.out.wake(until);
+            }
+        }
+    }
+    fn give_up_move(&mut self, task: &Task, why: String) {
+        if let Some(relocation) = task.relocation.clone() {
+            self.relocate(task, wharf_model::Relocation { given_up: Some(why), ..relocation });
+        }
+    }
+
     fn fill_seat(
         &mut self,
         service: &Service<'_>,
         revision: &ServiceRevision,
         seat: &Seat,
-        turns: &mut Turns,
+        turns: &mut Queue,
     ) -> Standing {
         for task in &seat.stopping {
             wait_for_stop(self, task);
@@ -498,7 +565,7 @@ impl Pass<'_> {
         service: &Service<'_>,
         revision: &ServiceRevision,
         seat: &Seat,
-        turns: &mut Turns,
+        turns: &mut Queue,
     ) -> Standing {
         let about = self.about_seat(revision, seat);
         let leaving: Vec<_> = seat.leaving.iter().filter(|(_, why)| *why != StopReason::Unhealthy).collect();
@@ -512,10 +579,10 @@ impl Pass<'_> {
             self.wait(about, reason);
             return Standing::Underway;
         }
-        if updated
-            && !begun
-            && let Some(reason) = turns.refused()
-        {
+        let drains = leaving.iter().any(|(_, why)| *why == StopReason::Drained);
+        let refused = [(updated && !begun, &turns.updates), (drains, &turns.drains)];
+        let refused = refused.into_iter().filter(|(counts, _)| *counts).find_map(|(_, turns)| turns.refused());
+        if let Some(reason) = refused {
             self.wait(about, reason);
             return Standing::Underway;
         }
@@ -540,7 +607,10 @@ impl Pass<'_> {
             }
         };
         if updated && !begun {
-            turns.take();
+            turns.updates.take();
+        }
+        if drains {
+            turns.drains.take();
         }
         if leaving.is_empty() {
             if !self.must_wait_for(revision, seat) {
@@ -579,7 +649,8 @@ impl Pass<'_> {
         failures: u32,
         leaving: &[&(Arc<Task>, StopReason)],
     ) {
-        let moves = leaving.iter().all(|(_, why)| *why == StopReason::Drained);
+        let moves =
+            leaving.iter().all(|(_, why)| matches!(why, StopReason::Drained | StopReason::Rebalanced));
         let order = self.update_policy(&revision.spec).order;
         if spec::stop_first(&revision.spec, order, !moves).is_none() {
             self.start(revision, seat, failures, leaving);
@@ -639,6 +710,8 @@ impl Pass<'_> {
             drained: None,
             failures,
             hook: None,
+            relocation: None,
+            moved_from: seat.bound_for.and_then(|_| leaving.first()?.0.node),
             status: Default::default(),
         };
         let about = self.about(&task);
@@ -665,6 +738,12 @@ impl Pass<'_> {
             && let Some(reason) = self.make_room(demand)
         {
             return self.wait(self.about_seat(revision, seat), reason);
+        }
+        if let (Some(to), Some((task, _))) = (seat.bound_for, leaving.first()) {
+            let why = format!("{} does not take it: {}", self.node_name(Some(to)), because.refused());
+            self.give_up_move(task, why);
+            let (about, node) = (self.about(task), self.node_name(task.node));
+            return self.wait(about, Reason::Stays { node, why: StopReason::Rebalanced, because });
         }
         let down = |id: &NodeId| self.state(Some(*id)) == Some(NodeState::Down);
         let volume = self.local_volume(&revision.spec);
@@ -748,7 +827,8 @@ impl Pass<'_> {
     }
     /// What ties the seat's next task to certain nodes.
     fn pin(&self, revision: &ServiceRevision, seat: &Seat) -> Option<Pin> {
-        if let Some(node) = seat.node {
+        // There, or not at all.
+        if let Some(node) = seat.node.or(seat.bound_for) {
             return Some(Pin { nodes: vec![node], by: PinnedBy::Global });
         }
         let mut beside: Option<Pin> = None;
@@ -962,6 +1042,14 @@ impl Pass<'_> {
             task: task.or_else(|| seat.ended.first().map(|task| task.id)),
         }
     }
+}
+
+/// What of a service's seats may change in one pass.
+struct Queue {
+    /// By a newer release, or because somebody asked for a restart.
+    updates: Turns,
+    /// Because their nodes are being drained.
+    drains: Turns,
 }
 
 /// What of a service's replacement may begin in one pass.

@@ -554,6 +554,7 @@ impl fmt::Display for Draining {
 fn why_leaves(why: StopReason) -> &'static str {
     match why {
         StopReason::Drained => "that node is being drained",
+        StopReason::Rebalanced => "another node has less to do",
         StopReason::Outdated => "a newer release is to take its place",
         StopReason::Restarted => "it is to be restarted",
         StopReason::Preempted => "it makes room for a task of higher priority",

@@ -12,11 +12,7 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use wharf_model::{
-    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Figures, Generation, GivenPort, Image,
-    NetworkDefaults, NetworkId, NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus, Phase,
-    PlacementDefaults, PlacementStrategy, PortSpec, Priority, Protocol, PublishMode, Release, ReleaseNumber,
-    Revision, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, StopReason, Task, TaskId,
-    TaskStatus, Timestamp, VolumeId, VolumeName, VolumeRecord,
+    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, EnvironmentName, Figures, Generation, GivenPort, Image, NetworkDefaults, NetworkId, NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus, Phase, PlacementDefaults, PlacementStrategy, PortSpec, Priority, Protocol, PublishMode, Quota, QuotaRecord, RebalanceRun, Rebalancing, Release, ReleaseNumber, Revision, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, StopReason, Task, TaskId, TaskStatus, Timestamp, VolumeId, VolumeName, VolumeRecord,
 };
 
 use crate::{Change, passage::Passage, place::index::Index};
@@ -166,6 +162,11 @@ pub struct World {
     pub(crate) route_limit: Option<u32>,
     /// What holds for placement where files say nothing.
     pub(crate) placement: PlacementDefaults,
+    /// What the cluster moves by itself, and how fast anything is moved.
+    pub rebalancing: Rebalancing,
+    /// Moves that somebody asked for last.
+    rebalance_run: Option<Arc<RebalanceRun>>,
+    quotas: BTreeMap<EnvironmentName, Quota>,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     apps: BTreeMap<AppKey, Arc<AppRecord>>,
     services: BTreeMap<ServiceKey, Arc<ServiceRecord>>,
@@ -178,6 +179,8 @@ pub struct World {
 
     tasks_of_service: BTreeMap<ServiceKey, BTreeSet<TaskId>>,
     tasks_on_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
+    /// Those whose slots are to move, or were to.
+    relocated: BTreeSet<TaskId>,
     /// Of every task that has one, finished or not: subnets are disjoint, so an address says its network.
     addresses: BTreeSet<(Ipv4Addr, TaskId)>,
     networks_by_name: BTreeMap<(AppKey, NetworkName), NetworkId>,
@@ -305,6 +308,22 @@ impl World {
     pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = &Arc<Task>> {
         self.known(self.tasks_on_node.get(&node))
     }
+    /// The tasks whose slots are to move to another node, were to, or have; oldest first.
+    pub fn relocated(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.known(Some(&self.relocated))
+    }
+    /// The moves that somebody asked for last.
+    pub const fn rebalance_run(&self) -> Option<&Arc<RebalanceRun>> {
+        self.rebalance_run.as_ref()
+    }
+    /// How much the apps of an environment may want together, if that has a limit.
+    pub fn quota(&self, environment: &EnvironmentName) -> Option<&Quota> {
+        self.quotas.get(environment)
+    }
+    /// The quotas of all environments that have one.
+    pub fn quotas(&self) -> impl Iterator<Item = (&EnvironmentName, &Quota)> {
+        self.quotas.iter()
+    }
     /// Every network.
     pub fn networks(&self) -> impl Iterator<Item = &Arc<NetworkRecord>> {
         self.networks.values()
@@ -428,6 +447,18 @@ impl World {
             (self.backend, self.route_limit) = (defaults.backend, limit);
             self.mark_all();
         }
+    }
+    /// Moves that somebody asked for, as they are stored now; none if that was forgotten.
+    pub fn set_rebalance_run(&mut self, run: Option<RebalanceRun>) {
+        self.rebalance_run = run.map(Arc::new);
+    }
+    /// A quota as it is stored now.
+    pub fn insert_quota(&mut self, record: QuotaRecord) {
+        self.quotas.insert(record.environment, record.quota);
+    }
+    /// An environment has no quota any more.
+    pub fn remove_quota(&mut self, environment: &EnvironmentName) {
+        self.quotas.remove(environment);
     }
     /// A node joined or was changed by people.
     pub fn insert_node(&mut self, record: NodeRecord) {
@@ -695,6 +726,10 @@ impl World {
                     task.makes_room_for = Some(makes_room_for.clone());
                 }
             }),
+            Change::MoveTask { task, relocation } => {
+                self.edit_task(*task, |task| task.relocation = Some(relocation.clone()));
+            }
+            Change::PutRebalanceRun(run) => self.set_rebalance_run(Some(run.clone())),
             Change::DrainedTask { task, at, .. } => {
                 self.edit_task(*task, |task| task.drained = task.drained.or(Some(*at)));
             }
@@ -764,6 +799,9 @@ impl World {
             self.tasks_on_node.entry(node).or_default().insert(task.id);
         }
         self.addresses.extend(task.addresses.values().map(|address| (*address, task.id)));
+        if task.relocation.is_some() {
+            self.relocated.insert(task.id);
+        }
         let task = Arc::new(task);
         self.count_holding(&task);
         self.tasks.insert(task.id, task);
@@ -775,6 +813,7 @@ impl World {
         if let Some(node) = task.node {
             withdraw(&mut self.tasks_on_node, &node, task.id);
         }
+        self.relocated.remove(&task.id);
         for address in task.addresses.values() {
             self.addresses.remove(&(*address, task.id));
         }

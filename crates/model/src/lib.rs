@@ -14,6 +14,8 @@ mod network;
 mod node;
 mod placement;
 mod policy;
+mod quota;
+mod rebalance;
 mod release;
 mod rollout;
 mod spec;
@@ -54,6 +56,8 @@ pub use placement::{
     StableSlots, Taint, TaintEffect, Toleration,
 };
 pub use policy::*;
+pub use quota::{Quota, QuotaRecord, QuotaThing};
+pub use rebalance::{AutomaticRebalancing, MoveState, RebalanceRun, Rebalancing, Relocation, RunMove};
 pub use release::{GitSource, ReleaseNote, ReleaseOutcome};
 pub use rollout::{Asked, Figures, Promotion, ServiceProgress, SetRole, TaskSet};
 pub use spec::*;

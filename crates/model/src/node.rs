@@ -18,6 +18,9 @@ pub struct NodeRecord {
     pub generation: Generation,
     /// Whether it takes work.
     pub availability: Availability,
+    /// Since when; that of joining unless it was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_since: Option<Timestamp>,
     /// Labels, for constraints and preferences.
     pub labels: BTreeMap<String, String>,
     /// What else it is besides an agent.

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, Millis, NetworkName, NodeId, Protocol, ServiceKey, TaskId, Timestamp};
+use crate::{Generation, Millis, NetworkName, NodeId, Protocol, Relocation, ServiceKey, TaskId, Timestamp};
 
 /// A stable position of a service's task. Replicated services count from 1; the tasks of a global service all have slot 0 and differ by node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -57,6 +57,12 @@ pub struct Task {
     /// It runs a command around a release, once, and is no replica of its service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<TaskHook>,
+    /// Its slot is to move to another node, or was to and does not. Written by the leader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relocation: Option<Relocation>,
+    /// The node from which its slot was moved here to make the cluster more even. Written once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_from: Option<NodeId>,
     /// What its node last said of it. Stored apart, and written by the leader only.
     #[serde(default, skip_serializing)]
     pub status: TaskStatus,
@@ -77,6 +83,10 @@ impl Task {
     /// Whether its process is asked to stop, or was by a server that knew of no draining.
     pub fn is_let_go(&self) -> bool {
         self.stop.is_some() && (self.drained.is_some() || self.status.phase >= Phase::Stopping)
+    }
+    /// Where its slot is to move, unless that was given up.
+    pub fn bound_for(&self) -> Option<NodeId> {
+        self.relocation.as_ref().filter(|relocation| relocation.given_up.is_none()).map(|relocation| relocation.to)
     }
     /// What it is called: `<app>-<service>-<slot>`, as Compose names containers, and for global services the end of its id for the slot.
     /// One that runs a command around a release is `<app>-<service>-before-<number>` or `…-after-<number>`.
@@ -170,6 +180,8 @@ pub enum StopReason {
     Removed,
     /// Its node is being drained.
     Drained,
+    /// Its slot moves to a node that has less to do.
+    Rebalanced,
     /// Its node is down.
     NodeDown,
     /// Its health check failed.
@@ -190,6 +202,7 @@ impl fmt::Display for StopReason {
             Self::Stopped => "the service was stopped",
             Self::Removed => "the service was removed",
             Self::Drained => "its node is being drained",
+            Self::Rebalanced => "it moves to a node that has less to do",
             Self::NodeDown => "its node is down",
             Self::Unhealthy => "its health check failed",
             Self::Withdrawn => "its release was given up",
@@ -453,6 +466,8 @@ mod tests {
             drained: None,
             failures: 0,
             hook: None,
+            relocation: None,
+            moved_from: None,
             status: TaskStatus::default(),
         };
         task.status.phase = Phase::Running;

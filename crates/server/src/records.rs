@@ -7,7 +7,7 @@ use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use wharf_model::{
     AddressPool, AppKey, AppRecord, EnvironmentName, Event, EventId, FileName, Generation, NetworkDefaults,
-    NetworkId, NetworkRecord, NodeId, NodeName, NodeRecord, NodeStatus, PlacementDefaults, Release, ReleaseNumber, ServerId,
+    NetworkId, NetworkRecord, NodeId, NodeName, NodeRecord, NodeStatus, PlacementDefaults, QuotaRecord, RebalanceRun, Rebalancing, Release, ReleaseNumber, ServerId,
     ServiceKey, ServiceRecord, ServiceRevision, Task, TaskId, TaskStatus, Timestamp, TokenId, VolumeId,
     VolumeRecord,
 };
@@ -36,6 +36,9 @@ pub struct ClusterRecord {
     /// What holds for placement where files say nothing else.
     #[serde(default, skip_serializing_if = "is_default")]
     pub placement: PlacementDefaults,
+    /// What the cluster moves by itself to be more even, and how fast anything is moved.
+    #[serde(default)]
+    pub rebalancing: Rebalancing,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -87,6 +90,14 @@ pub struct LeaseRecord {
 /// two apps that want the same port at once the second sees the first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortsRecord {
+    /// The app.
+    pub app: AppKey,
+}
+
+/// Who has asked for something in an environment that has a quota last. Every change that may ask for more expects this as it read it and
+/// writes it, so that of two that would fit alone and not together the second sees the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaUseRecord {
     /// The app.
     pub app: AppKey,
 }
@@ -384,6 +395,12 @@ pub enum Record {
     Network(NetworkRecord),
     /// `volumes/ID`
     Volume(VolumeRecord),
+    /// `rebalance`
+    Rebalance(RebalanceRun),
+    /// `quotas/ENVIRONMENT`
+    Quota(QuotaRecord),
+    /// `quota-uses/ENVIRONMENT`
+    QuotaUse(QuotaUseRecord),
     /// `tokens/ID`
     Token(TokenRecord),
     /// `revoked/SERIAL`
@@ -439,6 +456,12 @@ pub enum Key {
     Network(NetworkId),
     /// A volume.
     Volume(VolumeId),
+    /// Moves that somebody asked for last.
+    Rebalance,
+    /// The quota of an environment.
+    Quota(EnvironmentName),
+    /// Who has asked for something in an environment with a quota last.
+    QuotaUse(EnvironmentName),
     /// A join token.
     Token(TokenId),
     /// A revoked certificate, by serial number.
@@ -489,6 +512,9 @@ impl std::fmt::Display for Key {
             Self::TaskStatus(id) => write!(f, "task-status/{id}"),
             Self::Network(id) => write!(f, "networks/{id}"),
             Self::Volume(id) => write!(f, "volumes/{id}"),
+            Self::Rebalance => f.write_str("rebalance"),
+            Self::Quota(environment) => write!(f, "quotas/{environment}"),
+            Self::QuotaUse(environment) => write!(f, "quota-uses/{environment}"),
             Self::Token(id) => write!(f, "tokens/{id}"),
             Self::Revoked(serial) => write!(f, "revoked/{serial}"),
             Self::Server(id) => write!(f, "servers/{id}"),
@@ -541,6 +567,7 @@ impl std::str::FromStr for Key {
                     "published-ports" => Self::Ports,
                     "acme" => Self::Acme,
                     "ticket-keys" => Self::TicketKeys,
+                    "rebalance" => Self::Rebalance,
                     _ => return None,
                 },
                 Some(("nodes", rest)) => Self::Node(id(rest)?),
@@ -560,6 +587,8 @@ impl std::str::FromStr for Key {
                 Some(("task-status", rest)) => Self::TaskStatus(id(rest)?),
                 Some(("networks", rest)) => Self::Network(id(rest)?),
                 Some(("volumes", rest)) => Self::Volume(id(rest)?),
+                Some(("quotas", rest)) => Self::Quota(id(rest)?),
+                Some(("quota-uses", rest)) => Self::QuotaUse(id(rest)?),
                 Some(("tokens", rest)) => Self::Token(id(rest)?),
                 Some(("revoked", rest)) => Self::Revoked(rest.to_owned()),
                 Some(("servers", rest)) => Self::Server(id(rest)?),
@@ -612,6 +641,9 @@ impl Record {
             Key::TaskStatus(id) => Self::TaskStatus(*id, value(key, bytes)?),
             Key::Network(_) => Self::Network(value(key, bytes)?),
             Key::Volume(_) => Self::Volume(value(key, bytes)?),
+            Key::Rebalance => Self::Rebalance(value(key, bytes)?),
+            Key::Quota(_) => Self::Quota(value(key, bytes)?),
+            Key::QuotaUse(_) => Self::QuotaUse(value(key, bytes)?),
             Key::Token(_) => Self::Token(value(key, bytes)?),
             Key::Revoked(serial) => Self::Revoked(serial.clone(), value(key, bytes)?),
             Key::Server(_) => Self::Server(value(key, bytes)?),
@@ -665,6 +697,9 @@ mod tests {
             Key::TaskStatus(TaskId::from_parts(1, [1; 10])),
             Key::Network(NetworkId::from_parts(1, [1; 10])),
             Key::Volume(VolumeId::from_parts(1, [1; 10])),
+            Key::Rebalance,
+            Key::Quota("prod".parse().unwrap()),
+            Key::QuotaUse("prod".parse().unwrap()),
             Key::Token(TokenId::from_parts(1, [1; 10])),
             Key::Revoked("ab12".into()),
             Key::Server(ServerId::from_parts(1, [1; 10])),

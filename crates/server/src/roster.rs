@@ -113,6 +113,7 @@ impl Roster for Stored {
                     roles: Roles { server: false, gateway: true },
                     joined_at: now,
                     certificate: admission.certificate.serial.clone(),
+                    available_since: None,
                     key_rotation: 0,
                     scheduling: Default::default(),
                 },

@@ -42,7 +42,7 @@ use wharf_store::{Backend, Batch, Embedded, Etcd, PORTABLE_KEYS, StoreError};
 
 use crate::{
     acme,
-    controllers::{self, apps::Apps, nodes::Nodes, reports, routes},
+    controllers::{self, apps::Apps, nodes::Nodes, rebalance::Rebalance, reports, routes},
     http::{
         self,
         extract::Json,
@@ -204,6 +204,7 @@ pub async fn init(options: InitOptions, clock: &Arc<dyn Clock>) -> Result<Initia
         unique_local: Some(unique_local()),
         network: options.network,
         placement: Default::default(),
+        rebalancing: Default::default(),
         created_at: now,
     };
     let backend = open(&options.store, &folder, server).await?;
@@ -489,6 +490,7 @@ impl Server {
         essential("store watch", Arc::clone(&self.state).follow(stop.clone()).boxed());
         essential("election", election.run(stop.clone()).boxed());
         essential("apps", controllers::drive(context.clone(), Apps::default(), stop.clone()).boxed());
+        essential("rebalance", controllers::drive(context.clone(), Rebalance::default(), stop.clone()).boxed());
         let nodes = Nodes::new(Arc::clone(&sessions), self.options.leases, Arc::clone(&self.clock));
         essential("nodes", controllers::drive(context.clone(), nodes, stop.clone()).boxed());
         essential(

@@ -493,6 +493,7 @@ impl State {
                 inner.world.unique_local = cluster.unique_local;
                 inner.world.set_network_defaults(&cluster.network);
                 inner.world.set_placement_defaults(cluster.placement);
+                inner.world.rebalancing = cluster.rebalancing;
                 inner.cluster = Some(cluster);
             }
             Record::Node(node) => inner.world.insert_node(node),
@@ -500,7 +501,7 @@ impl State {
                 inner.world.set_node_status(id, status);
             }
             // Read by nobody: it is their revisions that count.
-            Record::NodeName(_) | Record::Ports(_) => {}
+            Record::NodeName(_) | Record::Ports(_) | Record::QuotaUse(_) => {}
             Record::App(app) => inner.world.insert_app(app),
             Record::Release(release) => inner.world.insert_release(release),
             Record::Service(service) => inner.world.insert_service(service),
@@ -511,6 +512,8 @@ impl State {
             }
             Record::Network(network) => inner.world.insert_network(network),
             Record::Volume(volume) => inner.world.insert_volume(volume),
+            Record::Rebalance(run) => inner.world.set_rebalance_run(Some(run)),
+            Record::Quota(record) => inner.world.insert_quota(record),
             Record::Token(token) => {
                 inner.tokens.insert(token.id, token);
             }
@@ -601,7 +604,12 @@ fn remove(inner: &mut Inner, key: &Key, revision: Revision) {
         Key::Cluster => inner.cluster = None,
         Key::Node(id) => world.remove_node(*id),
         // Goes with what it is the status of.
-        Key::NodeStatus(_) | Key::TaskStatus(_) | Key::Lease | Key::NodeName(_) | Key::Ports => {}
+        Key::NodeStatus(_)
+        | Key::TaskStatus(_)
+        | Key::Lease
+        | Key::NodeName(_)
+        | Key::Ports
+        | Key::QuotaUse(_) => {}
         Key::App(app) => world.remove_app(app),
         Key::Release(app, number) => world.remove_release(app, *number),
         Key::Service(service) => world.remove_service(service),
@@ -609,6 +617,8 @@ fn remove(inner: &mut Inner, key: &Key, revision: Revision) {
         Key::Task(id) => world.remove_task(*id),
         Key::Network(id) => world.remove_network(*id),
         Key::Volume(id) => world.remove_volume(*id),
+        Key::Rebalance => world.set_rebalance_run(None),
+        Key::Quota(environment) => world.remove_quota(environment),
         Key::Token(id) => {
             inner.tokens.remove(id);
         }

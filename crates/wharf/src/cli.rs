@@ -150,6 +150,7 @@ impl Command {
             Self::Stop(args) => Some(&mut args.common.files),
             Self::Start(args) => Some(&mut args.common.files),
             Self::Top(args) => Some(&mut args.files),
+            Self::Explain(args) => Some(&mut args.files),
             Self::Rollout(args) => Some(args.files()),
             Self::Rollback(args) => Some(&mut args.which.files),
             Self::App(args) => args.files(),
@@ -161,6 +162,8 @@ impl Command {
             | Self::Route(_)
             | Self::Certificate(_)
             | Self::Node(_)
+            | Self::Quota(_)
+            | Self::Rebalance(_)
             | Self::Token(_)
             | Self::Context(_)
             | Self::Server(_)
@@ -201,6 +204,8 @@ pub(crate) enum Command {
     Stop(commands::lifecycle::Stop),
     /// Start stopped services
     Start(commands::lifecycle::Start),
+    /// Show why tasks are where they are, or why they are not
+    Explain(commands::explain::Explain),
     /// Show everything known of an app, service, task or node
     Inspect(commands::inspect::Inspect),
     /// Show what happens, as it happens
@@ -225,6 +230,10 @@ pub(crate) enum Command {
     Route(commands::route::Route),
     /// Look at machines and change them
     Node(commands::node::Node),
+    /// Move tasks to machines that have less to do
+    Rebalance(commands::rebalance::Rebalance),
+    /// Limit what the apps of an environment may have together
+    Quota(commands::quota::Quota),
     /// Make and end join tokens
     Token(commands::token::Token),
     /// Choose between clusters

@@ -158,6 +158,24 @@ impl<'a> Committer<'a> {
                 let stop = Some(StopReason::Preempted);
                 self.put_task(Task { stop, makes_room_for: Some(makes_room_for), ..task });
             }
+            Change::MoveTask { task, relocation } => {
+                let Some(task) = self.task(task) else { return };
+                let to = self.inner.world.node_name(relocation.to);
+                let message = match &relocation.given_up {
+                    None => format!("{} is to move to {to}: {}", task.name(), relocation.why),
+                    Some(why) => format!("{} stays where it is: {why}", task.name()),
+                };
+                self.event(ids, EventKind::Task, self.about_task(&task), message);
+                self.put_task(Task { relocation: Some(relocation), ..task });
+            }
+            Change::PutRebalanceRun(run) => {
+                if run.is_over() {
+                    let (done, dropped) = run.outcome();
+                    let message = format!("rebalancing {} is over: {done} moved, {dropped} did not", run.number);
+                    self.event(ids, EventKind::Server, Subject::default(), message);
+                }
+                self.put(Key::Rebalance, &run);
+            }
             Change::DrainedTask { task, at, under_way } => {
                 let Some(task) = self.task(task) else { return };
                 if under_way > 0 {

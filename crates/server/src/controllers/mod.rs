@@ -8,6 +8,7 @@ pub mod apps;
 pub mod commit;
 pub mod judge;
 pub mod nodes;
+pub mod rebalance;
 pub mod reports;
 pub mod routes;
 

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     controllers::commit::Committer,
     ids::RandomIds,
-    records::{Key, PortsRecord, encode},
+    records::{Key, PortsRecord, QuotaUseRecord, encode},
     state::Inner,
 };
 
@@ -786,6 +786,12 @@ impl Prepared {
                 release: current.map_or(0, |app| app.release.0),
             };
             return Ok((Writes::default(), applied));
+        }
+        if world.quota(&key.environment).is_some() {
+            // Of two apps that would fit alone and not together the second sees the first.
+            let place = Key::QuotaUse(key.environment.clone());
+            let bytes = encode(&place, &QuotaUseRecord { app: key.clone() });
+            writes.change = inner.expecting(writes.change, &place).put(place.to_string(), bytes);
         }
         let mut whole = Committer::whole(inner, now);
         let mut applied = v1::Applied { generation: 0, release: 0 };

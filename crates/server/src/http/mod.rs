@@ -10,12 +10,15 @@ mod catalogue;
 mod certificates;
 pub mod cluster;
 pub mod defaults;
+mod explain;
 pub mod extract;
 pub mod failure;
 pub mod files;
 pub mod networks;
 pub mod nodes;
 pub mod openapi;
+mod quotas;
+mod rebalance;
 mod releases;
 mod rollouts;
 mod route_files;
@@ -133,6 +136,14 @@ api! {
     delete "/v1/tokens/{token}" cluster::remove_token,
     get "/v1/doctor" cluster::doctor,
     post "/v1/doctor/network" networks::doctor,
+    get "/v1/quotas" quotas::list,
+    get "/v1/quotas/{environment}" quotas::get,
+    put "/v1/quotas/{environment}" quotas::change,
+    delete "/v1/quotas/{environment}" quotas::remove,
+    get "/v1/rebalance" rebalance::get,
+    post "/v1/rebalance" rebalance::begin,
+    delete "/v1/rebalance" rebalance::cancel,
+    put "/v1/rebalance-defaults" rebalance::change,
     get "/v1/network-defaults" defaults::get,
     put "/v1/network-defaults" defaults::change,
     get "/v1/networks" networks::list,
@@ -143,6 +154,7 @@ api! {
     get "/v1/gateways/metrics" routes::metrics,
     get "/v1/nodes" nodes::list,
     get "/v1/nodes/{node}" nodes::get,
+    get "/v1/nodes/{node}/drain" explain::node,
     patch "/v1/nodes/{node}" nodes::change,
     delete "/v1/nodes/{node}" nodes::remove,
     get "/v1/apps" apps::list,
@@ -151,6 +163,7 @@ api! {
     post "/v1/apps/{environment}/{app}/apply" apps::apply,
     post "/v1/apps/{environment}/{app}/builds" builds::known,
     post "/v1/apps/{environment}/{app}/builds/{service}" builds::build,
+    get "/v1/apps/{environment}/{app}/explain" explain::app,
     get "/v1/apps/{environment}/{app}/releases" releases::list,
     get "/v1/apps/{environment}/{app}/releases/{number}" releases::get,
     get "/v1/apps/{environment}/{app}/releases/{number}/diff/{other}" releases::diff,
@@ -160,6 +173,7 @@ api! {
     get "/v1/apps/{environment}/{app}/logs" streams::app_logs,
     get "/v1/tasks" apps::tasks,
     get "/v1/tasks/{task}" apps::task,
+    get "/v1/tasks/{task}/explain" explain::task,
     get "/v1/tasks/{task}/inspect" streams::inspect,
     post "/v1/tasks/{task}/exec" streams::exec,
     get "/v1/configs" files::configs,

@@ -3,7 +3,10 @@
 use axum::{Extension, extract::State};
 use wharf_api::{transport::Peer, v1};
 use wharf_engine::Node;
-use wharf_model::{Availability, By, EventKind, Generation, NodeId, NodeRecord, NodeState, Subject};
+use wharf_model::{
+    Availability, By, EventKind, Generation, MaintenanceWindow, NodeId, NodeRecord, NodeScheduling, NodeState,
+    Overcommit, Subject, Taint, Timestamp,
+};
 use wharf_store::Batch;
 
 use super::{
@@ -17,6 +20,12 @@ use crate::{
     state::Inner,
 };
 
+/// The most that may be promised of a node, in per cent of what it has.
+const MOST_PERCENT: u32 = 10_000;
+/// So many maintenance windows may lie ahead of a node.
+const MOST_WINDOWS: usize = 100;
+/// What a maintenance window is for, in bytes.
+const LONGEST_NOTE: usize = 200;
 /// How often a node is read and changed anew because somebody else wrote it meanwhile.
 const ATTEMPTS: usize = 10;
 
@@ -47,7 +56,7 @@ pub(super) async fn get(
     Ok(Json(views::node(&shared.state, &inner, node)))
 }
 
-/// Changes a node: its availability, labels, or whether it is a gateway.
+/// Changes a node: its availability, labels, how work comes to it, or whether it is a gateway.
 #[utoipa::path(patch, path = "/v1/nodes/{node}", params(("node" = String, Path)), request_body = v1::NodeChange,
     responses((status = 200, body = v1::Node), (status = 409, body = v1::Problem)))]
 pub(super) async fn change(
@@ -92,6 +101,9 @@ fn changed(shared: &Shared, name: &str, change: &v1::NodeChange, user: &By) -> A
     let mut said = Vec::new();
     if let Some(text) = &change.availability {
         record.availability = availability(text)?;
+        if record.availability != before.availability {
+            record.available_since = Some(shared.now());
+        }
         said.push(format!("is set to {}", record.availability));
     }
     for (key, value) in &change.labels {
@@ -104,6 +116,7 @@ fn changed(shared: &Shared, name: &str, change: &v1::NodeChange, user: &By) -> A
         }
         said.push(format!("has lost label {key}"));
     }
+    schedule(&mut record.scheduling, change, shared.now(), &mut said)?;
     if let Some(gateway) = change.gateway {
         record.roles.gateway = gateway;
         said.push(if gateway { "is a gateway" } else { "is no gateway any more" }.to_owned());
@@ -121,6 +134,109 @@ fn changed(shared: &Shared, name: &str, change: &v1::NodeChange, user: &By) -> A
     }
     let message = format!("node {} {}", record.name, said.join(", "));
     Ok((record.id, shared.with_event(batch, EventKind::Node, subject, message, Some(user.clone()))))
+}
+
+/// Changes how work comes to a node, and says what changes.
+fn schedule(
+    scheduling: &mut NodeScheduling,
+    change: &v1::NodeChange,
+    now: Timestamp,
+    said: &mut Vec<String>,
+) -> Answer<()> {
+    if let Some(pool) = &change.pool {
+        if pool.contains(char::is_whitespace) || pool.contains('=') {
+            return Err(Failure::invalid(format!("`{pool}` is no name of a pool"))
+                .hint("letters, digits, `-`, `_` and `.` are"));
+        }
+        scheduling.pool = Some(pool.clone()).filter(|pool| !pool.is_empty());
+        said.push(match &scheduling.pool {
+            Some(pool) => format!("belongs to pool {pool}"),
+            None => "belongs to no pool".to_owned(),
+        });
+    }
+    for text in &change.remove_taints {
+        let before = scheduling.taints.len();
+        scheduling.taints.retain(|taint| taint.key != *text && taint.to_string() != *text);
+        if scheduling.taints.len() == before {
+            let there: Vec<_> = scheduling.taints.iter().map(ToString::to_string).collect();
+            let hint = if there.is_empty() { "it has none".into() } else { format!("it has {}", there.join(", ")) };
+            return Err(Failure::not_found(format!("the node has no taint `{text}`")).hint(hint));
+        }
+        said.push(format!("has lost taint {text}"));
+    }
+    for text in &change.taints {
+        let taint: Taint =
+            text.parse().map_err(|error: wharf_model::InvalidTaint| Failure::invalid(error.to_string()))?;
+        scheduling.taints.retain(|other| (&other.key, other.effect) != (&taint.key, taint.effect));
+        said.push(format!("has taint {taint}"));
+        scheduling.taints.push(taint);
+        scheduling.taints.sort();
+    }
+    if let Some(wish) = &change.overcommit {
+        scheduling.overcommit = overcommit(scheduling.overcommit, wish)?;
+        let Overcommit { cpus, memory, limit_cpus, limit_memory } = scheduling.overcommit;
+        let limit = |what: &str, limit: Option<u32>| {
+            limit.map_or_else(String::new, |limit| format!(", limits of {what} up to {limit} %"))
+        };
+        said.push(format!(
+            "promises {cpus} % of its CPUs and {memory} % of its memory{}{}",
+            limit("CPUs", limit_cpus),
+            limit("memory", limit_memory)
+        ));
+    }
+    if change.clear_windows {
+        scheduling.windows.clear();
+        said.push("has no maintenance windows".to_owned());
+    }
+    // What is over tells nobody anything any more.
+    scheduling.windows.retain(|window| window.until > now);
+    for wish in &change.windows {
+        let window = window(wish, now)?;
+        let how = if window.drain { ", and its tasks move away meanwhile" } else { "" };
+        let note = if window.note.is_empty() { String::new() } else { format!(" ({})", window.note) };
+        let minutes = window.until.since(window.from).as_secs().div_ceil(60);
+        said.push(format!("is worked on for {minutes} min{note}{how}"));
+        scheduling.windows.push(window);
+        scheduling.windows.sort_by_key(|window| (window.from, window.until));
+    }
+    if scheduling.windows.len() > MOST_WINDOWS {
+        return Err(Failure::invalid(format!("a node has at most {MOST_WINDOWS} maintenance windows ahead")));
+    }
+    Ok(())
+}
+
+fn overcommit(before: Overcommit, wish: &v1::OvercommitChange) -> Answer<Overcommit> {
+    let factor = |wanted: Option<u32>, before: u32| match wanted {
+        None => Ok(before),
+        Some(percent @ 1..=MOST_PERCENT) => Ok(percent),
+        Some(wrong) => Err(Failure::invalid(format!("{wrong} % of a node cannot be promised"))
+            .hint(format!("give 1 to {MOST_PERCENT}; `wharf node pause` keeps new tasks away"))),
+    };
+    let limit = |wanted: Option<u32>, before: Option<u32>| match wanted {
+        None => Ok(before),
+        Some(0) => Ok(None),
+        Some(percent @ 1..=MOST_PERCENT) => Ok(Some(percent)),
+        Some(wrong) => Err(Failure::invalid(format!("limits cannot add up to {wrong} % of a node at most"))
+            .hint(format!("give 1 to {MOST_PERCENT}, or 0 for anything"))),
+    };
+    Ok(Overcommit {
+        cpus: factor(wish.cpus, before.cpus)?,
+        memory: factor(wish.memory, before.memory)?,
+        limit_cpus: limit(wish.limit_cpus, before.limit_cpus)?,
+        limit_memory: limit(wish.limit_memory, before.limit_memory)?,
+    })
+}
+
+fn window(wish: &v1::MaintenanceWindow, now: Timestamp) -> Answer<MaintenanceWindow> {
+    let v1::MaintenanceWindow { from, until, drain, note } = wish.clone();
+    if until <= from || until <= now.0 {
+        return Err(Failure::invalid("a maintenance window ends after it begins, and not before now")
+            .hint("times are in milliseconds since the epoch, by the servers' clock"));
+    }
+    if note.len() > LONGEST_NOTE {
+        return Err(Failure::invalid(format!("what a window is for is said in {LONGEST_NOTE} bytes at most")));
+    }
+    Ok(MaintenanceWindow { from: Timestamp(from), until: Timestamp(until), drain, note })
 }
 
 /// Removes a node from the cluster: its certificate is revoked, and its tasks count as lost.

@@ -3,7 +3,7 @@
 use wharf_api::v1;
 use wharf_engine::{Node, World};
 use wharf_model::{
-    AppKey, AppRecord, Bytes, Cpus, Event, Health, Image, Mode, NodeFacts, NodeRecord, Phase, PortSpec,
+    AppKey, AppRecord, Bytes, Cpus, Event, Health, Image, Mode, NodeFacts, NodeRecord, NodeScheduling, Overcommit, Phase, PortSpec,
     PublishMode, Rollout, RolloutState, ServiceKey, ServiceRecord, Slot, StopReason, Task, tunnel_address,
 };
 
@@ -29,6 +29,20 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
         since: node.status.as_ref().map_or(record.joined_at.0, |status| status.since.0),
         availability: record.availability.to_string(),
         labels: record.labels.clone(),
+        pool: record.scheduling.pool.clone(),
+        taints: record.scheduling.taints.iter().map(ToString::to_string).collect(),
+        overcommit: overcommit(&record.scheduling),
+        windows: record
+            .scheduling
+            .windows
+            .iter()
+            .map(|window| v1::MaintenanceWindow {
+                from: window.from.0,
+                until: window.until.0,
+                drain: window.drain,
+                note: window.note.clone(),
+            })
+            .collect(),
         roles: roles.list().into_iter().map(|role| role.to_string()).collect(),
         address: facts.map(|facts| facts.address.to_string()),
         platform: facts.map(|facts| facts.platform.to_string()),
@@ -53,6 +67,12 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
             .chain(wharf_engine::host_conflicts(&inner.world, node.record.id))
             .collect(),
     }
+}
+
+fn overcommit(scheduling: &NodeScheduling) -> Option<v1::Overcommit> {
+    let Overcommit { cpus, memory, limit_cpus, limit_memory } = scheduling.overcommit;
+    let said = scheduling.overcommit != Overcommit::default();
+    said.then_some(v1::Overcommit { cpus, memory, limit_cpus, limit_memory })
 }
 
 fn tunnels(record: &NodeRecord, facts: &NodeFacts) -> Option<v1::NodeTunnels> {

@@ -148,6 +148,7 @@ async fn ten_thousand_networks_come_and_go_and_nothing_is_given_twice_or_kept() 
         pool: AddressPool { range: "10.192.0.0/14".parse().unwrap(), prefix: 20 },
         network: Default::default(),
         placement: Default::default(),
+        rebalancing: Default::default(),
         unique_local: Default::default(),
         created_at: Timestamp(1),
     };

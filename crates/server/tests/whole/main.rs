@@ -13,6 +13,7 @@ mod handover;
 mod leader;
 mod leaks;
 mod releases;
+mod scheduling;
 mod state;
 mod streams;
 mod trials;

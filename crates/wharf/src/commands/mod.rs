@@ -12,6 +12,7 @@ pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod explain;
 pub(crate) mod files;
 pub(crate) mod gateway;
 pub(crate) mod inspect;
@@ -21,6 +22,8 @@ pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod progress;
 pub(crate) mod ps;
+pub(crate) mod quota;
+pub(crate) mod rebalance;
 pub(crate) mod rollback;
 pub(crate) mod rollout;
 pub(crate) mod route;
@@ -64,6 +67,7 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
         Command::Restart(args) => lifecycle::restart(args, global, &out).await,
         Command::Stop(args) => lifecycle::stop(args, global, &out).await,
         Command::Start(args) => lifecycle::start(args, global, &out).await,
+        Command::Explain(args) => explain::run(args, global, &out).await,
         Command::Inspect(args) => inspect::run(args, global, &out).await,
         Command::Events(args) => events::run(args, global, &out).await,
         Command::Top(args) => top::run(args, global, &out).await,
@@ -76,6 +80,8 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
         Command::Certificate(args) => certificate::run(args, global, &out).await,
         Command::Route(args) => route::run(args, global, &out).await,
         Command::Node(args) => node::run(args, global, &out).await,
+        Command::Quota(args) => quota::run(args, global, &out).await,
+        Command::Rebalance(args) => rebalance::run(args, global, &out).await,
         Command::Token(args) => token::run(args, global, &out).await,
         Command::Context(args) => context::run(args, global, &out),
         Command::Server(args) => server::run(args, global, &out).await,

@@ -12,7 +12,7 @@ use crate::{
     commands::{ago, confirm},
     connect::{Cluster, query},
     hint,
-    output::{Format, Output},
+    output::{Color, Format, Output},
 };
 
 /// Look at machines and change them
@@ -41,7 +41,7 @@ enum Verb {
     },
     /// Move a machine's tasks elsewhere, and give it no new ones
     #[command(
-        after_help = "Examples:\n  wharf node drain worker-2\n  wharf node activate worker-2     let it take tasks again"
+        after_help = "Tasks move as in a release: a new one is made elsewhere, serves and is led to before the old one drains and stops; of one service so many\nat once as its `update_config.parallelism` says. What cannot move is named with the reason, and waited for.\n\nExamples:\n  wharf node drain worker-2\n  wharf node activate worker-2     let it take tasks again"
     )]
     Drain {
         /// Name or id
@@ -83,6 +83,11 @@ enum Verb {
         #[arg(long)]
         no_gateway: bool,
     },
+    /// Change how work comes to a machine: its labels, pool, taints, overcommitment and maintenance
+    #[command(
+        after_help = "A pool keeps a machine for services that ask for it (`x-wharf.pool`), a taint keeps off those that do not tolerate it.\nWith `--overcommit` more is promised than there is, in per cent: cpus=200 lets tasks reserve twice the processors.\n\nExamples:\n  wharf node update worker-1 --label-add disk=ssd --label-rm zone\n  wharf node update worker-1 --pool batch           --pool '' takes it out again\n  wharf node update worker-1 --taint gpu:NoSchedule --taint-rm team\n  wharf node update worker-1 --overcommit cpus=200,memory=120\n  wharf node update worker-1 --maintenance 2h --drain --note 'new disks'\n  wharf node update worker-1 --maintenance 2h --from 2026-11-23T02:00:00Z\n  wharf node update worker-1 --no-maintenance"
+    )]
+    Update(Update),
     /// Give machines new keys of their WireGuard tunnels, without interrupting them
     #[command(
         after_help = "Each machine makes its key itself, and uses it once all others accept it; one machine after the other.\nKeys are also replaced when they are 30 days old.\n\nExamples:\n  wharf node rotate-key worker-2\n  wharf node rotate-key --all"
@@ -117,6 +122,78 @@ enum Verb {
     },
 }
 
+/// What of a machine changes.
+#[derive(Debug, clap::Args)]
+struct Update {
+    /// Name or id
+    node: String,
+    /// active, pause or drain; returns at once
+    #[arg(long, value_name = "WHICH")]
+    availability: Option<String>,
+    /// Set a label; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label_pair)]
+    label_add: Vec<(String, String)>,
+    /// Remove a label; may be given several times
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    /// The pool it belongs to; empty for none
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// Set a taint, KEY[=VALUE]:NoSchedule or :NoExecute; may be given several times
+    #[arg(long, value_name = "TAINT")]
+    taint: Vec<String>,
+    /// Remove a taint, or all of a key; may be given several times
+    #[arg(long, value_name = "TAINT")]
+    taint_rm: Vec<String>,
+    /// What may be promised of it, in per cent: cpus, memory, limit-cpus, limit-memory
+    #[arg(long, value_name = "WHAT=PERCENT,…", value_parser = overcommit)]
+    overcommit: Option<Factors>,
+    /// It is worked on for so long: 30m, 2h
+    #[arg(long, value_name = "TIME", value_parser = super::token::ttl)]
+    maintenance: Option<u64>,
+    /// When that begins: a time such as 2026-11-23T02:00:00Z [default: now]
+    #[arg(long, value_name = "TIME", requires = "maintenance")]
+    from: Option<jiff::Timestamp>,
+    /// Its tasks move away meanwhile
+    #[arg(long, requires = "maintenance")]
+    drain: bool,
+    /// What is worked on
+    #[arg(long, value_name = "TEXT", requires = "maintenance", default_value = "", hide_default_value = true)]
+    note: String,
+    /// Take back every maintenance there is
+    #[arg(long)]
+    no_maintenance: bool,
+}
+
+fn label_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err(format!("`{text}` is no label: write KEY=VALUE")),
+    }
+}
+
+/// How much may be promised, as far as it was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Factors(v1::OvercommitChange);
+
+fn overcommit(text: &str) -> Result<Factors, String> {
+    let mut change = v1::OvercommitChange::default();
+    for part in text.split(',') {
+        let wrong = || format!("`{part}` is no factor: write cpus=200, memory=120, limit-cpus=400 or limit-memory=150");
+        let (what, percent) = part.split_once('=').ok_or_else(wrong)?;
+        let percent = percent.trim_end_matches('%').parse().map_err(|_| wrong())?;
+        let factor = match what {
+            "cpus" => &mut change.cpus,
+            "memory" => &mut change.memory,
+            "limit-cpus" => &mut change.limit_cpus,
+            "limit-memory" => &mut change.limit_memory,
+            _ => return Err(wrong()),
+        };
+        *factor = Some(percent);
+    }
+    Ok(Factors(change))
+}
+
 pub(crate) async fn run(args: Node, global: &Global, out: &Output) -> Result<Exit> {
     let client = Cluster::dial(global).await?.client;
     match args.verb {
@@ -129,6 +206,7 @@ pub(crate) async fn run(args: Node, global: &Global, out: &Output) -> Result<Exi
             let gateway = (gateway || no_gateway).then_some(gateway);
             label(&client, &node, &labels, gateway, out).await
         }
+        Verb::Update(update) => change_as_said(&client, update, out).await,
         Verb::RotateKey { node, all, detach, timeout } => {
             rotate(&client, node, all, (!detach).then_some(timeout), out).await
         }
@@ -229,25 +307,44 @@ async fn drain(client: &Client, name: &str, detach: bool, timeout: u64, out: &Ou
         return Ok(Exit::Done);
     }
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(timeout);
+    let path = format!("/v1/nodes/{}/drain", query(&node.id));
     let mut said = usize::MAX;
-    while node.tasks > 0 {
-        if node.tasks != said {
-            out.say(&format!("{} has {} task(s) left", node.name, node.tasks));
-            said = node.tasks;
+    let mut named = BTreeMap::new();
+    loop {
+        let left: v1::NodeDrain = client.get(&path).await?;
+        if left.tasks.is_empty() {
+            break;
+        }
+        if left.availability != "drain" {
+            out.must_say(&format!("{} is {} again: somebody does not want it drained any more", left.node, left.availability));
+            return Ok(Exit::Failed);
+        }
+        if left.tasks.len() != said {
+            said = left.tasks.len();
+            out.say(&format!("{} has {said} task(s) left", left.node));
+        }
+        // Each is named once, and again when the reason is another.
+        for task in left.tasks.iter().filter(|task| task.state == "stays") {
+            let known = named.insert((task.environment.clone(), task.name.clone()), task.why.clone());
+            if known.as_ref() != Some(&task.why) {
+                task.why.iter().for_each(|why| out.say(&format!("  {}: {why}", out.paint(Color::Bad, "stays"))));
+            }
         }
         if tokio::time::Instant::now() >= deadline {
-            out.must_say(&format!("{} still has {} task(s) after {timeout} s", node.name, node.tasks));
-            let tasks: Vec<v1::Task> = client.get(&format!("/v1/tasks?node={}", query(&node.name))).await?;
-            for task in tasks {
-                let why = task.stop.map(|why| format!(", stopping: {why}")).unwrap_or_default();
-                out.must_say(&format!("  {} is {}{why}", task.name, task.status.phase));
+            out.must_say(&format!("{} still has {} task(s) after {timeout} s", left.node, left.tasks.len()));
+            for task in &left.tasks {
+                let why = if task.why.is_empty() { String::new() } else { format!(": {}", task.why.join("; ")) };
+                out.must_say(&format!("  {} of {} {}{why}", task.name, task.environment, task.state));
             }
-            out.must_say("hint: `wharf ps` of each app says what it is waiting for");
+            out.must_say(&format!(
+                "hint: it goes on; `wharf node drain {}` waits again, `wharf node activate {0}` takes it back",
+                left.node
+            ));
             return Ok(Exit::NotYet);
         }
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-        node = get(client, &node.id).await?;
     }
+    node = get(client, &node.id).await?;
     show(&node, &format!("{} is drained: it has no tasks", node.name), out)?;
     Ok(Exit::Done)
 }
@@ -281,6 +378,68 @@ async fn label(
     let labels = if labels.is_empty() { "no labels".to_owned() } else { labels.join(", ") };
     show(&node, &format!("{} ({}) has {labels}", node.name, node.roles.join(", ")), out)?;
     Ok(Exit::Done)
+}
+
+async fn change_as_said(client: &Client, update: Update, out: &Output) -> Result<Exit> {
+    let windows = update.maintenance.map(|seconds| {
+        let from = update.from.map_or_else(super::now, |from| u64::try_from(from.as_millisecond()).unwrap_or(0));
+        let until = from.saturating_add(seconds.saturating_mul(1000));
+        v1::MaintenanceWindow { from, until, drain: update.drain, note: update.note }
+    });
+    let wish = v1::NodeChange {
+        availability: update.availability,
+        labels: update.label_add.into_iter().collect(),
+        remove_labels: update.label_rm,
+        pool: update.pool,
+        taints: update.taint,
+        remove_taints: update.taint_rm,
+        overcommit: update.overcommit.map(|Factors(change)| change),
+        windows: windows.into_iter().collect(),
+        clear_windows: update.no_maintenance,
+        ..v1::NodeChange::default()
+    };
+    let node = change(client, &update.node, &wish).await?;
+    show(&node, &format!("{} {}", node.name, standing(&node)), out)?;
+    Ok(Exit::Done)
+}
+
+/// How work comes to a machine, in words.
+fn standing(node: &v1::Node) -> String {
+    let labels: Vec<_> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let listed = |what: &str, list: &[String]| match list.is_empty() {
+        true => String::new(),
+        false => format!("; {what} {}", list.join(", ")),
+    };
+    let pool = node.pool.as_ref().map_or_else(String::new, |pool| format!("; pool {pool}"));
+    let overcommit = node.overcommit.map_or_else(String::new, |factors| {
+        let limit = |what: &str, limit: Option<u32>| {
+            limit.map_or_else(String::new, |limit| format!(", limits of {what} up to {limit} %"))
+        };
+        format!(
+            "; promises {} % of its CPUs and {} % of its memory{}{}",
+            factors.cpus,
+            factors.memory,
+            limit("CPUs", factors.limit_cpus),
+            limit("memory", factors.limit_memory)
+        )
+    });
+    let window = |window: &v1::MaintenanceWindow| {
+        let at = |at: u64| {
+            let at = i64::try_from(at).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+            at.map_or_else(|| "?".to_owned(), |at| format!("{at:.0}"))
+        };
+        let drain = if window.drain { ", tasks move away" } else { "" };
+        let note = if window.note.is_empty() { String::new() } else { format!(", {}", window.note) };
+        format!("{} to {}{drain}{note}", at(window.from), at(window.until))
+    };
+    let windows: Vec<_> = node.windows.iter().map(window).collect();
+    format!(
+        "is {}{}{pool}{}{overcommit}{}",
+        node.availability,
+        listed("labels", &labels),
+        listed("taints", &node.taints),
+        listed("maintenance", &windows)
+    )
 }
 
 async fn rotate(

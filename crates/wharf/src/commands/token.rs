@@ -51,7 +51,8 @@ enum Verb {
     },
 }
 
-fn ttl(text: &str) -> Result<u64, String> {
+/// A length of time, in seconds.
+pub(crate) fn ttl(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));
     let factor = match unit {
         "s" => 1,
