@@ -16,7 +16,7 @@ use std::{
 };
 
 use wharf_model::{
-    AppKey, AutomaticRebalancing, By, Mode, MountSource, MoveState, NodeId, NodeState,
+    AppKey, AutomaticRebalancing, By, Image, Mode, MountSource, MoveState, NodeId, NodeState,
     RebalanceRun, Relocation, RolloutState, RunMove, ServiceKey, ServiceName, ServiceRecord, ServiceRevision,
     Slot, StopReason, Task, TaskId, Timestamp, VolumeName,
 };
@@ -781,7 +781,10 @@ impl<'w, 's> Planner<'w, 's> {
 
     /// Whether placement would rather have the task on the target, with what has moved before.
     fn suits(&self, sheet: &Sheet<'_>, task: &Arc<Task>, from: NodeId, to: NodeId) -> bool {
+        // That its image is where it is now is no reason to stay there.
+        let anywhere = Image::named(String::new());
         let mut demand = Demand::of(self.world, sheet.revision);
+        demand.image = &anywhere;
         demand.now = self.now;
         // Where it is from is one of the two for comparison only.
         demand.pin = Some(Pin { nodes: vec![to, from], by: PinnedBy::Global });
