@@ -77,6 +77,15 @@ pub struct LeavingTask {
     pub why: Vec<String>,
 }
 
+/// What holds for placement where files say nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementDefaults {
+    /// Which of the nodes that can take a task is best: `spread`, `binpack` or `random`. In a change, what is absent stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<String>,
+}
+
 // --- explanations ---
 
 /// Why tasks are where they are, or are not.

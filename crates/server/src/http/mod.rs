@@ -136,6 +136,8 @@ api! {
     delete "/v1/tokens/{token}" cluster::remove_token,
     get "/v1/doctor" cluster::doctor,
     post "/v1/doctor/network" networks::doctor,
+    get "/v1/placement-defaults" nodes::placement,
+    put "/v1/placement-defaults" nodes::change_placement,
     get "/v1/quotas" quotas::list,
     get "/v1/quotas/{environment}" quotas::get,
     put "/v1/quotas/{environment}" quotas::change,

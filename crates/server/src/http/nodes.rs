@@ -5,7 +5,7 @@ use wharf_api::{transport::Peer, v1};
 use wharf_engine::Node;
 use wharf_model::{
     Availability, By, EventKind, Generation, MaintenanceWindow, NodeId, NodeRecord, NodeScheduling, NodeState,
-    Overcommit, Subject, Taint, Timestamp,
+    Overcommit, PlacementDefaults, PlacementStrategy, Subject, Taint, Timestamp,
 };
 use wharf_store::Batch;
 
@@ -16,7 +16,7 @@ use super::{
     require_user, views,
 };
 use crate::{
-    records::{Key, RevokedRecord, encode},
+    records::{ClusterRecord, Key, RevokedRecord, encode},
     state::Inner,
 };
 
@@ -237,6 +237,67 @@ fn window(wish: &v1::MaintenanceWindow, now: Timestamp) -> Answer<MaintenanceWin
         return Err(Failure::invalid(format!("what a window is for is said in {LONGEST_NOTE} bytes at most")));
     }
     Ok(MaintenanceWindow { from: Timestamp(from), until: Timestamp(until), drain, note })
+}
+
+/// What holds for placement where files say nothing else.
+#[utoipa::path(get, path = "/v1/placement-defaults", responses((status = 200, body = v1::PlacementDefaults)))]
+pub(super) async fn placement(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+) -> Answer<Json<v1::PlacementDefaults>> {
+    require_user(&peer)?;
+    let inner = shared.state.read();
+    let cluster = inner.cluster.as_ref().ok_or_else(|| Failure::not_found("the store holds no cluster"))?;
+    Ok(Json(v1::PlacementDefaults { strategy: Some(cluster.placement.strategy.to_string()) }))
+}
+
+/// Changes what holds for placement where files say nothing else: for tasks that are placed from now on.
+#[utoipa::path(put, path = "/v1/placement-defaults", request_body = v1::PlacementDefaults,
+    responses((status = 200, body = v1::PlacementDefaults), (status = 422, body = v1::Problem)))]
+pub(super) async fn change_placement(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Json(wish): Json<v1::PlacementDefaults>,
+) -> Answer<Json<v1::PlacementDefaults>> {
+    let user = require_user(&peer)?;
+    let mut attempt = 1;
+    loop {
+        let (strategy, batch) = {
+            let inner = shared.state.read();
+            let before =
+                inner.cluster.as_ref().ok_or_else(|| Failure::not_found("the store holds no cluster"))?;
+            let strategy = match wish.strategy.as_deref() {
+                None => before.placement.strategy,
+                Some("spread") => PlacementStrategy::Spread,
+                Some("binpack") => PlacementStrategy::Binpack,
+                Some("random") => PlacementStrategy::Random,
+                Some(other) => {
+                    return Err(Failure::invalid(format!(
+                        "`{other}` is no strategy of placement: use spread, binpack or random"
+                    )));
+                }
+            };
+            let placement = PlacementDefaults { strategy };
+            let batch = (placement != before.placement).then(|| {
+                let record = ClusterRecord { placement, ..before.clone() };
+                let key = Key::Cluster;
+                let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record));
+                let message = format!("placement: {strategy}, where files do not say how");
+                shared.with_event(batch, EventKind::Server, Subject::default(), message, Some(user.clone()))
+            });
+            (strategy, batch)
+        };
+        let answer = v1::PlacementDefaults { strategy: Some(strategy.to_string()) };
+        let Some(batch) = batch else { return Ok(Json(answer)) };
+        match shared.state.commit(batch).await {
+            Ok(_) => return Ok(Json(answer)),
+            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
+                attempt += 1;
+                shared.state.see_what_was_faster(&error).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Removes a node from the cluster: its certificate is revoked, and its tasks count as lost.

@@ -58,6 +58,25 @@ async fn a_node_is_put_into_a_pool_tainted_overcommitted_and_worked_on() {
 }
 
 #[tokio::test]
+async fn the_strategy_of_the_cluster_is_a_setting() {
+    let cluster = Cluster::start().await;
+    let api = cluster.admin().await;
+    let _n1 = cluster.node("n1").await;
+    let _n2 = cluster.node("n2").await;
+    let put = async |change: Value| {
+        api.call::<v1::PlacementDefaults>(Method::PUT, "/v1/placement-defaults", &change).await
+    };
+    assert_eq!(put(json!({})).await.unwrap().strategy.as_deref(), Some("spread"));
+    assert_eq!(put(json!({ "strategy": "binpack" })).await.unwrap().strategy.as_deref(), Some("binpack"));
+    assert!(problem(put(json!({ "strategy": "pile" })).await).message.contains("`pile` is no strategy"));
+    let mut packed = service(4);
+    packed["resources"] = json!({ "reservations": { "memory": 1_u64 << 30 } });
+    api.done("shop", up("shop", json!({ "web": packed }))).await;
+    let nodes = nodes_of(&api, "shop").await;
+    assert!(nodes.iter().all(|node| *node == nodes[0]), "{nodes:?}");
+}
+
+#[tokio::test]
 async fn what_a_quota_does_not_leave_is_refused_before_anything_is_done() {
     let cluster = Cluster::start().await;
     let api = cluster.admin().await;

@@ -88,6 +88,15 @@ enum Verb {
         after_help = "A pool keeps a machine for services that ask for it (`x-wharf.pool`), a taint keeps off those that do not tolerate it.\nWith `--overcommit` more is promised than there is, in per cent: cpus=200 lets tasks reserve twice the processors.\n\nExamples:\n  wharf node update worker-1 --label-add disk=ssd --label-rm zone\n  wharf node update worker-1 --pool batch           --pool '' takes it out again\n  wharf node update worker-1 --taint gpu:NoSchedule --taint-rm team\n  wharf node update worker-1 --overcommit cpus=200,memory=120\n  wharf node update worker-1 --maintenance 2h --drain --note 'new disks'\n  wharf node update worker-1 --maintenance 2h --from 2026-11-23T02:00:00Z\n  wharf node update worker-1 --no-maintenance"
     )]
     Update(Update),
+    /// Show or change which machine a task goes to where its file does not say it
+    #[command(
+        after_help = "spread: the one with fewest tasks of the service, then the emptiest. binpack: the fullest that has room. random: any.\nA service says it with `x-wharf.strategy`. What runs stays where it is.\n\nExamples:\n  wharf node default\n  wharf node default --strategy binpack"
+    )]
+    Default {
+        /// spread, binpack or random
+        #[arg(long, value_name = "WHICH")]
+        strategy: Option<String>,
+    },
     /// Give machines new keys of their WireGuard tunnels, without interrupting them
     #[command(
         after_help = "Each machine makes its key itself, and uses it once all others accept it; one machine after the other.\nKeys are also replaced when they are 30 days old.\n\nExamples:\n  wharf node rotate-key worker-2\n  wharf node rotate-key --all"
@@ -207,6 +216,18 @@ pub(crate) async fn run(args: Node, global: &Global, out: &Output) -> Result<Exi
             label(&client, &node, &labels, gateway, out).await
         }
         Verb::Update(update) => change_as_said(&client, update, out).await,
+        Verb::Default { strategy } => {
+            const PATH: &str = "/v1/placement-defaults";
+            let found: v1::PlacementDefaults = match strategy {
+                None => client.get(PATH).await?,
+                Some(_) => client.call(Method::PUT, PATH, &v1::PlacementDefaults { strategy }).await?,
+            };
+            match out.format {
+                Format::Json => out.json(&found)?,
+                Format::Table => out.data(&format!("strategy     {}", found.strategy.unwrap_or_default()))?,
+            }
+            Ok(Exit::Done)
+        }
         Verb::RotateKey { node, all, detach, timeout } => {
             rotate(&client, node, all, (!detach).then_some(timeout), out).await
         }
