@@ -734,7 +734,7 @@ impl<'w, 's> Planner<'w, 's> {
         nodes.sort_by_cached_key(&fullness);
         let target = |node: &&NodeId| {
             self.world.node(**node).is_some_and(|node| place::is_open_at(node, self.now))
-                && self.scope.toward.is_none_or(|toward| toward.contains(node))
+                && self.scope.toward.is_none_or(|toward| toward.contains(*node))
         };
         let (mut looks, mut tries) = (LOOKS, TRIES);
         for from in nodes.iter().rev() {
