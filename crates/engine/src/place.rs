@@ -684,7 +684,7 @@ pub(crate) fn is_open_at(node: &Node, now: Timestamp) -> bool {
 ///
 /// # Errors
 /// For how many there is, and why for no more.
-pub(crate) fn room_for(world: &World, revision: &ServiceRevision, tasks: u32) -> Result<(), (u32, NoPlace)> {
+pub fn room_for(world: &World, revision: &ServiceRevision, tasks: u32) -> Result<(), (u32, NoPlace)> {
     let mut places = Places::new(world, Timestamp::default());
     let demand = Demand::of(world, revision);
     for placed in 0..tasks {

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use wharf_engine::{Change, Decision, SeededIds, World, decide, release};
 use wharf_model::{
-    AddressPool, AppKey, AppSpec, Availability, By, Bytes, Cpus, EngineFacts, Generation, Health, Image,
-    NodeFacts, NodeId, NodeRecord, NodeState, NodeStatus, Phase, Platform, Roles, ServiceKey,
-    ServiceRevision, Slot, Task, TaskId, TaskStatus, Timestamp,
+    AddressPool, AppKey, AppSpec, By, Bytes, Generation, Image, NodeId, NodeRecord, NodeStatus, ServiceKey,
+    ServiceRevision, Slot, Task, TaskId, Timestamp,
 };
 
 /// What a node has.
@@ -42,6 +41,8 @@ pub(crate) struct Cluster {
     pub(crate) ids: SeededIds,
     apps: u32,
     addresses: u32,
+    /// What running tasks have in common.
+    running: Task,
 }
 
 pub(crate) fn node_id(number: usize) -> NodeId {
@@ -67,7 +68,7 @@ impl Cluster {
             world.set_node_status(id, status);
         }
         world.take_dirty();
-        Self { world, ids: SeededIds::new(7), apps: 0, addresses: 0 }
+        Self { world, ids: SeededIds::new(7), apps: 0, addresses: 0, running: running() }
     }
 
     /// Gives every node running tasks that reserve so many per cent of its processors.
@@ -103,24 +104,9 @@ impl Cluster {
             id: TaskId::from_parts(NOW.0, self.ids.random()),
             service: service.clone(),
             slot: Slot(slot),
-            generation: Generation(1),
             node: Some(node),
             addresses: BTreeMap::from([("default".parse().unwrap(), address)]),
-            devices: Vec::new(),
-            created_at: NOW,
-            stop: None,
-            drained: None,
-            failures: 0,
-            hook: None,
-            status: TaskStatus {
-                phase: Phase::Running,
-                health: Health::Healthy,
-                sequence: 5,
-                container: Some("5d0c1a7e9f3b".repeat(5)),
-                started_at: Some(NOW),
-                ready_at: Some(NOW),
-                ..TaskStatus::default()
-            },
+            ..self.running.clone()
         }
     }
 
@@ -185,45 +171,58 @@ impl Cluster {
     }
 }
 
+/// Of records only what matters is said: what they have besides is as it is when nobody says anything.
+fn running() -> Task {
+    serde_json::from_value(json!({
+        "id": TaskId::from_parts(NOW.0, [1; 10]),
+        "service": { "app": { "environment": "prod", "name": "app" }, "name": "web" },
+        "slot": 1,
+        "generation": 1,
+        "node": node_id(0),
+        "created_at": NOW,
+        "status": {
+            "phase": "running",
+            "health": "healthy",
+            "sequence": 5,
+            "container": "5d0c1a7e9f3b".repeat(5),
+            "started_at": NOW,
+            "ready_at": NOW,
+        },
+    }))
+    .unwrap()
+}
+
 fn node(number: usize) -> (NodeRecord, NodeStatus) {
-    let facts = NodeFacts {
-        hostname: format!("n{number}"),
-        address: std::net::Ipv4Addr::from(0x6440_0000 + number as u32).into(),
-        platform: Platform { os: "linux".into(), arch: "amd64".into() },
-        cpus: Cpus(CORES * 1000),
-        memory: MEMORY,
-        kernel: "6.1.0".into(),
-        cgroup_version: 2,
-        agent_version: "0.1.0".into(),
-        engine: Some(EngineFacts {
-            version: "20.10.24".into(),
-            api_version: "1.41".into(),
-            labels: BTreeMap::new(),
-            live_restore: true,
-            storage_driver: "overlay2".into(),
-        }),
-        engine_error: None,
-        taken_ports: vec![22],
-        devices: Vec::new(),
-        subnets: Vec::new(),
-        wireguard: None,
-        seen_from: None,
-    };
-    let record = NodeRecord {
-        id: node_id(number),
-        name: format!("n{number}").parse().unwrap(),
-        generation: Generation(1),
-        availability: Availability::Active,
-        labels: BTreeMap::from([
-            ("zone".into(), format!("z{}", number % ZONES)),
-            ("rack".into(), format!("r{}", number / 40)),
-        ]),
-        roles: Roles::default(),
-        joined_at: Timestamp(1),
-        certificate: String::new(),
-        key_rotation: 0,
-    };
-    let status =
-        NodeStatus { state: NodeState::Ready, since: Timestamp(1), reason: String::new(), facts: Some(facts) };
-    (record, status)
+    let record = json!({
+        "id": node_id(number),
+        "name": format!("n{number}"),
+        "generation": 1,
+        "availability": "active",
+        "labels": { "zone": format!("z{}", number % ZONES), "rack": format!("r{}", number / 40) },
+        "roles": {},
+        "joined_at": 1,
+        "certificate": "",
+    });
+    let status = json!({
+        "state": "ready",
+        "since": 1,
+        "facts": {
+            "hostname": format!("n{number}"),
+            "address": std::net::Ipv4Addr::from(0x6440_0000 + number as u32),
+            "platform": { "os": "linux", "arch": "amd64" },
+            "cpus": CORES * 1000,
+            "memory": MEMORY,
+            "kernel": "6.1.0",
+            "cgroup_version": 2,
+            "agent_version": "0.1.0",
+            "engine": {
+                "version": "20.10.24",
+                "api_version": "1.41",
+                "live_restore": true,
+                "storage_driver": "overlay2",
+            },
+            "taken_ports": [22],
+        },
+    });
+    (serde_json::from_value(record).unwrap(), serde_json::from_value(status).unwrap())
 }

@@ -20,6 +20,9 @@ const CPUS: u64 = 50;
 const TIME: Duration = Duration::from_millis(1500);
 
 struct Speed {
+    /// Nodes found, without anything else of a pass.
+    found: f64,
+    /// Tasks made by whole passes, and applied.
     per_second: f64,
     p50: Duration,
     p99: Duration,
@@ -28,15 +31,16 @@ struct Speed {
 /// Placements per second and the time of single decisions, by size, filling and rules.
 pub(crate) fn speed() -> Vec<Goal> {
     println!("placing: whole passes in memory; apps of {TASKS_OF_AN_APP} tasks, and of one for the time of a decision");
-    println!("nodes   filled  rules         tasks/s   decision p50   p99");
+    println!("nodes   filled  rules         found/s   tasks/s   decision p50   p99");
     let mut found = Vec::new();
     for nodes in [100, 1000, 5000, 10_000] {
         for filled in [0, 80] {
             for rules in [Rules::Plain, Rules::Spread] {
                 let speed = measure(nodes, filled, rules);
                 println!(
-                    "{nodes:6}  {filled:4} %  {:12}  {:8.0}  {:9.1} µs  {:9.1} µs",
+                    "{nodes:6}  {filled:4} %  {:12}  {:8.0}  {:8.0}  {:9.1} µs  {:9.1} µs",
                     rules.as_str(),
+                    speed.found,
                     speed.per_second,
                     micros(speed.p50),
                     micros(speed.p99)
@@ -70,6 +74,7 @@ fn measure(nodes: usize, filled: u64, rules: Rules) -> Speed {
     // What still fits, so that no task is refused: what a node has left, and one task of a service on a node.
     let tasks = TASKS_OF_AN_APP.min(nodes);
     let room = nodes * usize::try_from((super::cluster::CORES * 1000 * (100 - filled) / 100) / CPUS).unwrap();
+    let found = found(&mut cluster, rules, nodes.min(1000));
     let (mut placed, mut spent) = (0, Duration::ZERO);
     while spent < TIME && placed + tasks + SINGLE < room / 2 {
         let spec = cluster.app(tasks, rules, CPUS, false);
@@ -93,10 +98,23 @@ fn measure(nodes: usize, filled: u64, rules: Rules) -> Speed {
     }
     times.sort_unstable();
     Speed {
+        found,
         per_second: placed as f64 / spent.as_secs_f64(),
         p50: times[times.len() / 2],
         p99: times[times.len() * 99 / 100],
     }
+}
+
+/// Nodes found per second for the tasks of one service, one after the other.
+fn found(cluster: &mut Cluster, rules: Rules, tasks: usize) -> f64 {
+    let spec = cluster.app(tasks, rules, CPUS, false);
+    let app = cluster.release(&spec);
+    let revision = cluster.revision(&app);
+    let started = Instant::now();
+    wharf_engine::room_for(&cluster.world, &revision, tasks as u32).unwrap_or_else(|(room, why)| {
+        panic!("only {room} of {tasks} tasks find a node: {}", why.refused())
+    });
+    tasks as f64 / started.elapsed().as_secs_f64()
 }
 
 /// How long it takes to decide a service of ten thousand tasks at once.
