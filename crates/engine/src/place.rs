@@ -522,7 +522,7 @@ impl Gpus {
         let free = site.free();
         self.outlook.room(inventory, &site.held_devices(), free.cpus, free.memory)
     }
-    const fn choice<'g>(&'g self, room: &'g packing::Room) -> packing::Choice<'g> {
+    fn choice<'g>(&'g self, room: &'g packing::Room) -> packing::Choice<'g> {
         packing::Choice { outlook: &self.outlook, room, shape: &self.shape }
     }
     /// What it costs the services to put the task here, in millionths of a GPU: less is better.
