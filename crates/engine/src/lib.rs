@@ -61,7 +61,6 @@ pub use passage::{DrainFacts, Draining};
 pub use place::{
     Apartness, Counterfactual, Explanation, NoPlace, NodeTerms, Pin, PinnedBy, Placer, Refusal, Remedy, RuleCount,
     Term, devices, explain_service, explain_task, packing,
-    room_for,
 };
 pub use plan::{
     Action, Operation, Plan, PlanRefusal, Request, Thing, noted_release, plan, plan_backend, plan_down,

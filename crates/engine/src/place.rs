@@ -525,13 +525,13 @@ impl Gpus {
     fn choice<'g>(&'g self, room: &'g packing::Room) -> packing::Choice<'g> {
         packing::Choice { outlook: &self.outlook, room, shape: &self.shape }
     }
-    /// What it costs the services to put the task here, in millionths of a GPU: less is better.
+    /// What it costs the services to put the task here: less is better.
     fn cost(&self, site: &Site<'_>) -> u64 {
         /// Above anything that a placement can gain.
-        const NOTHING: f64 = 1e12;
+        const NOTHING: f64 = 1e6;
         let cost = self.outlook.cost(&self.room(site), &self.shape);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rounded, and positive")]
-        cost.map_or(u64::MAX, |(cost, _)| (cost * 1000.0 + NOTHING).round() as u64)
+        cost.map_or(u64::MAX, |(cost, _)| (cost + NOTHING).round() as u64)
     }
 }
 
@@ -631,7 +631,10 @@ fn rank(
 ) -> Rank {
     let id = site.node.record.id;
     let no_image = u64::from(around.image_is_somewhere && !places.world.has_image(id, demand.image));
+    let gpus = places.gpus(demand).map_or(0, |gpus| gpus.cost(site));
     let order = match demand.strategy {
+        // Of equal nodes the first, whatever the strategy: they fill up one after another.
+        _ if gpus > 0 => [0; 4],
         PlacementStrategy::Random => [turn_of(id, demand.seed), 0, 0, 0],
         PlacementStrategy::Spread => {
             spread(site.tasks_of(demand.service), site.reserved_share(), no_image, site.tasks())
@@ -643,7 +646,7 @@ fn rank(
         away: !demand.prefer.contains(&id),
         wishes: rules::broken_wishes(demand, around, site),
         crowd: crowd(demand, around, site.node),
-        gpus: places.gpus(demand).map_or(0, |gpus| gpus.cost(site)),
+        gpus,
         order,
     }
 }
@@ -684,7 +687,7 @@ pub(crate) fn is_open_at(node: &Node, now: Timestamp) -> bool {
 ///
 /// # Errors
 /// For how many there is, and why for no more.
-pub fn room_for(world: &World, revision: &ServiceRevision, tasks: u32) -> Result<(), (u32, NoPlace)> {
+pub(crate) fn room_for(world: &World, revision: &ServiceRevision, tasks: u32) -> Result<(), (u32, NoPlace)> {
     let mut places = Places::new(world, Timestamp::default());
     let demand = Demand::of(world, revision);
     for placed in 0..tasks {
@@ -735,7 +738,7 @@ impl<'w> Placer<'w> {
         demand
     }
     fn keep(&mut self, demand: &Demand<'_>, node: NodeId) {
-        let mut holding = demand.holding.clone();
+        let mut holding = demand.holding.clone().with(self.places.devices(demand, node));
         holding.add_ports(&self.places.ports(demand, node));
         self.places.promise(node, demand.service, &holding);
         self.placed += 1;

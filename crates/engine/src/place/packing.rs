@@ -79,6 +79,9 @@ const TRIES: u32 = 120;
 const BOUNDS: usize = 24;
 /// More GPUs of a node than this are looked at as several lots.
 const MOST_GPUS: usize = 16;
+/// Costs that differ by less are as good as equal, in thousandths of a GPU. Whoever takes the first of equal nodes then fills one after
+/// another, which leaves whole nodes for tasks that want many GPUs; on the trace that counts for more than the last thousandth.
+const ALIKE: f64 = 150.0;
 /// As many sorts of tasks are looked at, the most frequent ones.
 const SORTS: usize = 400;
 
@@ -149,7 +152,8 @@ impl Outlook {
         outlook
     }
 
-    /// What it costs to put a task here, and on which GPU if it takes a part of one; `None` if it does not fit.
+    /// What it costs to put a task here, in steps of costs that are as good as equal, and on which GPU if it takes a part of one; `None` if it
+    /// does not fit. Of nodes with the same cost, the first is to be taken.
     pub fn cost(&self, room: &Room, shape: &Shape) -> Option<(f64, usize)> {
         if room.cpus < shape.cpus || room.memory < shape.memory {
             return None;
@@ -169,7 +173,7 @@ impl Outlook {
                 best = Some((cost, gpu));
             }
         }
-        best
+        best.map(|(cost, gpu)| ((cost / ALIKE).floor(), gpu))
     }
 
     /// The GPUs of which a part would do, or one number for all if whole ones or none are wanted; `None` if there are too few.
