@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, Millis, NetworkName, NodeId, Protocol, Relocation, ServiceKey, TaskId, Timestamp};
+use crate::{Generation, Millis, NetworkName, NodeId, Protocol, Relocation, ServiceKey, TaskDevice, TaskId, Timestamp};
 
 /// A stable position of a service's task. Replicated services count from 1; the tasks of a global service all have slot 0 and differ by node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct Task {
     /// Ports of its node given to it where its service leaves the number open. Written once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<GivenPort>,
+    /// What it has of the node's devices, given with the node. Written once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<TaskDevice>,
     /// When it was made.
     pub created_at: Timestamp,
     /// Set once the cluster no longer wants it; never taken back.
@@ -460,6 +463,7 @@ mod tests {
             node: Some(NodeId::from_parts(1, [1; 10])),
             addresses: BTreeMap::new(),
             ports: Vec::new(),
+            devices: Vec::new(),
             created_at: Timestamp(1),
             stop: Some(StopReason::Outdated),
             makes_room_for: None,
