@@ -2,8 +2,8 @@
 
 use wharf_model::{
     AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeStatus, Release, ReleaseNumber,
-    ReleaseOutcome, Rollout, ServiceKey, ServiceRecord, ServiceRevision, SlotOf, StopReason, Task, TaskId, Timestamp,
-    VolumeId, VolumeRecord,
+    ReleaseOutcome, Rollout, ServiceKey, ServiceRecord, ServiceRevision, SlotOf, StopReason, Task, TaskId,
+    Timestamp, VolumeId, VolumeRecord,
 };
 
 use crate::Waiting;

@@ -25,14 +25,16 @@ use std::{
 };
 
 use wharf_model::{
-    AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, NodeState, PlacementSpec, PlacementStrategy,
-    Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, SlotOf, Task,
-    Timestamp,
+    AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, NodeState, PlacementSpec,
+    PlacementStrategy, Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision,
+    ServiceSpec, SlotOf, Task, Timestamp,
 };
 
-pub use explain::{Counterfactual, Explanation, NodeTerms, Remedy, RuleCount, Term, explain_service, explain_task};
-pub use refusal::{Apartness, NoPlace, Pin, PinnedBy, Refusal};
+pub use explain::{
+    Counterfactual, Explanation, NodeTerms, Remedy, RuleCount, Term, explain_service, explain_task,
+};
 pub(crate) use refusal::sentence;
+pub use refusal::{Apartness, NoPlace, Pin, PinnedBy, Refusal};
 pub(crate) use rules::{availability_at, belongs, driven_off, wharf_arch};
 
 use self::{
@@ -129,11 +131,7 @@ impl<'a> Demand<'a> {
         &self.spec.placement
     }
     const fn need(&self) -> Amounts {
-        Amounts {
-            cpus: self.holding.cpus.0,
-            memory: self.holding.memory.0,
-            disk: self.holding.disk.0,
-        }
+        Amounts { cpus: self.holding.cpus.0, memory: self.holding.memory.0, disk: self.holding.disk.0 }
     }
     /// Whether who refuses it does so also for another slot of the service.
     fn is_plain(&self) -> bool {
@@ -270,6 +268,8 @@ impl<'a> Places<'a> {
             }
         }
         self.follow(node);
+        // A neighbour that somebody waited for may have come just now.
+        self.refused.get_mut().retain(|_, (_, because)| !because.may_pass_with_company());
     }
     /// Keeps room on a node for a slot.
     pub(crate) fn claim(&mut self, node: NodeId, claim: Claim) {
@@ -446,9 +446,8 @@ impl Session {
         places: &Places<'_>,
         demand: &Demand<'_>,
     ) -> &'s mut Self {
-        let is_it = |session: &Self| {
-            session.service == *demand.service && session.strategy == demand.strategy
-        };
+        let is_it =
+            |session: &Self| session.service == *demand.service && session.strategy == demand.strategy;
         if !known.as_ref().is_some_and(is_it) {
             let service = demand.service.clone();
             *known = Some(Self { service, strategy: demand.strategy, finds: 0, trees: None });
@@ -497,8 +496,7 @@ struct Best<'p, 'd, 'a> {
 }
 impl<'p, 'd, 'a> Best<'p, 'd, 'a> {
     fn new(places: &'p Places<'a>, demand: &'p Demand<'d>, around: &'p Surroundings) -> Self {
-        let bound =
-            Rank { failed_here: false, away: false, wishes: 0, crowd: Vec::new(), order: [0; 4] };
+        let bound = Rank { failed_here: false, away: false, wishes: 0, crowd: Vec::new(), order: [0; 4] };
         Self {
             places,
             demand,
@@ -568,12 +566,7 @@ const fn binpack(share: u64, no_image: u64) -> [u64; 4] {
 
 /// Lower is better: not where it failed, where its data is, with whom it wants to be, few siblings in the zone, and then as the strategy
 /// says.
-fn rank(
-    places: &Places<'_>,
-    demand: &Demand<'_>,
-    around: &Surroundings,
-    site: &Site<'_>,
-) -> Rank {
+fn rank(places: &Places<'_>, demand: &Demand<'_>, around: &Surroundings, site: &Site<'_>) -> Rank {
     let id = site.node.record.id;
     let no_image = u64::from(around.image_is_somewhere && !places.world.has_image(id, demand.image));
     let order = match demand.strategy {
@@ -596,9 +589,7 @@ fn rank(
 fn crowd(demand: &Demand<'_>, around: &Surroundings, node: &Node) -> Vec<u32> {
     let labels = demand.placement().spread.iter().zip(&around.spread);
     labels
-        .map(|(label, counts)| {
-            counts.get(&*attribute(node, label).unwrap_or_default()).copied().unwrap_or(0)
-        })
+        .map(|(label, counts)| counts.get(&*attribute(node, label).unwrap_or_default()).copied().unwrap_or(0))
         .collect()
 }
 
