@@ -14,7 +14,8 @@ use wharf_model::{
 };
 
 use crate::{
-    About, Change, Decision, Ids, Reason, Waiting, World, history, hooks, network::AddressBook,
+    About, Change, Decision, Ids, Reason, Waiting, World, history, hooks,
+    network::AddressBook,
     passage::Drain,
     place::{Places, availability_at, mixed},
     rollout, spec, strategy, tasks,

@@ -28,14 +28,14 @@ use std::{
 };
 
 use wharf_model::{
-    AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, NodeState, PlacementSpec, PlacementStrategy,
-    Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, SlotOf, Task,
-    TaskDevice, Timestamp,
+    AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, NodeState, PlacementSpec, PlacementStrategy, Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, SlotOf, Task, TaskDevice, Timestamp,
 };
 
-pub use explain::{Counterfactual, Explanation, NodeTerms, Remedy, RuleCount, Term, explain_service, explain_task};
-pub use refusal::{Apartness, NoPlace, Pin, PinnedBy, Refusal};
+pub use explain::{
+    Counterfactual, Explanation, NodeTerms, Remedy, RuleCount, Term, explain_service, explain_task,
+};
 pub(crate) use refusal::sentence;
+pub use refusal::{Apartness, NoPlace, Pin, PinnedBy, Refusal};
 pub(crate) use rules::{availability_at, belongs, driven_off, wharf_arch};
 
 use self::{
@@ -135,11 +135,7 @@ impl<'a> Demand<'a> {
         &self.spec.placement
     }
     const fn need(&self) -> Amounts {
-        Amounts {
-            cpus: self.holding.cpus.0,
-            memory: self.holding.memory.0,
-            disk: self.holding.disk.0,
-        }
+        Amounts { cpus: self.holding.cpus.0, memory: self.holding.memory.0, disk: self.holding.disk.0 }
     }
     /// Whether who refuses it does so also for another slot of the service.
     fn is_plain(&self) -> bool {
@@ -278,6 +274,8 @@ impl<'a> Places<'a> {
             }
         }
         self.follow(node);
+        // A neighbour that somebody waited for may have come just now.
+        self.refused.get_mut().retain(|_, (_, because)| !because.may_pass_with_company());
     }
     /// The devices that a task gets on a node that takes it.
     pub(crate) fn devices(&self, demand: &Demand<'_>, node: NodeId) -> Vec<TaskDevice> {
@@ -476,9 +474,8 @@ impl Session {
         places: &Places<'_>,
         demand: &Demand<'_>,
     ) -> &'s mut Self {
-        let is_it = |session: &Self| {
-            session.service == *demand.service && session.strategy == demand.strategy
-        };
+        let is_it =
+            |session: &Self| session.service == *demand.service && session.strategy == demand.strategy;
         if !known.as_ref().is_some_and(is_it) {
             let service = demand.service.clone();
             *known = Some(Self { service, strategy: demand.strategy, finds: 0, trees: None });
@@ -655,9 +652,7 @@ fn rank(
 fn crowd(demand: &Demand<'_>, around: &Surroundings, node: &Node) -> Vec<u32> {
     let labels = demand.placement().spread.iter().zip(&around.spread);
     labels
-        .map(|(label, counts)| {
-            counts.get(&*attribute(node, label).unwrap_or_default()).copied().unwrap_or(0)
-        })
+        .map(|(label, counts)| counts.get(&*attribute(node, label).unwrap_or_default()).copied().unwrap_or(0))
         .collect()
 }
 

@@ -7,8 +7,8 @@ use std::{
 
 use wharf_model::{
     Dependency, DependencyCondition, FileSpec, GivenPort, MountSource, NetworkAttachment, NetworkMode,
-    NetworkName, PortSpec, Protocol, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, Shared, TaskHook, UpdateOrder,
-    VolumeName, VolumeSpec,
+    NetworkName, PortSpec, Protocol, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, Shared,
+    TaskHook, UpdateOrder, VolumeName, VolumeSpec,
 };
 
 use crate::World;

@@ -12,8 +12,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use wharf_model::{
     Availability, DependencyCondition, Generation, Health, Mode, NodeId, NodeState, Phase, RestartCondition,
-    RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, Slot, SlotOf, StopReason, Task, TaskId,
-    Timestamp, UpdatePolicy,
+    RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, Slot, SlotOf, StopReason, Task,
+    TaskId, Timestamp, UpdatePolicy,
 };
 
 use crate::{
@@ -817,8 +817,7 @@ impl Pass<'_> {
             return None;
         };
         let (Room::Make(sacrifice) | Room::Comes(sacrifice)) = &room;
-        let tasks: Vec<_> =
-            sacrifice.tasks.iter().filter_map(|id| self.world.task(*id)).cloned().collect();
+        let tasks: Vec<_> = sacrifice.tasks.iter().filter_map(|id| self.world.task(*id)).cloned().collect();
         if let Room::Make(_) = &room {
             tasks.iter().for_each(|task| self.preempt(task, &slot));
             let (priority, holding) = (demand.priority, demand.holding.clone());

@@ -267,13 +267,10 @@ mod tests {
             ..NodeScheduling::default()
         };
         let drains = |now| node.window(Timestamp(now)).map(|window| window.drain);
-        assert_eq!([drains(9), drains(10), drains(20), drains(25), drains(30)], [
-            None,
-            Some(false),
-            Some(true),
-            Some(false),
-            None
-        ]);
+        assert_eq!(
+            [drains(9), drains(10), drains(20), drains(25), drains(30)],
+            [None, Some(false), Some(true), Some(false), None]
+        );
         assert_eq!(node.next_edge(Timestamp(20)), Some(Timestamp(25)));
         assert_eq!(node.next_edge(Timestamp(30)), None);
     }

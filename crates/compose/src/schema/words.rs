@@ -352,7 +352,10 @@ static SECTIONS: &[Section] = &[
         "slots",
         &shapes::SLOTS,
         &[
-            ("stay", "a slot's next task goes to the node of its last one as long as that can take it; `true`"),
+            (
+                "stay",
+                "a slot's next task goes to the node of its last one as long as that can take it; `true`",
+            ),
             (
                 "elsewhere",
                 "from every node's view so many tasks of the service are on other nodes: the loss of one node leaves these; 0",

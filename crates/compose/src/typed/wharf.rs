@@ -107,7 +107,7 @@ impl Typing<'_, '_> {
                 "affinity" => spec.policy.affinity = self.affinity(name, value, &key),
                 "availability" => spec.policy.availability = self.availability(value, &key, spec.mode),
                 "strategy" => spec.policy.strategy = strategy_of_placement(value),
-                "pool" => spec.policy.pool = self.pool(value, &key),
+                "pool" => spec.policy.pool = self.node_pool(value, &key),
                 "tolerations" => spec.policy.tolerations = self.tolerations(value, &key),
                 "slots" => spec.policy.slots = Some(self.stable_slots(value, &key)),
                 "disk" => {
@@ -502,7 +502,7 @@ impl Typing<'_, '_> {
         Some(AvailabilityMinimum { over, at_least, soft })
     }
 
-    fn pool(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {
+    fn node_pool(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {
         let text = values::full_text(self.report(), entry, key)?;
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if text.bytes().all(legal) && text.len() <= 63 {

@@ -150,9 +150,8 @@ fn explained(
     able.sort_by(|one, other| (&one.rank, one.node.record.id).cmp(&(&other.rank, other.node.record.id)));
     let own = judged.iter().find(|node| Some(node.node.record.id) == on);
     let other = able.iter().find(|node| Some(node.node.record.id) != on).copied();
-    let is_outdone = own.zip(other).is_some_and(|(own, other)| {
-        !own.refusals.is_empty() || own.rank > other.rank
-    });
+    let is_outdone =
+        own.zip(other).is_some_and(|(own, other)| !own.refusals.is_empty() || own.rank > other.rank);
     let name = |id: &NodeId| places.world.node_name(*id);
     let stuck = on.is_none() && able.is_empty();
     Explanation {
@@ -172,12 +171,7 @@ fn explained(
     }
 }
 
-fn judge<'w>(
-    places: &Places<'_>,
-    demand: &Demand<'_>,
-    around: &Surroundings,
-    node: &'w Node,
-) -> Judged<'w> {
+fn judge<'w>(places: &Places<'_>, demand: &Demand<'_>, around: &Surroundings, node: &'w Node) -> Judged<'w> {
     let site = places.site(node, demand);
     let refusals: Vec<_> = RULES.iter().filter_map(|rule| rule(demand, around, &site).err()).collect();
     let rank = super::rank(places, demand, around, &site);
@@ -225,30 +219,29 @@ fn terms(demand: &Demand<'_>, node: &Node, rank: &Rank) -> Vec<Term> {
     }
     let [first, second, third, fourth] = rank.order;
     let percent = |share: u64| format!("{}.{} %", share / 10, share % 10);
+    // Loads count in steps before the image does, and exactly after it.
+    let reserved =
+        |what: &str, share: u64, rank: u64| Term { what: what.to_owned(), value: percent(share), rank };
     match demand.strategy {
         PlacementStrategy::Spread => {
             let what = format!("tasks of {} there", demand.service.name);
             terms.push(Term { what, value: first.to_string(), rank: first });
-            terms.push(image(second % 2 == 0, second));
-            terms.push(Term { what: "reserved".to_owned(), value: percent(third), rank: third });
+            terms.push(reserved("reserved", third, second / 2));
+            terms.push(flag("has the image, if any node has", second % 2 == 0));
+            terms.push(reserved("reserved, exactly", third, third));
             terms.push(Term { what: "tasks there".to_owned(), value: fourth.to_string(), rank: fourth });
         }
         PlacementStrategy::Binpack => {
-            let (share, what) = (u64::MAX - third, "reserved".to_owned());
-            terms.push(Term { what: "reserved, in steps".to_owned(), value: percent(share), rank: first });
-            terms.push(image(second == 0, second));
-            terms.push(Term { what, value: percent(share), rank: third });
+            let share = u64::MAX - third;
+            terms.push(reserved("reserved", share, first));
+            terms.push(flag("has the image, if any node has", second == 0));
+            terms.push(reserved("reserved, exactly", share, third));
         }
         PlacementStrategy::Random => {
             terms.push(Term { what: "drawn by chance".to_owned(), value: "yes".to_owned(), rank: first });
         }
     }
     terms
-}
-/// Loads count in steps before the image does, and exactly after it.
-fn image(there: bool, rank: u64) -> Term {
-    let value = if there { "yes" } else { "no" }.to_owned();
-    Term { what: "about as empty, and has the image if any node has".to_owned(), value, rank }
 }
 
 impl Judged<'_> {
@@ -374,7 +367,9 @@ const fn effort(refusal: &Refusal) -> u8 {
 fn change(refusal: &Refusal, node: &Node) -> String {
     let name = &node.record.name;
     match refusal {
-        Refusal::Paused | Refusal::Draining => format!("let {name} take tasks again: `wharf node activate {name}`"),
+        Refusal::Paused | Refusal::Draining => {
+            format!("let {name} take tasks again: `wharf node activate {name}`")
+        }
         Refusal::Maintenance { .. } => format!("wait until the maintenance of {name} is over"),
         Refusal::NotReady(state) => format!("bring {name} back: it is {state}"),
         Refusal::Pool { wanted: Some(pool), .. } => {
@@ -385,7 +380,10 @@ fn change(refusal: &Refusal, node: &Node) -> String {
             format!("write `x-wharf: {{pool: {pool}}}` into the service, or take {name} out of that pool")
         }
         Refusal::Taint(taint) => {
-            format!("write `x-wharf: {{tolerations: [{}]}}` into the service: {name} has the taint `{taint}`", taint.key)
+            format!(
+                "write `x-wharf: {{tolerations: [{}]}}` into the service: {name} has the taint `{taint}`",
+                taint.key
+            )
         }
         Refusal::Constraint(constraint) => match constraint.key.strip_prefix("node.labels.") {
             Some(label) if constraint.equal => {
@@ -419,7 +417,10 @@ fn change(refusal: &Refusal, node: &Node) -> String {
         Refusal::HostPort { port } => format!("free port {port} on {name}"),
         Refusal::HostPorts { from, to } => format!("free a port from {from} to {to} on {name}"),
         Refusal::Cpus { need, free } => {
-            format!("free {} CPUs on {name}, or reserve no more than {free}", Cpus(need.0.saturating_sub(free.0)))
+            format!(
+                "free {} CPUs on {name}, or reserve no more than {free}",
+                Cpus(need.0.saturating_sub(free.0))
+            )
         }
         Refusal::Memory { need, free } => format!(
             "free {} of memory on {name}, or reserve no more than {free}",
@@ -431,7 +432,9 @@ fn change(refusal: &Refusal, node: &Node) -> String {
         ),
         Refusal::Devices(lack) => lack.change(name.as_str()),
         Refusal::LimitCpus { free, .. } => format!("lower the limit to {free} CPUs: {name} allows no more"),
-        Refusal::LimitMemory { free, .. } => format!("lower the limit to {free} of memory: {name} allows no more"),
+        Refusal::LimitMemory { free, .. } => {
+            format!("lower the limit to {free} of memory: {name} allows no more")
+        }
     }
 }
 

@@ -97,7 +97,9 @@ impl Index {
         loads: &BTreeMap<NodeId, Load>,
     ) {
         let new = |label: &&str| {
-            is_label(label) && !self.various.contains(*label) && !self.labels.iter().any(|known| known == label)
+            is_label(label)
+                && !self.various.contains(*label)
+                && !self.labels.iter().any(|known| known == label)
         };
         let new: BTreeSet<String> = wanted.into_iter().filter(new).map(str::to_owned).collect();
         for label in new {
@@ -169,7 +171,8 @@ impl Index {
         let load = load.unwrap_or(&none);
         let free = Amounts::free(node, load);
         let closed = !is_open(node);
-        let emptiest = if closed { CLOSED } else { Key::emptiest(0, super::reserved_share(node, load), load.tasks) };
+        let emptiest =
+            if closed { CLOSED } else { Key::emptiest(0, super::reserved_share(node, load), load.tasks) };
         let fullest = if closed { CLOSED } else { Key::fullest(super::reserved_share(node, load)) };
         group.emptiest.set(entry.leaf, emptiest, free);
         group.fullest.set(entry.leaf, fullest, free);

@@ -15,11 +15,7 @@ use std::{
 
 use wharf_model::{Mode, NodeId, Priority, ServiceKey, Slot, SlotOf, Task, TaskId};
 
-use super::{
-    Claim, Demand, Places,
-    refusal::Refusal,
-    rules::RULES,
-};
+use super::{Claim, Demand, Places, refusal::Refusal, rules::RULES};
 use crate::{World, world::Holding};
 
 /// Tasks that give way on one node.
@@ -46,7 +42,8 @@ pub(crate) fn claims(world: &World) -> BTreeMap<NodeId, Vec<Claim>> {
         if !seen.insert((slot.clone(), node)) {
             continue;
         }
-        let Some(record) = world.service(&slot.service).filter(|record| is_wanted(world, slot, record)) else {
+        let Some(record) = world.service(&slot.service).filter(|record| is_wanted(world, slot, record))
+        else {
             continue;
         };
         // What came later than the room was made has taken it, or found another.

@@ -25,9 +25,20 @@ fn machine() -> impl Strategy<Value = Machine> {
     let what = (prop::option::weighted(0.9, 0u8..3), 0u8..4, 1u64..9, 1u64..9);
     let kept = (prop::bool::weighted(0.15), prop::bool::weighted(0.15), 0u8..12, 0u8..12);
     let more = (prop::option::weighted(0.3, 0u8..4), prop::bool::weighted(0.2));
-    (what, kept, more).prop_map(|((zone, rack, cpus, memory), (pool, taint, availability, state), (image, port))| {
-        Machine { zone, rack, cpus, memory, pool, taint, availability, state, image, port }
-    })
+    (what, kept, more).prop_map(
+        |((zone, rack, cpus, memory), (pool, taint, availability, state), (image, port))| Machine {
+            zone,
+            rack,
+            cpus,
+            memory,
+            pool,
+            taint,
+            availability,
+            state,
+            image,
+            port,
+        },
+    )
 }
 
 /// One service of a generated app.
@@ -49,15 +60,29 @@ struct Wanted {
 }
 fn wanted() -> impl Strategy<Value = Wanted> {
     let size = (0u32..7, 0u64..5, 0u64..5);
-    let place = (prop::option::weighted(0.3, (any::<bool>(), 0u8..3)), 0u8..6, prop::option::weighted(0.3, 1u32..3));
+    let place =
+        (prop::option::weighted(0.3, (any::<bool>(), 0u8..3)), 0u8..6, prop::option::weighted(0.3, 1u32..3));
     let wishes = prop::collection::vec((0u8..3, 0u8..4, 0u8..3, any::<bool>()), 0..3);
     let minimum = prop::option::weighted(0.3, (2u32..4, any::<bool>()));
-    let rest = (0u8..3, wishes, minimum, 0u8..8, prop::bool::weighted(0.2), prop::bool::weighted(0.3), 0u32..8);
+    let rest =
+        (0u8..3, wishes, minimum, 0u8..8, prop::bool::weighted(0.2), prop::bool::weighted(0.3), 0u32..8);
     (size, place, rest).prop_map(|((replicas, cpus, memory), (zone, spread, most), rest)| {
         let (strategy, affinity, minimum, port, pool, bears, elsewhere) = rest;
         let elsewhere = if elsewhere < 3 { elsewhere } else { 0 };
         Wanted {
-            replicas, cpus, memory, zone, spread, most, strategy, affinity, minimum, port, pool, bears, elsewhere,
+            replicas,
+            cpus,
+            memory,
+            zone,
+            spread,
+            most,
+            strategy,
+            affinity,
+            minimum,
+            port,
+            pool,
+            bears,
+            elsewhere,
         }
     })
 }
@@ -82,7 +107,8 @@ fn cluster_of(machines: &[Machine]) -> Cluster {
         status.state = if machine.state == 0 { NodeState::Unreachable } else { NodeState::Ready };
         let facts = status.facts.as_mut().unwrap();
         (facts.cpus, facts.memory) = (Cpus(machine.cpus * 500), Bytes(machine.memory << 30));
-        facts.images = machine.image.map(|image| format!("{}:1", NAMES[usize::from(image)])).into_iter().collect();
+        facts.images =
+            machine.image.map(|image| format!("{}:1", NAMES[usize::from(image)])).into_iter().collect();
         facts.taken_ports = if machine.port { vec![8000] } else { vec![] };
         cluster.world.set_node_status(node_id(n), status);
     }
@@ -200,7 +226,9 @@ fn minima_can_be_met(cluster: &Cluster) -> Result<(), TestCaseError> {
     for record in cluster.world.services_of(&crate::fixtures::app_key()) {
         let Mode::Replicated { replicas } = record.mode else { continue };
         let spec = &cluster.world.revision_of(&record.key, record.generation).unwrap().spec;
-        let Some(minimum) = spec.policy.availability.as_ref().filter(|minimum| !minimum.soft) else { continue };
+        let Some(minimum) = spec.policy.availability.as_ref().filter(|minimum| !minimum.soft) else {
+            continue;
+        };
         let mut used = BTreeMap::<Option<String>, u32>::new();
         for task in cluster.world.tasks_of(&record.key).filter(|task| !task.is_over()) {
             let node = cluster.world.node(task.node.unwrap()).unwrap();

@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use wharf_model::{
-    Bytes, Constraint, Cpus, NodeId, NodeState, ServiceName, Taint, Timestamp, VolumeName,
-};
+use wharf_model::{Bytes, Constraint, Cpus, NodeId, NodeState, ServiceName, Taint, Timestamp, VolumeName};
 
 use super::devices::Lack;
 
@@ -334,14 +332,18 @@ impl Refusal {
                 place(over)
             ),
             Self::NearNobody { service } => format!("{is} not near {service}, which runs nowhere yet"),
-            Self::NotNear { service, scope } => format!("{has} no task of {service} on the same {}", place(scope)),
+            Self::NotNear { service, scope } => {
+                format!("{has} no task of {service} on the same {}", place(scope))
+            }
             Self::NotApart(Apartness { service, scope, asked_by }) if service == asked_by => {
                 format!("{has} a task of {service} on the same {}, which wants to be apart", place(scope))
             }
             Self::NotApart(Apartness { service, scope, .. }) => {
                 format!("{has} a task of {service} on the same {}", place(scope))
             }
-            Self::NoImage { image, .. } => format!("{} not have the image {image}", if one { "does" } else { "do" }),
+            Self::NoImage { image, .. } => {
+                format!("{} not have the image {image}", if one { "does" } else { "do" })
+            }
             Self::PerNode { max } => {
                 format!("{has} {max} of its tasks already, the most allowed on one node")
             }
@@ -393,16 +395,20 @@ impl Refusal {
             Self::Engine { what } => Some(format!("update Docker Engine on a node, or leave {what} out")),
             Self::Places { over, .. } => {
                 let label = over.strip_prefix("node.labels.").unwrap_or(over);
-                Some(format!("label a node with another `{label}`, or write `soft: true` into `availability`"))
+                Some(format!(
+                    "label a node with another `{label}`, or write `soft: true` into `availability`"
+                ))
             }
-            Self::NearNobody { service } => Some(format!("see why {service} does not run: `wharf explain {service}`")),
+            Self::NearNobody { service } => {
+                Some(format!("see why {service} does not run: `wharf explain {service}`"))
+            }
             Self::NotNear { service, .. } => {
                 Some(format!("make room where {service} runs, or write `soft: true` into the affinity"))
             }
             Self::NotApart(_) => Some("join another node, or write `soft: true` into the affinity".into()),
-            Self::NoImage { .. } => {
-                Some("pull the image on a node that is to take it, or write `soft: true` into the affinity".into())
-            }
+            Self::NoImage { .. } => Some(
+                "pull the image on a node that is to take it, or write `soft: true` into the affinity".into(),
+            ),
             Self::PerNode { .. } => Some("join another node, or raise `max_replicas_per_node`".into()),
             Self::Elsewhere { .. } => Some("join another node, or lower `slots.elsewhere`".into()),
             Self::HostPort { .. } => {
@@ -421,6 +427,19 @@ impl Refusal {
 }
 
 impl NoPlace {
+    /// Whether another task's coming may help: who waits for company, or for a place to be used.
+    pub(crate) fn may_pass_with_company(&self) -> bool {
+        let company = |refusal: &Refusal| {
+            matches!(
+                refusal,
+                Refusal::NearNobody { .. }
+                    | Refusal::NotNear { .. }
+                    | Refusal::NoImage { .. }
+                    | Refusal::Places { .. }
+            )
+        };
+        self.refusals.iter().any(|(refusal, _)| company(refusal))
+    }
     /// The refusals as one phrase: `2 have too little memory (…), 1 is being drained`.
     pub fn refused(&self) -> String {
         if self.refusals.is_empty() {

@@ -319,9 +319,11 @@ fn platform(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<()
 /// What a service asks for that not every engine has: the version of the API that has it, and what it is.
 pub(crate) fn engine_feature(spec: &ServiceSpec) -> Option<((u32, u32), &'static str)> {
     let interval = spec.healthcheck.as_ref().is_some_and(|check| check.start_interval.is_some());
-    let subpath = spec.container.mounts.iter().any(|mount| {
-        matches!(&mount.source, wharf_model::MountSource::Volume { subpath: Some(_), .. })
-    });
+    let subpath = spec
+        .container
+        .mounts
+        .iter()
+        .any(|mount| matches!(&mount.source, wharf_model::MountSource::Volume { subpath: Some(_), .. }));
     let annotations = !spec.container.annotations.is_empty();
     let features = [
         (subpath, (1, 45), "`volume.subpath`"),

@@ -91,7 +91,9 @@ impl Around {
                 // What has no place is near nobody.
                 None => !near,
             },
-            Self::Image { scope, at } => attribute(site.node, scope).is_some_and(|value| at.contains(&*value)),
+            Self::Image { scope, at } => {
+                attribute(site.node, scope).is_some_and(|value| at.contains(&*value))
+            }
             Self::Anywhere => true,
         }
     }
@@ -207,14 +209,17 @@ impl Places<'_> {
         let counts = self.counted(demand, &service, scope);
         // Tasks on nodes without the label are in no place.
         let values = counts.iter().filter(|(value, count)| !value.is_empty() && **count > 0);
-        Around::Label { scope: scope.to_owned(), values: values.map(|(value, _)| value.clone()).collect(), near }
+        Around::Label {
+            scope: scope.to_owned(),
+            values: values.map(|(value, _)| value.clone()).collect(),
+            near,
+        }
     }
     /// Whether two services want to be near each other, and this is the one that does not wait.
     fn comes_first(&self, demand: &Demand<'_>, other: &ServiceName) -> bool {
         let key = ServiceKey { app: demand.service.app.clone(), name: other.clone() };
         let mutual = self.world.current_spec(&key).is_some_and(|spec| {
-            let near =
-                |to: &Neighbour| matches!(to, Neighbour::Near(name) if *name == demand.service.name);
+            let near = |to: &Neighbour| matches!(to, Neighbour::Near(name) if *name == demand.service.name);
             spec.policy.affinity.iter().any(|wish| !wish.soft && near(&wish.to))
         });
         mutual && demand.service.name < *other
@@ -277,9 +282,7 @@ impl Places<'_> {
         if let Some(values) = by_label.get(label) {
             return values.clone();
         }
-        let takes = |node: &&crate::Node| {
-            super::is_open_at(node, self.now) && super::belongs(node, demand)
-        };
+        let takes = |node: &&crate::Node| super::is_open_at(node, self.now) && super::belongs(node, demand);
         let nodes = self.world.nodes().filter(takes);
         let values: BTreeSet<String> =
             nodes.filter_map(|node| attribute(node, label)).map(std::borrow::Cow::into_owned).collect();

@@ -277,7 +277,7 @@ fn who_wants_to_be_apart_is_and_others_keep_their_distance() {
     let mut web = replicas(service("web"), 4);
     web.policy.affinity = vec![wish(apart("web"), "node.labels.zone", false)];
     assert_eq!(placed(&mut cluster, web).iter().sum::<u32>(), 3, "one in each zone");
-    insta::assert_snapshot!(cluster.last.waiting.last().unwrap(), @"no node can take web.4: 4 have a task of web on the same zone; hint: join another node, or write `soft: true` into the affinity");
+    insta::assert_snapshot!(cluster.last.waiting.last().unwrap(), @"no node can take web.4: 4 have a task of web on the same zone, which wants to be apart; hint: join another node, or write `soft: true` into the affinity");
 
     let mut cluster = Cluster::of(2);
     let mut batch = service("batch");
@@ -458,7 +458,8 @@ fn the_less_important_make_way_and_do_not_come_back_for_it() {
     let decision = cluster.pass();
     let preempted = |change: &&crate::Change| matches!(change, crate::Change::PreemptTask { .. });
     assert_eq!(decision.changes.iter().filter(preempted).count(), 2, "no more than it takes");
-    let waits = decision.waiting.iter().map(ToString::to_string).find(|text| text.contains("high.1")).unwrap();
+    let waits =
+        decision.waiting.iter().map(ToString::to_string).find(|text| text.contains("high.1")).unwrap();
     insta::assert_snapshot!(waits, @"high.1 waits for room on n1: shop-low-4, shop-low-3 make way for it");
     cluster.settle_for(std::time::Duration::from_secs(60), &mut |_| {});
     assert_eq!(cluster.ready("high").len(), 1);
@@ -492,7 +493,10 @@ fn an_explanation_says_what_decided_between_two_nodes() {
     cluster.up(&app(&[("a", reserving(service("a"), 1000)), ("web", service("web"))]));
     cluster.settle();
     let [web] = &crate::explain_service(&cluster.world, &key("web"), cluster.now)[..] else { panic!() };
-    assert_eq!((web.chosen.as_ref().unwrap().name.as_str(), web.runner_up.as_ref().unwrap().name.as_str()), ("n2", "n1"));
+    assert_eq!(
+        (web.chosen.as_ref().unwrap().name.as_str(), web.runner_up.as_ref().unwrap().name.as_str()),
+        ("n2", "n1")
+    );
     assert_eq!(web.decided_by.as_deref(), Some("reserved: 0.0 % on n2, 25.0 % on n1"));
     assert!(!web.is_outdone && web.remedies.is_empty());
     let task = cluster.ready("web")[0].id;
@@ -509,7 +513,8 @@ fn an_explanation_names_the_smallest_change() {
         vec![Constraint { key: "node.labels.zone".into(), equal: true, value: "a".into() }];
     cluster.up(&app(&[("a", replicas(reserving(service("a"), 1500), 8)), ("web", web.clone())]));
     let _ = cluster.pass();
-    let explained = |cluster: &Cluster| crate::explain_service(&cluster.world, &key("web"), cluster.now).remove(0);
+    let explained =
+        |cluster: &Cluster| crate::explain_service(&cluster.world, &key("web"), cluster.now).remove(0);
     let found = explained(&cluster);
     assert_eq!((found.nodes, found.able, found.task), (4, 0, None));
     let rules: Vec<_> = found.rules.iter().map(|rule| (rule.rule.as_str(), rule.first, rule.all)).collect();
