@@ -178,7 +178,7 @@ pub(super) async fn change(
 fn changed(before: Rebalancing, wish: &v1::RebalanceSettingsChange) -> Answer<Rebalancing> {
     let mut after = before;
     if let Some(text) = &wish.automatic {
-        after.automatic = text.parse().map_err(Failure::invalid::<String>)?;
+        after.automatic = text.parse().map_err(Failure::invalid)?;
     }
     for (wanted, setting, what) in [
         (wish.at_once, &mut after.at_once, "moves at once"),
