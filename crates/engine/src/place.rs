@@ -225,7 +225,7 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// The best node for the task, or why there is none.
+    /// The best node for the task, or why there is none; of a service that was refused before in this pass, why it was then.
     pub(crate) fn find(&self, demand: &Demand<'_>) -> Result<NodeId, NoPlace> {
         // Room that is kept for one slot is none for another.
         let for_all = demand.is_plain() && self.claims.is_empty();

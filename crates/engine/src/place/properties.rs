@@ -284,7 +284,9 @@ proptest! {
                 _ => {}
             }
             let found = places.find(&demand);
-            prop_assert_eq!(&found, &places.scan(&demand), "step {} of {:?}", step, which);
+            // Who was refused before is told what was in the way then; who else came meanwhile changes the reasons, not the answer.
+            let plain = places.scan(&demand);
+            prop_assert_eq!(found.as_ref().ok(), plain.as_ref().ok(), "step {} of {:?}", step, which);
             if let Ok(node) = found {
                 let mut holding = demand.holding.clone();
                 holding.add_ports(&places.ports(&demand, node));
