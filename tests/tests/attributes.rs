@@ -21,7 +21,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use wharf_testkit::cluster::try_wait_until;
+use wharf_testkit::cluster::{Cluster, Seed, try_wait_until};
 use wharf_tests::{Fleet, items, skip, text};
 
 /// Machines of tests are slow when others build on them.
@@ -931,15 +931,24 @@ name: hard
 x-still: &still {image: 'busybox:1', command: sleep 10000, stop_grace_period: 0s}
 services:
   boss: {<<: *still, privileged: true}
-  gpu: {<<: *still, gpus: [{driver: nvidia, count: 2, capabilities: [compute], options: {a: b}}]}
-  one-gpu: {<<: *still, gpus: [{device_ids: ['3']}]}
+  gpu:
+    <<: *still
+    deploy: {placement: {constraints: [node.hostname == n1]}}
+    gpus: [{driver: nvidia, count: 2, capabilities: [compute], options: {a: b}}]
+  one-gpu: {<<: *still, deploy: {placement: {constraints: [node.hostname == n1]}}, gpus: [{device_ids: ['3']}]}
   reserved:
     <<: *still
     deploy:
+      placement: {constraints: [node.hostname == n1]}
       resources:
         reservations:
-          devices: [{driver: nvidia, device_ids: ['3'], capabilities: [gpu, utility], options: {a: b}}]
-  counted: {<<: *still, deploy: {resources: {reservations: {devices: [{capabilities: [gpu], count: all}]}}}}
+          devices: [{driver: nvidia, device_ids: ['2'], capabilities: [gpu, utility], options: {a: b}}]
+  counted:
+    <<: *still
+    deploy:
+      placement: {constraints: [node.hostname == n2]}
+      resources: {reservations: {devices: [{capabilities: [gpu], count: all}]}}
+  greedy: {<<: *still, gpus: [{count: 5}]}
   rt: {<<: *still, cpu_rt_period: 1000, cpu_rt_runtime: 400}
   sized: {<<: *still, storage_opt: {size: 1G}}
   noted: {<<: *still, annotations: {a: b}}
@@ -1042,13 +1051,15 @@ const HARD_ROWS: &[Row] = &[
     row("services.*.platform", "foreign", Said("2 are not linux/riscv64")),
     row("services.*.deploy.resources.reservations.cpus", "hungry", Said("too little CPU (need 900")),
     row("services.*.privileged", "boss", Container("/HostConfig/Privileged", "true")),
-    row("services.*.gpus", "gpu", Container("/HostConfig/DeviceRequests/0/Count", "2")),
+    row("services.*.gpus", "gpu", Container("/HostConfig/DeviceRequests/0/DeviceIDs", r#"["0", "1"]"#)),
+    row("services.*.gpus", "gpu", Listed("/Config/Env", r#""NVIDIA_VISIBLE_DEVICES=0,1""#)),
+    row("services.*.gpus", "greedy", Said("2 have too few free devices of kind gpu (need 5")),
     row(
         "services.*.gpus[].capabilities",
         "gpu",
         Container("/HostConfig/DeviceRequests/0/Capabilities", r#"[["compute", "gpu"]]"#),
     ),
-    row("services.*.gpus[].count", "gpu", Container("/HostConfig/DeviceRequests/0/Count", "2")),
+    row("services.*.gpus[].count", "gpu", Container("/HostConfig/DeviceRequests/0/DeviceIDs", r#"["0", "1"]"#)),
     row("services.*.gpus[].driver", "gpu", Container("/HostConfig/DeviceRequests/0/Driver", r#""nvidia""#)),
     row(
         "services.*.gpus[].options",
@@ -1078,7 +1089,7 @@ const HARD_ROWS: &[Row] = &[
     row(
         "services.*.deploy.resources.reservations.devices[].device_ids",
         "reserved",
-        Container("/HostConfig/DeviceRequests/0/DeviceIDs", r#"["3"]"#),
+        Container("/HostConfig/DeviceRequests/0/DeviceIDs", r#"["2"]"#),
     ),
     row(
         "services.*.deploy.resources.reservations.devices[].options",
@@ -1088,7 +1099,7 @@ const HARD_ROWS: &[Row] = &[
     row(
         "services.*.deploy.resources.reservations.devices[].count",
         "counted",
-        Container("/HostConfig/DeviceRequests/0/Count", "-1"),
+        Container("/HostConfig/DeviceRequests/0/DeviceIDs", r#"["0", "1", "2", "3"]"#),
     ),
     row("services.*.cpu_rt_period", "rt", Tried("/HostConfig/CpuRealtimePeriod", "1000", "CPU real-time")),
     row("services.*.cpu_rt_runtime", "rt", Tried("/HostConfig/CpuRealtimeRuntime", "400", "CPU real-time")),
@@ -1225,7 +1236,8 @@ fn every_attribute_that_is_honoured_shows_in_real_containers() {
     if skip() {
         return;
     }
-    let fleet = Fleet::start(2);
+    let machines = Cluster::builder().nodes(2).seed(Seed::basic().unwrap());
+    let fleet = Fleet::try_start(machines.engine_arg("--node-generic-resource=gpu=4")).unwrap();
     let journal = Journal::start(&fleet).unwrap();
     let wrong = thread::scope(|scope| {
         let parts = [

@@ -1,8 +1,12 @@
 //! What the node says of itself.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
-use wharf_model::{Bytes, Cpus, NodeFacts, Platform};
+use wharf_model::{Bytes, Cpus, DeviceKind, NodeDevice, NodeDevices, NodeFacts, Platform};
 
 use crate::runtime::{RuntimeError, RuntimeFacts};
 
@@ -25,6 +29,10 @@ pub struct Machine {
     pub cgroup_version: u8,
     /// Version of the agent.
     pub agent_version: String,
+    /// Devices that people said it has; what they say of a kind counts for all of it.
+    pub devices: Vec<NodeDevices>,
+    /// Where NVIDIA's driver lists its GPUs.
+    pub nvidia: PathBuf,
 }
 
 impl Machine {
@@ -53,6 +61,8 @@ impl Machine {
                 1
             },
             agent_version: agent_version.to_owned(),
+            devices: Vec::new(),
+            nvidia: PathBuf::from("/proc/driver/nvidia/gpus"),
         }
     }
 
@@ -72,11 +82,56 @@ impl Machine {
             engine: engine.as_ref().ok().map(|facts| facts.engine.clone()),
             engine_error: engine.as_ref().err().map(ToString::to_string),
             taken_ports,
+            devices: self.all_devices(engine.as_ref().map(|facts| facts.devices.as_slice()).unwrap_or_default()),
             subnets: Vec::new(),
             wireguard: None,
             seen_from: None,
         }
     }
+}
+
+impl Machine {
+    /// The devices that tasks can be given: what people said, what the engine was told, and what the driver lists, each kind from the first
+    /// that has it. GPUs of one maker are one kind, whoever names them.
+    fn all_devices(&self, engine: &[NodeDevices]) -> Vec<NodeDevices> {
+        let listed = nvidia_gpus(&self.nvidia);
+        let mut all = self.devices.clone();
+        all.extend(engine.iter().filter(|pool| !self.devices.iter().any(|said| said.kind == pool.kind)).cloned());
+        let known = |id: &str| all.iter().flat_map(|pool| &pool.named).any(|device| device.id == id);
+        let has_gpus = all.iter().any(|pool| pool.kind.is_gpu());
+        // A number or a UUID may mean the same GPU: where somebody names any, the driver only adds what they are.
+        let new: Vec<_> = listed.iter().filter(|device| !has_gpus && !known(&device.id)).cloned().collect();
+        for device in all.iter_mut().filter(|pool| pool.kind.is_gpu()).flat_map(|pool| &mut pool.named) {
+            let number = device.id.parse::<usize>().ok();
+            let found = listed.iter().find(|other| other.id == device.id).or_else(|| listed.get(number?));
+            if let Some(found) = found {
+                device.model = device.model.take().or_else(|| found.model.clone());
+                device.driver = device.driver.take().or_else(|| found.driver.clone());
+            }
+        }
+        if !new.is_empty() {
+            all.push(NodeDevices { kind: DeviceKind::gpu(), named: new, count: 0 });
+        }
+        all.retain(|pool| !pool.is_empty());
+        all
+    }
+}
+
+/// The GPUs that NVIDIA's driver lists, in the order of their numbers, which is that of the bus.
+fn nvidia_gpus(folder: &Path) -> Vec<NodeDevice> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path().join("information")).collect();
+    paths.sort();
+    paths.iter().filter_map(|path| nvidia_gpu(&std::fs::read_to_string(path).ok()?)).collect()
+}
+
+fn nvidia_gpu(information: &str) -> Option<NodeDevice> {
+    let field = |name: &str| {
+        let mut lines = information.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
+    };
+    let id = field("GPU UUID").filter(|id| id.starts_with("GPU-") && !id.contains('?'))?;
+    Some(NodeDevice { id, model: field("Model"), memory: None, driver: Some("nvidia".to_owned()) })
 }
 
 /// `MemTotal` of `/proc/meminfo`.
@@ -121,6 +176,29 @@ mod tests {
              0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n\
              1: 0100007F:0050 0100007F:C350 01 00000000:00000000\n";
         assert_eq!(ports_of(table, "0A"), [8080]);
+    }
+
+    #[test]
+    fn devices_are_what_people_the_engine_and_the_driver_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut machine = Machine::look([10, 0, 0, 1].into(), "1");
+        machine.nvidia = folder.path().to_owned();
+        assert!(machine.all_devices(&[]).is_empty());
+        for (bus, id) in [("0000:3b:00.0", "GPU-2"), ("0000:1a:00.0", "GPU-1")] {
+            std::fs::create_dir(folder.path().join(bus)).unwrap();
+            let text = format!("Model: \t\t NVIDIA A10\nIRQ:   \t\t 12\nGPU UUID: \t {id}\n");
+            std::fs::write(folder.path().join(bus).join("information"), text).unwrap();
+        }
+        let said = |devices: &[NodeDevices]| {
+            devices.iter().map(|pool| format!("{pool}: {:?}", pool.named.iter().map(|device| &*device.id).collect::<Vec<_>>())).collect::<Vec<_>>()
+        };
+        assert_eq!(said(&machine.all_devices(&[])), [r#"2 gpu (NVIDIA A10): ["GPU-1", "GPU-2"]"#]);
+        let engine = ["NVIDIA-GPU=GPU-2", "ssd=3"].map(|text| text.parse().unwrap());
+        let found = machine.all_devices(&engine);
+        assert_eq!(said(&found), [r#"1 NVIDIA-GPU (NVIDIA A10): ["GPU-2"]"#, "3 ssd: []"], "no GPU is there twice");
+        machine.devices = ["gpu=1", "ssd=0"].map(|text| text.parse().unwrap()).into();
+        let found = machine.all_devices(&engine[1..]);
+        assert_eq!(said(&found), [r#"1 gpu (NVIDIA A10): ["0"]"#], "what people say counts for the kind");
     }
 
     #[test]

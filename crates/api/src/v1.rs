@@ -164,6 +164,9 @@ pub struct Node {
     /// Capacity.
     #[schema(value_type = Option<u64>)]
     pub memory: Option<Bytes>,
+    /// Devices that tasks can be given, by kind: `4 gpu (T4)`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
     /// Reserved by tasks, in thousandths of a core.
     #[schema(value_type = u64)]
     pub cpus_reserved: Cpus,
@@ -700,6 +703,9 @@ pub struct Task {
     pub node_state: Option<String>,
     /// Addresses by network.
     pub addresses: BTreeMap<String, String>,
+    /// What it has of the node's devices: `gpu GPU-1`, `0.5 of gpu 3`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
     /// Whether it serves.
     pub ready: bool,
     /// Why the cluster no longer wants it, if so.

@@ -322,6 +322,7 @@ impl<'a> Assigner<'a> {
             attachments,
             volumes: volumes.map(|volume| (volume.name.clone(), volume.id)).collect(),
             files: self.files(revision),
+            devices: task.devices.clone(),
             companions: companions.collect(),
         })
     }

@@ -29,6 +29,7 @@ pub(crate) fn node(n: u8) -> Node {
         }),
         engine_error: None,
         taken_ports: vec![],
+        devices: Vec::new(),
         subnets: vec![],
         wireguard: None,
         seen_from: None,

@@ -151,7 +151,9 @@ fn start(pass: &mut Pass<'_>, revision: &ServiceRevision, hook: TaskHook) -> Res
         format!("it cannot join network {network}: {because}")
     })?;
     pass.note_volumes(&revision.spec, node);
-    pass.places.promise(node, &revision.key, &demand.holding);
+    let devices = pass.places.devices(&demand, node);
+    let holding = demand.holding.clone().with(devices.clone());
+    pass.places.promise(node, &revision.key, &holding);
     let task = Task {
         id,
         service: revision.key.clone(),
@@ -160,6 +162,7 @@ fn start(pass: &mut Pass<'_>, revision: &ServiceRevision, hook: TaskHook) -> Res
         node: Some(node),
         addresses,
         ports: Vec::new(),
+        devices,
         created_at,
         stop: None,
         makes_room_for: None,

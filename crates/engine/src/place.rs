@@ -6,8 +6,10 @@
 //! [`Places::find`] asks the [`index`] for likely nodes instead of looking at all of them; [`Places::scan`] looks at all of them. Both give
 //! the same answer, which the property tests hold them to.
 
+pub mod devices;
 pub(crate) mod explain;
 pub(crate) mod index;
+pub mod packing;
 pub(crate) mod preempt;
 #[cfg(test)]
 mod properties;
@@ -22,12 +24,13 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
+    sync::Arc,
 };
 
 use wharf_model::{
     AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, NodeState, PlacementSpec,
     PlacementStrategy, Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision,
-    ServiceSpec, SlotOf, Task, Timestamp,
+    ServiceSpec, SlotOf, Task, TaskDevice, Timestamp,
 };
 
 pub use explain::{
@@ -60,6 +63,8 @@ pub(crate) struct Demand<'a> {
     /// How many tasks the service is to have, if it is replicated.
     pub(crate) replicas: Option<u32>,
     pub(crate) holding: Holding,
+    /// Devices of the node, which are chosen when the node is.
+    pub(crate) devices: devices::Need,
     /// Ports of the node that are still to be chosen.
     pub(crate) open_ports: Vec<OpenPort>,
     /// What the engine of the node has to know.
@@ -115,6 +120,7 @@ impl<'a> Demand<'a> {
                 Mode::Global => None,
             },
             holding: Holding::of(revision),
+            devices: devices::Need::of(&revision.spec.resources),
             open_ports: open.collect(),
             feature: rules::engine_feature(&revision.spec),
             now: Timestamp::default(),
@@ -150,6 +156,8 @@ pub(crate) struct Rank {
     wishes: u32,
     /// For each label to spread over, how many tasks of the service the node's value has.
     crowd: Vec<u32>,
+    /// How much its GPUs are missed; nothing unless some are asked for.
+    gpus: u64,
     /// What the strategy says.
     order: [u64; 4],
 }
@@ -271,6 +279,27 @@ impl<'a> Places<'a> {
         // A neighbour that somebody waited for may have come just now.
         self.refused.get_mut().retain(|_, (_, because)| !because.may_pass_with_company());
     }
+    /// The devices that a task gets on a node that takes it.
+    pub(crate) fn devices(&self, demand: &Demand<'_>, node: NodeId) -> Vec<TaskDevice> {
+        let Some(node) = self.world.node(node).filter(|_| !demand.devices.is_empty()) else {
+            return Vec::new();
+        };
+        let site = self.site(node, demand);
+        let inventory = node.facts().map(|facts| facts.devices.as_slice()).unwrap_or_default();
+        let gpus = self.gpus(demand);
+        let room = gpus.as_ref().map(|gpus| gpus.room(&site));
+        let choice = gpus.as_ref().zip(room.as_ref()).map(|(gpus, room)| gpus.choice(room));
+        let held = site.held_devices();
+        devices::allocate(inventory, &held, &demand.devices, choice.as_ref()).unwrap_or_default()
+    }
+    /// What the demand's GPUs are worth, if it wants any.
+    fn gpus(&self, demand: &Demand<'_>) -> Option<Gpus> {
+        demand.devices.has_gpus().then(|| {
+            let outlook = self.world.outlook.of(self.world);
+            let shape = outlook.shape(&demand.devices, &demand.spec.resources);
+            Gpus { outlook, shape }
+        })
+    }
     /// Keeps room on a node for a slot.
     pub(crate) fn claim(&mut self, node: NodeId, claim: Claim) {
         self.claims.entry(node).or_default().push(claim);
@@ -340,7 +369,7 @@ impl<'a> Places<'a> {
         let by_chance = demand.strategy == PlacementStrategy::Random;
         if let Some(nodes) = near.filter(|nodes| nodes.len() <= self.world.nodes.len() / 4) {
             nodes.into_iter().for_each(|id| best.look_at(id));
-        } else if by_chance || !demand.placement().spread.iter().all(|label| is_common(label)) {
+        } else if by_chance || demand.devices.has_gpus() || !demand.placement().spread.iter().all(|label| is_common(label)) {
             self.candidates(demand).into_iter().for_each(|node| best.consider(node));
         } else {
             self.look_in_groups(demand, around, &mut best);
@@ -398,6 +427,7 @@ impl<'a> Places<'a> {
                 away: true,
                 wishes: wishes + if best.liked { around.soft_nears(demand) } else { 0 },
                 crowd,
+                gpus: 0,
                 order: [0; 4],
             };
             if !best.may_be_better() {
@@ -479,6 +509,31 @@ impl Session {
     }
 }
 
+/// A demand for GPUs, and what they are worth to the cluster's services.
+struct Gpus {
+    outlook: Arc<packing::Outlook>,
+    shape: packing::Shape,
+}
+impl Gpus {
+    /// What a node has left.
+    fn room(&self, site: &Site<'_>) -> packing::Room {
+        let inventory = site.node.facts().map(|facts| facts.devices.as_slice()).unwrap_or_default();
+        let free = site.free();
+        self.outlook.room(inventory, &site.held_devices(), free.cpus, free.memory)
+    }
+    fn choice<'g>(&'g self, room: &'g packing::Room) -> packing::Choice<'g> {
+        packing::Choice { outlook: &self.outlook, room, shape: &self.shape }
+    }
+    /// What it costs the services to put the task here: less is better.
+    fn cost(&self, site: &Site<'_>) -> u64 {
+        /// Above anything that a placement can gain.
+        const NOTHING: f64 = 1e6;
+        let cost = self.outlook.cost(&self.room(site), &self.shape);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rounded, and positive")]
+        cost.map_or(u64::MAX, |(cost, _)| (cost + NOTHING).round() as u64)
+    }
+}
+
 /// The best node so far.
 struct Best<'p, 'd, 'a> {
     places: &'p Places<'a>,
@@ -496,7 +551,8 @@ struct Best<'p, 'd, 'a> {
 }
 impl<'p, 'd, 'a> Best<'p, 'd, 'a> {
     fn new(places: &'p Places<'a>, demand: &'p Demand<'d>, around: &'p Surroundings) -> Self {
-        let bound = Rank { failed_here: false, away: false, wishes: 0, crowd: Vec::new(), order: [0; 4] };
+        let bound =
+            Rank { failed_here: false, away: false, wishes: 0, crowd: Vec::new(), gpus: 0, order: [0; 4] };
         Self {
             places,
             demand,
@@ -564,12 +620,20 @@ const fn binpack(share: u64, no_image: u64) -> [u64; 4] {
     [u64::MAX - share / STEP, no_image, u64::MAX - share, 0]
 }
 
-/// Lower is better: not where it failed, where its data is, with whom it wants to be, few siblings in the zone, and then as the strategy
-/// says.
-fn rank(places: &Places<'_>, demand: &Demand<'_>, around: &Surroundings, site: &Site<'_>) -> Rank {
+/// Lower is better: not where it failed, where its data is, with whom it wants to be, few siblings in the zone, where GPUs are missed least,
+/// and then as the strategy says.
+fn rank(
+    places: &Places<'_>,
+    demand: &Demand<'_>,
+    around: &Surroundings,
+    site: &Site<'_>,
+) -> Rank {
     let id = site.node.record.id;
     let no_image = u64::from(around.image_is_somewhere && !places.world.has_image(id, demand.image));
+    let gpus = places.gpus(demand).map_or(0, |gpus| gpus.cost(site));
     let order = match demand.strategy {
+        // Of equal nodes the first, whatever the strategy: they fill up one after another.
+        _ if gpus > 0 => [0; 4],
         PlacementStrategy::Random => [turn_of(id, demand.seed), 0, 0, 0],
         PlacementStrategy::Spread => {
             spread(site.tasks_of(demand.service), site.reserved_share(), no_image, site.tasks())
@@ -581,6 +645,7 @@ fn rank(places: &Places<'_>, demand: &Demand<'_>, around: &Surroundings, site: &
         away: !demand.prefer.contains(&id),
         wishes: rules::broken_wishes(demand, around, site),
         crowd: crowd(demand, around, site.node),
+        gpus,
         order,
     }
 }
@@ -624,7 +689,7 @@ pub(crate) fn room_for(world: &World, revision: &ServiceRevision, tasks: u32) ->
     let demand = Demand::of(world, revision);
     for placed in 0..tasks {
         let node = places.find(&demand).map_err(|because| (placed, because))?;
-        let mut holding = demand.holding.clone();
+        let mut holding = demand.holding.clone().with(places.devices(&demand, node));
         holding.add_ports(&places.ports(&demand, node));
         places.promise(node, &revision.key, &holding);
     }
@@ -670,7 +735,7 @@ impl<'w> Placer<'w> {
         demand
     }
     fn keep(&mut self, demand: &Demand<'_>, node: NodeId) {
-        let mut holding = demand.holding.clone();
+        let mut holding = demand.holding.clone().with(self.places.devices(demand, node));
         holding.add_ports(&self.places.ports(demand, node));
         self.places.promise(node, demand.service, &holding);
         self.placed += 1;

@@ -612,6 +612,7 @@ impl Pass<'_> {
             Err(because) => return self.cannot_place(revision, seat, leaving, &demand, because),
         };
         let ports = self.places.ports(&demand, node);
+        let devices = self.places.devices(&demand, node);
         let (id, created_at) = self.new_task(&revision.key);
         let addresses = match self.give_addresses(id, &revision.spec, node) {
             Ok(addresses) => addresses,
@@ -622,7 +623,7 @@ impl Pass<'_> {
             }
         };
         self.note_volumes(&revision.spec, node);
-        let mut holding = demand.holding;
+        let mut holding = demand.holding.with(devices.clone());
         holding.add_ports(&ports);
         self.places.promise(node, &revision.key, &holding);
         let task = Task {
@@ -633,6 +634,7 @@ impl Pass<'_> {
             node: Some(node),
             addresses,
             ports,
+            devices,
             created_at,
             stop: None,
             makes_room_for: None,

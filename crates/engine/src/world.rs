@@ -15,11 +15,15 @@ use wharf_model::{
     AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, Figures, Generation, GivenPort, Image,
     NetworkDefaults, NetworkId, NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus, Phase,
     PlacementDefaults, PlacementStrategy, PortSpec, Priority, Protocol, PublishMode, Release, ReleaseNumber,
-    Revision, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, StopReason, Task, TaskId,
-    TaskStatus, Timestamp, VolumeId, VolumeName, VolumeRecord,
+    Revision, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, StopReason, Task,
+    TaskDevice, TaskId, TaskStatus, Timestamp, VolumeId, VolumeName, VolumeRecord,
 };
 
-use crate::{Change, passage::Passage, place::index::Index};
+use crate::{
+    Change,
+    passage::Passage,
+    place::{devices, index::Index, packing},
+};
 
 /// A machine: as people want it, and as it is observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +63,8 @@ pub struct Load {
     pub limit_memory: Bytes,
     /// Ports of the node they publish, and how many do.
     pub host_ports: BTreeMap<(u16, Protocol), u32>,
+    /// Devices of the node they have.
+    pub devices: devices::Held,
 }
 
 /// What one unfinished task holds of its node.
@@ -70,6 +76,7 @@ pub(crate) struct Holding {
     pub(crate) limit_cpus: Cpus,
     pub(crate) limit_memory: Bytes,
     pub(crate) host_ports: Vec<(u16, Protocol)>,
+    pub(crate) devices: Vec<TaskDevice>,
 }
 impl Holding {
     pub(crate) fn of(revision: &ServiceRevision) -> Self {
@@ -85,15 +92,21 @@ impl Holding {
             limit_cpus: limits.cpus.unwrap_or(cpus),
             limit_memory: limits.memory.unwrap_or(memory),
             host_ports: ports.filter_map(|port| Some((port.published?, port.protocol))).collect(),
+            devices: Vec::new(),
         }
     }
     /// With ports that were given to the task.
     pub(crate) fn add_ports(&mut self, given: &[GivenPort]) {
         self.host_ports.extend(given.iter().map(|port| (port.published, port.protocol)));
     }
+    /// The same with the devices that were chosen.
+    pub(crate) fn with(mut self, devices: Vec<TaskDevice>) -> Self {
+        self.devices = devices;
+        self
+    }
     /// One that runs a command around a release publishes nothing.
-    fn of_task(revision: &ServiceRevision, task: &Task) -> Self {
-        let mut holding = Self::of(revision);
+    pub(crate) fn of_task(revision: &ServiceRevision, task: &Task) -> Self {
+        let mut holding = Self::of(revision).with(task.devices.clone());
         if task.hook.is_some() {
             holding.host_ports.clear();
         }
@@ -118,6 +131,7 @@ impl Load {
         for port in &holding.host_ports {
             *self.host_ports.entry(*port).or_default() += 1;
         }
+        self.devices.add(&holding.devices);
     }
     pub(crate) fn subtract(&mut self, service: &ServiceKey, holding: &Holding) {
         self.tasks = self.tasks.saturating_sub(1);
@@ -130,6 +144,7 @@ impl Load {
         for port in &holding.host_ports {
             decrement(&mut self.host_ports, port);
         }
+        self.devices.release(&holding.devices);
     }
 }
 fn decrement<K: Ord + Borrow<Q>, Q: Ord + ?Sized>(counts: &mut BTreeMap<K, u32>, key: &Q) {
@@ -209,6 +224,8 @@ pub struct World {
     hooks_of_app: BTreeMap<AppKey, BTreeSet<TaskId>>,
     /// What gateways need for TLS and no file says.
     pub obtained: crate::Obtained,
+    /// What GPUs are worth to the services there are.
+    pub(crate) outlook: packing::Kept,
     /// What the leader knows of tasks on their way into names and routes, and out of them.
     pub(crate) passage: Passage,
 }
@@ -284,6 +301,10 @@ impl World {
     /// Every task.
     pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.tasks.values()
+    }
+    /// How many tasks there are, finished ones that are still kept among them.
+    pub fn task_count(&self) -> usize {
+        self.tasks.len()
     }
     /// A task.
     pub fn task(&self, id: TaskId) -> Option<&Arc<Task>> {
@@ -453,12 +474,14 @@ impl World {
             let capacity = facts.map(|facts| {
                 (
                     (facts.address, facts.platform.clone(), facts.cpus, facts.memory, facts.disk),
-                    (facts.taken_ports.clone(), facts.subnets.clone()),
+                    (facts.taken_ports.clone(), facts.subnets.clone(), facts.devices.clone()),
                 )
             });
             (status.state, capacity, labels)
         };
         let changed = node.status.as_ref().is_none_or(|old| matters(old) != matters(&status));
+        let has = |status: &NodeStatus| status.facts.as_ref().map(|facts| (facts.devices.clone(), facts.cpus));
+        let other_devices = node.status.as_ref().is_none_or(|old| has(old) != has(&status));
         let was = node.state();
         let images = |status: Option<&NodeStatus>| {
             let facts = status.and_then(|status| status.facts.as_ref());
@@ -472,6 +495,9 @@ impl World {
         if was == NodeState::Down && node.state() != was {
             self.note_return(id);
         }
+        if other_devices {
+            self.outlook.forget();
+        }
         if changed {
             self.mark_all();
             self.settle_passage();
@@ -484,6 +510,7 @@ impl World {
             let images = node.facts().map(|facts| facts.images.clone()).unwrap_or_default();
             self.note_images(id, &images, &[]);
             self.note_node(id);
+            self.outlook.forget();
             self.mark_all();
             self.settle_passage();
         }
@@ -510,6 +537,7 @@ impl World {
     /// A service as it is stored now.
     pub fn insert_service(&mut self, record: ServiceRecord) {
         if self.services.get(&record.key).is_none_or(|old| **old != record) {
+            self.outlook.forget();
             self.mark(&record.key.app);
             let key = record.key.clone();
             self.services.insert(key.clone(), Arc::new(record));
@@ -519,6 +547,7 @@ impl World {
     /// A service is gone.
     pub fn remove_service(&mut self, key: &ServiceKey) {
         if self.services.remove(key).is_some() {
+            self.outlook.forget();
             self.mark(&key.app);
         }
     }
@@ -535,6 +564,7 @@ impl World {
         self.usual_holdings.entry(key.clone()).or_default().insert(generation, usual);
         let revisions = self.revisions.entry(key.clone()).or_default();
         if revisions.insert(generation, Arc::new(revision)).is_none() {
+            self.outlook.forget();
             self.mark(&key.app);
         }
         // Tasks that were counted before their revision was known are counted again.
@@ -878,12 +908,13 @@ impl World {
     }
     /// What an unfinished task holds of its node.
     pub(crate) fn holding_of(&self, task: &Task) -> Arc<Holding> {
-        if task.hook.is_none() && task.ports.is_empty() {
+        if task.hook.is_none() && task.ports.is_empty() && task.devices.is_empty() {
             let usual = self.usual_holdings.get(&task.service);
             return usual.and_then(|usual| usual.get(&task.generation)).map(Arc::clone).unwrap_or_default();
         }
         let revision = self.revision_of(&task.service, task.generation);
-        Arc::new(revision.map(|revision| Holding::of_task(revision, task)).unwrap_or_default())
+        let unknown = || Holding::default().with(task.devices.clone());
+        Arc::new(revision.map_or_else(unknown, |revision| Holding::of_task(revision, task)))
     }
     /// The nodes that have unfinished tasks of a service, and how many.
     pub(crate) fn where_is(&self, service: &ServiceKey) -> impl Iterator<Item = (NodeId, u32)> + use<'_> {

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Backend, EndpointSpec, ExternalHost, FileMount, Generation, Image, Ipv6Addresses, Mac, NetworkId,
-    NetworkMode, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskId,
-    TaskStatus, VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
+    NetworkMode, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskDevice,
+    TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
 };
 
 /// Everything one node should do.
@@ -70,6 +70,9 @@ pub struct TaskAssignment {
     /// Configs and secrets it mounts.
     #[serde(default)]
     pub files: Vec<FileAssignment>,
+    /// What it has of the node's devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<TaskDevice>,
     /// The tasks of its node that it shares something with, one of each of [`ServiceSpec::companions`].
     #[serde(default)]
     pub companions: BTreeMap<ServiceName, TaskId>,

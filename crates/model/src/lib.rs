@@ -6,6 +6,7 @@
 mod app;
 mod assignment;
 mod build;
+mod device;
 mod event;
 mod gateway;
 mod ids;
@@ -31,6 +32,9 @@ pub use assignment::{
     VolumeAssignment,
 };
 pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildSpec, Dockerfile};
+pub use device::{
+    DeviceKind, InvalidDevices, InvalidKind, NodeDevice, NodeDevices, TaskDevice, WHOLE, thousandths,
+};
 pub use event::{Event, EventKind, Subject};
 pub use gateway::{
     AcmeChallenge, EndpointSet, EndpointState, EndpointStats, EntryCounters, GatewayProcess, GatewayStats,

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Cpus, Generation, NodeId, NodeName, NodeScheduling, Timestamp, WireguardFacts};
+use crate::{
+    Bytes, Cpus, Generation, NodeDevices, NodeId, NodeName, NodeScheduling, Timestamp, WireguardFacts,
+};
 
 /// A machine of the cluster, as people want it. Written by joining and by people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,6 +180,9 @@ pub struct NodeFacts {
     /// TCP and UDP ports below 1024·64 that something outside Wharf listens on; placement and gateways keep off them.
     #[serde(default)]
     pub taken_ports: Vec<u16>,
+    /// The devices that tasks can be given, by kind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<NodeDevices>,
     /// Subnets that the machine reaches directly or has routes to, other than Wharf's own and the default route: no network of the
     /// cluster may overlap one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

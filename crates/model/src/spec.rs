@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppName, AppPolicy, Backend, Bytes, Cpus, ExternalService, JobSpec, Millis, NetworkName, ServiceName,
+    AppName, AppPolicy, Backend, Bytes, Cpus, DeviceKind, ExternalService, JobSpec, Millis, NetworkName, ServiceName,
     ServicePolicy, VolumeName,
 };
 
@@ -1017,6 +1017,40 @@ pub struct Resources {
     /// Devices by driver or capability, for example GPUs.
     #[serde(skip_serializing_if = "is_default")]
     pub devices: Vec<DeviceRequest>,
+    /// Devices by the kinds that nodes call them by.
+    #[serde(skip_serializing_if = "is_default")]
+    pub generic: Vec<GenericResource>,
+    /// Which GPUs, and how much of one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gpu: Option<GpuWish>,
+}
+
+/// So many devices of a kind: Swarm's generic resource.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GenericResource {
+    /// What they are.
+    pub kind: DeviceKind,
+    /// How many.
+    pub count: u64,
+}
+
+/// What a service says of the GPUs that its tasks want, beside how many.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GpuWish {
+    /// So many thousandths of one GPU that others may have the rest of; whole ones if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub share: Option<u32>,
+    /// So many whole ones, where the service asks for none otherwise.
+    #[serde(skip_serializing_if = "is_default")]
+    pub count: Option<u32>,
+    /// One of these products; any if empty.
+    #[serde(skip_serializing_if = "is_default")]
+    pub models: Vec<String>,
+    /// At least so much memory each.
+    #[serde(skip_serializing_if = "is_default")]
+    pub memory: Option<Bytes>,
 }
 
 /// Amounts of resources.

@@ -8,7 +8,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, Millis, NetworkName, NodeId, Protocol, ServiceKey, TaskId, Timestamp};
+use crate::{
+    Generation, Millis, NetworkName, NodeId, Protocol, ServiceKey, TaskDevice, TaskId, Timestamp,
+};
 
 /// A stable position of a service's task. Replicated services count from 1; the tasks of a global service all have slot 0 and differ by node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -39,6 +41,9 @@ pub struct Task {
     /// Ports of its node given to it where its service leaves the number open. Written once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<GivenPort>,
+    /// What it has of the node's devices, given with the node. Written once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<TaskDevice>,
     /// When it was made.
     pub created_at: Timestamp,
     /// Set once the cluster no longer wants it; never taken back.
@@ -447,6 +452,7 @@ mod tests {
             node: Some(NodeId::from_parts(1, [1; 10])),
             addresses: BTreeMap::new(),
             ports: Vec::new(),
+            devices: Vec::new(),
             created_at: Timestamp(1),
             stop: Some(StopReason::Outdated),
             makes_room_for: None,

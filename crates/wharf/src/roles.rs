@@ -24,7 +24,7 @@ use wharf_agent::{
 };
 use wharf_api::transport::{ServerAddress, Timing};
 use wharf_gateway::process::GatewayProcess;
-use wharf_model::{Bytes, GatewayStats, RouteTable, TaskId};
+use wharf_model::{Bytes, GatewayStats, NodeDevices, RouteTable, TaskId};
 use wharf_process::{
     Clock, Shutdown, SystemClock, Tasks,
     logging::{self, Format},
@@ -51,6 +51,9 @@ pub(crate) struct AgentSettings {
     /// What the machine is said to have, if not what the kernel says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<Bytes>,
+    /// Devices that tasks can be given, beside what the engine and drivers say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) devices: Vec<NodeDevices>,
 }
 
 impl AgentSettings {
@@ -139,6 +142,7 @@ pub(crate) async fn run_agent(
     if let Some(memory) = settings.memory {
         machine.memory = memory;
     }
+    machine.devices = settings.devices;
     let mut config = NodeConfig::new(membership.node, machine, state_dir.to_owned(), run_dir.to_owned());
     config.own_ports = own_ports;
     config.seed = membership.node.uuid().as_u64_pair().1;

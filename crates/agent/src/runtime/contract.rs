@@ -101,6 +101,7 @@ pub fn sample_task(number: u64, service: &str, image: &str) -> TaskAssignment {
         attachments: Vec::new(),
         volumes: BTreeMap::new(),
         files: Vec::new(),
+        devices: Vec::new(),
         companions: BTreeMap::new(),
     }
 }

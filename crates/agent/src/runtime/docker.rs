@@ -19,7 +19,9 @@ use bollard::{
     errors::Error,
     models::{
         ContainerInspectResponse, ContainerStateStatusEnum, ContainerStatsResponse,
-        ContainerSummaryStateEnum, CreateImageInfo, ExecConfig, HealthStatusEnum, Ipam, IpamConfig, Network,
+        ContainerSummaryStateEnum, CreateImageInfo, ExecConfig, GenericResourcesInner,
+        GenericResourcesInnerDiscreteResourceSpec, GenericResourcesInnerNamedResourceSpec, HealthStatusEnum,
+        Ipam, IpamConfig, Network,
         NetworkConnectRequest, NetworkCreateRequest, SystemInfoCgroupVersionEnum, VolumeCreateRequest,
     },
     query_parameters::{
@@ -35,7 +37,7 @@ use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 use wharf_model::{
-    EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, Progress, PullPolicy, TaskId, Timestamp,
+    DeviceKind, EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, NodeDevices, Progress, PullPolicy, TaskId, Timestamp,
     VolumeAssignment, VolumeId,
 };
 
@@ -364,6 +366,30 @@ impl DockerRuntime {
     }
 }
 
+/// What the engine was told to have by `--node-generic-resource`, by kind.
+fn generic_resources(resources: Vec<GenericResourcesInner>) -> Vec<NodeDevices> {
+    let mut devices = Vec::<NodeDevices>::new();
+    for resource in resources {
+        if let Some(GenericResourcesInnerNamedResourceSpec { kind: Some(kind), value: Some(id) }) =
+            resource.named_resource_spec
+            && let Ok(kind) = kind.parse::<DeviceKind>()
+        {
+            let mut more = NodeDevices::named(kind, [id]);
+            match devices.iter_mut().find(|pool| pool.kind == more.kind) {
+                Some(pool) => pool.named.append(&mut more.named),
+                None => devices.push(more),
+            }
+        }
+        if let Some(GenericResourcesInnerDiscreteResourceSpec { kind: Some(kind), value: Some(count) }) =
+            resource.discrete_resource_spec
+            && let Ok(kind) = kind.parse::<DeviceKind>()
+        {
+            devices.push(NodeDevices::counted(kind, unsigned(Some(count))));
+        }
+    }
+    devices
+}
+
 #[async_trait]
 impl Runtime for DockerRuntime {
     async fn facts(&self) -> Result<RuntimeFacts> {
@@ -390,6 +416,7 @@ impl Runtime for DockerRuntime {
             memory: unsigned(info.mem_total),
             architecture: oci_architecture(&info.architecture.unwrap_or_default()).to_owned(),
             kernel: info.kernel_version.unwrap_or_default(),
+            devices: generic_resources(info.generic_resources.unwrap_or_default()),
         })
     }
 

@@ -474,6 +474,7 @@ impl Runtime for FakeRuntime {
             memory: 8 << 30,
             architecture: "amd64".to_owned(),
             kernel: "6.1.0".to_owned(),
+            devices: Vec::new(),
         })
     }
 

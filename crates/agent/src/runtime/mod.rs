@@ -22,8 +22,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWrite;
 use wharf_model::{
-    EndpointSpec, EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, Progress, PullPolicy,
-    ServiceName, TaskAssignment, TaskId, Timestamp, VolumeAssignment, VolumeId, VolumeName,
+    EndpointSpec, EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, NodeDevices, Progress,
+    PullPolicy, ServiceName, TaskAssignment, TaskId, Timestamp, VolumeAssignment, VolumeId, VolumeName,
 };
 
 pub use docker::{DockerOptions, DockerRuntime};
@@ -149,6 +149,8 @@ pub struct RuntimeFacts {
     pub architecture: String,
     /// Kernel release.
     pub kernel: String,
+    /// What it was told of devices that can be given out.
+    pub devices: Vec<NodeDevices>,
 }
 
 /// How to log in at a registry.

@@ -16,7 +16,7 @@ use bollard::models::{
 use wharf_model::{
     Blkio, ContainerSpec, Cpus, EndpointSpec, Healthcheck, Millis, MountSource, MountSpec, Namespace,
     NetworkMode, PortSpec, PublishMode, Recursion, ResourceSet, Resources, ServiceName, ServiceSpec, Shared,
-    TaskAssignment, VolumesFrom, mac_for,
+    TaskAssignment, TaskDevice, VolumesFrom, WHOLE, mac_for,
 };
 
 use super::{Connection, ContainerId, Labels, Result, RuntimeError, Surroundings};
@@ -129,7 +129,10 @@ pub fn container_config(
         labels.insert("com.docker.compose.image".to_owned(), surroundings.image_id.clone());
     }
     fill_container(&mut body, task, container, surroundings, api)?;
-    fill_resources(host(&mut body), resources, container, api)?;
+    fill_resources(host(&mut body), task, resources, container, api)?;
+    if !task.devices.is_empty() {
+        body.env.get_or_insert_default().extend(device_variables(&task.devices, container));
+    }
     if body.hostname.is_none() && may_have_hostname(network_mode, container) {
         body.hostname = Some(host_name(&task.name));
     }
@@ -328,11 +331,13 @@ fn is_interface(device: &wharf_model::DeviceMapping) -> bool {
 
 fn fill_resources(
     host: &mut HostConfig,
+    task: &TaskAssignment,
     resources: &Resources,
     container: &ContainerSpec,
     api: ApiVersion,
 ) -> Result<()> {
-    let Resources { limits, reservations, devices } = resources;
+    // What is asked for of GPUs and by kinds was answered when the task got its node.
+    let Resources { limits, reservations, devices, generic: _, gpu } = resources;
     let ResourceSet { cpus, memory, pids } = limits;
     // Reserved processors are the scheduler's arithmetic; reserved memory is also the kernel's soft limit, and a
     // reservation of processes has no meaning to an engine.
@@ -353,20 +358,77 @@ fn fill_resources(
     {
         return Err(too_old(&format!("devices: {}", device.source), "25", api));
     }
-    let requests = devices.iter().map(|request| DeviceRequest {
-        driver: request.driver.clone(),
-        count: request.count,
-        device_ids: filled(request.device_ids.iter().cloned()),
-        capabilities: (!request.capabilities.is_empty()).then(|| vec![request.capabilities.clone()]),
-        options: map(&request.options),
-    });
+    let mut gpus: Vec<_> = task.devices.iter().filter(|device| device.kind.is_gpu()).collect();
+    let mut requests: Vec<_> = devices.iter().map(|request| device_request(request, &mut gpus)).collect();
+    // A wish in `x-wharf` says nothing of the engine's drivers: the device does, or it is in the environment only.
+    if gpu.is_some() {
+        requests.extend(gpus.into_iter().filter(|device| device.driver.is_some()).map(|device| DeviceRequest {
+            driver: device.driver.clone(),
+            device_ids: filled(device.id.iter().cloned()),
+            capabilities: Some(vec![vec!["gpu".to_owned()]]),
+            ..DeviceRequest::default()
+        }));
+    }
     let named = (!named.is_empty()).then(|| DeviceRequest {
         driver: Some("cdi".to_owned()),
         device_ids: filled(named.into_iter().map(|device| device.source.clone())),
         ..DeviceRequest::default()
     });
-    host.device_requests = filled(requests.chain(named));
+    host.device_requests = filled(requests.into_iter().chain(named));
     Ok(())
+}
+
+/// A request as the service makes it; where it is for GPUs, for those that the task was given, which are taken off `gpus`.
+fn device_request(request: &wharf_model::DeviceRequest, gpus: &mut Vec<&TaskDevice>) -> DeviceRequest {
+    let mut out = DeviceRequest {
+        driver: request.driver.clone(),
+        count: request.count,
+        device_ids: filled(request.device_ids.iter().cloned()),
+        capabilities: (!request.capabilities.is_empty()).then(|| vec![request.capabilities.clone()]),
+        options: map(&request.options),
+    };
+    let is_for_gpus =
+        request.driver.as_deref() == Some("nvidia") || request.capabilities.iter().any(|one| one == "gpu");
+    if !is_for_gpus {
+        return out;
+    }
+    let wanted = match request.count {
+        Some(count) => usize::try_from(count).unwrap_or(gpus.len()),
+        None if request.device_ids.is_empty() => gpus.len(),
+        None => request.device_ids.len(),
+    };
+    let whole = gpus.iter().filter(|device| !device.is_shared()).count();
+    let ids: Vec<_> = (0..wanted.min(whole))
+        .filter_map(|_| gpus.iter().position(|device| !device.is_shared()).map(|index| gpus.remove(index)))
+        .filter_map(|device| device.id.clone())
+        .collect();
+    // A task of a server that gave out no devices yet asks as it always did.
+    if !ids.is_empty() {
+        (out.count, out.device_ids) = (None, Some(ids));
+    }
+    out
+}
+
+/// The variables in which a container is told of its devices: Swarm's, those that NVIDIA's runtime reads, and of a shared GPU the part that
+/// its Multi-Process Service keeps a client to. What the service sets itself stays.
+fn device_variables(devices: &[TaskDevice], container: &ContainerSpec) -> Vec<String> {
+    let mut variables = BTreeMap::<String, Vec<String>>::new();
+    for device in devices {
+        let value = match &device.id {
+            Some(id) => id.clone(),
+            None => (device.share / u64::from(WHOLE)).to_string(),
+        };
+        if device.kind.is_gpu() {
+            variables.entry("NVIDIA_VISIBLE_DEVICES".to_owned()).or_default().push(value.clone());
+        }
+        variables.entry(device.kind.variable()).or_default().push(value);
+        if device.is_shared() {
+            let percent = (device.share / 10).max(1).to_string();
+            variables.insert("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE".to_owned(), vec![percent]);
+        }
+    }
+    let new = variables.into_iter().filter(|(name, _)| !container.environment.contains_key(name));
+    new.map(|(name, values)| format!("{name}={}", values.join(","))).collect()
 }
 
 fn health_config(check: &Healthcheck, api: ApiVersion) -> Result<HealthConfig> {
@@ -1065,5 +1127,53 @@ mod tests {
             (request.driver.as_deref(), request.device_ids),
             (Some("cdi"), Some(vec!["vendor.com/class=all".to_owned()]))
         );
+    }
+
+    #[test]
+    fn a_container_gets_the_devices_that_its_task_was_given() {
+        let device = |kind: &str, id: Option<&str>, share: u64, driver: Option<&str>| TaskDevice {
+            kind: kind.parse().unwrap(),
+            id: id.map(Into::into),
+            share,
+            driver: driver.map(Into::into),
+        };
+        let request = |count: Option<i64>, capability: &str| wharf_model::DeviceRequest {
+            count,
+            capabilities: vec![capability.into()],
+            ..Default::default()
+        };
+        let mut task = sample_task(1, "web", "img");
+        task.spec.resources.devices = vec![request(Some(2), "gpu"), request(Some(1), "tpu")];
+        task.devices =
+            vec![device("gpu", Some("GPU-7"), 1000, None), device("gpu", Some("GPU-9"), 1000, None), device("ssd", None, 3000, None)];
+        let body = made(&task, &plain(), OLD).body;
+        let requests = body.host_config.unwrap().device_requests.unwrap();
+        let ids = Some(vec!["GPU-7".to_owned(), "GPU-9".to_owned()]);
+        assert_eq!((requests[0].count, &requests[0].device_ids), (None, &ids));
+        assert_eq!((requests[1].count, &requests[1].device_ids), (Some(1), &None), "the engine finds these itself");
+        let env = body.env.unwrap();
+        for variable in ["DOCKER_RESOURCE_GPU=GPU-7,GPU-9", "NVIDIA_VISIBLE_DEVICES=GPU-7,GPU-9", "DOCKER_RESOURCE_SSD=3"] {
+            assert!(env.iter().any(|one| one == variable), "{env:?}");
+        }
+
+        // A share is requested of the driver that the node knows, and told in the environment; what the service says itself stays.
+        task.spec.resources = Resources { gpu: Some(Default::default()), ..Resources::default() };
+        task.spec.container.environment =
+            BTreeMap::from([("NVIDIA_VISIBLE_DEVICES".to_owned(), Some("none".to_owned()))]);
+        task.devices = vec![device("NVIDIA-GPU", Some("GPU-7"), 250, Some("nvidia"))];
+        let body = made(&task, &plain(), OLD).body;
+        let requests = body.host_config.unwrap().device_requests.unwrap();
+        assert_eq!((requests[0].driver.as_deref(), &requests[0].device_ids), (Some("nvidia"), &Some(vec!["GPU-7".to_owned()])));
+        let env = body.env.unwrap();
+        assert!(env.contains(&"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25".to_owned()), "{env:?}");
+        assert!(env.contains(&"NVIDIA_VISIBLE_DEVICES=none".to_owned()), "{env:?}");
+        task.devices = vec![device("gpu", Some("0"), 250, None)];
+        assert_eq!(made(&task, &plain(), OLD).body.host_config.unwrap().device_requests, None);
+
+        // A task of a server that gave out nothing asks as it always did.
+        task.spec.resources = Resources { devices: vec![request(Some(2), "gpu")], ..Resources::default() };
+        task.devices = Vec::new();
+        let host = made(&task, &plain(), OLD).body.host_config.unwrap();
+        assert_eq!(host.device_requests.unwrap()[0].count, Some(2));
     }
 }

@@ -117,7 +117,7 @@ pub(super) const BESIDE: &[(&str, &str)] = &[
     ),
 ];
 
-const GPU: &str = "one of the engine's `DeviceRequests`";
+const GPU: &str = "one of the engine's `DeviceRequests`; of GPUs, for those that the task was given";
 
 const PLACES: &[&str] = &["attributes", "apps::tasks_run_where_constraints_say_and_global_ones_everywhere"];
 const RETURNS: &[&str] = &["apps::a_release_that_fails_returns_to_the_one_before_and_serves_all_the_while"];
@@ -312,7 +312,7 @@ pub(super) static SECTIONS: &[Section] = &[
             honoured("services.*.oom_kill_disable", "the engine's `HostConfig.OomKillDisable`"),
             honoured("services.*.oom_score_adj", "the engine's `HostConfig.OomScoreAdj`"),
             honoured("services.*.gpus", "the engine's `HostConfig.DeviceRequests`, with the capability `gpu`")
-                .many("of the node that runs the task: choose it by `deploy.placement`")
+                .many("only nodes that have as many left get the task, and no two tasks the same one; [devices](../howto/devices.md)")
                 .takes(&[r#""all""#, r#"[{"count": 1}]"#]),
             honoured("services.*.gpus[].capabilities", GPU),
             honoured("services.*.gpus[].count", GPU).takes(&["1", r#""all""#]),
@@ -532,9 +532,12 @@ pub(super) static SECTIONS: &[Section] = &[
                 .many("only nodes that have as much left get the task"),
             honoured("services.*.deploy.resources.reservations.memory", "the engine's `HostConfig.MemoryReservation`; the node must have as much left")
                 .many("only nodes that have as much left get the task"),
-            refused("services.*.deploy.resources.reservations.generic_resources").refuses(&[r#"[{"discrete_resource_spec": {"kind": "gpu", "value": 2}}]"#]),
+            honoured("services.*.deploy.resources.reservations.generic_resources", "the task gets so many devices of the kind and is told which in `DOCKER_RESOURCE_KIND`, as by Swarm; [devices](../howto/devices.md)")
+                .many("only nodes that have as many left get the task, and no two tasks the same one")
+                .takes(&[r#"[{"discrete_resource_spec": {"kind": "gpu", "value": 2}}]"#])
+                .shown_by(&["devices::no_two_tasks_get_the_same_device"]),
             honoured("services.*.deploy.resources.reservations.devices", "the engine's `HostConfig.DeviceRequests`")
-                .many("of the node that runs the task: choose it by `placement`")
+                .many("GPUs: only nodes that have as many left get the task, and no two tasks the same one; others: of the node that runs the task, choose it by `placement`")
                 .takes(&[r#"[{"capabilities": ["gpu"]}]"#]),
             honoured("services.*.deploy.resources.reservations.devices[].capabilities", GPU),
             honoured("services.*.deploy.resources.reservations.devices[].count", GPU).takes(&["1", r#""all""#]),

@@ -70,6 +70,10 @@ static SECTIONS: &[Section] = &[
             ("slots", "each slot keeps its node: for services whose tasks are not alike"),
             ("disk", "disk that each task reserves of its node, for its writable layer, volumes and logs"),
             (
+                "gpu",
+                "how much of a GPU each task has, such as `0.5`, or how many; with `gpus` or device requests, which ones they may be",
+            ),
+            (
                 "external",
                 "the service runs outside the cluster; nothing is started, and others find it by its name",
             ),
@@ -356,6 +360,18 @@ static SECTIONS: &[Section] = &[
                 "elsewhere",
                 "from every node's view so many tasks of the service are on other nodes: the loss of one node leaves these; 0",
             ),
+        ],
+    ),
+    section(
+        "gpu",
+        &shapes::GPU,
+        &[
+            (
+                "share",
+                "so much of one, in steps of 0.001, beside other tasks that share it; from 1 on whole ones; 1, or as many as `gpus` and device requests say",
+            ),
+            ("model", "one of these products, such as `T4`; any if absent"),
+            ("memory", "each with at least so much memory"),
         ],
     ),
     section(

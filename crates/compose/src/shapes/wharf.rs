@@ -27,6 +27,7 @@ pub(crate) static WHARF: Object = Object {
         ("tolerations", TEXTS),
         ("slots", Map(&SLOTS)),
         ("disk", Size),
+        ("gpu", Either(&[Number, Map(&GPU)])),
         ("external", Map(&OUTSIDE)),
     ],
     required: &[],
@@ -213,6 +214,11 @@ pub(crate) static AVAILABILITY: Object = Object {
 };
 pub(crate) static SLOTS: Object =
     Object { what: "`slots`", keys: &[("stay", Bool), ("elsewhere", Int)], required: &[] };
+pub(crate) static GPU: Object = Object {
+    what: "`gpu`",
+    keys: &[("share", Number), ("model", TEXT_OR_TEXTS), ("memory", Size)],
+    required: &[],
+};
 pub(crate) static OUTSIDE: Object = Object {
     what: "`external`",
     keys: &[("host", Text), ("ports", List(&TextOrNumber))],

@@ -3,7 +3,7 @@
 //! Where both are given they must agree; `deploy.restart_policy` wins over `restart`.
 
 use wharf_model::{
-    Bytes, Constraint, DeviceRequest, EndpointMode, FailureAction, Mode, PlacementSpec, ResourceSet,
+    Bytes, Constraint, DeviceRequest, EndpointMode, FailureAction, GenericResource, Mode, PlacementSpec, ResourceSet,
     Resources, RestartCondition, RestartPolicy, ServiceSpec, UpdateOrder, UpdatePolicy,
 };
 
@@ -14,6 +14,8 @@ use crate::node::{Entry, Mapping, Node};
 use crate::quantity;
 
 const MOST_REPLICAS: i64 = 10_000;
+/// Of one kind, for one task.
+const MOST_DEVICES: u64 = 1024;
 
 impl Typing<'_, '_> {
     pub(super) fn deploy(&mut self, service: &Mapping, key: &Key<'_>, spec: &mut ServiceSpec) {
@@ -269,9 +271,9 @@ impl Typing<'_, '_> {
         for (field, value) in values::entries(entry) {
             let key = key.field(field);
             match field {
-                "limits" => resources.limits = self.resource_set(value, &key, &mut Vec::new()),
+                "limits" => resources.limits = self.resource_set(value, &key, &mut Resources::default()),
                 "reservations" => {
-                    resources.reservations = self.resource_set(value, &key, &mut resources.devices);
+                    resources.reservations = self.resource_set(value, &key, &mut resources);
                 }
                 _ => self.unforeseen(value, &key),
             }
@@ -283,7 +285,7 @@ impl Typing<'_, '_> {
         &mut self,
         entry: &Entry,
         key: &Key<'_>,
-        devices: &mut Vec<DeviceRequest>,
+        devices: &mut Resources,
     ) -> ResourceSet {
         let mut set = ResourceSet::default();
         for (field, value) in values::entries(entry) {
@@ -292,16 +294,56 @@ impl Typing<'_, '_> {
                 "cpus" => set.cpus = self.cpus(value, &key),
                 "memory" => set.memory = values::size(self.report(), value, &key).map(Bytes),
                 "pids" => set.pids = values::whole(self.report(), value, &key, -1..=i64::MAX),
-                "devices" => devices.extend(self.device_requests(value, &key, false)),
-                "generic_resources" => {
-                    self.report()
-                        .unsupported(value.key, &key, "generic resources are not supported")
-                        .hint("label the nodes that have them, and write `placement.constraints`");
-                }
+                "devices" => devices.devices.extend(self.device_requests(value, &key, false)),
+                "generic_resources" => devices.generic.extend(self.generic_resources(value, &key)),
                 _ => self.unforeseen(value, &key),
             }
         }
         set
+    }
+
+    /// Swarm's way to ask for devices: so many of a kind.
+    fn generic_resources(&mut self, entry: &Entry, key: &Key<'_>) -> Vec<GenericResource> {
+        let mut resources = Vec::new();
+        for (index, _, mapping) in values::mappings(entry) {
+            let item = key.item(index);
+            for (field, spec) in mapping.iter() {
+                let key = item.field(field);
+                if field != "discrete_resource_spec" {
+                    self.unforeseen(spec, &key);
+                    continue;
+                }
+                let (mut kind, mut count) = (None, Some(1));
+                for (field, value) in values::entries(spec) {
+                    let key = key.field(field);
+                    match field {
+                        "kind" => {
+                            let text = values::text(value).unwrap_or_default();
+                            kind = values::named(self.report(), &text, value.place(), &key);
+                        }
+                        // Also as text: that is how Swarm's own files have it.
+                        "value" => count = self.whole_or_text(value, &key),
+                        _ => self.unforeseen(value, &key),
+                    }
+                }
+                if !values::entries(spec).any(|(field, _)| field == "kind") {
+                    self.report()
+                        .error(Complaint::MissingKey, spec.key, &key, "a generic resource needs `kind`")
+                        .hint("write `discrete_resource_spec: {kind: gpu, value: 2}`");
+                }
+                resources.extend(kind.zip(count).map(|(kind, count)| GenericResource { kind, count }));
+            }
+        }
+        resources
+    }
+
+    fn whole_or_text(&mut self, entry: &Entry, key: &Key<'_>) -> Option<u64> {
+        let number = entry.node.scalar_text().and_then(|text| text.parse::<u64>().ok());
+        if number.is_none_or(|number| number > MOST_DEVICES) {
+            let message = format!("`{}` must be a whole number from 0 to {MOST_DEVICES}", key.name());
+            self.report().error(Complaint::InvalidValue, entry.place(), key, message).hint("write for example `2`");
+        }
+        number.filter(|number| *number <= MOST_DEVICES)
     }
 
     fn cpus(&mut self, entry: &Entry, key: &Key<'_>) -> Option<wharf_model::Cpus> {

@@ -14,9 +14,9 @@ pub(crate) mod tests;
 use std::collections::BTreeMap;
 
 use wharf_model::{
-    Affinity, AppPolicy, Autoscale, AvailabilityMinimum, Bounds, Bytes, LONGEST_DRAIN, LogFormat, LogSource,
-    LogStream, Metric, Millis, Mode, Neighbour, PlacementStrategy, Priority, ServiceName, ServiceSpec,
-    StableSlots, Toleration,
+    Affinity, AppPolicy, Autoscale, AvailabilityMinimum, Bounds, Bytes, GpuWish, LONGEST_DRAIN, LogFormat,
+    LogSource, LogStream, Metric, Millis, Mode, Neighbour, PlacementStrategy, Priority, ServiceName,
+    ServiceSpec, StableSlots, Toleration, WHOLE,
 };
 
 use super::deploy::is_label;
@@ -114,11 +114,56 @@ impl Typing<'_, '_> {
                     let disk = values::size(self.report(), value, &key).filter(|size| *size > 0);
                     spec.policy.disk = disk.map(Bytes);
                 }
+                "gpu" => spec.resources.gpu = self.gpu(value, &key),
                 // Such a service never gets here.
                 "external" => {}
                 _ => self.unforeseen(value, &key),
             }
         }
+    }
+
+    /// Which GPUs, and how much of one.
+    fn gpu(&mut self, entry: &Entry, key: &Key<'_>) -> Option<GpuWish> {
+        let mut wish = GpuWish::default();
+        if entry.node.as_mapping().is_none() {
+            (wish.share, wish.count) = self.gpu_amount(entry, key)?;
+            return Some(wish);
+        }
+        for (field, value) in values::entries(entry) {
+            let key = key.field(field);
+            match field {
+                "share" => (wish.share, wish.count) = self.gpu_amount(value, &key)?,
+                "model" => {
+                    wish.models = match values::text(value) {
+                        Some(model) => vec![model],
+                        None => values::strings(value),
+                    };
+                }
+                "memory" => wish.memory = values::size(self.report(), value, &key).map(Bytes),
+                _ => self.unforeseen(value, &key),
+            }
+        }
+        Some(wish)
+    }
+
+    /// Less than one is a share, and more are whole ones.
+    fn gpu_amount(&mut self, entry: &Entry, key: &Key<'_>) -> Option<(Option<u32>, Option<u32>)> {
+        let number = values::number(entry)?;
+        let thousandths = (number * f64::from(WHOLE)).round();
+        let exact = (number * f64::from(WHOLE) - thousandths).abs() < 1e-6;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within the bounds that stand before")]
+        let amount = ((1.0..=1_024_000.0).contains(&thousandths) && exact).then(|| thousandths as u32);
+        match amount {
+            Some(share) if share < WHOLE => return Some((Some(share), None)),
+            Some(count) if count.is_multiple_of(WHOLE) => return Some((None, Some(count / WHOLE))),
+            Some(_) | None => {}
+        }
+        let text = entry.node.scalar_text().unwrap_or_default();
+        let message = format!("a task can have a part of one GPU, or whole ones, and not {text}");
+        self.report()
+            .error(Complaint::InvalidValue, entry.place(), key, message)
+            .hint("write for example `gpu: 0.5`, in steps of 0.001, or `gpu: 2`");
+        None
     }
 
     /// What Wharf adds to a whole app.

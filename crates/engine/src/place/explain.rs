@@ -355,6 +355,7 @@ const fn effort(refusal: &Refusal) -> u8 {
         | Refusal::LimitMemory { .. } => 3,
         Refusal::HostPort { .. } | Refusal::HostPorts { .. } | Refusal::NoImage { .. } => 4,
         Refusal::Maintenance { .. } | Refusal::NotApart(_) | Refusal::NotNear { .. } => 5,
+        Refusal::Devices(lack) => if lack.is_for_want_of_room() { 3 } else { 8 },
         Refusal::Places { .. } => 6,
         Refusal::NotReady(_) | Refusal::NearNobody { .. } => 7,
         Refusal::Engine { .. } => 8,
@@ -429,6 +430,7 @@ fn change(refusal: &Refusal, node: &Node) -> String {
             "free {} of disk on {name}, or reserve no more than {free}",
             Bytes(need.0.saturating_sub(free.0))
         ),
+        Refusal::Devices(lack) => lack.change(name.as_str()),
         Refusal::LimitCpus { free, .. } => format!("lower the limit to {free} CPUs: {name} allows no more"),
         Refusal::LimitMemory { free, .. } => {
             format!("lower the limit to {free} of memory: {name} allows no more")

@@ -171,6 +171,9 @@ impl Places<'_> {
 
 /// Whether it is room that is wanted, so that others who go can help.
 fn can_be_helped(refusal: &Refusal) -> bool {
+    if let Refusal::Devices(lack) = refusal {
+        return lack.is_for_want_of_room();
+    }
     matches!(
         refusal,
         Refusal::HostPort { .. }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use wharf_model::{Bytes, Constraint, Cpus, NodeId, NodeState, ServiceName, Taint, Timestamp, VolumeName};
 
+use super::devices::Lack;
+
 /// Why a task may only run on certain nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pin {
@@ -148,6 +150,8 @@ pub enum Refusal {
         /// How much there may be more.
         free: Bytes,
     },
+    /// It cannot give the devices that the task wants.
+    Devices(Lack),
 }
 
 /// Two services that must not be in one place.
@@ -184,6 +188,7 @@ pub(crate) fn count(refusals: &mut Vec<(Refusal, usize)>, refusal: Refusal) {
         | (Refusal::LimitMemory { free: kept, .. }, Refusal::LimitMemory { free, .. }) => {
             *kept = free.max(*kept);
         }
+        (Refusal::Devices(kept), Refusal::Devices(lack)) => kept.keep_nearer(&lack),
         (Refusal::Maintenance { until: kept }, Refusal::Maintenance { until }) => *kept = until.min(*kept),
         _ => {}
     }
@@ -208,6 +213,7 @@ impl Refusal {
             | (Self::LimitMemory { .. }, Self::LimitMemory { .. })
             | (Self::Maintenance { .. }, Self::Maintenance { .. }) => true,
             (Self::Pool { wanted: Some(_), .. }, Self::Pool { wanted: Some(_), .. }) => true,
+            (Self::Devices(one), Self::Devices(other)) => one.same_reason(other),
             (one, other) => one == other,
         }
     }
@@ -237,6 +243,7 @@ impl Refusal {
             Self::Disk { .. } => 20,
             Self::LimitCpus { .. } => 21,
             Self::LimitMemory { .. } => 22,
+            Self::Devices(_) => 23,
         }
     }
     /// Whether other tasks are in the way, rather than what the node or the service is.
@@ -265,6 +272,7 @@ impl Refusal {
             | Self::Disk { .. }
             | Self::LimitCpus { .. }
             | Self::LimitMemory { .. } => true,
+            Self::Devices(lack) => lack.is_for_want_of_room(),
         }
     }
     /// The rule in a few words, for tables: `memory`, `constraint node.labels.disk == ssd`.
@@ -295,6 +303,7 @@ impl Refusal {
             Self::Disk { .. } => "disk".into(),
             Self::LimitCpus { .. } => "limits of cpus".into(),
             Self::LimitMemory { .. } => "limits of memory".into(),
+            Self::Devices(lack) => lack.kind().to_string(),
         }
     }
     /// What follows the number of nodes: `has too little memory (…)`, of one node or several.
@@ -354,6 +363,7 @@ impl Refusal {
             Self::LimitMemory { need, free } => {
                 format!("would let limits of memory go too far (limit {need}, {most}left is {free})")
             }
+            Self::Devices(lack) => lack.phrase(one),
         }
     }
     /// What can be done about it.
@@ -411,6 +421,7 @@ impl Refusal {
             Self::LimitCpus { .. } | Self::LimitMemory { .. } => {
                 Some("join another node, lower the limit, or let the node's limits go further".into())
             }
+            Self::Devices(lack) => Some(lack.hint()),
         }
     }
 }

@@ -12,7 +12,7 @@ use wharf_model::{
 };
 
 use super::{
-    Demand,
+    Demand, devices,
     refusal::{Apartness, Refusal},
     surroundings::Surroundings,
 };
@@ -122,6 +122,17 @@ impl<'s> Site<'s> {
     fn limits(&self) -> (u64, u64) {
         (self.sum(|load| load.limit_cpus.0), self.sum(|load| load.limit_memory.0))
     }
+    /// What of its devices is promised.
+    pub(crate) fn held_devices(&self) -> devices::Held {
+        let mut held = devices::Held::default();
+        for load in [self.base, self.more, self.kept.as_ref()].into_iter().flatten() {
+            held = if held.is_empty() { load.devices.clone() } else { held.plus(&load.devices) };
+        }
+        match &self.less {
+            Some(less) => held.minus(&less.devices),
+            None => held,
+        }
+    }
     /// What is promised of the scarcer of memory and processor time, in thousandths.
     pub(crate) fn reserved_share(&self) -> u64 {
         share(self.node, self.used())
@@ -158,6 +169,7 @@ pub(crate) const RULES: &[Rule] = &[
     memory,
     disk,
     limits,
+    of_devices,
 ];
 
 /// What a node is for a service whatever runs on it: these decide where a global service belongs.
@@ -472,6 +484,14 @@ fn memory(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), 
 fn disk(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), Refusal> {
     let (need, free) = (demand.holding.disk, Bytes(site.free().disk));
     if need <= free { Ok(()) } else { Err(Refusal::Disk { need, free }) }
+}
+
+fn of_devices(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), Refusal> {
+    if demand.devices.is_empty() {
+        return Ok(());
+    }
+    let inventory = site.node.facts().map(|facts| facts.devices.as_slice()).unwrap_or_default();
+    devices::fits(inventory, &site.held_devices(), &demand.devices).map_err(Refusal::Devices)
 }
 
 /// Nodes may say how far the limits of their tasks may go beyond what they have.

@@ -34,6 +34,7 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
         platform: facts.map(|facts| facts.platform.to_string()),
         cpus: facts.map(|facts| facts.cpus),
         memory: facts.map(|facts| facts.memory),
+        devices: facts.iter().flat_map(|facts| &facts.devices).map(ToString::to_string).collect(),
         cpus_reserved: Cpus(load.cpus.0),
         memory_reserved: Bytes(load.memory.0),
         engine_version: engine.map(|engine| engine.version.clone()),
@@ -164,6 +165,7 @@ pub fn task(state: &State, inner: &Inner, task: &Task) -> v1::Task {
             .iter()
             .map(|(network, address)| (network.to_string(), address.to_string()))
             .collect(),
+        devices: task.devices.iter().map(ToString::to_string).collect(),
         ready: task.stop.is_none() && status.is_ready(),
         stop: task.stop.map(|reason| reason.to_string()),
         draining: inner.world.drain_facts(task).map(|facts| v1::TaskDrain {

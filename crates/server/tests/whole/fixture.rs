@@ -471,6 +471,7 @@ impl Fake {
             }),
             engine_error: None,
             taken_ports: vec![],
+            devices: Vec::new(),
             subnets: vec![],
             wireguard: None,
             seen_from: None,

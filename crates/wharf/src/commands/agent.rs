@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use wharf_agent::session::{Home, JoinOptions, join};
 use wharf_api::transport::{ServerAddress, Timing};
-use wharf_model::{Bytes, NodeName};
+use wharf_model::{Bytes, NodeDevices, NodeName};
 use wharf_process::{Clock, SystemClock};
 
 use super::env;
@@ -107,6 +107,10 @@ pub(crate) struct Place {
     /// What to count as this machine's memory, in bytes, if not all it has
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
+    /// Devices that tasks can be given: `gpu=4,model=T4,memory=16GiB`, `gpu=GPU-1,GPU-2` or `ssd=3`; more than once for more kinds,
+    /// `KIND=0` for none. Beside these, what the engine's `--node-generic-resource` and NVIDIA's driver say
+    #[arg(long = "device", value_name = "KIND=DEVICES")]
+    devices: Vec<NodeDevices>,
     #[command(flatten)]
     logs: LogFlags,
 }
@@ -158,6 +162,10 @@ impl Place {
                 .tunnel_endpoint
                 .or(before.as_ref().and_then(|before| before.tunnel_endpoint)),
             memory: self.memory.map(Bytes).or(before.as_ref().and_then(|before| before.memory)),
+            devices: match &before {
+                Some(before) if self.devices.is_empty() => before.devices.clone(),
+                Some(_) | None => self.devices.clone(),
+            },
         };
         if before.as_ref() != Some(&settings) {
             settings.write(&self.state_dir)?;
@@ -174,6 +182,7 @@ impl Place {
             docker_socket: None,
             tunnel_endpoint: None,
             memory: None,
+            devices: Vec::new(),
             logs,
         }
     }
@@ -187,6 +196,7 @@ pub(crate) async fn run(args: Agent, _global: &Global, out: &Output) -> Result<E
                 docker_socket: place.socket()?,
                 tunnel_endpoint: place.tunnel_endpoint,
                 memory: place.memory.map(Bytes),
+                devices: place.devices.clone(),
             };
             let name = join_as(&place.state_dir, servers, token, name, place.address, force, out).await?;
             settings.write(&place.state_dir)?;

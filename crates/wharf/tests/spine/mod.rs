@@ -404,6 +404,7 @@ impl FakeNode {
             engine: None,
             engine_error: None,
             taken_ports: vec![],
+            devices: Vec::new(),
             subnets: vec![],
             wireguard: None,
             seen_from: None,

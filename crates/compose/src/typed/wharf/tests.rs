@@ -100,6 +100,7 @@ services:
       tolerations: [gpu, team=blue]
       slots: {elsewhere: 2}
       disk: 2g
+      gpu: {share: 0.5, model: [T4, A10], memory: 16g}
   db: {image: i}
 jobs:
   nightly: {image: i, command: [run], triggers: {schedule: "30  4 * * 1-5"}, depends_on: [db]}
@@ -177,6 +178,9 @@ fn the_other_settings_are_read_whole() {
     assert_eq!(borne, ["gpu", "team=blue"]);
     assert_eq!(web.slots, Some(StableSlots { stay: true, elsewhere: 2 }));
     assert_eq!(web.disk, Some(Bytes(2 << 30)));
+    let gpu = app.services[&"web".parse::<ServiceName>().unwrap()].resources.gpu.as_ref().unwrap();
+    assert_eq!((gpu.share, gpu.count, gpu.memory), (Some(500), None, Some(Bytes(16 << 30))));
+    assert_eq!(gpu.models, ["T4", "A10"]);
     let job = &app.jobs[&"nightly".parse::<ServiceName>().unwrap()];
     assert_eq!((job.schedule.as_deref(), job.manual), (Some("30 4 * * 1-5"), true));
     assert!(job.spec.depends_on.contains_key(&db));
@@ -189,6 +193,23 @@ fn sample(setting: Setting) -> &'static str {
         Setting::Autoscale => "services: {web: {image: i, x-wharf: {autoscale: {metrics: {cpu: 60}}}}}",
         Setting::Logs => "services: {web: {image: i, x-wharf: {logs: {out: }}}}",
         Setting::Jobs => "services: {web: {image: i}}\njobs: {once: {image: i}}",
+    }
+}
+
+#[test]
+fn a_task_has_a_part_of_one_gpu_or_whole_ones() {
+    let file = |gpu: &str| format!("name: shop\nservices: {{web: {{image: i, x-wharf: {{gpu: {gpu}}}}}}}");
+    for (gpu, share, count) in
+        [("0.5", Some(500), None), ("0.001", Some(1), None), ("1", None, Some(1)), ("4.0", None, Some(4)), ("{model: T4}", None, None)]
+    {
+        let (app, _) = everything(&file(gpu));
+        let wish = app.services.values().next().unwrap().resources.gpu.clone().unwrap();
+        assert_eq!((wish.share, wish.count), (share, count), "{gpu}");
+    }
+    for gpu in ["0", "1.5", "-1", "0.0004", "5000", "{share: 2.5}"] {
+        let loaded = read(&file(gpu));
+        let [complaint] = loaded.diagnostics.as_slice() else { panic!("{gpu}: {:?}", loaded.diagnostics) };
+        assert!(complaint.message.contains("a part of one GPU, or whole ones"), "{}", complaint.message);
     }
 }
 
