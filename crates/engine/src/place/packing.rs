@@ -134,12 +134,12 @@ impl Outlook {
         let asked = restricted.fold(0, |bits, (sort, _)| bits | sort.models);
         let mut kinds = BTreeMap::<(u64, usize, u64), f64>::new();
         for node in nodes {
-            *kinds.entry((node.models & asked, node.gpus.len().min(MOST_GPUS), node.cpus)).or_default() += 1.0;
+            *kinds.entry((node.models & asked, node.gpus.len().min(MOST_GPUS), node.cpus)).or_default() +=
+                1.0;
         }
         let mut classes: Vec<_> = kinds.keys().map(|(class, ..)| *class).collect();
         classes.dedup();
-        let mut outlook =
-            Self { sorts, asked, classes, ..Self::default() };
+        let mut outlook = Self { sorts, asked, classes, ..Self::default() };
         let gpus: f64 = kinds.iter().map(|((_, gpus, _), nodes)| *gpus as f64 * nodes).sum();
         let cores: f64 = kinds.iter().map(|((.., cpus), nodes)| cores(*cpus) * nodes).sum();
         let demand: f64 = outlook.sorts.iter().map(|(sort, part)| sort.size() * part).sum();
@@ -236,9 +236,8 @@ impl Outlook {
         let mut parts = [(0.0, 0); STEPS];
         let mut groups = [(0.0, 0); MOST_GPUS + 1];
         for (index, (sort, _)) in self.sorts.iter().enumerate() {
-            let fits = sort.count > 0
-                && sort.cpus <= bound
-                && (sort.models == u64::MAX || sort.models & class != 0);
+            let fits =
+                sort.count > 0 && sort.cpus <= bound && (sort.models == u64::MAX || sort.models & class != 0);
             let worth = sort.size() - rents[index] - price * cores(sort.cpus);
             if !fits || worth <= 0.0 {
                 continue;
@@ -252,7 +251,8 @@ impl Outlook {
                 *best = (worth, index);
             }
         }
-        let items: Vec<_> = (1..STEPS).filter(|steps| parts[*steps].0 > 0.0).map(|steps| (steps, parts[steps])).collect();
+        let items: Vec<_> =
+            (1..STEPS).filter(|steps| parts[*steps].0 > 0.0).map(|steps| (steps, parts[steps])).collect();
         let (mut part, mut put) = (vec![0.0; STEPS], vec![None; STEPS]);
         for left in 1..STEPS {
             part[left] = part[left - 1];
@@ -329,7 +329,9 @@ impl Outlook {
                 }
                 // Between two prices, as much of both as uses all there is.
                 let part = match &before {
-                    Some(before) if filling.cores < has => (has - filling.cores) / (before.cores - filling.cores),
+                    Some(before) if filling.cores < has => {
+                        (has - filling.cores) / (before.cores - filling.cores)
+                    }
                     Some(_) | None => 0.0,
                 };
                 let mut taken = filling.cores * (1.0 - part);
@@ -380,7 +382,9 @@ impl Outlook {
             }
         }
         let named = Self { names, ..Self::default() };
-        let mix = services.iter().map(|(revision, need, tasks)| (named.shape(need, &revision.spec.resources), *tasks));
+        let mix = services
+            .iter()
+            .map(|(revision, need, tasks)| (named.shape(need, &revision.spec.resources), *tasks));
         let rooms = world.nodes().filter_map(|node| {
             let facts = node.facts()?;
             Some(named.room(&facts.devices, &Held::default(), facts.cpus.0, facts.memory.0))
@@ -410,7 +414,8 @@ impl Outlook {
             let meant = self.names.iter().enumerate().filter(|(_, name)| devices::same_model(name, model));
             meant.fold(0, |bits, (index, _)| bits | 1 << index)
         };
-        let models = devices.filter_map(|device| device.model.as_deref()).fold(0, |bits, model| bits | of(model));
+        let models =
+            devices.filter_map(|device| device.model.as_deref()).fold(0, |bits, model| bits | of(model));
         Room { cpus, memory, gpus: devices::gpus_left(inventory, held), models }
     }
 }
@@ -491,7 +496,8 @@ impl Table {
 
 /// Bounds on processor time at which another sort fits, the fewer the more sorts there are.
 fn bounds(sorts: &[(Shape, f64)]) -> Vec<u64> {
-    let mut all: Vec<_> = sorts.iter().filter(|(sort, _)| sort.count > 0).map(|(sort, _)| sort.cpus).collect();
+    let mut all: Vec<_> =
+        sorts.iter().filter(|(sort, _)| sort.count > 0).map(|(sort, _)| sort.cpus).collect();
     all.sort_unstable();
     all.dedup();
     if all.len() > BOUNDS {
