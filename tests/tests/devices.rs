@@ -32,7 +32,7 @@ fn no_two_tasks_get_the_same_device() {
     if skip() {
         return;
     }
-    // Each engine has two GPUs that it knows by name, and one says of its machine's disks.
+    // Each engine has two GPUs that it knows by name, and one agent says what disks its machine has.
     let machines = Cluster::builder().nodes(2).seed(Seed::basic().unwrap());
     let machines = machines
         .engine_arg("--node-generic-resource=NVIDIA-GPU=GPU-a")
@@ -72,19 +72,19 @@ fn no_two_tasks_get_the_same_device() {
     }
     assert_eq!((whole.len(), shared.len()), (3, 1), "{whole:?} {shared:?}");
     assert!(whole.is_disjoint(&shared), "{whole:?} {shared:?}");
-    for node in items(&fleet.json(["node", "ls", "--json"])) {
+    for node in items(&fleet.json(["node", "ls"])) {
         assert!(node["devices"].to_string().contains("2 NVIDIA-GPU"), "{node}");
     }
 
     // One more is one too many, and says so; once somebody goes it comes.
-    fleet.ok(["scale", "-y", "-p", "lab", "--detach", "train=4"]);
+    fleet.ok(["scale", "-p", "lab", "--detach", "train=4"]);
     try_wait_until(SOON, "the fourth task says what it waits for", || {
         let said = fleet.ok(["ps", "-p", "lab"]);
         ensure!(said.contains("2 have too few free devices of kind gpu (need 1, most free is 0)"), "{said}");
         Ok(())
     })
     .unwrap();
-    fleet.ok(["scale", "-y", "-p", "lab", "serve=0"]);
+    fleet.ok(["scale", "-p", "lab", "serve=0"]);
     try_wait_until(SOON, "the fourth task runs", || {
         let tasks = fleet.tasks("lab")?;
         let train = tasks.iter().filter(|task| text(&task["service"]) == "train" && task["ready"] == true);

@@ -82,7 +82,7 @@ impl Machine {
             engine: engine.as_ref().ok().map(|facts| facts.engine.clone()),
             engine_error: engine.as_ref().err().map(ToString::to_string),
             taken_ports,
-            devices: self.all_devices(engine.as_ref().map_or(&[][..], |facts| &facts.devices)),
+            devices: self.all_devices(engine.as_ref().map(|facts| facts.devices.as_slice()).unwrap_or_default()),
             subnets: Vec::new(),
             wireguard: None,
             seen_from: None,
@@ -183,7 +183,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut machine = Machine::look([10, 0, 0, 1].into(), "1");
         machine.nvidia = folder.path().to_owned();
-        assert_eq!(machine.all_devices(&[]), []);
+        assert!(machine.all_devices(&[]).is_empty());
         for (bus, id) in [("0000:3b:00.0", "GPU-2"), ("0000:1a:00.0", "GPU-1")] {
             std::fs::create_dir(folder.path().join(bus)).unwrap();
             let text = format!("Model: \t\t NVIDIA A10\nIRQ:   \t\t 12\nGPU UUID: \t {id}\n");

@@ -40,7 +40,8 @@ impl DeviceKind {
     pub fn maker_of_gpus(&self) -> Option<String> {
         let lower = self.0.to_ascii_lowercase();
         let maker = lower.strip_suffix("gpu")?;
-        (maker.is_empty() || maker.ends_with(['-', '_'])).then(|| maker.trim_end_matches(['-', '_']).to_owned())
+        (maker.is_empty() || maker.ends_with(['-', '_']))
+            .then(|| maker.trim_end_matches(['-', '_']).to_owned())
     }
     /// Whether a device of kind `other` is what is asked for by this one: plain `gpu` asks for GPUs of any kind.
     pub fn takes(&self, other: &Self) -> bool {
@@ -87,7 +88,10 @@ impl PartialOrd for DeviceKind {
 }
 impl Ord for DeviceKind {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.bytes().map(|byte| byte.to_ascii_lowercase()).cmp(other.0.bytes().map(|byte| byte.to_ascii_lowercase()))
+        self.0
+            .bytes()
+            .map(|byte| byte.to_ascii_lowercase())
+            .cmp(other.0.bytes().map(|byte| byte.to_ascii_lowercase()))
     }
 }
 impl fmt::Display for DeviceKind {
@@ -137,7 +141,11 @@ impl NodeDevices {
             return Self { kind, named: Vec::new(), count };
         }
         let driver = kind.maker_of_gpus().filter(|maker| !maker.is_empty());
-        let device = |number: u64| NodeDevice { id: number.to_string(), driver: driver.clone(), ..NodeDevice::default() };
+        let device = |number: u64| NodeDevice {
+            id: number.to_string(),
+            driver: driver.clone(),
+            ..NodeDevice::default()
+        };
         Self { named: (0..count.min(1024)).map(device).collect(), kind, count: 0 }
     }
     /// Devices of a kind with these ids.
@@ -167,7 +175,9 @@ impl fmt::Display for NodeDevices {
 
 /// What is no description of devices.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` does not say which devices there are: {because}; write for example `gpu=4,model=T4,memory=16GiB`, `gpu=GPU-1,GPU-2` or `ssd=3`")]
+#[error(
+    "`{text}` does not say which devices there are: {because}; write for example `gpu=4,model=T4,memory=16GiB`, `gpu=GPU-1,GPU-2` or `ssd=3`"
+)]
 pub struct InvalidDevices {
     text: String,
     because: String,
@@ -287,9 +297,14 @@ mod tests {
         let named = read("NVIDIA-GPU=GPU-a, GPU-b").unwrap();
         assert_eq!(named.named[1].id, "GPU-b");
         assert_eq!(named.named[0].driver.as_deref(), Some("nvidia"));
-        assert_eq!(read("ssd=3").unwrap(), NodeDevices { kind: "ssd".parse().unwrap(), named: vec![], count: 3 });
+        assert_eq!(
+            read("ssd=3").unwrap(),
+            NodeDevices { kind: "ssd".parse().unwrap(), named: vec![], count: 3 }
+        );
         assert_eq!(read("disk=sda").unwrap().named[0].id, "sda");
-        for wrong in ["gpu", "gpu=", "gpu=1,colour=red", "gpu=1,memory=much", "=1", "gpu=a,,b", "gpu=model=T4"] {
+        for wrong in
+            ["gpu", "gpu=", "gpu=1,colour=red", "gpu=1,memory=much", "=1", "gpu=a,,b", "gpu=model=T4"]
+        {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

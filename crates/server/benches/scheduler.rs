@@ -172,7 +172,6 @@ async fn begin(state: &State, nodes: usize, rules: Rules) -> Lead {
     }
     assert_eq!(state.read().world.apps().count(), apps.len());
     let leader = LeaderRecord { server: ServerId::from_parts(1, [1; 10]), term: 1, since: NOW };
-    let fence =
-        state.commit(Batch::new().put("leader", encode(&Key::Leader, &leader))).await.unwrap();
+    let fence = state.commit(Batch::new().put("leader", encode(&Key::Leader, &leader))).await.unwrap();
     Lead { term: 1, fence }
 }

@@ -75,15 +75,14 @@ impl Cluster {
     pub(crate) fn fill(&mut self, percent: u64) {
         let each = (CORES * percent / 100 / FILLING) as usize;
         let nodes = self.world.nodes().count();
-        self.run(nodes * each, nodes, FILLING * 1000);
+        self.run(nodes * each, nodes, FILLING * 1000, 100);
     }
 
-    /// Running tasks of services of a hundred, spread evenly over the first nodes.
-    pub(crate) fn run(&mut self, tasks: usize, nodes: usize, cpus: u64) {
-        const OF_ONE_SERVICE: usize = 100;
+    /// Running tasks of services of this size, spread evenly over the first nodes.
+    pub(crate) fn run(&mut self, tasks: usize, nodes: usize, cpus: u64, of_one_service: usize) {
         let mut made = 0;
         while made < tasks {
-            let count = OF_ONE_SERVICE.min(tasks - made);
+            let count = of_one_service.min(tasks - made);
             let spec = self.app(count, Rules::Plain, cpus, false);
             let key = self.release(&spec);
             let service = ServiceKey { app: key, name: "web".parse().unwrap() };
@@ -127,7 +126,7 @@ impl Cluster {
             "networks": networks,
             "services": { "web": {
                 "image": "web:1",
-                "mode": { "replicated": { "replicas": replicas } },
+                "mode": { "kind": "replicated", "replicas": replicas },
                 "network_mode": if network { json!("networks") } else { json!("host") },
                 "networks": attached,
                 "container": { "environment": { "PORT": "8080", "LOG": "info" } },

@@ -15,7 +15,7 @@ const NODES: usize = 10_000;
 /// Makes the world, says so, and stays until somebody has looked.
 pub(crate) fn hold() {
     let mut cluster = Cluster::of(NODES);
-    cluster.run(TASKS, NODES, 100);
+    cluster.run(TASKS, NODES, 100, 1000);
     let held = cluster.world.tasks().count();
     println!("{held}");
     std::io::stdout().flush().unwrap();

@@ -30,7 +30,9 @@ struct Speed {
 
 /// Placements per second and the time of single decisions, by size, filling and rules.
 pub(crate) fn speed() -> Vec<Goal> {
-    println!("placing: whole passes in memory; apps of {TASKS_OF_AN_APP} tasks, and of one for the time of a decision");
+    println!(
+        "placing: whole passes in memory; apps of {TASKS_OF_AN_APP} tasks, and of one for the time of a decision"
+    );
     println!("nodes   filled  rules         found/s   tasks/s   decision p50   p99");
     let mut found = Vec::new();
     for nodes in [100, 1000, 5000, 10_000] {

@@ -51,13 +51,8 @@ impl Need {
         let Resources { limits: _, reservations: _, devices, generic, gpu } = resources;
         let wish = gpu.clone().unwrap_or_default();
         let (models, memory) = (wish.models, wish.memory);
-        let gpus = |amount, driver| Ask {
-            kind: DeviceKind::gpu(),
-            amount,
-            models: models.clone(),
-            memory,
-            driver,
-        };
+        let gpus =
+            |amount, driver| Ask { kind: DeviceKind::gpu(), amount, models: models.clone(), memory, driver };
         let requested = devices.iter().filter(|request| is_for_gpus(request));
         let mut asks: Vec<_> =
             requested.map(|request| gpus(Amount::of(request), request.driver.clone())).collect();
@@ -291,7 +286,10 @@ impl Lack {
                 format!("if {node} has such a device, say so there: `wharf agent run --device {kind}=…`")
             }
             Self::TooFew { kind, need, free } => {
-                format!("free {} {kind} on {node}, or ask for no more than {free}", need.saturating_sub(*free))
+                format!(
+                    "free {} {kind} on {node}, or ask for no more than {free}",
+                    need.saturating_sub(*free)
+                )
             }
             Self::Share { kind, need, free } => format!(
                 "free {} of a {kind} on {node}, or ask for no more than {}",
@@ -405,7 +403,8 @@ impl<'a> Stock<'a> {
         }
         let suitable: Vec<_> = self.suitable(ask).collect();
         let counted = if ask.is_particular() { 0 } else { self.counted(ask) };
-        let some_counted = !ask.is_particular() && self.inventory.iter().any(|pool| ask.kind.takes(&pool.kind) && pool.count > 0);
+        let some_counted = !ask.is_particular()
+            && self.inventory.iter().any(|pool| ask.kind.takes(&pool.kind) && pool.count > 0);
         if suitable.is_empty() && !some_counted {
             return Err(Lack::Unsuitable { kind: kind(), wanted: ask.wanted() });
         }
@@ -427,7 +426,9 @@ impl<'a> Stock<'a> {
                 out.extend(whole[..named].iter().map(|left| give(left, WHOLE)));
                 let mut rest = *need - u64::try_from(named).unwrap_or(u64::MAX);
                 for pool in self.inventory.iter().filter(|pool| ask.kind.takes(&pool.kind)) {
-                    let free = pool.count.saturating_sub(self.held.counted(&pool.kind) + self.given.counted(&pool.kind));
+                    let free = pool
+                        .count
+                        .saturating_sub(self.held.counted(&pool.kind) + self.given.counted(&pool.kind));
                     let count = free.min(rest);
                     if count > 0 {
                         let share = count * u64::from(WHOLE);
@@ -439,7 +440,11 @@ impl<'a> Stock<'a> {
             Amount::All => {
                 if whole.len() < suitable.len() || whole.is_empty() {
                     let all = |list: usize| u64::try_from(list).unwrap_or(u64::MAX);
-                    return Err(Lack::TooFew { kind: kind(), need: all(suitable.len()).max(1), free: all(whole.len()) });
+                    return Err(Lack::TooFew {
+                        kind: kind(),
+                        need: all(suitable.len()).max(1),
+                        free: all(whole.len()),
+                    });
                 }
                 out.extend(whole.iter().map(|left| give(left, WHOLE)));
             }
@@ -484,7 +489,10 @@ impl Ask {
     }
     fn suits(&self, device: &NodeDevice) -> bool {
         let model = self.models.is_empty()
-            || device.model.as_ref().is_some_and(|model| self.models.iter().any(|wanted| same_model(wanted, model)));
+            || device
+                .model
+                .as_ref()
+                .is_some_and(|model| self.models.iter().any(|wanted| same_model(wanted, model)));
         let memory = self.memory.is_none_or(|memory| device.memory.is_some_and(|has| has >= memory));
         // A node that does not say which driver it is leaves it to the engine.
         let driver = match (&self.driver, &device.driver) {
@@ -644,8 +652,14 @@ mod tests {
         held.release(&first);
         assert_eq!(said(&allocate(&node, &held, &gpus(1), None).unwrap()), "gpu 0");
         assert_eq!(said(&allocate(&node, &held, &generic("SSD", 2), None).unwrap()), "2 ssd");
-        assert_eq!(fits(&node, &held, &generic("ssd", 4)).unwrap_err().phrase(true), "has too few free devices of kind ssd (need 4, free is 3)");
-        assert_eq!(fits(&node, &held, &generic("fpga", 1)), Err(Lack::None { kind: "fpga".parse().unwrap() }));
+        assert_eq!(
+            fits(&node, &held, &generic("ssd", 4)).unwrap_err().phrase(true),
+            "has too few free devices of kind ssd (need 4, free is 3)"
+        );
+        assert_eq!(
+            fits(&node, &held, &generic("fpga", 1)),
+            Err(Lack::None { kind: "fpga".parse().unwrap() })
+        );
     }
 
     #[test]
@@ -679,7 +693,10 @@ mod tests {
 
     #[test]
     fn a_model_memory_or_id_can_be_asked_for() {
-        let node = inventory(&["NVIDIA-GPU=GPU-a,GPU-b,model=NVIDIA A10,memory=24GiB", "gpu=1,model=T4,memory=16GiB"]);
+        let node = inventory(&[
+            "NVIDIA-GPU=GPU-a,GPU-b,model=NVIDIA A10,memory=24GiB",
+            "gpu=1,model=T4,memory=16GiB",
+        ]);
         let held = Held::default();
         let of = |models: &[&str], memory: Option<u64>| {
             wish(GpuWish {
@@ -689,7 +706,10 @@ mod tests {
             })
         };
         assert_eq!(said(&allocate(&node, &held, &of(&["t4"], None), None).unwrap()), "gpu 0");
-        assert_eq!(said(&allocate(&node, &held, &of(&["A10", "H100"], None), None).unwrap()), "NVIDIA-GPU GPU-a");
+        assert_eq!(
+            said(&allocate(&node, &held, &of(&["A10", "H100"], None), None).unwrap()),
+            "NVIDIA-GPU GPU-a"
+        );
         assert_eq!(said(&allocate(&node, &held, &of(&[], Some(20)), None).unwrap()), "NVIDIA-GPU GPU-a");
         let lack = fits(&node, &held, &of(&["H100"], Some(80))).unwrap_err();
         assert_eq!(lack.phrase(true), "has no gpu of model H100 and with 80 GiB of memory");
@@ -705,7 +725,10 @@ mod tests {
         assert_eq!(said(&allocate(&node, &held, &these(&["GPU-b", "1"]), None).unwrap()), "NVIDIA-GPU GPU-b");
         assert_eq!(fits(&node, &held, &these(&["GPU-c"])).unwrap_err().phrase(true), "has no free gpu GPU-c");
         // Every one, and only if nobody has any of them.
-        assert_eq!(said(&allocate(&node, &held, &gpus(-1), None).unwrap()), "NVIDIA-GPU GPU-a, NVIDIA-GPU GPU-b, gpu 0");
+        assert_eq!(
+            said(&allocate(&node, &held, &gpus(-1), None).unwrap()),
+            "NVIDIA-GPU GPU-a, NVIDIA-GPU GPU-b, gpu 0"
+        );
         let mut held = Held::default();
         held.add(&allocate(&node, &held, &share(100), None).unwrap());
         assert!(matches!(fits(&node, &held, &gpus(-1)), Err(Lack::TooFew { need: 3, free: 2, .. })));
@@ -713,8 +736,10 @@ mod tests {
 
     #[test]
     fn wishes_add_up() {
-        let request = DeviceRequest { count: Some(2), capabilities: vec!["gpu".into()], ..DeviceRequest::default() };
-        let other = DeviceRequest { count: Some(2), capabilities: vec!["tpu".into()], ..DeviceRequest::default() };
+        let request =
+            DeviceRequest { count: Some(2), capabilities: vec!["gpu".into()], ..DeviceRequest::default() };
+        let other =
+            DeviceRequest { count: Some(2), capabilities: vec!["tpu".into()], ..DeviceRequest::default() };
         let resources = Resources {
             devices: vec![request, other],
             generic: vec![GenericResource { kind: "ssd".parse().unwrap(), count: 1 }],
@@ -722,8 +747,13 @@ mod tests {
             ..Resources::default()
         };
         assert_eq!(Need::of(&resources).to_string(), "2 gpu, 1 ssd", "which GPUs is not how many");
-        assert!(fits(&inventory(&["gpu=2", "ssd=1"]), &Held::default(), &Need::of(&resources)).is_err(), "no T4");
-        assert!(fits(&inventory(&["gpu=2,model=T4", "ssd=1"]), &Held::default(), &Need::of(&resources)).is_ok());
+        assert!(
+            fits(&inventory(&["gpu=2", "ssd=1"]), &Held::default(), &Need::of(&resources)).is_err(),
+            "no T4"
+        );
+        assert!(
+            fits(&inventory(&["gpu=2,model=T4", "ssd=1"]), &Held::default(), &Need::of(&resources)).is_ok()
+        );
         assert!(Need::of(&Resources::default()).is_empty());
     }
 

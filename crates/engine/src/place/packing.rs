@@ -76,7 +76,7 @@ const PRICES: [f64; 16] =
 /// How often rents are tried.
 const TRIES: u32 = 120;
 /// As many bounds on what processor time is left are told apart.
-const BOUNDS: usize = 24;
+const BOUNDS: usize = 48;
 /// More GPUs of a node than this are looked at as several lots.
 const MOST_GPUS: usize = 16;
 /// Costs that differ by less are as good as equal, in thousandths of a GPU. Whoever takes the first of equal nodes then fills one after
@@ -120,7 +120,12 @@ struct Table {
 impl Outlook {
     /// What follows from a mix, in any parts, and the nodes as they are without tasks.
     pub fn new(mix: impl IntoIterator<Item = (Shape, f64)>, nodes: impl IntoIterator<Item = Room>) -> Self {
-        let mut sorts: Vec<_> = mix.into_iter().filter(|(_, part)| *part > 0.0).collect();
+        let mut parts = BTreeMap::<Shape, f64>::new();
+        for (shape, part) in mix.into_iter().filter(|(_, part)| *part > 0.0) {
+            // What differs in memory only competes for the same.
+            *parts.entry(Shape { memory: 0, ..shape }).or_default() += part;
+        }
+        let mut sorts: Vec<_> = parts.into_iter().collect();
         sorts.sort_by(|(one, of_one), (other, of_other)| of_other.total_cmp(of_one).then(one.cmp(other)));
         sorts.truncate(SORTS);
         let all: f64 = sorts.iter().map(|(_, part)| part).sum();
@@ -129,12 +134,12 @@ impl Outlook {
         let asked = restricted.fold(0, |bits, (sort, _)| bits | sort.models);
         let mut kinds = BTreeMap::<(u64, usize, u64), f64>::new();
         for node in nodes {
-            *kinds.entry((node.models & asked, node.gpus.len().min(MOST_GPUS), node.cpus)).or_default() += 1.0;
+            *kinds.entry((node.models & asked, node.gpus.len().min(MOST_GPUS), node.cpus)).or_default() +=
+                1.0;
         }
         let mut classes: Vec<_> = kinds.keys().map(|(class, ..)| *class).collect();
         classes.dedup();
-        let mut outlook =
-            Self { sorts, asked, classes, ..Self::default() };
+        let mut outlook = Self { sorts, asked, classes, ..Self::default() };
         let gpus: f64 = kinds.iter().map(|((_, gpus, _), nodes)| *gpus as f64 * nodes).sum();
         let cores: f64 = kinds.iter().map(|((.., cpus), nodes)| cores(*cpus) * nodes).sum();
         let demand: f64 = outlook.sorts.iter().map(|(sort, part)| sort.size() * part).sum();
@@ -159,7 +164,7 @@ impl Outlook {
             return None;
         }
         let now = self.value(room);
-        let mut best: Option<(f64, usize)> = None;
+        let mut best: Option<(f64, f64, usize)> = None;
         let mut seen = Vec::new();
         for gpu in self.candidates(room, shape)? {
             let left = room.gpus.get(gpu).copied().unwrap_or(0);
@@ -168,12 +173,12 @@ impl Outlook {
             }
             seen.push(left);
             let rest = room.after(shape, gpu);
-            let cost = now - self.value(&rest) + self.tie(&rest);
-            if best.is_none_or(|(least, _)| cost < least) {
-                best = Some((cost, gpu));
+            let (cost, tie) = (now - self.value(&rest), self.tie(&rest));
+            if best.is_none_or(|(least, tied, _)| cost + tie < least + tied) {
+                best = Some((cost, tie, gpu));
             }
         }
-        best.map(|(cost, gpu)| ((cost / ALIKE).floor(), gpu))
+        best.map(|(cost, _, gpu)| ((cost / ALIKE).floor(), gpu))
     }
 
     /// The GPUs of which a part would do, or one number for all if whole ones or none are wanted; `None` if there are too few.
@@ -231,9 +236,8 @@ impl Outlook {
         let mut parts = [(0.0, 0); STEPS];
         let mut groups = [(0.0, 0); MOST_GPUS + 1];
         for (index, (sort, _)) in self.sorts.iter().enumerate() {
-            let fits = sort.count > 0
-                && sort.cpus <= bound
-                && (sort.models == u64::MAX || sort.models & class != 0);
+            let fits =
+                sort.count > 0 && sort.cpus <= bound && (sort.models == u64::MAX || sort.models & class != 0);
             let worth = sort.size() - rents[index] - price * cores(sort.cpus);
             if !fits || worth <= 0.0 {
                 continue;
@@ -247,7 +251,8 @@ impl Outlook {
                 *best = (worth, index);
             }
         }
-        let items: Vec<_> = (1..STEPS).filter(|steps| parts[*steps].0 > 0.0).map(|steps| (steps, parts[steps])).collect();
+        let items: Vec<_> =
+            (1..STEPS).filter(|steps| parts[*steps].0 > 0.0).map(|steps| (steps, parts[steps])).collect();
         let (mut part, mut put) = (vec![0.0; STEPS], vec![None; STEPS]);
         for left in 1..STEPS {
             part[left] = part[left - 1];
@@ -324,7 +329,9 @@ impl Outlook {
                 }
                 // Between two prices, as much of both as uses all there is.
                 let part = match &before {
-                    Some(before) if filling.cores < has => (has - filling.cores) / (before.cores - filling.cores),
+                    Some(before) if filling.cores < has => {
+                        (has - filling.cores) / (before.cores - filling.cores)
+                    }
                     Some(_) | None => 0.0,
                 };
                 let mut taken = filling.cores * (1.0 - part);
@@ -375,7 +382,9 @@ impl Outlook {
             }
         }
         let named = Self { names, ..Self::default() };
-        let mix = services.iter().map(|(revision, need, tasks)| (named.shape(need, &revision.spec.resources), *tasks));
+        let mix = services
+            .iter()
+            .map(|(revision, need, tasks)| (named.shape(need, &revision.spec.resources), *tasks));
         let rooms = world.nodes().filter_map(|node| {
             let facts = node.facts()?;
             Some(named.room(&facts.devices, &Held::default(), facts.cpus.0, facts.memory.0))
@@ -405,7 +414,8 @@ impl Outlook {
             let meant = self.names.iter().enumerate().filter(|(_, name)| devices::same_model(name, model));
             meant.fold(0, |bits, (index, _)| bits | 1 << index)
         };
-        let models = devices.filter_map(|device| device.model.as_deref()).fold(0, |bits, model| bits | of(model));
+        let models =
+            devices.filter_map(|device| device.model.as_deref()).fold(0, |bits, model| bits | of(model));
         Room { cpus, memory, gpus: devices::gpus_left(inventory, held), models }
     }
 }
@@ -486,7 +496,8 @@ impl Table {
 
 /// Bounds on processor time at which another sort fits, the fewer the more sorts there are.
 fn bounds(sorts: &[(Shape, f64)]) -> Vec<u64> {
-    let mut all: Vec<_> = sorts.iter().filter(|(sort, _)| sort.count > 0).map(|(sort, _)| sort.cpus).collect();
+    let mut all: Vec<_> =
+        sorts.iter().filter(|(sort, _)| sort.count > 0).map(|(sort, _)| sort.cpus).collect();
     all.sort_unstable();
     all.dedup();
     if all.len() > BOUNDS {
