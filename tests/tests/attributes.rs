@@ -1059,7 +1059,11 @@ const HARD_ROWS: &[Row] = &[
         "gpu",
         Container("/HostConfig/DeviceRequests/0/Capabilities", r#"[["compute", "gpu"]]"#),
     ),
-    row("services.*.gpus[].count", "gpu", Container("/HostConfig/DeviceRequests/0/DeviceIDs", r#"["0", "1"]"#)),
+    row(
+        "services.*.gpus[].count",
+        "gpu",
+        Container("/HostConfig/DeviceRequests/0/DeviceIDs", r#"["0", "1"]"#),
+    ),
     row("services.*.gpus[].driver", "gpu", Container("/HostConfig/DeviceRequests/0/Driver", r#""nvidia""#)),
     row(
         "services.*.gpus[].options",

@@ -1,8 +1,6 @@
 //! Devices that nodes have are given to tasks one by one: what engines and machines say they have, what services ask for, and what
 //! containers are told.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
-
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, ensure};

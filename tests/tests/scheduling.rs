@@ -46,7 +46,8 @@ fn most_tasks<T>(fleet: &Fleet, work: impl FnOnce() -> T) -> (usize, T) {
             while !over.load(Ordering::Relaxed) {
                 let tasks = fleet.tasks("app").unwrap_or_default();
                 let counts = |task: &&Value| {
-                    let ended = ["complete", "stopped", "failed", "lost"].contains(&text(&task["status"]["phase"]));
+                    let ended =
+                        ["complete", "stopped", "failed", "lost"].contains(&text(&task["status"]["phase"]));
                     !ended && (task["stop"].is_null() || !task["draining"].is_null())
                 };
                 most = most.max(tasks.iter().filter(counts).count());
@@ -82,7 +83,7 @@ fn a_node_is_drained_and_takes_its_share_again_without_a_request_lost() {
         most_tasks(&fleet, || -> Result<Output> {
             let drained = fleet.try_wharf(["node", "drain", "n3", "--timeout", "100"])?;
             ensure!(drained.code == 0, "{drained:?}");
-            ensure!(on_each(&fleet)?.get("n3").is_none(), "{:?}", on_each(&fleet)?);
+            ensure!(!on_each(&fleet)?.contains_key("n3"), "{:?}", on_each(&fleet)?);
             fleet.try_wharf(["node", "activate", "n3"])?.text()?;
             let moved = fleet.try_wharf(["rebalance", "-y", "--timeout", "100"])?;
             ensure!(moved.code == 0, "{moved:?}");

@@ -82,7 +82,8 @@ impl Machine {
             engine: engine.as_ref().ok().map(|facts| facts.engine.clone()),
             engine_error: engine.as_ref().err().map(ToString::to_string),
             taken_ports,
-            devices: self.all_devices(engine.as_ref().map(|facts| facts.devices.as_slice()).unwrap_or_default()),
+            devices: self
+                .all_devices(engine.as_ref().map(|facts| facts.devices.as_slice()).unwrap_or_default()),
             subnets: Vec::new(),
             wireguard: None,
             seen_from: None,
@@ -96,7 +97,9 @@ impl Machine {
     fn all_devices(&self, engine: &[NodeDevices]) -> Vec<NodeDevices> {
         let listed = nvidia_gpus(&self.nvidia);
         let mut all = self.devices.clone();
-        all.extend(engine.iter().filter(|pool| !self.devices.iter().any(|said| said.kind == pool.kind)).cloned());
+        all.extend(
+            engine.iter().filter(|pool| !self.devices.iter().any(|said| said.kind == pool.kind)).cloned(),
+        );
         let known = |id: &str| all.iter().flat_map(|pool| &pool.named).any(|device| device.id == id);
         let has_gpus = all.iter().any(|pool| pool.kind.is_gpu());
         // A number or a UUID may mean the same GPU: where somebody names any, the driver only adds what they are.
@@ -190,12 +193,21 @@ mod tests {
             std::fs::write(folder.path().join(bus).join("information"), text).unwrap();
         }
         let said = |devices: &[NodeDevices]| {
-            devices.iter().map(|pool| format!("{pool}: {:?}", pool.named.iter().map(|device| &*device.id).collect::<Vec<_>>())).collect::<Vec<_>>()
+            devices
+                .iter()
+                .map(|pool| {
+                    format!("{pool}: {:?}", pool.named.iter().map(|device| &*device.id).collect::<Vec<_>>())
+                })
+                .collect::<Vec<_>>()
         };
         assert_eq!(said(&machine.all_devices(&[])), [r#"2 gpu (NVIDIA A10): ["GPU-1", "GPU-2"]"#]);
         let engine = ["NVIDIA-GPU=GPU-2", "ssd=3"].map(|text| text.parse().unwrap());
         let found = machine.all_devices(&engine);
-        assert_eq!(said(&found), [r#"1 NVIDIA-GPU (NVIDIA A10): ["GPU-2"]"#, "3 ssd: []"], "no GPU is there twice");
+        assert_eq!(
+            said(&found),
+            [r#"1 NVIDIA-GPU (NVIDIA A10): ["GPU-2"]"#, "3 ssd: []"],
+            "no GPU is there twice"
+        );
         machine.devices = ["gpu=1", "ssd=0"].map(|text| text.parse().unwrap()).into();
         let found = machine.all_devices(&engine[1..]);
         assert_eq!(said(&found), [r#"1 gpu (NVIDIA A10): ["0"]"#], "what people say counts for the kind");

@@ -1,7 +1,9 @@
 //! What a decision consists of, and the generator of ids that it is handed.
 
 use wharf_model::{
-    AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeStatus, RebalanceRun, Release, ReleaseNumber, ReleaseOutcome, Relocation, Rollout, ServiceKey, ServiceRecord, ServiceRevision, SlotOf, StopReason, Task, TaskId, Timestamp, VolumeId, VolumeRecord,
+    AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeStatus, RebalanceRun, Release,
+    ReleaseNumber, ReleaseOutcome, Relocation, Rollout, ServiceKey, ServiceRecord, ServiceRevision, SlotOf,
+    StopReason, Task, TaskId, Timestamp, VolumeId, VolumeRecord,
 };
 
 use crate::Waiting;

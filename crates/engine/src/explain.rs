@@ -23,7 +23,10 @@ pub fn came(world: &World, task: &Task) -> Vec<String> {
         (Some(from), before) => {
             let why = before.and_then(|before| Some(before.relocation.as_ref()?.why.as_str()));
             let why = why.map_or_else(String::new, |why| format!(": {why}"));
-            said.push(format!("it moved here from {}, to make the cluster more even{why}", world.node_name(from)));
+            said.push(format!(
+                "it moved here from {}, to make the cluster more even{why}",
+                world.node_name(from)
+            ));
         }
         (None, Some(before)) => said.push(format!(
             "it took the place of one on {}, which {}",
@@ -90,7 +93,8 @@ pub fn departures(
         })
     };
     let of_task = |task: &Task| {
-        let about = waiting.get(&task.service.app).into_iter().flatten().filter(|waiting| is_about(waiting, task));
+        let about =
+            waiting.get(&task.service.app).into_iter().flatten().filter(|waiting| is_about(waiting, task));
         let about: Vec<_> = about.collect();
         let stays = about.iter().any(|waiting| keeps_it(&waiting.reason));
         let departure = match (task.stop, leaves(task)) {

@@ -63,8 +63,8 @@ pub use obtained::{Obtained, given_certificates, hosts_to_certify};
 pub use pass::decide;
 pub use passage::{DrainFacts, Draining};
 pub use place::{
-    Apartness, Counterfactual, Explanation, NoPlace, NodeTerms, Pin, PinnedBy, Placer, Refusal, Remedy, RuleCount,
-    Term, devices, explain_service, explain_task, packing,
+    Apartness, Counterfactual, Explanation, NoPlace, NodeTerms, Pin, PinnedBy, Placer, Refusal, Remedy,
+    RuleCount, Term, devices, explain_service, explain_task, packing,
 };
 pub use plan::{
     Action, Operation, Plan, PlanRefusal, Request, Thing, noted_release, plan, plan_backend, plan_down,

@@ -10,7 +10,9 @@ use std::{
 
 use ipnet::Ipv4Net;
 use wharf_model::{
-    AppKey, AppRecord, Availability, Generation, NetworkId, NetworkRecord, NodeId, NodeState, Phase, PlacementStrategy, Release, Relocation, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Slot, SlotOf, StopReason, Task, TaskId, Timestamp, VolumeId, VolumeRecord,
+    AppKey, AppRecord, Availability, Generation, NetworkId, NetworkRecord, NodeId, NodeState, Phase,
+    PlacementStrategy, Release, Relocation, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Slot,
+    SlotOf, StopReason, Task, TaskId, Timestamp, VolumeId, VolumeRecord,
 };
 
 use crate::{

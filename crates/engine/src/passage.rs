@@ -369,11 +369,10 @@ impl World {
         let generation = self.service(&task.service).map(|record| record.generation);
         let revision = generation.and_then(|generation| self.revision_of(&task.service, generation));
         let Some(revision) = revision else { return USUAL_DRAIN.duration() };
-        let replaced =
-            matches!(
-                task.stop,
-                Some(StopReason::Outdated | StopReason::Restarted | StopReason::Drained | StopReason::Rebalanced)
-            );
+        let replaced = matches!(
+            task.stop,
+            Some(StopReason::Outdated | StopReason::Restarted | StopReason::Drained | StopReason::Rebalanced)
+        );
         if revision.spec.policy.drain.is_none() && replaced && !self.is_served_beside(task) {
             return GAP_DRAIN;
         }

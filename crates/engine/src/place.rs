@@ -28,7 +28,9 @@ use std::{
 };
 
 use wharf_model::{
-    AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, NodeState, PlacementSpec, PlacementStrategy, Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, SlotOf, Task, TaskDevice, Timestamp,
+    AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, NodeState, PlacementSpec,
+    PlacementStrategy, Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision,
+    ServiceSpec, SlotOf, Task, TaskDevice, Timestamp,
 };
 
 pub use explain::{
@@ -177,13 +179,15 @@ pub(crate) struct Places<'a> {
     /// Who is refused everywhere stays so: a pass gives nothing back.
     refused: RefCell<BTreeMap<ServiceKey, (Generation, NoPlace)>>,
     /// By service and label, how many tasks each value has.
-    counts: RefCell<BTreeMap<ServiceKey, BTreeMap<String, Rc<BTreeMap<String, u32>>>>>,
+    counts: RefCell<BTreeMap<ServiceKey, BTreeMap<String, Counts>>>,
     /// By app and service, who wants to be apart from it, within what.
     apart: RefCell<BTreeMap<AppKey, Rc<Apart>>>,
     /// By service and label, the values that come into question.
     values: RefCell<BTreeMap<ServiceKey, BTreeMap<String, BTreeSet<String>>>>,
     session: RefCell<Option<Session>>,
 }
+/// How many tasks each value of a label has.
+type Counts = Rc<BTreeMap<String, u32>>;
 type Apart = BTreeMap<ServiceName, Vec<(ServiceName, String)>>;
 
 /// Room on a node that is kept for a slot.
@@ -367,7 +371,10 @@ impl<'a> Places<'a> {
         let by_chance = demand.strategy == PlacementStrategy::Random;
         if let Some(nodes) = near.filter(|nodes| nodes.len() <= self.world.nodes.len() / 4) {
             nodes.into_iter().for_each(|id| best.look_at(id));
-        } else if by_chance || demand.devices.has_gpus() || !demand.placement().spread.iter().all(|label| is_common(label)) {
+        } else if by_chance
+            || demand.devices.has_gpus()
+            || !demand.placement().spread.iter().all(|label| is_common(label))
+        {
             self.candidates(demand).into_iter().for_each(|node| best.consider(node));
         } else {
             self.look_in_groups(demand, around, &mut best);
@@ -620,12 +627,7 @@ const fn binpack(share: u64, no_image: u64) -> [u64; 4] {
 
 /// Lower is better: not where it failed, where its data is, with whom it wants to be, few siblings in the zone, where GPUs are missed least,
 /// and then as the strategy says.
-fn rank(
-    places: &Places<'_>,
-    demand: &Demand<'_>,
-    around: &Surroundings,
-    site: &Site<'_>,
-) -> Rank {
+fn rank(places: &Places<'_>, demand: &Demand<'_>, around: &Surroundings, site: &Site<'_>) -> Rank {
     let id = site.node.record.id;
     let no_image = u64::from(around.image_is_somewhere && !places.world.has_image(id, demand.image));
     let gpus = places.gpus(demand).map_or(0, |gpus| gpus.cost(site));

@@ -13,9 +13,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wharf_model::{
     AppKey, AppRecord, AppSpec, Backend, By, Generation, Image, Mode, NetworkMode, NetworkName,
-    NetworkRecord, NetworkSpec, Previous, Protocol, PublishMode, QuotaThing, Release, ReleaseNote, ReleaseNumber,
-    Rollout, RolloutState, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, Timestamp,
-    UpdateOrder, VolumeName,
+    NetworkRecord, NetworkSpec, Previous, Protocol, PublishMode, QuotaThing, Release, ReleaseNote,
+    ReleaseNumber, Rollout, RolloutState, ServiceKey, ServiceName, ServiceRecord, ServiceRevision,
+    ServiceSpec, Timestamp, UpdateOrder, VolumeName,
 };
 
 use crate::{
@@ -345,11 +345,11 @@ impl fmt::Display for PlanRefusal {
             Self::Quota { app, thing, wanted, others, limit } => write!(
                 f,
                 "app {} would want {}, and the quota of environment {} leaves {} for it: other apps want {} of {}; \
-                 hint: ask for less, or raise it with `wharf quota set --env {3} --{thing} {}`",
+                 hint: ask for less, or raise it with `wharf quota set --env {2} --{thing} {}`",
                 app.name,
                 thing.amount(*wanted),
-                thing.amount(limit.saturating_sub(*others)),
                 app.environment,
+                thing.amount(limit.saturating_sub(*others)),
                 thing.amount(*others),
                 thing.amount(*limit),
                 thing.argument(others.saturating_add(*wanted))
@@ -948,7 +948,8 @@ impl Plan {
             let wants = quota::wanted_by_spec(world, &self.app, name, service);
             after += wants;
             for thing in [QuotaThing::Cpus, QuotaThing::Memory, QuotaThing::Disk] {
-                let limited = world.quota(&self.app.environment).is_some_and(|quota| quota.limit(thing).is_some());
+                let limited =
+                    world.quota(&self.app.environment).is_some_and(|quota| quota.limit(thing).is_some());
                 if limited && wants.tasks > 0 && wants.of(thing) == 0 {
                     self.warnings.push(format!(
                         "environment {} has a quota of {thing}, and service {name} neither reserves any nor has a limit: it counts for nothing",

@@ -313,10 +313,7 @@ fn nothing_is_stopped_that_anybody_comes_to(
             Change::StopTask {
                 task,
                 reason:
-                    StopReason::Outdated
-                    | StopReason::Restarted
-                    | StopReason::Drained
-                    | StopReason::Rebalanced,
+                    StopReason::Outdated | StopReason::Restarted | StopReason::Drained | StopReason::Rebalanced,
             } => {
                 let Some(task) = cluster.world.task(*task).filter(|task| task.status.is_ready()) else {
                     continue;

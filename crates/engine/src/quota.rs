@@ -61,7 +61,8 @@ impl AddAssign for Wanted {
 pub fn wanted_by_app(world: &World, app: &AppKey) -> Wanted {
     let pending = world.app(app).and_then(|app| app.rollout.pending.as_deref()).unwrap_or_default();
     let changes = |record: &ServiceRecord| pending.iter().find(|changed| changed.key == record.key).cloned();
-    let services = world.services_of(app).map(|record| changes(record).unwrap_or_else(|| ServiceRecord::clone(record)));
+    let services =
+        world.services_of(app).map(|record| changes(record).unwrap_or_else(|| ServiceRecord::clone(record)));
     let fresh = pending.iter().filter(|record| world.service(&record.key).is_none()).cloned();
     wanted_by(world, services.chain(fresh))
 }
@@ -166,8 +167,7 @@ mod tests {
         plan(&cluster.world, app, spec, &images(spec)).refusals.iter().map(ToString::to_string).collect()
     }
     fn deploy(cluster: &mut Cluster, key: &AppKey, spec: &wharf_model::AppSpec) {
-        let changes =
-            crate::release(&cluster.world, key, spec, &images(spec), &by(), cluster.now).unwrap();
+        let changes = crate::release(&cluster.world, key, spec, &images(spec), &by(), cluster.now).unwrap();
         cluster.apply(&changes);
     }
 
@@ -179,7 +179,8 @@ mod tests {
         let shop = |n| app(&[("web", replicas(service("web"), n))]);
         assert!(refusals(&cluster, &app_key(), &shop(2)).is_empty());
         insta::assert_snapshot!(refusals(&cluster, &app_key(), &shop(3)).join("\n"), @"app shop would want 3 tasks, and the quota of environment prod leaves 2 tasks for it: other apps want 3 tasks of 5 tasks; hint: ask for less, or raise it with `wharf quota set --env prod --tasks 6`");
-        let refused = crate::release(&cluster.world, &app_key(), &shop(3), &images(&shop(3)), &by(), cluster.now);
+        let refused =
+            crate::release(&cluster.world, &app_key(), &shop(3), &images(&shop(3)), &by(), cluster.now);
         assert!(refused.is_err(), "a plan that is refused is not carried out");
     }
 

@@ -16,9 +16,9 @@ use std::{
 };
 
 use wharf_model::{
-    AppKey, AutomaticRebalancing, By, Image, Mode, MountSource, MoveState, NodeId, NodeState,
-    RebalanceRun, Relocation, RolloutState, RunMove, ServiceKey, ServiceName, ServiceRecord, ServiceRevision,
-    Slot, StopReason, Task, TaskId, Timestamp, VolumeName,
+    AppKey, AutomaticRebalancing, By, Image, Mode, MountSource, MoveState, NodeId, NodeState, RebalanceRun,
+    Relocation, RolloutState, RunMove, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Slot,
+    StopReason, Task, TaskId, Timestamp, VolumeName,
 };
 
 use crate::{
@@ -213,7 +213,11 @@ impl fmt::Display for Stays {
             Self::Data(volume) => write!(f, "the data of its volume {volume} is on its nodes"),
             Self::Folder(path) => write!(f, "it writes to the folder {path} of its nodes"),
             Self::Unsettled { settled, of } => {
-                write!(f, "{settled} of its {of} slots {} as wanted now", if *settled == 1 { "is" } else { "are" })
+                write!(
+                    f,
+                    "{settled} of its {of} slots {} as wanted now",
+                    if *settled == 1 { "is" } else { "are" }
+                )
             }
         }
     }
@@ -387,8 +391,7 @@ fn carry_on(world: &World, run: &RebalanceRun, now: Timestamp, budget: &mut Budg
                     budget.left -= 1;
                     busy.insert(one.service.clone());
                     one.state = MoveState::Begun;
-                    let relocation =
-                        Relocation { to: one.to, at: now, why: one.why.clone(), given_up: None };
+                    let relocation = Relocation { to: one.to, at: now, why: one.why.clone(), given_up: None };
                     decision.changes.push(Change::MoveTask { task: one.task, relocation });
                 }
             }
@@ -524,9 +527,8 @@ fn lasting(world: &World, record: &ServiceRecord, revision: &ServiceRevision) ->
         return Err(Stays::SharedBy(other.key.name.clone()));
     }
     let volumes = world.release(&key.app, revision.release).map(|release| &release.spec.volumes);
-    let is_local = |name: &VolumeName| {
-        volumes.and_then(|volumes| volumes.get(name)).is_none_or(spec::is_local)
-    };
+    let is_local =
+        |name: &VolumeName| volumes.and_then(|volumes| volumes.get(name)).is_none_or(spec::is_local);
     if let Some((volume, _)) = spec::named_volumes(&revision.spec).find(|(name, _)| is_local(name)) {
         return Err(Stays::Data(volume.clone()));
     }
@@ -666,7 +668,8 @@ impl<'w, 's> Planner<'w, 's> {
         let found = {
             let Some(sheet) = self.sheets.get(index) else { return false };
             let labels = &sheet.revision.spec.placement.spread;
-            let counts: Vec<_> = labels.iter().map(|label| (label, sheet.spread(self.world, label))).collect();
+            let counts: Vec<_> =
+                labels.iter().map(|label| (label, sheet.spread(self.world, label))).collect();
             let crowd = |node: &NodeId| {
                 let zones = counts.iter().map(|(label, values)| {
                     values.get(&value_of(self.world, *node, label)).copied().unwrap_or(0)
@@ -738,7 +741,8 @@ impl<'w, 's> Planner<'w, 's> {
         };
         let (mut looks, mut tries) = (LOOKS, TRIES);
         for from in nodes.iter().rev() {
-            let mut here: Vec<_> = self.sheets.iter().enumerate().filter(|(_, sheet)| sheet.on.contains_key(from)).collect();
+            let mut here: Vec<_> =
+                self.sheets.iter().enumerate().filter(|(_, sheet)| sheet.on.contains_key(from)).collect();
             here.retain(|(_, sheet)| sheet.made < self.scope.of_each);
             // What holds most evens out most.
             here.sort_by_key(|(_, sheet)| Reverse((sheet.holding.memory, sheet.holding.cpus)));
@@ -809,8 +813,7 @@ impl<'w, 's> Planner<'w, 's> {
         self.loads.entry(to).or_default().add(key, &sheet.holding);
         self.places.promise(to, key, &sheet.holding);
         self.moved.push(Arc::clone(task));
-        let why =
-            gain.sentence(&key.name, &self.world.node_name(from), &self.world.node_name(to));
+        let why = gain.sentence(&key.name, &self.world.node_name(from), &self.world.node_name(to));
         self.plan.moves.push(Move {
             task: task.id,
             name: task.name(),
@@ -826,7 +829,9 @@ impl<'w, 's> Planner<'w, 's> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use wharf_model::{Availability, Bytes, Constraint, Cpus, Millis, NodeRecord, NodeStatus, Rebalancing, ServiceSpec};
+    use wharf_model::{
+        Availability, Bytes, Constraint, Cpus, Millis, NodeRecord, NodeStatus, Rebalancing, ServiceSpec,
+    };
 
     use super::*;
     use crate::fixtures::{
@@ -977,7 +982,7 @@ mod tests {
         ");
         // A port of a node is another node's affair.
         let moves: Vec<_> = plan.moves.iter().map(|one| format!("{}: {}", one.name, one.why)).collect();
-        assert_eq!(moves, ["shop-web-1: n1 has 4 tasks and n2 has 0 tasks"]);
+        assert_eq!(moves, ["shop-web-1: n1 has 4 tasks and n2 has 0"]);
     }
 
     #[test]
@@ -988,11 +993,8 @@ mod tests {
         go_on(&mut cluster, Duration::from_secs(3000), &mut |cluster| {
             assert_eq!(cluster.ready("web").len(), 6, "what serves is left alone");
         });
-        let given_up: Vec<_> = cluster
-            .world
-            .relocated()
-            .filter_map(|task| task.relocation.as_ref()?.given_up.clone())
-            .collect();
+        let given_up: Vec<_> =
+            cluster.world.relocated().filter_map(|task| task.relocation.as_ref()?.given_up.clone()).collect();
         assert_eq!(given_up, ["its new task on n3 ended: no such image"]);
         assert_eq!((on_each(&cluster, "web"), unfinished(&cluster)), (vec![3, 3, 0], 6));
     }
@@ -1001,14 +1003,16 @@ mod tests {
     fn a_target_that_goes_meanwhile_ends_the_move() {
         let mut cluster = settled(replicas(service("web"), 2), 1);
         join(&mut cluster, 2);
-        cluster.scripts.insert("web:1".into(), Script::Sicken);
+        cluster.scripts.insert("web:1".into(), Script::Refuse);
         cluster.now = cluster.now + Duration::from_secs(31);
         let decision = decide_rebalance(&cluster.world, cluster.now);
         cluster.apply(&decision.changes);
         let _ = cluster.pass();
         assert_eq!(unfinished(&cluster), 3);
         cluster.set_availability(2, Availability::Drain);
-        go_on(&mut cluster, Duration::from_secs(60), &mut |cluster| assert_eq!(cluster.ready("web").len(), 2));
+        go_on(&mut cluster, Duration::from_secs(60), &mut |cluster| {
+            assert_eq!(cluster.ready("web").len(), 2);
+        });
         assert_eq!((on_each(&cluster, "web"), unfinished(&cluster)), (vec![2, 0], 2));
     }
 
@@ -1019,7 +1023,7 @@ mod tests {
         join(&mut cluster, 3);
         let plan = plan_rebalance(&cluster.world, &RebalanceScope::default(), cluster.now);
         assert_eq!(plan.moves.len(), 2);
-        insta::assert_snapshot!(plan.moves[0].why, @"n2 has 3 tasks of web and n3 has 0 tasks");
+        insta::assert_snapshot!(plan.moves[0].why, @"n1 has 3 tasks of web and n3 has 0");
         let (before, after): (Vec<_>, Vec<_>) = (
             plan.before.iter().map(|share| share.tasks).collect(),
             plan.after.iter().map(|share| share.tasks).collect(),
@@ -1046,7 +1050,12 @@ mod tests {
         assert_eq!(on_each(&cluster, "web").iter().sum::<usize>(), 6);
     }
     fn run_of(cluster: &Cluster) -> RebalanceRun {
-        begin_rebalance(&plan_rebalance(&cluster.world, &RebalanceScope::default(), cluster.now), 1, &by(), cluster.now)
+        begin_rebalance(
+            &plan_rebalance(&cluster.world, &RebalanceScope::default(), cluster.now),
+            1,
+            &by(),
+            cluster.now,
+        )
     }
 
     #[test]
@@ -1078,7 +1087,15 @@ mod tests {
         volume: bool,
     }
     fn drawn() -> impl Strategy<Value = Drawn> {
-        (1u32..8, 0u64..3, 0u64..3, any::<bool>(), 0u32..4, prop::bool::weighted(0.2), prop::bool::weighted(0.1))
+        (
+            1u32..8,
+            0u64..3,
+            0u64..3,
+            any::<bool>(),
+            0u32..4,
+            prop::bool::weighted(0.2),
+            prop::bool::weighted(0.1),
+        )
             .prop_map(|(replicas, cpus, memory, spread, most, only_ssd, volume)| Drawn {
                 replicas,
                 cpus: cpus * 250,

@@ -350,7 +350,8 @@ fn a_drained_node_is_left_by_as_many_slots_of_a_service_at_once_as_a_release_rep
         let mut seen = 0;
         cluster.settle_for(Duration::from_secs(60), &mut |cluster| {
             assert!(cluster.ready("web").len() >= 6, "what serves goes on");
-            let there = cluster.tasks("web").iter().filter(|task| !task.is_over() && !task.is_let_go()).count();
+            let there =
+                cluster.tasks("web").iter().filter(|task| !task.is_over() && !task.is_let_go()).count();
             seen = seen.max(there - 6);
         });
         assert_eq!(seen, most, "parallelism {parallelism}");

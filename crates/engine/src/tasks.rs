@@ -581,7 +581,8 @@ impl Pass<'_> {
         }
         let drains = leaving.iter().any(|(_, why)| *why == StopReason::Drained);
         let refused = [(updated && !begun, &turns.updates), (drains, &turns.drains)];
-        let refused = refused.into_iter().filter(|(counts, _)| *counts).find_map(|(_, turns)| turns.refused());
+        let refused =
+            refused.into_iter().filter(|(counts, _)| *counts).find_map(|(_, turns)| turns.refused());
         if let Some(reason) = refused {
             self.wait(about, reason);
             return Standing::Underway;

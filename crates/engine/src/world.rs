@@ -12,7 +12,12 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use wharf_model::{
-    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, EnvironmentName, Figures, Generation, GivenPort, Image, NetworkDefaults, NetworkId, NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus, Phase, PlacementDefaults, PlacementStrategy, PortSpec, Priority, Protocol, PublishMode, Quota, QuotaRecord, RebalanceRun, Rebalancing, Release, ReleaseNumber, Revision, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, ServiceSpec, StopReason, Task, TaskDevice, TaskId, TaskStatus, Timestamp, VolumeId, VolumeName, VolumeRecord,
+    AddressPool, AppKey, AppRecord, Backend, Bytes, Cpus, EnvironmentName, Figures, Generation, GivenPort,
+    Image, NetworkDefaults, NetworkId, NetworkName, NetworkRecord, NodeId, NodeRecord, NodeState, NodeStatus,
+    Phase, PlacementDefaults, PlacementStrategy, PortSpec, Priority, Protocol, PublishMode, Quota,
+    QuotaRecord, RebalanceRun, Rebalancing, Release, ReleaseNumber, Revision, ServiceKey, ServiceName,
+    ServiceRecord, ServiceRevision, ServiceSpec, StopReason, Task, TaskDevice, TaskId, TaskStatus, Timestamp,
+    VolumeId, VolumeName, VolumeRecord,
 };
 
 use crate::{
@@ -511,7 +516,8 @@ impl World {
             (status.state, capacity, labels)
         };
         let changed = node.status.as_ref().is_none_or(|old| matters(old) != matters(&status));
-        let has = |status: &NodeStatus| status.facts.as_ref().map(|facts| (facts.devices.clone(), facts.cpus));
+        let has =
+            |status: &NodeStatus| status.facts.as_ref().map(|facts| (facts.devices.clone(), facts.cpus));
         let other_devices = node.status.as_ref().is_none_or(|old| has(old) != has(&status));
         let was = node.state();
         let images = |status: Option<&NodeStatus>| {

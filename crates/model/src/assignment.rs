@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Backend, EndpointSpec, ExternalHost, FileMount, Generation, Image, Ipv6Addresses, Mac, NetworkId,
-    NetworkMode, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot, TaskDevice,
-    TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
+    NetworkMode, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot,
+    TaskDevice, TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
 };
 
 /// Everything one node should do.

@@ -62,10 +62,9 @@ impl fmt::Display for AutomaticRebalancing {
 impl std::str::FromStr for AutomaticRebalancing {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Off, Self::Joining, Self::Always]
-            .into_iter()
-            .find(|mode| mode.as_str() == text)
-            .ok_or_else(|| format!("`{text}` says nothing of when tasks are moved: use off, joining or always"))
+        [Self::Off, Self::Joining, Self::Always].into_iter().find(|mode| mode.as_str() == text).ok_or_else(
+            || format!("`{text}` says nothing of when tasks are moved: use off, joining or always"),
+        )
     }
 }
 

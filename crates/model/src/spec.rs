@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AppName, AppPolicy, Backend, Bytes, Cpus, DeviceKind, ExternalService, JobSpec, Millis, NetworkName, ServiceName,
-    ServicePolicy, VolumeName,
+    AppName, AppPolicy, Backend, Bytes, Cpus, DeviceKind, ExternalService, JobSpec, Millis, NetworkName,
+    ServiceName, ServicePolicy, VolumeName,
 };
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -8,7 +8,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Generation, Millis, NetworkName, NodeId, Protocol, Relocation, ServiceKey, TaskDevice, TaskId, Timestamp};
+use crate::{
+    Generation, Millis, NetworkName, NodeId, Protocol, Relocation, ServiceKey, TaskDevice, TaskId, Timestamp,
+};
 
 /// A stable position of a service's task. Replicated services count from 1; the tasks of a global service all have slot 0 and differ by node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -89,7 +91,10 @@ impl Task {
     }
     /// Where its slot is to move, unless that was given up.
     pub fn bound_for(&self) -> Option<NodeId> {
-        self.relocation.as_ref().filter(|relocation| relocation.given_up.is_none()).map(|relocation| relocation.to)
+        self.relocation
+            .as_ref()
+            .filter(|relocation| relocation.given_up.is_none())
+            .map(|relocation| relocation.to)
     }
     /// What it is called: `<app>-<service>-<slot>`, as Compose names containers, and for global services the end of its id for the slot.
     /// One that runs a command around a release is `<app>-<service>-before-<number>` or `…-after-<number>`.

@@ -141,7 +141,8 @@ async fn measure(store: Arc<dyn Backend>, nodes: usize, rules: Rules) -> Measure
     let commits = state.read().revision().0 - before.0;
     assert!(state.read().world.tasks().all(|task| task.node.is_some()), "every task has a node");
     shutdown.request();
-    tasks.shutdown(Duration::from_secs(5)).await;
+    let stopped = tasks.shutdown(Duration::from_secs(5)).await;
+    assert!(stopped.failure.is_none(), "{stopped:?}");
     Measured { tasks: wanted, commits, time }
 }
 

@@ -7,7 +7,9 @@ use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 use wharf_model::{
     AddressPool, AppKey, AppRecord, EnvironmentName, Event, EventId, FileName, Generation, NetworkDefaults,
-    NetworkId, NetworkRecord, NodeId, NodeName, NodeRecord, NodeStatus, PlacementDefaults, QuotaRecord, RebalanceRun, Rebalancing, Release, ReleaseNumber, ServerId, ServiceKey, ServiceRecord, ServiceRevision, Task, TaskId, TaskStatus, Timestamp, TokenId, VolumeId, VolumeRecord,
+    NetworkId, NetworkRecord, NodeId, NodeName, NodeRecord, NodeStatus, PlacementDefaults, QuotaRecord,
+    RebalanceRun, Rebalancing, Release, ReleaseNumber, ServerId, ServiceKey, ServiceRecord, ServiceRevision,
+    Task, TaskId, TaskStatus, Timestamp, TokenId, VolumeId, VolumeRecord,
 };
 use wharf_store::{StoreError, records};
 

@@ -490,7 +490,10 @@ impl Server {
         essential("store watch", Arc::clone(&self.state).follow(stop.clone()).boxed());
         essential("election", election.run(stop.clone()).boxed());
         essential("apps", controllers::drive(context.clone(), Apps::default(), stop.clone()).boxed());
-        essential("rebalance", controllers::drive(context.clone(), Rebalance::default(), stop.clone()).boxed());
+        essential(
+            "rebalance",
+            controllers::drive(context.clone(), Rebalance::default(), stop.clone()).boxed(),
+        );
         let nodes = Nodes::new(Arc::clone(&sessions), self.options.leases, Arc::clone(&self.clock));
         essential("nodes", controllers::drive(context.clone(), nodes, stop.clone()).boxed());
         essential(

@@ -21,8 +21,8 @@ use bollard::{
         ContainerInspectResponse, ContainerStateStatusEnum, ContainerStatsResponse,
         ContainerSummaryStateEnum, CreateImageInfo, ExecConfig, GenericResourcesInner,
         GenericResourcesInnerDiscreteResourceSpec, GenericResourcesInnerNamedResourceSpec, HealthStatusEnum,
-        Ipam, IpamConfig, Network,
-        NetworkConnectRequest, NetworkCreateRequest, SystemInfoCgroupVersionEnum, VolumeCreateRequest,
+        Ipam, IpamConfig, Network, NetworkConnectRequest, NetworkCreateRequest, SystemInfoCgroupVersionEnum,
+        VolumeCreateRequest,
     },
     query_parameters::{
         CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
@@ -37,8 +37,8 @@ use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 use wharf_model::{
-    DeviceKind, EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, NodeDevices, Progress, PullPolicy, TaskId, Timestamp,
-    VolumeAssignment, VolumeId,
+    DeviceKind, EngineFacts, Exit, Health, Image, NetworkAssignment, NetworkId, NodeDevices, Progress,
+    PullPolicy, TaskId, Timestamp, VolumeAssignment, VolumeId,
 };
 
 use crate::network::{DockerNetwork, docker_network_options};

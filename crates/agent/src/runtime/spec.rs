@@ -362,11 +362,13 @@ fn fill_resources(
     let mut requests: Vec<_> = devices.iter().map(|request| device_request(request, &mut gpus)).collect();
     // A wish in `x-wharf` says nothing of the engine's drivers: the device does, or it is in the environment only.
     if gpu.is_some() {
-        requests.extend(gpus.into_iter().filter(|device| device.driver.is_some()).map(|device| DeviceRequest {
-            driver: device.driver.clone(),
-            device_ids: filled(device.id.iter().cloned()),
-            capabilities: Some(vec![vec!["gpu".to_owned()]]),
-            ..DeviceRequest::default()
+        requests.extend(gpus.into_iter().filter(|device| device.driver.is_some()).map(|device| {
+            DeviceRequest {
+                driver: device.driver.clone(),
+                device_ids: filled(device.id.iter().cloned()),
+                capabilities: Some(vec![vec!["gpu".to_owned()]]),
+                ..DeviceRequest::default()
+            }
         }));
     }
     let named = (!named.is_empty()).then(|| DeviceRequest {
@@ -1144,15 +1146,24 @@ mod tests {
         };
         let mut task = sample_task(1, "web", "img");
         task.spec.resources.devices = vec![request(Some(2), "gpu"), request(Some(1), "tpu")];
-        task.devices =
-            vec![device("gpu", Some("GPU-7"), 1000, None), device("gpu", Some("GPU-9"), 1000, None), device("ssd", None, 3000, None)];
+        task.devices = vec![
+            device("gpu", Some("GPU-7"), 1000, None),
+            device("gpu", Some("GPU-9"), 1000, None),
+            device("ssd", None, 3000, None),
+        ];
         let body = made(&task, &plain(), OLD).body;
         let requests = body.host_config.unwrap().device_requests.unwrap();
         let ids = Some(vec!["GPU-7".to_owned(), "GPU-9".to_owned()]);
         assert_eq!((requests[0].count, &requests[0].device_ids), (None, &ids));
-        assert_eq!((requests[1].count, &requests[1].device_ids), (Some(1), &None), "the engine finds these itself");
+        assert_eq!(
+            (requests[1].count, &requests[1].device_ids),
+            (Some(1), &None),
+            "the engine finds these itself"
+        );
         let env = body.env.unwrap();
-        for variable in ["DOCKER_RESOURCE_GPU=GPU-7,GPU-9", "NVIDIA_VISIBLE_DEVICES=GPU-7,GPU-9", "DOCKER_RESOURCE_SSD=3"] {
+        for variable in
+            ["DOCKER_RESOURCE_GPU=GPU-7,GPU-9", "NVIDIA_VISIBLE_DEVICES=GPU-7,GPU-9", "DOCKER_RESOURCE_SSD=3"]
+        {
             assert!(env.iter().any(|one| one == variable), "{env:?}");
         }
 
@@ -1163,7 +1174,10 @@ mod tests {
         task.devices = vec![device("NVIDIA-GPU", Some("GPU-7"), 250, Some("nvidia"))];
         let body = made(&task, &plain(), OLD).body;
         let requests = body.host_config.unwrap().device_requests.unwrap();
-        assert_eq!((requests[0].driver.as_deref(), &requests[0].device_ids), (Some("nvidia"), &Some(vec!["GPU-7".to_owned()])));
+        assert_eq!(
+            (requests[0].driver.as_deref(), &requests[0].device_ids),
+            (Some("nvidia"), &Some(vec!["GPU-7".to_owned()]))
+        );
         let env = body.env.unwrap();
         assert!(env.contains(&"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25".to_owned()), "{env:?}");
         assert!(env.contains(&"NVIDIA_VISIBLE_DEVICES=none".to_owned()), "{env:?}");

@@ -364,7 +364,7 @@ static SECTIONS: &[Section] = &[
     ),
     section(
         "gpu",
-        &shapes::GPU,
+        &shapes::GPU_SHARE,
         &[
             (
                 "share",

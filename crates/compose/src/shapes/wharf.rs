@@ -27,7 +27,7 @@ pub(crate) static WHARF: Object = Object {
         ("tolerations", TEXTS),
         ("slots", Map(&SLOTS)),
         ("disk", Size),
-        ("gpu", Either(&[Number, Map(&GPU)])),
+        ("gpu", Either(&[Number, Map(&GPU_SHARE)])),
         ("external", Map(&OUTSIDE)),
     ],
     required: &[],
@@ -214,7 +214,7 @@ pub(crate) static AVAILABILITY: Object = Object {
 };
 pub(crate) static SLOTS: Object =
     Object { what: "`slots`", keys: &[("stay", Bool), ("elsewhere", Int)], required: &[] };
-pub(crate) static GPU: Object = Object {
+pub(crate) static GPU_SHARE: Object = Object {
     what: "`gpu`",
     keys: &[("share", Number), ("model", TEXT_OR_TEXTS), ("memory", Size)],
     required: &[],

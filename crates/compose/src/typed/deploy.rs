@@ -3,8 +3,8 @@
 //! Where both are given they must agree; `deploy.restart_policy` wins over `restart`.
 
 use wharf_model::{
-    Bytes, Constraint, DeviceRequest, EndpointMode, FailureAction, GenericResource, Mode, PlacementSpec, ResourceSet,
-    Resources, RestartCondition, RestartPolicy, ServiceSpec, UpdateOrder, UpdatePolicy,
+    Bytes, Constraint, DeviceRequest, EndpointMode, FailureAction, GenericResource, Mode, PlacementSpec,
+    ResourceSet, Resources, RestartCondition, RestartPolicy, ServiceSpec, UpdateOrder, UpdatePolicy,
 };
 
 use super::{Typing, values};
@@ -281,12 +281,7 @@ impl Typing<'_, '_> {
         resources
     }
 
-    fn resource_set(
-        &mut self,
-        entry: &Entry,
-        key: &Key<'_>,
-        devices: &mut Resources,
-    ) -> ResourceSet {
+    fn resource_set(&mut self, entry: &Entry, key: &Key<'_>, devices: &mut Resources) -> ResourceSet {
         let mut set = ResourceSet::default();
         for (field, value) in values::entries(entry) {
             let key = key.field(field);
@@ -341,7 +336,9 @@ impl Typing<'_, '_> {
         let number = entry.node.scalar_text().and_then(|text| text.parse::<u64>().ok());
         if number.is_none_or(|number| number > MOST_DEVICES) {
             let message = format!("`{}` must be a whole number from 0 to {MOST_DEVICES}", key.name());
-            self.report().error(Complaint::InvalidValue, entry.place(), key, message).hint("write for example `2`");
+            self.report()
+                .error(Complaint::InvalidValue, entry.place(), key, message)
+                .hint("write for example `2`");
         }
         number.filter(|number| *number <= MOST_DEVICES)
     }

@@ -151,8 +151,12 @@ impl Typing<'_, '_> {
         let number = values::number(entry)?;
         let thousandths = (number * f64::from(WHOLE)).round();
         let exact = (number * f64::from(WHOLE) - thousandths).abs() < 1e-6;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within the bounds that stand before")]
-        let amount = ((1.0..=1_024_000.0).contains(&thousandths) && exact).then(|| thousandths as u32);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "within the bounds that stand before"
+        )]
+        let amount = ((1.0..=1_024_000.0).contains(&thousandths) && exact).then_some(thousandths as u32);
         match amount {
             Some(share) if share < WHOLE => return Some((Some(share), None)),
             Some(count) if count.is_multiple_of(WHOLE) => return Some((None, Some(count / WHOLE))),

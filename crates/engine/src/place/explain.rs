@@ -355,7 +355,13 @@ const fn effort(refusal: &Refusal) -> u8 {
         | Refusal::LimitMemory { .. } => 3,
         Refusal::HostPort { .. } | Refusal::HostPorts { .. } | Refusal::NoImage { .. } => 4,
         Refusal::Maintenance { .. } | Refusal::NotApart(_) | Refusal::NotNear { .. } => 5,
-        Refusal::Devices(lack) => if lack.is_for_want_of_room() { 3 } else { 8 },
+        Refusal::Devices(lack) => {
+            if lack.is_for_want_of_room() {
+                3
+            } else {
+                8
+            }
+        }
         Refusal::Places { .. } => 6,
         Refusal::NotReady(_) | Refusal::NearNobody { .. } => 7,
         Refusal::Engine { .. } => 8,

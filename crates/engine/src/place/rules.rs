@@ -516,9 +516,9 @@ fn limits(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), 
 }
 
 /// For each value of a label, how many tasks of a service are on nodes that have it.
-pub(crate) fn by_value<'w>(
+pub(crate) fn by_value(
     label: &str,
-    nodes: &'w BTreeMap<NodeId, Node>,
+    nodes: &BTreeMap<NodeId, Node>,
     tasks: impl IntoIterator<Item = (NodeId, u32)>,
 ) -> BTreeMap<String, u32> {
     let mut values = BTreeMap::<String, u32>::new();

@@ -171,7 +171,8 @@ impl<'a> Committer<'a> {
             Change::PutRebalanceRun(run) => {
                 if run.is_over() {
                     let (done, dropped) = run.outcome();
-                    let message = format!("rebalancing {} is over: {done} moved, {dropped} did not", run.number);
+                    let message =
+                        format!("rebalancing {} is over: {done} moved, {dropped} did not", run.number);
                     self.event(ids, EventKind::Server, Subject::default(), message);
                 }
                 self.put(Key::Rebalance, &run);

@@ -158,7 +158,9 @@ fn slot(
 fn pinned(by: &PinnedBy, nodes: &[String]) -> String {
     let nodes = if nodes.is_empty() { "no node".to_owned() } else { nodes.join(" or ") };
     match by {
-        PinnedBy::Volume(volume) => format!("must run on {nodes}, which holds the data of its volume {volume}"),
+        PinnedBy::Volume(volume) => {
+            format!("must run on {nodes}, which holds the data of its volume {volume}")
+        }
         PinnedBy::Service(shared, service) => {
             format!("must run on {nodes}, where {service} is whose {shared} it shares")
         }

@@ -4,8 +4,8 @@ use axum::{Extension, extract::State};
 use wharf_api::{transport::Peer, v1};
 use wharf_engine::Node;
 use wharf_model::{
-    Availability, By, EventKind, Generation, MaintenanceWindow, NodeId, NodeRecord, NodeScheduling, NodeState,
-    Overcommit, PlacementDefaults, PlacementStrategy, Subject, Taint, Timestamp,
+    Availability, By, EventKind, Generation, MaintenanceWindow, NodeId, NodeRecord, NodeScheduling,
+    NodeState, Overcommit, PlacementDefaults, PlacementStrategy, Subject, Taint, Timestamp,
 };
 use wharf_store::Batch;
 
@@ -159,7 +159,8 @@ fn schedule(
         scheduling.taints.retain(|taint| taint.key != *text && taint.to_string() != *text);
         if scheduling.taints.len() == before {
             let there: Vec<_> = scheduling.taints.iter().map(ToString::to_string).collect();
-            let hint = if there.is_empty() { "it has none".into() } else { format!("it has {}", there.join(", ")) };
+            let hint =
+                if there.is_empty() { "it has none".into() } else { format!("it has {}", there.join(", ")) };
             return Err(Failure::not_found(format!("the node has no taint `{text}`")).hint(hint));
         }
         said.push(format!("has lost taint {text}"));
@@ -234,7 +235,9 @@ fn window(wish: &v1::MaintenanceWindow, now: Timestamp) -> Answer<MaintenanceWin
             .hint("times are in milliseconds since the epoch, by the servers' clock"));
     }
     if note.len() > LONGEST_NOTE {
-        return Err(Failure::invalid(format!("what a window is for is said in {LONGEST_NOTE} bytes at most")));
+        return Err(Failure::invalid(format!(
+            "what a window is for is said in {LONGEST_NOTE} bytes at most"
+        )));
     }
     Ok(MaintenanceWindow { from: Timestamp(from), until: Timestamp(until), drain, note })
 }

@@ -71,7 +71,8 @@ pub(super) async fn change(
                 true => batch.delete(key.to_string()),
                 false => batch.put(key.to_string(), encode(&key, &record)),
             };
-            let limits = QuotaThing::ALL.into_iter().filter_map(|thing| Some(thing.amount(after.limit(thing)?)));
+            let limits =
+                QuotaThing::ALL.into_iter().filter_map(|thing| Some(thing.amount(after.limit(thing)?)));
             let limits: Vec<_> = limits.collect();
             let message = match limits.is_empty() {
                 true => format!("environment {environment} has no quota any more"),

@@ -99,7 +99,8 @@ fn planned(
     let key = Key::Rebalance;
     let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &run));
     let moves = run.moves.len();
-    let message = format!("rebalancing {number}: {moves} {} to move", if moves == 1 { "task is" } else { "tasks are" });
+    let message =
+        format!("rebalancing {number}: {moves} {} to move", if moves == 1 { "task is" } else { "tasks are" });
     let batch = shared.with_event(batch, EventKind::Server, Subject::default(), message, Some(by.clone()));
     Ok((view, Some((number, batch))))
 }
@@ -117,7 +118,8 @@ pub(super) async fn cancel(
             let inner = shared.state.read();
             let running = inner.world.rebalance_run().filter(|run| !run.is_over());
             let run = running.ok_or_else(|| {
-                Failure::not_found("no rebalancing is under way").hint("`wharf rebalance status` shows the last one")
+                Failure::not_found("no rebalancing is under way")
+                    .hint("`wharf rebalance status` shows the last one")
             })?;
             let run = RebalanceRun { cancelled: Some(by.clone()), ..RebalanceRun::clone(run) };
             let key = Key::Rebalance;
@@ -149,7 +151,8 @@ pub(super) async fn change(
     loop {
         let (after, batch) = {
             let inner = shared.state.read();
-            let before = inner.cluster.as_ref().ok_or_else(|| Failure::not_found("the store holds no cluster"))?;
+            let before =
+                inner.cluster.as_ref().ok_or_else(|| Failure::not_found("the store holds no cluster"))?;
             let after = changed(before.rebalancing, &wish)?;
             let batch = (after != before.rebalancing).then(|| {
                 let key = Key::Cluster;
@@ -188,7 +191,9 @@ fn changed(before: Rebalancing, wish: &v1::RebalanceSettingsChange) -> Answer<Re
             Some(wanted @ 1..=MOST) => *setting = wanted,
             Some(wrong) => {
                 let hint = "`wharf rebalance default --automatic off` keeps the cluster from moving anything by itself";
-                return Err(Failure::invalid(format!("{wrong} {what} cannot be: give 1 to {MOST}")).hint(hint));
+                return Err(
+                    Failure::invalid(format!("{wrong} {what} cannot be: give 1 to {MOST}")).hint(hint)
+                );
             }
             None => {}
         }

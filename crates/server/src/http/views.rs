@@ -3,8 +3,9 @@
 use wharf_api::v1;
 use wharf_engine::{Node, World};
 use wharf_model::{
-    AppKey, AppRecord, Bytes, Cpus, Event, Health, Image, Mode, NodeFacts, NodeRecord, NodeScheduling, Overcommit, Phase, PortSpec,
-    PublishMode, Rollout, RolloutState, ServiceKey, ServiceRecord, Slot, StopReason, Task, tunnel_address,
+    AppKey, AppRecord, Bytes, Cpus, Event, Health, Image, Mode, NodeFacts, NodeRecord, NodeScheduling,
+    Overcommit, Phase, PortSpec, PublishMode, Rollout, RolloutState, ServiceKey, ServiceRecord, Slot,
+    StopReason, Task, tunnel_address,
 };
 
 use crate::state::{Inner, State};

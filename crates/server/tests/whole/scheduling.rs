@@ -40,7 +40,8 @@ async fn a_node_is_put_into_a_pool_tainted_overcommitted_and_worked_on() {
     // A taint of the same key and effect takes the place of the one before; a key removes all of its taints.
     let changed = patch(json!({ "taints": ["team=red:NoExecute"], "remove_taints": ["gpu"] })).await.unwrap();
     assert_eq!(changed.taints, ["team=red:NoExecute"]);
-    let cleared = patch(json!({ "pool": "", "clear_windows": true, "overcommit": { "cpus": 100, "limit_memory": 0 } }));
+    let cleared =
+        patch(json!({ "pool": "", "clear_windows": true, "overcommit": { "cpus": 100, "limit_memory": 0 } }));
     let cleared = cleared.await.unwrap();
     assert_eq!((cleared.pool, cleared.windows.len(), cleared.overcommit), (None, 0, None));
 
@@ -93,7 +94,11 @@ async fn what_a_quota_does_not_leave_is_refused_before_anything_is_done() {
     assert!(plan.warnings.iter().any(|warning| warning.contains("service web neither reserves")), "{plan:?}");
     let refused = problem(api.act("shop", up("shop", json!({ "web": service(2) }))).await);
     assert_eq!(refused.code, Code::Conflict);
-    assert_eq!(problem(api.get::<Value>("/v1/apps/prod/shop").await).code, Code::NotFound, "nothing was done");
+    assert_eq!(
+        problem(api.get::<Value>("/v1/apps/prod/shop").await).code,
+        Code::NotFound,
+        "nothing was done"
+    );
 
     let grow = Action::Scale { replicas: [("web".to_owned(), 4)].into() };
     let refused = api.plan("blog", grow).await.unwrap();
@@ -116,7 +121,8 @@ async fn what_a_quota_does_not_leave_is_refused_before_anything_is_done() {
         problem(api.call::<()>(Method::DELETE, "/v1/quotas/prod", &json!(null)).await).code,
         Code::NotFound
     );
-    let wrong = problem(api.call::<v1::Quota>(Method::PUT, "/v1/quotas/prod", &json!({ "lift": ["gpus"] })).await);
+    let wrong =
+        problem(api.call::<v1::Quota>(Method::PUT, "/v1/quotas/prod", &json!({ "lift": ["gpus"] })).await);
     assert!(wrong.message.contains("does not limit `gpus`"), "{wrong:?}");
     assert!(api.plan("shop", up("shop", json!({ "web": service(9) }))).await.unwrap().refusals.is_empty());
 }
@@ -134,11 +140,15 @@ async fn tasks_move_to_a_node_with_less_to_do_as_was_agreed() {
     };
     let plan = ask(true, None).await.unwrap();
     assert_eq!(plan.run, None, "nothing is begun");
-    let moves: Vec<_> = plan.moves.iter().map(|one| (one.from.as_str(), one.to.as_str(), one.why.as_str())).collect();
-    assert_eq!(moves, [
-        ("n1", "n2", "n1 has 4 tasks of web and n2 has 0 tasks"),
-        ("n1", "n2", "n1 has 3 tasks of web and n2 has 1 task")
-    ]);
+    let moves: Vec<_> =
+        plan.moves.iter().map(|one| (one.from.as_str(), one.to.as_str(), one.why.as_str())).collect();
+    assert_eq!(
+        moves,
+        [
+            ("n1", "n2", "n1 has 4 tasks of web and n2 has 0"),
+            ("n1", "n2", "n1 has 3 tasks of web and n2 has 1")
+        ]
+    );
     assert_eq!(problem(ask(false, Some("another")).await).code, Code::Moved);
     let begun = ask(false, Some(&plan.fingerprint)).await.unwrap();
     assert_eq!(begun.run, Some(1));
@@ -157,7 +167,7 @@ async fn tasks_move_to_a_node_with_less_to_do_as_was_agreed() {
     );
     let events: Vec<v1::Event> = api.all("/v1/events?follow=false&since=0").await;
     let told = |text: &str| events.iter().any(|event| event.message.contains(text));
-    assert!(told("is to move to n2: n1 has 4 tasks of web and n2 has 0 tasks"), "{events:?}");
+    assert!(told("is to move to n2: n1 has 4 tasks of web and n2 has 0"), "{events:?}");
     assert!(told("it moves to a node that has less to do"), "{events:?}");
     assert!(told("rebalancing 1 is over: 2 moved, 0 did not"), "{events:?}");
 }
@@ -179,7 +189,8 @@ async fn a_run_is_cancelled_and_there_is_one_at_a_time() {
     })
     .await;
     assert_eq!((moving.len(), moving[0].to.as_str()), (1, "n2"));
-    let cancelled: v1::RebalanceStatus = api.call(Method::DELETE, "/v1/rebalance", &json!(null)).await.unwrap();
+    let cancelled: v1::RebalanceStatus =
+        api.call(Method::DELETE, "/v1/rebalance", &json!(null)).await.unwrap();
     assert!(cancelled.run.unwrap().cancelled_by.is_some());
     n2.fake.go_on();
     let over = eventually(async || {
@@ -201,7 +212,9 @@ async fn what_moves_by_itself_is_a_setting() {
     };
     let changed = put(json!({ "automatic": "always", "at_once": 5, "steady": 0 })).await.unwrap();
     assert_eq!((changed.automatic.as_str(), changed.at_once, changed.per_minute), ("always", 5, 20));
-    assert!(problem(put(json!({ "automatic": "sometimes" })).await).message.contains("off, joining or always"));
+    assert!(
+        problem(put(json!({ "automatic": "sometimes" })).await).message.contains("off, joining or always")
+    );
     assert!(problem(put(json!({ "at_once": 0 })).await).message.contains("0 moves at once cannot be"));
 
     let _n1 = cluster.node("n1").await;
@@ -258,7 +271,10 @@ async fn each_slot_is_explained() {
     let [slot] = &explained.slots[..] else { panic!("{explained:?}") };
     assert_eq!((slot.slot.as_str(), slot.able, slot.nodes), ("web.1", 2, 2));
     assert!(slot.node.is_some() && !slot.why.is_empty() && slot.waiting.is_empty(), "{slot:?}");
-    assert!(slot.decided_by.is_some() && !slot.outdone && slot.chosen.as_ref().unwrap().terms.len() > 1, "{slot:?}");
+    assert!(
+        slot.decided_by.is_some() && !slot.outdone && slot.chosen.as_ref().unwrap().terms.len() > 1,
+        "{slot:?}"
+    );
 
     // One that has no place: each rule with its nodes, and what would help.
     let mut big = service(1);
@@ -272,7 +288,10 @@ async fn each_slot_is_explained() {
     let rules: Vec<_> = slot.rules.iter().map(|rule| (rule.rule.as_str(), rule.first, rule.nodes)).collect();
     assert_eq!(rules, [("memory", 1, 2), ("availability", 1, 1)]);
     assert!(slot.remedies[0].starts_with("free 92 GiB of memory on n1"), "{slot:?}");
-    assert_eq!(slot.without.iter().map(|one| (one.rule.as_str(), one.nodes.join(","))).collect::<Vec<_>>(), [("memory", "n1".to_owned())]);
+    assert_eq!(
+        slot.without.iter().map(|one| (one.rule.as_str(), one.nodes.join(","))).collect::<Vec<_>>(),
+        [("memory", "n1".to_owned())]
+    );
     assert!(!slot.waiting.is_empty(), "{slot:?}");
 
     assert_eq!(problem(api.get::<Value>("/v1/apps/prod/big/explain?service=x").await).code, Code::NotFound);

@@ -167,7 +167,13 @@ struct Update {
     #[arg(long, requires = "maintenance")]
     drain: bool,
     /// What is worked on
-    #[arg(long, value_name = "TEXT", requires = "maintenance", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "maintenance",
+        default_value = "",
+        hide_default_value = true
+    )]
     note: String,
     /// Take back every maintenance there is
     #[arg(long)]
@@ -188,7 +194,9 @@ struct Factors(v1::OvercommitChange);
 fn overcommit(text: &str) -> Result<Factors, String> {
     let mut change = v1::OvercommitChange::default();
     for part in text.split(',') {
-        let wrong = || format!("`{part}` is no factor: write cpus=200, memory=120, limit-cpus=400 or limit-memory=150");
+        let wrong = || {
+            format!("`{part}` is no factor: write cpus=200, memory=120, limit-cpus=400 or limit-memory=150")
+        };
         let (what, percent) = part.split_once('=').ok_or_else(wrong)?;
         let percent = percent.trim_end_matches('%').parse().map_err(|_| wrong())?;
         let factor = match what {
@@ -337,7 +345,10 @@ async fn drain(client: &Client, name: &str, detach: bool, timeout: u64, out: &Ou
             break;
         }
         if left.availability != "drain" {
-            out.must_say(&format!("{} is {} again: somebody does not want it drained any more", left.node, left.availability));
+            out.must_say(&format!(
+                "{} is {} again: somebody does not want it drained any more",
+                left.node, left.availability
+            ));
             return Ok(Exit::Failed);
         }
         if left.tasks.len() != said {
@@ -348,13 +359,16 @@ async fn drain(client: &Client, name: &str, detach: bool, timeout: u64, out: &Ou
         for task in left.tasks.iter().filter(|task| task.state == "stays") {
             let known = named.insert((task.environment.clone(), task.name.clone()), task.why.clone());
             if known.as_ref() != Some(&task.why) {
-                task.why.iter().for_each(|why| out.say(&format!("  {}: {why}", out.paint(Color::Bad, "stays"))));
+                task.why
+                    .iter()
+                    .for_each(|why| out.say(&format!("  {}: {why}", out.paint(Color::Bad, "stays"))));
             }
         }
         if tokio::time::Instant::now() >= deadline {
             out.must_say(&format!("{} still has {} task(s) after {timeout} s", left.node, left.tasks.len()));
             for task in &left.tasks {
-                let why = if task.why.is_empty() { String::new() } else { format!(": {}", task.why.join("; ")) };
+                let why =
+                    if task.why.is_empty() { String::new() } else { format!(": {}", task.why.join("; ")) };
                 out.must_say(&format!("  {} of {} {}{why}", task.name, task.environment, task.state));
             }
             out.must_say(&format!(
@@ -403,7 +417,8 @@ async fn label(
 
 async fn change_as_said(client: &Client, update: Update, out: &Output) -> Result<Exit> {
     let windows = update.maintenance.map(|seconds| {
-        let from = update.from.map_or_else(super::now, |from| u64::try_from(from.as_millisecond()).unwrap_or(0));
+        let from =
+            update.from.map_or_else(super::now, |from| u64::try_from(from.as_millisecond()).unwrap_or(0));
         let until = from.saturating_add(seconds.saturating_mul(1000));
         v1::MaintenanceWindow { from, until, drain: update.drain, note: update.note }
     });

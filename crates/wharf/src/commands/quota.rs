@@ -132,7 +132,8 @@ pub(crate) async fn run(args: Quota, global: &Global, out: &Output) -> Result<Ex
                 out.json(&quota)?;
                 return Ok(Exit::Done);
             }
-            let limits: Vec<_> = cells(&quota).into_iter().map(|(what, cell)| format!("{what} {cell}")).collect();
+            let limits: Vec<_> =
+                cells(&quota).into_iter().map(|(what, cell)| format!("{what} {cell}")).collect();
             out.say(&format!("{}: {}", quota.environment, limits.join(", ")));
             for what in beyond(&quota) {
                 out.say(&format!(

@@ -83,7 +83,10 @@ pub(crate) async fn run(args: Rebalance, global: &Global, out: &Output) -> Resul
                 Format::Json => out.json(&left)?,
                 Format::Table => {
                     let begun = left.moving.len();
-                    out.say(&format!("nothing more begins; {} to its end", moves(begun, "move goes", "moves go")));
+                    out.say(&format!(
+                        "nothing more begins; {} to its end",
+                        moves(begun, "move goes", "moves go")
+                    ));
                 }
             }
             Ok(Exit::Done)
@@ -142,7 +145,9 @@ async fn rebalance(
     match wait {
         Some(seconds) => follow(&cluster.client, number, seconds, out).await,
         None => {
-            out.say(&format!("rebalancing {number} is under way; `wharf rebalance status` shows how far it is"));
+            out.say(&format!(
+                "rebalancing {number} is under way; `wharf rebalance status` shows how far it is"
+            ));
             Ok(Exit::Done)
         }
     }
@@ -177,7 +182,13 @@ fn show(plan: &v1::RebalancePlan, out: &Output) -> Result<()> {
         }
     }
     for stays in plan.stays.iter().take(NAMED) {
-        out.say(&format!("{} {}/{}: {}", out.paint(Color::Dim, "stays"), stays.app, stays.service, stays.why));
+        out.say(&format!(
+            "{} {}/{}: {}",
+            out.paint(Color::Dim, "stays"),
+            stays.app,
+            stays.service,
+            stays.why
+        ));
     }
     if plan.stays.len() > NAMED {
         out.say(&format!("and {} more services stay; `--format json` has all", plan.stays.len() - NAMED));
@@ -257,7 +268,9 @@ async fn status(client: &Client, out: &Output) -> Result<Exit> {
                 }
                 row
             });
-            for line in table(&["TASK", "STATE", "ENVIRONMENT", "FROM", "TO", "WHY"], &rows.collect::<Vec<_>>()) {
+            for line in
+                table(&["TASK", "STATE", "ENVIRONMENT", "FROM", "TO", "WHY"], &rows.collect::<Vec<_>>())
+            {
                 out.data(&line)?;
             }
             let how = match (&run.ended_at, &run.cancelled_by) {
@@ -265,7 +278,12 @@ async fn status(client: &Client, out: &Output) -> Result<Exit> {
                 (None, Some(by)) => format!("was cancelled by {by}, and ends with the moves that have begun"),
                 (None, None) => "is under way".to_owned(),
             };
-            out.say(&format!("rebalancing {} of {}, begun {} ago, {how}", run.number, run.by, ago(run.started_at)));
+            out.say(&format!(
+                "rebalancing {} of {}, begun {} ago, {how}",
+                run.number,
+                run.by,
+                ago(run.started_at)
+            ));
         }
     }
     for one in &found.moving {

@@ -199,9 +199,13 @@ fn sample(setting: Setting) -> &'static str {
 #[test]
 fn a_task_has_a_part_of_one_gpu_or_whole_ones() {
     let file = |gpu: &str| format!("name: shop\nservices: {{web: {{image: i, x-wharf: {{gpu: {gpu}}}}}}}");
-    for (gpu, share, count) in
-        [("0.5", Some(500), None), ("0.001", Some(1), None), ("1", None, Some(1)), ("4.0", None, Some(4)), ("{model: T4}", None, None)]
-    {
+    for (gpu, share, count) in [
+        ("0.5", Some(500), None),
+        ("0.001", Some(1), None),
+        ("1", None, Some(1)),
+        ("4.0", None, Some(4)),
+        ("{model: T4}", None, None),
+    ] {
         let (app, _) = everything(&file(gpu));
         let wish = app.services.values().next().unwrap().resources.gpu.clone().unwrap();
         assert_eq!((wish.share, wish.count), (share, count), "{gpu}");
