@@ -7,7 +7,6 @@
 //! Goals are printed last, one in a line: `goal NAME VALUE TARGET met|short`.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
-#![expect(clippy::disallowed_methods, reason = "a benchmark's main reads its environment")]
 #![expect(clippy::unwrap_used, reason = "a benchmark ends where it cannot go on")]
 #![expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "figures for people")]
 

@@ -9,7 +9,11 @@
 #![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
 #[path = "../../engine/benches/scheduler/cluster.rs"]
-#[expect(dead_code, reason = "the other bench uses all of it")]
+#[expect(
+    dead_code,
+    clippy::cast_possible_truncation,
+    reason = "the other bench uses all of it; figures are small"
+)]
 mod cluster;
 
 use std::{

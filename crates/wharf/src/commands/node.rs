@@ -23,6 +23,7 @@ pub(crate) struct Node {
 }
 
 #[derive(Debug, clap::Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, made from the command line")]
 enum Verb {
     /// List the machines of the cluster
     #[command(
