@@ -1115,7 +1115,7 @@ const HARD_ROWS: &[Row] = &[
     row(
         "services.*.annotations",
         "noted",
-        Tried("/HostConfig/Annotations", r#"{"a": "b"}"#, "`annotations` needs Docker Engine 24"),
+        Tried("/HostConfig/Annotations", r#"{"a": "b"}"#, "an engine that does not know `annotations`"),
     ),
     row(
         "services.*.volumes[].volume.subpath",
@@ -1123,7 +1123,7 @@ const HARD_ROWS: &[Row] = &[
         Tried(
             "/HostConfig/Mounts/0/VolumeOptions/Subpath",
             r#""a""#,
-            "`volume.subpath` needs Docker Engine 26",
+            "an engine that does not know `volume.subpath`",
         ),
     ),
     row(
@@ -1132,7 +1132,7 @@ const HARD_ROWS: &[Row] = &[
         Tried(
             "/Config/Healthcheck/StartInterval",
             "1000000000",
-            "`healthcheck.start_interval` needs Docker Engine 25",
+            "an engine that does not know `healthcheck.start_interval`",
         ),
     ),
 ];

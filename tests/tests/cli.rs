@@ -244,7 +244,11 @@ fn up_shows_a_plan_with_reasons_asks_and_does_exactly_that() {
     assert_eq!((id("web"), id("back")), before);
 
     let path = file("three", "busybox:1", 2, back);
-    assert_said(&FLEET.wharf(["up", "-y", "--detach", "-f", &path]), 0, &["under way; `wharf ps -p plan`"]);
+    assert_said(
+        &FLEET.wharf(["up", "-y", "--detach", "-f", &path]),
+        0,
+        &["under way; `wharf rollout status -p plan`"],
+    );
     assert_said(&FLEET.wharf(["up", "-y", "-f", &path]), 0, &[]);
     let unchanged = FLEET.json(["up", "-y", "-f", &path]);
     assert_eq!(unchanged["outcome"], "unchanged", "{unchanged}");
