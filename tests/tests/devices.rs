@@ -52,9 +52,9 @@ fn no_two_tasks_get_the_same_device() {
             let found = environment.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
             found.unwrap_or_else(|| panic!("no {name} in {environment}")).to_owned()
         };
-        let gpu = format!("{node} {}", variable("NVIDIA_VISIBLE_DEVICES"));
         match text(&task["service"]) {
             "train" | "serve" => {
+                let gpu = format!("{node} {}", variable("NVIDIA_VISIBLE_DEVICES"));
                 assert!(whole.insert(gpu.clone()), "{gpu} is given out twice");
                 assert_eq!(gpu, format!("{node} {}", variable("DOCKER_RESOURCE_NVIDIA-GPU")));
             }
