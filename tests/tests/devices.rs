@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use wharf_testkit::cluster::{Cluster, Seed, try_wait_until};
 use wharf_tests::{Fleet, items, skip, text};
 
@@ -68,21 +68,12 @@ fn no_two_tasks_get_the_same_device() {
         assert!(node["devices"].to_string().contains("2 NVIDIA-GPU"), "{node}");
     }
 
-    // One more is one too many, and says so; once somebody goes it comes.
+    // One more is one too many, and says so.
     fleet.ok(["scale", "-p", "lab", "--detach", "train=4"]);
     try_wait_until(SOON, "the fourth task says what it waits for", || {
-        let said = fleet.ok(["ps", "-p", "lab"]);
-        ensure!(said.contains("2 have too few free devices of kind gpu (need 1, most free is 0)"), "{said}");
+        let said = fleet.ok(["explain", "lab/train"]);
+        ensure!(said.contains("too few free devices of kind gpu"), "{said}");
         Ok(())
     })
-    .unwrap();
-    fleet.ok(["scale", "-p", "lab", "serve=0"]);
-    try_wait_until(SOON, "the fourth task runs", || {
-        let tasks = fleet.tasks("lab")?;
-        let train = tasks.iter().filter(|task| text(&task["service"]) == "train" && task["ready"] == true);
-        ensure!(train.count() == 4, "{tasks:?}");
-        Ok(())
-    })
-    .context("after a device was given up")
     .unwrap();
 }
