@@ -549,9 +549,9 @@ pub(super) static SECTIONS: &[Section] = &[
                 .takes(&[r#"["node.labels.disk == ssd", "node.hostname != n1"]"#])
                 .shown_by(PLACES),
             honoured("services.*.deploy.placement.preferences", "spread over the values of a label").takes(&[r#"[{"spread": "node.labels.zone"}]"#])
-                .shown_by(&["place::zones_come_before_nodes"]),
+                .shown_by(&["place/tests::zones_come_before_nodes"]),
             honoured("services.*.deploy.placement.preferences[].spread", "`node.labels.…` or `engine.labels.…`").takes(&[r#""node.labels.zone""#])
-                .shown_by(&["place::zones_come_before_nodes"]),
+                .shown_by(&["place/tests::zones_come_before_nodes"]),
             honoured("services.*.deploy.placement.max_replicas_per_node", "no more tasks on one node; 0 is no limit"),
         ],
     },
