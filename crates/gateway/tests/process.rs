@@ -58,6 +58,18 @@ fn end(pid: u32, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
 }
 
+/// Stops a process as if it hung. (The kernel stops one thread after the other; meanwhile the others would go on to answer.)
+fn hang(pid: u32) {
+    end(pid, Signal::SIGSTOP);
+    eventually("all threads to be stopped", || {
+        let stopped = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten().all(|thread| {
+            fs::read_to_string(thread.path().join("stat"))
+                .is_ok_and(|stat| stat.rsplit(')').next().unwrap_or_default().trim().starts_with('T'))
+        });
+        stopped.then_some(())
+    });
+}
+
 fn task(number: u8) -> TaskId {
     TaskId::from_parts(1, [number; 10])
 }
@@ -695,7 +707,7 @@ fn a_gateway_that_hangs_is_replaced() {
     agent.publish(1, &[&first]);
     drop(agent);
     let pid = place.pid().unwrap();
-    end(pid, Signal::SIGSTOP);
+    hang(pid);
     // Nothing newer is acknowledged while the old one could wake up and go on.
     let agent = place.agent(&wharf());
     agent.publish(2, &[&second]);
