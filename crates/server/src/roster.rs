@@ -38,21 +38,7 @@ pub struct Stored {
 impl Stored {
     /// Writes what `batch` makes of the state, again if somebody else was faster.
     async fn write(&self, batch: impl Fn(&Inner) -> Answer<Batch> + Send + Sync) -> Answer<()> {
-        let mut attempt = 1;
-        loop {
-            let made = {
-                let inner = self.shared.state.read();
-                batch(&inner)?
-            };
-            match self.shared.state.commit(made).await {
-                Ok(_) => return Ok(()),
-                Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                    attempt += 1;
-                    self.shared.state.see_what_was_faster(&error).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.shared.change(ATTEMPTS, |inner| Ok(((), Some(batch(inner)?)))).await
     }
 }
 

@@ -141,6 +141,19 @@ impl Place {
         kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
         pid
     }
+
+    /// Stops the process as if it hung. (The kernel stops one thread after the other; meanwhile the others would go on to answer.)
+    fn hang(&self) -> u32 {
+        let pid = self.signal(Signal::SIGSTOP);
+        eventually("all threads to be stopped", || {
+            let stopped = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten().all(|thread| {
+                fs::read_to_string(thread.path().join("stat"))
+                    .is_ok_and(|stat| stat.rsplit(')').next().unwrap_or_default().trim().starts_with('T'))
+            });
+            stopped.then_some(())
+        });
+        pid
+    }
 }
 
 impl Drop for Place {
@@ -350,7 +363,7 @@ fn a_process_that_hangs_is_replaced() {
     let agent = place.agent(&wharf());
     agent.publish_surely(1);
     drop(agent);
-    let pid = place.signal(Signal::SIGSTOP);
+    let pid = place.hang();
     // Nothing newer is acknowledged while the old one could wake up and answer.
     let agent = place.agent(&wharf());
     agent.publish_surely(2);

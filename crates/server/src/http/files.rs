@@ -294,33 +294,23 @@ async fn create(shared: &Shared, key: NamedFileKey, wish: v1::FileCreate, by: By
         )));
     }
     let by = By { client: wish.client.clone(), ..by };
-    let mut attempt = 1;
-    loop {
-        let (batch, created) = created(shared, &key, &wish, &content, &by)?;
-        if batch.writes().is_empty() {
-            return Ok(created);
-        }
-        match shared.state.commit(batch).await {
-            Ok(_) => return Ok(created),
-            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                attempt += 1;
-                shared.state.see_what_was_faster(&error).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let decide = |inner: &Inner| {
+        let (batch, created) = created(shared, inner, &key, &wish, &content, &by)?;
+        Ok((created, Some(batch).filter(|batch| !batch.writes().is_empty())))
+    };
+    shared.change(ATTEMPTS, decide).await
 }
 
 /// What to write so that there is a version with this content.
 fn created(
     shared: &Shared,
+    inner: &Inner,
     key: &NamedFileKey,
     wish: &v1::FileCreate,
     content: &[u8],
     by: &By,
 ) -> Answer<(Batch, v1::FileCreated)> {
     let NamedFileKey { kind, environment, name } = key;
-    let inner = shared.state.read();
     let before = inner.named.get(key);
     if before.is_some() && !wish.replace {
         return Err(Failure::new(
@@ -344,7 +334,7 @@ fn created(
     let last = record.versions.last().map_or(0, |version| version.number);
     let changed = record.versions.last().is_none_or(|version| version.digest != digest);
     let number = if changed { last + 1 } else { last };
-    let behind = uses(&inner, key).into_iter().filter(|used| used.version < number).collect();
+    let behind = uses(inner, key).into_iter().filter(|used| used.version < number).collect();
     let answer = v1::FileCreated { version: number, changed, behind };
     if !changed && !labelled {
         return Ok((Batch::new(), answer));
@@ -376,26 +366,16 @@ fn created(
 }
 
 async fn remove(shared: &Shared, key: &NamedFileKey, by: &By) -> Answer<StatusCode> {
-    let mut attempt = 1;
-    loop {
-        let batch = removal(shared, key, by)?;
-        match shared.state.commit(batch).await {
-            Ok(_) => return Ok(StatusCode::NO_CONTENT),
-            // A release began to use it, or somebody made a new version.
-            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                attempt += 1;
-                shared.state.see_what_was_faster(&error).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    // A release may begin to use it meanwhile, or somebody make a new version.
+    let decide = |inner: &Inner| Ok(((), Some(removal(shared, inner, key, by)?)));
+    shared.change(ATTEMPTS, decide).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
-fn removal(shared: &Shared, key: &NamedFileKey, by: &By) -> Answer<Batch> {
+fn removal(shared: &Shared, inner: &Inner, key: &NamedFileKey, by: &By) -> Answer<Batch> {
     let NamedFileKey { kind, environment, name } = key;
-    let inner = shared.state.read();
-    let record = find(&inner, key)?;
-    let users: Vec<_> = uses(&inner, key).into_iter().map(|used| used.app).collect();
+    let record = find(inner, key)?;
+    let users: Vec<_> = uses(inner, key).into_iter().map(|used| used.app).collect();
     if !users.is_empty() {
         let (apps, them) = if users.len() == 1 { ("app", "it") } else { ("apps", "them") };
         return Err(Failure::new(

@@ -42,7 +42,7 @@ use crate::{
     pki::Authority,
     records::{Key, encode},
     sessions::Sessions,
-    state::State,
+    state::{Inner, State},
 };
 use failure::{Answer, Failure};
 
@@ -81,6 +81,33 @@ impl Context {
     /// The time, as records have it.
     pub fn now(&self) -> Timestamp {
         Timestamp(self.clock.now().0)
+    }
+    /// Writes what `decide` makes of the state, and gives what it answers; nothing is written where it makes no batch. Decides anew when
+    /// somebody else was faster, `attempts` times in all.
+    ///
+    /// # Errors
+    /// Those of `decide`, and of the store.
+    pub(crate) async fn change<T: Send>(
+        &self,
+        attempts: usize,
+        mut decide: impl FnMut(&Inner) -> Answer<(T, Option<Batch>)> + Send,
+    ) -> Answer<T> {
+        let mut attempt = 1;
+        loop {
+            let (answer, batch) = {
+                let inner = self.state.read();
+                decide(&inner)?
+            };
+            let Some(batch) = batch else { return Ok(answer) };
+            match self.state.commit(batch).await {
+                Ok(_) => return Ok(answer),
+                Err(error) if error.is_conflict() && attempt < attempts => {
+                    attempt += 1;
+                    self.state.see_what_was_faster(&error).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
     /// Adds an event that a person caused to a batch.
     pub fn with_event(

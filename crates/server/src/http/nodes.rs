@@ -66,30 +66,27 @@ pub(super) async fn change(
     Json(change): Json<v1::NodeChange>,
 ) -> Answer<Json<v1::Node>> {
     let user = require_user(&peer)?;
-    let mut attempt = 1;
-    loop {
-        let (id, batch) = changed(&shared, &name, &change, &user)?;
-        match shared.state.commit(batch).await {
-            Ok(_) => {
-                let inner = shared.state.read();
-                let gone = || Failure::not_found(format!("node {name} is gone"));
-                let node = inner.world.node(id).ok_or_else(gone)?;
-                return Ok(Json(views::node(&shared.state, &inner, node)));
-            }
-            // Its certificate was renewed, or somebody changed something else of it.
-            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                attempt += 1;
-                shared.state.see_what_was_faster(&error).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    // Its certificate may be renewed meanwhile, or somebody change something else of it.
+    let decide = |inner: &Inner| {
+        let (id, batch) = changed(&shared, inner, &name, &change, &user)?;
+        Ok((id, Some(batch)))
+    };
+    let id = shared.change(ATTEMPTS, decide).await?;
+    let inner = shared.state.read();
+    let gone = || Failure::not_found(format!("node {name} is gone"));
+    let node = inner.world.node(id).ok_or_else(gone)?;
+    Ok(Json(views::node(&shared.state, &inner, node)))
 }
 
 /// The node, and what to write so that it is changed as asked.
-fn changed(shared: &Shared, name: &str, change: &v1::NodeChange, user: &By) -> Answer<(NodeId, Batch)> {
-    let inner = shared.state.read();
-    let before = &find(&inner, name)?.record;
+fn changed(
+    shared: &Shared,
+    inner: &Inner,
+    name: &str,
+    change: &v1::NodeChange,
+    user: &By,
+) -> Answer<(NodeId, Batch)> {
+    let before = &find(inner, name)?.record;
     if change.if_generation.is_some_and(|wanted| wanted != before.generation.0) {
         return Err(Failure::new(
             v1::Code::Moved,
@@ -263,44 +260,32 @@ pub(super) async fn change_placement(
     Json(wish): Json<v1::PlacementDefaults>,
 ) -> Answer<Json<v1::PlacementDefaults>> {
     let user = require_user(&peer)?;
-    let mut attempt = 1;
-    loop {
-        let (strategy, batch) = {
-            let inner = shared.state.read();
-            let before =
-                inner.cluster.as_ref().ok_or_else(|| Failure::not_found("the store holds no cluster"))?;
-            let strategy = match wish.strategy.as_deref() {
-                None => before.placement.strategy,
-                Some("spread") => PlacementStrategy::Spread,
-                Some("binpack") => PlacementStrategy::Binpack,
-                Some("random") => PlacementStrategy::Random,
-                Some(other) => {
-                    return Err(Failure::invalid(format!(
-                        "`{other}` is no strategy of placement: use spread, binpack or random"
-                    )));
-                }
-            };
-            let placement = PlacementDefaults { strategy };
-            let batch = (placement != before.placement).then(|| {
-                let record = ClusterRecord { placement, ..before.clone() };
-                let key = Key::Cluster;
-                let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record));
-                let message = format!("placement: {strategy}, where files do not say how");
-                shared.with_event(batch, EventKind::Server, Subject::default(), message, Some(user.clone()))
-            });
-            (strategy, batch)
-        };
-        let answer = v1::PlacementDefaults { strategy: Some(strategy.to_string()) };
-        let Some(batch) = batch else { return Ok(Json(answer)) };
-        match shared.state.commit(batch).await {
-            Ok(_) => return Ok(Json(answer)),
-            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                attempt += 1;
-                shared.state.see_what_was_faster(&error).await;
+    let decide = |inner: &Inner| {
+        let before =
+            inner.cluster.as_ref().ok_or_else(|| Failure::not_found("the store holds no cluster"))?;
+        let strategy = match wish.strategy.as_deref() {
+            None => before.placement.strategy,
+            Some("spread") => PlacementStrategy::Spread,
+            Some("binpack") => PlacementStrategy::Binpack,
+            Some("random") => PlacementStrategy::Random,
+            Some(other) => {
+                return Err(Failure::invalid(format!(
+                    "`{other}` is no strategy of placement: use spread, binpack or random"
+                )));
             }
-            Err(error) => return Err(error.into()),
-        }
-    }
+        };
+        let placement = PlacementDefaults { strategy };
+        let batch = (placement != before.placement).then(|| {
+            let record = ClusterRecord { placement, ..before.clone() };
+            let key = Key::Cluster;
+            let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record));
+            let message = format!("placement: {strategy}, where files do not say how");
+            shared.with_event(batch, EventKind::Server, Subject::default(), message, Some(user.clone()))
+        });
+        Ok((strategy, batch))
+    };
+    let strategy = shared.change(ATTEMPTS, decide).await?;
+    Ok(Json(v1::PlacementDefaults { strategy: Some(strategy.to_string()) }))
 }
 
 /// Removes a node from the cluster: its certificate is revoked, and its tasks count as lost.

@@ -58,37 +58,27 @@ pub(super) async fn change(
 ) -> Answer<Json<v1::Quota>> {
     let by = require_user(&peer)?;
     let environment = name(&environment)?;
-    let mut attempt = 1;
-    loop {
-        let batch = {
-            let inner = shared.state.read();
-            let before = inner.world.quota(&environment).copied().unwrap_or_default();
-            let after = changed(before, &wish)?;
-            let key = Key::Quota(environment.clone());
-            let record = QuotaRecord { environment: environment.clone(), quota: after };
-            let batch = inner.expecting(Batch::new(), &key);
-            let batch = match after == Quota::default() {
-                true => batch.delete(key.to_string()),
-                false => batch.put(key.to_string(), encode(&key, &record)),
-            };
-            let limits =
-                QuotaThing::ALL.into_iter().filter_map(|thing| Some(thing.amount(after.limit(thing)?)));
-            let limits: Vec<_> = limits.collect();
-            let message = match limits.is_empty() {
-                true => format!("environment {environment} has no quota any more"),
-                false => format!("environment {environment} may have {}", limits.join(", ")),
-            };
-            shared.with_event(batch, EventKind::Server, Subject::default(), message, Some(by.clone()))
+    let decide = |inner: &Inner| {
+        let before = inner.world.quota(&environment).copied().unwrap_or_default();
+        let after = changed(before, &wish)?;
+        let key = Key::Quota(environment.clone());
+        let record = QuotaRecord { environment: environment.clone(), quota: after };
+        let batch = inner.expecting(Batch::new(), &key);
+        let batch = match after == Quota::default() {
+            true => batch.delete(key.to_string()),
+            false => batch.put(key.to_string(), encode(&key, &record)),
         };
-        match shared.state.commit(batch).await {
-            Ok(_) => return Ok(Json(view(&shared.state.read(), &environment))),
-            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                attempt += 1;
-                shared.state.see_what_was_faster(&error).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+        let limits = QuotaThing::ALL.into_iter().filter_map(|thing| Some(thing.amount(after.limit(thing)?)));
+        let limits: Vec<_> = limits.collect();
+        let message = match limits.is_empty() {
+            true => format!("environment {environment} has no quota any more"),
+            false => format!("environment {environment} may have {}", limits.join(", ")),
+        };
+        let by = Some(by.clone());
+        Ok(((), Some(shared.with_event(batch, EventKind::Server, Subject::default(), message, by))))
+    };
+    shared.change(ATTEMPTS, decide).await?;
+    Ok(Json(view(&shared.state.read(), &environment)))
 }
 
 /// Lifts the quota of an environment.

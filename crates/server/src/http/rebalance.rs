@@ -112,30 +112,21 @@ pub(super) async fn cancel(
     Extension(peer): Extension<Peer>,
 ) -> Answer<Json<v1::RebalanceStatus>> {
     let by = require_user(&peer)?;
-    let mut attempt = 1;
-    loop {
-        let batch = {
-            let inner = shared.state.read();
-            let running = inner.world.rebalance_run().filter(|run| !run.is_over());
-            let run = running.ok_or_else(|| {
-                Failure::not_found("no rebalancing is under way")
-                    .hint("`wharf rebalance status` shows the last one")
-            })?;
-            let run = RebalanceRun { cancelled: Some(by.clone()), ..RebalanceRun::clone(run) };
-            let key = Key::Rebalance;
-            let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &run));
-            let message = format!("rebalancing {} is cancelled", run.number);
-            shared.with_event(batch, EventKind::Server, Subject::default(), message, Some(by.clone()))
-        };
-        match shared.state.commit(batch).await {
-            Ok(_) => return Ok(Json(status(&shared.state.read()))),
-            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                attempt += 1;
-                shared.state.see_what_was_faster(&error).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let decide = |inner: &Inner| {
+        let running = inner.world.rebalance_run().filter(|run| !run.is_over());
+        let run = running.ok_or_else(|| {
+            Failure::not_found("no rebalancing is under way")
+                .hint("`wharf rebalance status` shows the last one")
+        })?;
+        let run = RebalanceRun { cancelled: Some(by.clone()), ..RebalanceRun::clone(run) };
+        let key = Key::Rebalance;
+        let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &run));
+        let message = format!("rebalancing {} is cancelled", run.number);
+        let by = Some(by.clone());
+        Ok(((), Some(shared.with_event(batch, EventKind::Server, Subject::default(), message, by))))
+    };
+    shared.change(ATTEMPTS, decide).await?;
+    Ok(Json(status(&shared.state.read())))
 }
 
 /// Changes what the cluster moves by itself, and how fast anything is moved.
@@ -147,35 +138,24 @@ pub(super) async fn change(
     Json(wish): Json<v1::RebalanceSettingsChange>,
 ) -> Answer<Json<v1::RebalanceSettings>> {
     let by = require_user(&peer)?;
-    let mut attempt = 1;
-    loop {
-        let (after, batch) = {
-            let inner = shared.state.read();
-            let before =
-                inner.cluster.as_ref().ok_or_else(|| Failure::not_found("the store holds no cluster"))?;
-            let after = changed(before.rebalancing, &wish)?;
-            let batch = (after != before.rebalancing).then(|| {
-                let key = Key::Cluster;
-                let record = ClusterRecord { rebalancing: after, ..before.clone() };
-                let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record));
-                let message = format!(
-                    "rebalancing by itself: {}; {} at once, {} in a minute, to nodes that have been ready for {}",
-                    after.automatic, after.at_once, after.per_minute, after.steady
-                );
-                shared.with_event(batch, EventKind::Server, Subject::default(), message, Some(by.clone()))
-            });
-            (after, batch)
-        };
-        let Some(batch) = batch else { return Ok(Json(settings(&after))) };
-        match shared.state.commit(batch).await {
-            Ok(_) => return Ok(Json(settings(&after))),
-            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                attempt += 1;
-                shared.state.see_what_was_faster(&error).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let decide = |inner: &Inner| {
+        let before =
+            inner.cluster.as_ref().ok_or_else(|| Failure::not_found("the store holds no cluster"))?;
+        let after = changed(before.rebalancing, &wish)?;
+        let batch = (after != before.rebalancing).then(|| {
+            let key = Key::Cluster;
+            let record = ClusterRecord { rebalancing: after, ..before.clone() };
+            let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record));
+            let message = format!(
+                "rebalancing by itself: {}; {} at once, {} in a minute, to nodes that have been ready for {}",
+                after.automatic, after.at_once, after.per_minute, after.steady
+            );
+            shared.with_event(batch, EventKind::Server, Subject::default(), message, Some(by.clone()))
+        });
+        Ok((after, batch))
+    };
+    let after = shared.change(ATTEMPTS, decide).await?;
+    Ok(Json(settings(&after)))
 }
 
 fn changed(before: Rebalancing, wish: &v1::RebalanceSettingsChange) -> Answer<Rebalancing> {

@@ -101,36 +101,21 @@ pub(super) async fn steer(
             "a reason is one line of at most {LONGEST_REASON} characters that can be printed"
         )));
     }
-    let mut attempt = 1;
-    loop {
-        let now = shared.now();
-        let asked = Asked { by: by.clone(), at: now, reason: wish.reason.trim().to_owned() };
-        let batch = {
-            let inner = shared.state.read();
-            let app = apps::find(&inner, &key)?;
-            match wished(app, verb, &wish, &asked)? {
-                None => None,
-                Some(rollout) => {
-                    let message = format!("{}: {} {}: {asked}", key.name, rollout.what, verb.done());
-                    let place = Key::App(key.clone());
-                    let record = AppRecord { rollout, ..AppRecord::clone(app) };
-                    let batch =
-                        inner.expecting(Batch::new(), &place).put(place.to_string(), encode(&place, &record));
-                    let subject = Subject { app: Some(key.clone()), ..Subject::default() };
-                    Some(shared.with_event(batch, EventKind::App, subject, message, Some(by.clone())))
-                }
-            }
-        };
-        let Some(batch) = batch else { return status(&shared, &key).map(Json) };
-        match shared.state.commit(batch).await {
-            Ok(_) => return status(&shared, &key).map(Json),
-            Err(error) if error.is_conflict() && attempt < ATTEMPTS => {
-                attempt += 1;
-                shared.state.see_what_was_faster(&error).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let decide = |inner: &Inner| {
+        let asked = Asked { by: by.clone(), at: shared.now(), reason: wish.reason.trim().to_owned() };
+        let app = apps::find(inner, &key)?;
+        let batch = wished(app, verb, &wish, &asked)?.map(|rollout| {
+            let message = format!("{}: {} {}: {asked}", key.name, rollout.what, verb.done());
+            let place = Key::App(key.clone());
+            let record = AppRecord { rollout, ..AppRecord::clone(app) };
+            let batch = inner.expecting(Batch::new(), &place).put(place.to_string(), encode(&place, &record));
+            let subject = Subject { app: Some(key.clone()), ..Subject::default() };
+            shared.with_event(batch, EventKind::App, subject, message, Some(by.clone()))
+        });
+        Ok(((), batch))
+    };
+    shared.change(ATTEMPTS, decide).await?;
+    status(&shared, &key).map(Json)
 }
 
 /// What becomes of an app's rollout by a wish; nothing if it is so already.
