@@ -170,6 +170,7 @@ fn set(round: u32) -> AssignmentSet {
         dns: DnsTable { version: revision, networks: [(id, names)].into(), ..DnsTable::default() },
         routes: RouteTable::default(),
         wireguard: None,
+        disk_marks: Default::default(),
     }
 }
 

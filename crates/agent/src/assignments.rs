@@ -157,6 +157,7 @@ mod tests {
             dns: DnsTable::default(),
             routes: RouteTable::default(),
             wireguard: None,
+            disk_marks: Default::default(),
         }
     }
 

@@ -106,6 +106,7 @@ mod tests {
             dns,
             routes: RouteTable::of_ports(Revision(7), vec![route]),
             wireguard: None,
+            disk_marks: Default::default(),
         };
         (set, id, network)
     }

@@ -87,6 +87,8 @@ impl Machine {
             subnets: Vec::new(),
             wireguard: None,
             seen_from: None,
+            disks: Vec::new(),
+            cleanup: None,
         }
     }
 }

@@ -32,7 +32,7 @@ use serde::Deserialize;
 use wharf_api::{
     transport::{
         Body, CallError, empty,
-        node::{FetchImage, FindImage, FoundImage, ImageFacts},
+        node::{AskNeeded, FetchImage, FindImage, FoundImage, ImageFacts, NeededImages},
     },
     v1::{BuildLine, BuildRequest, Problem},
 };
@@ -45,8 +45,9 @@ use self::{
     session::{Answered, Answers},
 };
 use crate::{
+    housekeeping::{self, Needed},
     registry::RegistryLogins,
-    runtime::{ProgressSink, Result, RuntimeError, spec::ApiVersion},
+    runtime::{NodeImage, ProgressSink, Result, RuntimeError, spec::ApiVersion},
 };
 
 /// What an engine answers from memory.
@@ -66,6 +67,8 @@ pub trait ImageSource: Send + Sync {
     async fn find(&self, wish: &FindImage) -> Result<FoundImage, CallError>;
     /// The image from that node, as an archive.
     async fn fetch(&self, wish: &FetchImage) -> Result<Body, CallError>;
+    /// Which of this node's images somebody needs.
+    async fn needed(&self, wish: &AskNeeded) -> Result<NeededImages, CallError>;
 }
 
 /// The images of this node's engine, and the way to those of others.
@@ -103,6 +106,22 @@ struct Root {
 #[serde(rename_all = "PascalCase")]
 struct Listed {
     id: String,
+}
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DiskUsage {
+    #[serde(default)]
+    build_cache: Option<Vec<CachePart>>,
+}
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CachePart {
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    in_use: bool,
+    #[serde(default)]
+    shared: bool,
 }
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -172,16 +191,16 @@ impl Images {
         Ok(pieces.flat_map(futures::stream::iter).boxed())
     }
 
-    /// Makes sure that the engine has an image that no registry has: brings it from another node if need be.
+    /// Makes sure that the engine has an image that no registry has: brings it from another node if need be. Whether it did.
     ///
     /// # Errors
     /// Temporary if no node that can be reached has it: one of them may come back.
-    pub async fn bring(&self, image: &Image, progress: ProgressSink<'_>) -> Result<()> {
+    pub async fn bring(&self, image: &Image, progress: ProgressSink<'_>) -> Result<bool> {
         let Some(id) = image.id.as_ref().filter(|_| image.digest.is_none() && self.socket.is_some()) else {
-            return Ok(());
+            return Ok(false);
         };
         if self.facts(id).await?.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let Some(source) = self.source.get() else {
             return Err(RuntimeError::temporary(format!(
@@ -203,7 +222,52 @@ impl Images {
             }
             Err(error) => return Err(error),
         }
-        self.tag(id, &image.reference).await
+        self.tag(id, &image.reference).await?;
+        Ok(true)
+    }
+
+    /// Which of the engine's images somebody in the cluster needs, and who; or why no server has said so.
+    pub(crate) async fn needed(&self, images: &[NodeImage]) -> Needed {
+        let source = self.source.get().ok_or_else(|| "none has been reached yet".to_owned())?;
+        let answer = source.needed(&AskNeeded { images: housekeeping::asked(images) }).await;
+        answer.map(|answer| answer.needed).map_err(|error| match error.problem() {
+            Some(problem) => problem.message.clone(),
+            None => chain(&error),
+        })
+    }
+
+    /// The bytes that builds have left in the engine and that nothing uses; 0 without an engine that builds.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub(crate) async fn build_cache(&self) -> Result<u64> {
+        if self.socket.is_none() {
+            return Ok(0);
+        }
+        // Newer engines are told what is wanted; older ones tell of everything.
+        let path = format!("/v{}/system/df?type=build-cache", self.api().await?);
+        let usage: DiskUsage = self.ask_within(path, "measure what builds have left", SLOW).await?;
+        let idle =
+            usage.build_cache.unwrap_or_default().into_iter().filter(|part| !part.in_use && !part.shared);
+        Ok(idle.map(|part| part.size).sum())
+    }
+
+    /// Removes what builds have left, and says how many bytes that were.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    pub(crate) async fn remove_build_cache(&self) -> Result<u64> {
+        let call = Call {
+            method: Method::POST,
+            path: format!("/v{}/build/prune?all=true", self.api().await?),
+            content_type: "application/json",
+            registries: None,
+            body: empty(),
+        };
+        const WHAT: &str = "remove what builds have left";
+        let answer = read(send(self.socket()?, call, WHAT, SLOW).await?.into_body(), WHAT).await?;
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
+        Ok(answer["SpaceReclaimed"].as_u64().unwrap_or_default())
     }
 
     async fn transfer(
@@ -431,6 +495,15 @@ impl Images {
 
     /// What the engine answers to a question.
     async fn ask<T: serde::de::DeserializeOwned>(&self, path: String, what: &str) -> Result<T> {
+        self.ask_within(path, what, QUICK).await
+    }
+
+    async fn ask_within<T: serde::de::DeserializeOwned>(
+        &self,
+        path: String,
+        what: &str,
+        patience: Duration,
+    ) -> Result<T> {
         let call = Call {
             method: Method::GET,
             path,
@@ -438,7 +511,7 @@ impl Images {
             registries: None,
             body: empty(),
         };
-        let answer = send(self.socket()?, call, what, QUICK).await?;
+        let answer = send(self.socket()?, call, what, patience).await?;
         let content = read(answer.into_body(), what).await?;
         serde_json::from_slice(&content)
             .map_err(|error| RuntimeError::fatal(format!("cannot {what}: {}", chain(&error))))

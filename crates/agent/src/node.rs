@@ -26,6 +26,7 @@ use futures::{Stream, StreamExt, stream::BoxStream};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use wharf_api::transport::node::{Prune, Pruned};
 use wharf_model::{
     AssignmentSet, Backend, DnsTable, GatewayStats, Image, NetworkAssignment, NetworkId, NodeId, NodeReport,
     Phase, PullPolicy, RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId, WireguardAssignment,
@@ -37,6 +38,10 @@ use crate::{
     assignments::{Assignments, Refused},
     departed::Departed,
     facts::{Machine, listening_ports},
+    housekeeping::{
+        Housekeeper, Wanted,
+        disks::{Disks, NoDisks},
+    },
     images::Images,
     network::{
         KernelNetwork, Mend, host_subnets,
@@ -219,10 +224,12 @@ pub struct NodeConfig {
     pub own_ports: BTreeSet<u16>,
     /// Seeds the pauses between attempts.
     pub seed: u64,
+    /// Looks at the machine's file systems.
+    pub disks: Arc<dyn Disks>,
 }
 
 impl NodeConfig {
-    /// The usual: three pulls and four starts at once, no logins.
+    /// The usual: three pulls and four starts at once, no logins, nothing known of file systems.
     pub fn new(node: NodeId, machine: Machine, state_dir: PathBuf, run_dir: PathBuf) -> Self {
         Self {
             node,
@@ -236,6 +243,7 @@ impl NodeConfig {
             secrets_in_memory: true,
             own_ports: BTreeSet::new(),
             seed: 0,
+            disks: Arc::new(NoDisks),
         }
     }
     /// Where volumes have their folders.
@@ -314,8 +322,18 @@ impl NodeAgent {
         let reports = Reports::new(Arc::clone(&clock));
         let (prepared, watching) = watch::channel(Arc::default());
         let wake = Arc::new(Notify::new());
+        let images = Arc::new(Images::new(config.engine.clone(), RegistryLogins::new(config.logins.clone())));
+        let house = Arc::new(Housekeeper::new(
+            Arc::clone(&runtime),
+            Arc::clone(&images),
+            Arc::clone(&clock),
+            Arc::clone(&config.disks),
+            config.state_dir.clone(),
+        ));
         let shared = Arc::new(Shared {
             wake: Arc::clone(&wake),
+            house,
+            ran: config.run_dir.join("ran"),
             ended: Mutex::default(),
             runtime: Arc::clone(&runtime),
             reports: reports.clone(),
@@ -327,7 +345,7 @@ impl NodeAgent {
                 secrets_in_memory: config.secrets_in_memory,
             },
             logins: RegistryLogins::new(config.logins.clone()),
-            images: Arc::new(Images::new(config.engine.clone(), RegistryLogins::new(config.logins.clone()))),
+            images,
             pulls: Semaphore::new(config.pulls.max(1)),
             starts: Semaphore::new(config.starts.max(1)),
             prepared: watching,
@@ -367,6 +385,7 @@ impl NodeAgent {
         tokio::join!(
             inner.follow_engine(&stop),
             inner.look_around(&stop),
+            inner.keep_house(&stop),
             inner.follow_entry(&stop),
             Arc::clone(inner).work(tasks.clone(), stop.clone()),
             Arc::clone(inner).tend(tasks.clone(), stop.clone())
@@ -401,7 +420,10 @@ impl NodeAgent {
 
     /// Everything the node has to say, [`Report::Synced`], and then what changes.
     pub fn reports(&self) -> impl Stream<Item = Report> + Send + 'static {
-        self.inner.reports.subscribe()
+        let reports = self.inner.reports.subscribe();
+        // What has ended meanwhile is for whoever listens now.
+        self.inner.nudge_all();
+        reports
     }
 
     /// The node's latest report, once there is one.
@@ -412,7 +434,21 @@ impl NodeAgent {
     /// Pins an image reference; with [`PullPolicy::Always`] the registry is asked also if this node has the image.
     pub async fn resolve_image(&self, reference: &str, policy: PullPolicy) -> Result<Image> {
         let login = self.inner.shared.logins.of(reference).await;
-        self.inner.runtime.resolve_image(reference, policy, login.as_ref()).await
+        let image = self.inner.runtime.resolve_image(reference, policy, login.as_ref()).await?;
+        self.inner.shared.house.asked_about(&image).await;
+        Ok(image)
+    }
+
+    /// Removes what nobody needs, or says what that would be.
+    pub async fn prune(&self, ask: &Prune) -> Result<Pruned> {
+        let pruned = self.inner.shared.house.prune(ask, &self.inner.wanted()).await?;
+        self.inner.report().await;
+        Ok(pruned)
+    }
+
+    /// Looks after what the engine keeps.
+    pub(crate) fn house(&self) -> &Arc<Housekeeper> {
+        &self.inner.shared.house
     }
 
     /// The images of the node's engine.
@@ -458,6 +494,12 @@ impl NodeAgent {
     #[cfg(test)]
     pub(crate) fn has_ended(&self, task: TaskId) -> bool {
         self.inner.shared.ended.lock().contains(&task)
+    }
+
+    /// What is said of a task, to whoever listens.
+    #[cfg(test)]
+    pub(crate) fn said_of(&self, task: TaskId) -> Option<wharf_model::TaskStatus> {
+        self.inner.reports.of(task)
     }
 
     /// What went through the node's gateway; none if it has none.
@@ -574,6 +616,38 @@ impl Inner {
         }
     }
 
+    /// Keeps the disks from filling up, and says how they are.
+    async fn keep_house(&self, stop: &CancellationToken) {
+        let house = &self.shared.house;
+        loop {
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Dropped with the agent only: what was removed is removed, and the rest is found again.
+                news = async { house.look(&self.wanted()).await } => if news { self.report().await }
+            }
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Cancel-safe: a notification that is not taken is kept.
+                () = house.wait() => {}
+            }
+        }
+    }
+
+    /// What the held set says of what is to be kept.
+    fn wanted(&self) -> Wanted {
+        let data_root = self.engine.lock().as_ref().ok().and_then(|facts| facts.data_root.clone());
+        let Some(set) = self.held() else { return Wanted { data_root, ..Wanted::default() } };
+        let ids = set.tasks.keys().filter_map(|task| self.reports.of(*task)?.image_id);
+        Wanted {
+            marks: set.disk_marks,
+            assigned: set.tasks.values().map(|task| task.image.clone()).collect(),
+            running: ids.collect(),
+            data_root,
+        }
+    }
+
     /// Says what the entry says, when that changes: releases wait for the end of what it has under way.
     async fn follow_entry(&self, stop: &CancellationToken) {
         let Some(entry) = &self.entry else { return };
@@ -596,7 +670,10 @@ impl Inner {
         let before = std::mem::replace(&mut *self.engine.lock(), facts.clone());
         self.asked.store(true, Ordering::Release);
         match (&before, &facts) {
-            (Err(_), Ok(facts)) => tracing::info!(version = facts.engine.version, "engine answers"),
+            (Err(_), Ok(facts)) => {
+                tracing::info!(version = facts.engine.version, "engine answers");
+                self.shared.house.wake();
+            }
             (Ok(_), Err(error)) => {
                 tracing::error!(%error, "engine does not answer; its containers are left alone");
             }
@@ -617,10 +694,14 @@ impl Inner {
         problems.extend(self.plane.problems());
         problems.extend(self.entry.iter().flat_map(|entry| entry.problems()));
         problems.extend(self.unkept.lock().clone());
+        let mut house = self.shared.house.told();
+        problems.extend(house.problem.take());
         problems.dedup();
         let observed = *self.observed.lock();
         let mut facts = self.config.machine.facts(&engine, taken);
         facts.wireguard = self.plane.tunnels();
+        facts.disk = facts.disk.or_else(|| house.engine_disk());
+        (facts.disks, facts.images, facts.cleanup) = (house.disks, house.images, house.cleanup);
         match blocking(host_subnets).await {
             Ok(subnets) => facts.subnets = subnets,
             Err(error) => problems.push(format!("cannot read the machine's routes: {error}")),

@@ -118,6 +118,11 @@ impl Reports {
         }
     }
 
+    /// Whether anybody listens: a server, as far as the connection to it is known to stand.
+    pub fn is_heard(&self) -> bool {
+        self.latest.receiver_count() > 0
+    }
+
     /// The node's latest report.
     pub fn latest_node(&self) -> Option<NodeReport> {
         self.state.lock().node.clone()

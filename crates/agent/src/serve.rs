@@ -12,7 +12,10 @@ use wharf_api::{
             Heard, ListenRequest, Look, LookRequest, PathFacts, PathRequest, ProbeAnswer, ProbeRequest,
         },
         frame::ExitCode,
-        node::{Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Report, ResolveImage, TaskUsage},
+        node::{
+            Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Prune, Pruned, Report, ResolveImage,
+            TaskUsage,
+        },
     },
     v1::{self, Code},
 };
@@ -76,7 +79,21 @@ impl Node for NodeAgent {
         wish: v1::BuildRequest,
         context: wharf_api::transport::Body,
     ) -> Result<BoxStream<'static, v1::BuildLine>, Refusal> {
-        Ok(self.images().build(wish, context))
+        let (agent, name) = (self.clone(), wish.reference.clone());
+        let said = self.images().build(wish, context).then(move |line| {
+            let (agent, name) = (agent.clone(), name.clone());
+            async move {
+                if let v1::BuildLine::Built { id } = &line {
+                    agent.house().built(id, &name).await;
+                }
+                line
+            }
+        });
+        Ok(said.boxed())
+    }
+
+    async fn prune(&self, ask: Prune) -> Result<Pruned, Refusal> {
+        Ok(NodeAgent::prune(self, &ask).await?)
     }
 
     async fn image(&self, id: &str) -> Result<ImageFacts, Refusal> {

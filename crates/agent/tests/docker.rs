@@ -102,10 +102,73 @@ async fn inner_registry() {
     // What is pinned and here is neither asked about nor pulled again, whoever asks.
     let before = registry.requests();
     let again = runtime.ensure_image(&pinned, PullPolicy::Always, None, &|_| {}).await.unwrap();
-    assert_eq!((again, registry.requests()), (pulled, before));
+    assert_eq!((&again.id, again.pulled, registry.requests()), (&pulled.id, false, before));
+    assert!(pulled.pulled, "it was not there before");
     let unknown = format!("{}/team/other:1", registry.address());
     let error = runtime.resolve_image(&unknown, PullPolicy::Missing, Some(&login)).await.unwrap_err();
     assert!(error.to_string().contains(&unknown) && !error.is_temporary(), "{error}");
+
+    // It goes with all its names, and can be had again.
+    let listed = runtime.list_images().await.unwrap();
+    let found = listed.iter().find(|image| image.id == pulled.id).unwrap();
+    assert_eq!((&found.names, &found.digests), (&vec![reference], &vec![registry.digest().to_owned()]));
+    runtime.remove_image(&pulled.id).await.unwrap();
+    assert!(!runtime.list_images().await.unwrap().iter().any(|image| image.id == pulled.id));
+    runtime.remove_image(&pulled.id).await.unwrap();
+    let again = runtime.ensure_image(&pinned, PullPolicy::Missing, Some(&login), &|_| {}).await.unwrap();
+    assert_eq!((again.id, again.pulled), (pulled.id, true));
+}
+
+#[test]
+fn ends_are_named_and_followed_up_on_a_real_engine() {
+    engine::within_namespaces("inner_ends");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run in namespaces by the test above"]
+async fn inner_ends() {
+    let engine = Engine::start().await;
+    engine.load_shell("wharf/shell:1");
+    let node = Running::start(&engine);
+    let limited = |number: u64, service: &str, text: &str| {
+        let mut task = script(number, service, text);
+        task.spec.resources.limits.memory = Some(wharf_model::Bytes(16 << 20));
+        task
+    };
+    // `tail` keeps the last line, and this one has no end.
+    let mut greedy = limited(1, "greedy", "");
+    greedy.spec.container.command = Some(["tail", "/dev/zero"].map(str::to_owned).to_vec());
+    let parent = limited(2, "parent", "tail /dev/zero;");
+    let orphan = script(3, "orphan", "");
+    node.agent.apply(set(1, &[&greedy, &parent, &orphan])).await.unwrap();
+
+    let failed = node.until(greedy.id, "it fails", |status| status.phase == Phase::Failed).await;
+    assert_eq!(failed.message, "out of memory (exit code 137)");
+    assert!(failed.hint.is_some_and(|hint| hint.contains("memory limit")));
+    let goes_on = node.until(parent.id, "its child is killed", |status| status.oom_kills > 0).await;
+    assert!(goes_on.is_ready() && goes_on.message.starts_with("out of memory"), "{goes_on:?}");
+
+    // Nobody listens from here on, which means that no server answers.
+    let container = node.until(orphan.id, "it runs", TaskStatus::is_ready).await.container.unwrap();
+    let started = || engine.docker(&["inspect", "-f", "{{.State.Running}} {{.State.StartedAt}}", &container]);
+    let before = started();
+    engine.docker(&["kill", &container]);
+    let again = async {
+        while !(started().starts_with("true") && started() != before) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), again).await.expect("its node starts it again");
+    let told =
+        node.until(orphan.id, "it is told", |status| status.is_ready() && status.restarts.is_some()).await;
+    let restarts = told.restarts.unwrap();
+    assert_eq!((told.container.unwrap(), restarts.times, restarts.exit.code), (container.clone(), 1, 137));
+
+    // As long as somebody listens, an end is an end.
+    let _listening = node.agent.reports();
+    engine.docker(&["kill", &container]);
+    node.until(orphan.id, "it has ended", |status| status.phase == Phase::Failed).await;
+    node.stop().await;
 }
 
 fn runtime(engine: &Engine) -> DockerRuntime {
@@ -222,6 +285,7 @@ fn set(revision: u64, tasks: &[&TaskAssignment]) -> AssignmentSet {
         dns: DnsTable::default(),
         routes: RouteTable::default(),
         wireguard: None,
+        disk_marks: Default::default(),
     }
 }
 

@@ -213,6 +213,56 @@ pub struct Node {
     /// Its end of WireGuard tunnels, if it has a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wireguard: Option<NodeTunnels>,
+    /// How full the file systems are that Wharf and the engine write to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// Marks of its disks, in per cent: down to where room is made, from where on, and from where on it takes no new tasks.
+    #[serde(default)]
+    pub disk_marks: String,
+    /// A disk is so full that it takes no new tasks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_full: bool,
+    /// What was last removed of what nobody needed, and when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cleanup: Option<NodeCleanup>,
+    /// Images that it has of those that tasks of the cluster ran there from lately, by digest or identifier.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+}
+
+/// A file system of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Disk {
+    /// A path on it.
+    pub path: String,
+    /// What lies on it: `images and containers`, `volumes and Wharf's state`.
+    pub holds: Vec<String>,
+    /// What can be used of it.
+    #[schema(value_type = u64)]
+    pub total: Bytes,
+    /// What of that is free.
+    #[schema(value_type = u64)]
+    pub free: Bytes,
+    /// How many files more it can have; absent if that has no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inodes_free: Option<u64>,
+    /// What is used of the scarcer of both, in per cent.
+    pub percent: u8,
+    /// In how many hours it is full if it goes on as in the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_in_hours: Option<u32>,
+}
+
+/// What a node has removed of what nobody needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeCleanup {
+    /// When.
+    pub at: u64,
+    /// What, in words.
+    pub said: String,
+    /// How many bytes more were free afterwards.
+    #[schema(value_type = u64)]
+    pub freed: Bytes,
 }
 
 /// A node's end of WireGuard tunnels.
@@ -266,6 +316,8 @@ pub struct NodeChange {
     pub gateway: Option<bool>,
     /// Whether it is to make a new key of its WireGuard tunnels.
     pub rotate_key: bool,
+    /// Marks of its disks: `80,85,90`.
+    pub disk_marks: Option<String>,
     /// Only if its generation is still this one.
     pub if_generation: Option<u64>,
 }
@@ -741,6 +793,9 @@ pub struct Task {
     pub draining: Option<TaskDrain>,
     /// When it was made.
     pub created_at: u64,
+    /// It has ended like those before it in its place, and another one is made after a pause: how often, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash_loop: Option<String>,
     /// What its node last said of it.
     #[schema(value_type = Object)]
     pub status: TaskStatus,

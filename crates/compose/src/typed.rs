@@ -27,7 +27,7 @@ use base64::Engine as _;
 use sha2::{Digest, Sha256};
 use wharf_model::{
     AppName, AppSpec, DependencyCondition, ExternalService, FileSpec, NetworkMode, RestartCondition,
-    ServiceName, ServiceSpec, VolumeName, VolumeSpec,
+    ServiceName, ServiceSpec, VolumeName, VolumeSpec, template,
 };
 
 use crate::aliyun;
@@ -284,7 +284,15 @@ impl Typing<'_, '_> {
             for (field, value) in values::entries(entry) {
                 let key = key.field(field);
                 match field {
-                    "name" => spec.name = values::text(value).filter(|name| !name.is_empty()),
+                    "name" => {
+                        spec.name = values::text(value).filter(|name| !name.is_empty());
+                        if spec.name.as_ref().is_some_and(|name| template::check(name) != Ok(false)) {
+                            let message = "a volume has one name for all tasks of the cluster";
+                            self.report()
+                                .unsupported(value.place(), &key, message)
+                                .hint("a folder for each task: `volume: {subpath: \"{{.Task.Slot}}\"}` (Docker Engine 26), or a bind of `/srv/data/{{.Task.Slot}}`; each node has its own data of a volume");
+                        }
+                    }
                     "external" => spec.external = values::flag(value).unwrap_or_default(),
                     "driver_opts" => spec.driver_opts = values::text_map(value),
                     "labels" => spec.labels = values::text_map(value),

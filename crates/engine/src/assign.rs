@@ -20,7 +20,7 @@ use wharf_model::{
 use crate::{
     World,
     names::{self, Names},
-    network, routes, routing, spec, strategy,
+    network, placeholders, routes, routing, spec, strategy,
     wireguard::Mesh,
 };
 
@@ -101,6 +101,7 @@ impl<'a> Assigner<'a> {
             },
             tasks: assignments,
             wireguard: self.mesh.assignment(node),
+            disk_marks: self.world.node(node).map(|node| node.record.disk_marks).unwrap_or_default(),
             networks,
         }
     }
@@ -299,6 +300,7 @@ impl<'a> Assigner<'a> {
             Some(hook) => spec::of_hook(&revision.spec, hook),
             None => revision.spec.clone(),
         };
+        placeholders::fill(self.world, task, &mut spec);
         spec::give_ports(&mut spec, &task.ports);
         let attachments = spec::attachments(&spec).into_iter().filter_map(|(name, attachment)| {
             let address = *task.addresses.get(name)?;

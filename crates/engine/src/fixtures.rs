@@ -33,6 +33,8 @@ pub(crate) fn node(n: u8) -> Node {
         subnets: vec![],
         wireguard: None,
         seen_from: None,
+        disks: Vec::new(),
+        cleanup: None,
     };
     Node {
         record: NodeRecord {
@@ -46,6 +48,7 @@ pub(crate) fn node(n: u8) -> Node {
             joined_at: Timestamp(0),
             certificate: String::new(),
             key_rotation: 0,
+            disk_marks: Default::default(),
             scheduling: NodeScheduling::default(),
         },
         status: Some(NodeStatus {

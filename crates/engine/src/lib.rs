@@ -11,11 +11,13 @@ mod backends;
 mod builder;
 mod change;
 mod choose;
+mod disk;
 mod explain;
 #[cfg(test)]
 mod fixtures;
 mod history;
 mod hooks;
+mod images;
 mod ipv6;
 mod judge;
 mod names;
@@ -25,6 +27,7 @@ mod obtained;
 mod pass;
 mod passage;
 mod place;
+mod placeholders;
 mod plan;
 #[cfg(test)]
 mod properties;
@@ -50,11 +53,13 @@ pub use assign::Assigner;
 pub use builder::{BuildWish, NoBuilder, choose_builder};
 pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
+pub use disk::{disk_problems, full_disk};
 pub use explain::{Departure, came, departures};
 pub use history::{
     compare, counted, is_as_wanted, plan_return, release_strategy, returned, rollback_target, strategies,
     strategy_of,
 };
+pub use images::{KnownImage, needed_images};
 pub use ipv6::Ipv6Refusal;
 pub use names::named_ports;
 pub use network::host_conflicts;
@@ -82,5 +87,6 @@ pub use routing::{
 };
 pub use spec::{StopFirst, effective_order};
 pub use strategy::judged;
+pub use tasks::{CRASH_LOOP, CrashLoop, crash_loop};
 pub use waiting::{About, DependencyState, NetworkRefusal, Reason, Waiting};
 pub use world::{Load, Node, World};

@@ -21,7 +21,7 @@ use wharf_model::{
 use crate::{
     Change, NetworkRefusal, RouteRefusal, World, history,
     network::{self, Moving},
-    place,
+    place, placeholders,
     quota::{self, Excess, Wanted},
     routing, spec, strategy, tasks,
 };
@@ -165,6 +165,17 @@ pub enum PlanRefusal {
         service: ServiceName,
         /// Whose routes.
         by: ServiceKey,
+    },
+    /// A placeholder stands for nothing.
+    Placeholder {
+        /// Whose specification it is in.
+        service: ServiceName,
+        /// Where.
+        place: String,
+        /// What is wrong with it.
+        because: String,
+        /// What to write instead.
+        hint: String,
     },
     /// A route cannot be had.
     Route(Box<RouteRefusal>),
@@ -321,6 +332,9 @@ impl fmt::Display for PlanRefusal {
                 "the driver of volume {volume} cannot change while it exists; hint: use a volume of another name"
             ),
             Self::NoImage { service } => write!(f, "the image of service {service} has not been looked up"),
+            Self::Placeholder { service, place, because, hint } => {
+                write!(f, "service {service}: {place}: {because}; hint: {hint}")
+            }
             Self::Global { service } => {
                 write!(
                     f,
@@ -783,6 +797,10 @@ impl Plan {
         for (name, service) in in_order {
             if !images.contains_key(name) {
                 self.refusals.push(PlanRefusal::NoImage { service: name.clone() });
+            }
+            for (place, because) in placeholders::mistakes(service) {
+                let (because, hint) = (because.to_string(), because.hint);
+                self.refusals.push(PlanRefusal::Placeholder { service: name.clone(), place, because, hint });
             }
             let Some(change) = changes.get(name) else { continue };
             self.add(change.action, Thing::Service, name, change.reasons.clone());

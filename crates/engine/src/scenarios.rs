@@ -589,11 +589,57 @@ fn the_last_five_ended_tasks_of_a_slot_are_kept() {
     cluster.settle_for(Duration::from_secs(3600), &mut |_| {});
     let tasks = cluster.tasks("web");
     assert_eq!(tasks.iter().filter(|task| task.is_over()).count(), 5);
-    let Some(Reason::Backoff { failures, .. }) = cluster.last.waiting.first().map(|w| w.reason.clone())
+    let Some(Reason::CrashLoop { crashes, .. }) = cluster.last.waiting.first().map(|w| w.reason.clone())
     else {
         panic!("{}", cluster.waiting())
     };
-    assert!(failures > 5, "what was forgotten is still counted");
+    assert!(crashes.times > 5 && crashes.known == 5, "what was forgotten is still counted: {crashes}");
+}
+
+#[test]
+fn a_slot_whose_tasks_end_again_and_again_is_called_a_crash_loop() {
+    let mut cluster = Cluster::of(1);
+    cluster.scripts.insert("web:1".into(), Script::Exit(3));
+    cluster.up(&app(&[("web", service("web"))]));
+    let mut said = Vec::new();
+    cluster.settle_for(Duration::from_secs(12), &mut |cluster| {
+        let now = cluster.last.waiting.iter().map(|waiting| &waiting.reason);
+        said.extend(now.filter_map(|reason| match reason {
+            Reason::Backoff { failures, .. } => Some(format!("{failures}")),
+            Reason::CrashLoop { crashes, .. } => Some(format!("loop of {}", crashes.times)),
+            _ => None,
+        }));
+    });
+    said.dedup();
+    assert_eq!(said[..4], ["1", "2", "loop of 3", "loop of 4"], "{said:?}");
+    let mut waiting = cluster.last.waiting.first().unwrap().clone();
+    let Reason::CrashLoop { crashes, left, log, hint, .. } = &mut waiting.reason else { panic!("{waiting}") };
+    (crashes.times, crashes.known, crashes.within) = (5, 5, wharf_model::Millis::from_secs(180));
+    (*left, *log) = (wharf_model::Millis::from_secs(20), vec!["starting".into(), "no database".into()]);
+    *hint = Some("start it".into());
+    insta::assert_snapshot!(waiting, @"web.1 is in a crash loop: it ended 5 times in 3 min, last with: exit code 3; next try in 20 s; its last lines: starting | no database; hint: start it");
+}
+
+#[test]
+fn a_task_that_ran_for_long_is_not_part_of_a_crash_loop() {
+    let mut cluster = Cluster::of(1);
+    cluster.up(&app(&[("web", service("web"))]));
+    cluster.settle();
+    let task = cluster.ready("web").remove(0);
+    let ended = |failures, ran: u64| {
+        let mut task = task.clone();
+        task.failures = failures;
+        task.status.phase = Phase::Failed;
+        task.status.started_at = Some(Timestamp(task.created_at.0));
+        task.status.ended_at = Some(task.created_at + Duration::from_secs(ran));
+        task
+    };
+    let policy = wharf_model::RestartPolicy::default();
+    let of = |task: &Task| crate::crash_loop(&policy, std::iter::once(task)).map(|found| found.times);
+    assert_eq!(of(&ended(1, 1)), None);
+    assert_eq!(of(&ended(2, 1)), Some(3));
+    assert_eq!(of(&ended(9, 61)), None, "it held for longer than the window");
+    assert_eq!(of(&task), None, "it runs");
 }
 
 #[test]

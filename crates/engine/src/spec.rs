@@ -7,8 +7,8 @@ use std::{
 
 use wharf_model::{
     Dependency, DependencyCondition, FileSpec, GivenPort, MountSource, NetworkAttachment, NetworkMode,
-    NetworkName, PortSpec, Protocol, PublishMode, Release, ServiceName, ServiceRevision, ServiceSpec, Shared,
-    TaskHook, UpdateOrder, VolumeName, VolumeSpec,
+    NetworkName, PortSpec, Protocol, PublishMode, Release, RestartCondition, ServiceName, ServiceRevision,
+    ServiceSpec, Shared, TaskHook, UpdateOrder, VolumeName, VolumeSpec,
 };
 
 use crate::World;
@@ -69,9 +69,7 @@ pub(crate) fn named_volumes(spec: &ServiceSpec) -> impl Iterator<Item = (&Volume
 
 /// Whether the data of a volume is on the node that uses it: no other driver, and no file system of the network.
 pub(crate) fn is_local(spec: &VolumeSpec) -> bool {
-    let driver = spec.driver.as_deref().unwrap_or("local");
-    let remote = ["nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p"];
-    driver == "local" && spec.driver_opts.get("type").is_none_or(|kind| !remote.contains(&kind.as_str()))
+    spec.is_local()
 }
 
 /// The networks it is on, in the order in which they are connected: the first is the default route.
@@ -186,6 +184,8 @@ pub(crate) fn container_part(spec: &ServiceSpec) -> ServiceSpec {
 pub(crate) fn of_hook(spec: &ServiceSpec, hook: &TaskHook) -> ServiceSpec {
     let mut spec = spec.clone();
     spec.container.command = Some(hook.command.clone());
+    // It runs once, also where a node would start a task again by itself.
+    spec.restart.condition = RestartCondition::None;
     spec.ports = Vec::new();
     spec.expose = Vec::new();
     (spec.healthcheck, spec.probe) = (None, None);

@@ -8,12 +8,12 @@
 //! seats no more than `parallelism` have a task too many, those that drain among them. Once its process is asked to stop a task counts no
 //! more: how long that takes is between it and its grace period.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use wharf_model::{
-    Availability, DependencyCondition, Generation, Health, Mode, NodeId, NodeState, Phase, RestartCondition,
-    RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, Slot, SlotOf, StopReason, Task,
-    TaskId, Timestamp, UpdatePolicy,
+    Availability, DependencyCondition, Generation, Health, Millis, Mode, NodeId, NodeState, Phase,
+    RestartCondition, RestartPolicy, RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec,
+    Slot, SlotOf, StopReason, Task, TaskId, Timestamp, UpdatePolicy,
 };
 
 use crate::{
@@ -24,8 +24,6 @@ use crate::{
     spec, strategy,
 };
 
-/// The longest wait between two attempts.
-pub(crate) const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
 /// So many failures in a row without ever being ready, and a rollout counts a seat as failed.
 const CERTAIN: usize = 3;
 /// The same for tasks whose process never even started: a missing image stays missing.
@@ -885,10 +883,10 @@ impl Pass<'_> {
                 self.dependencies = Some((service.name().clone(), missing.clone()));
                 missing.map_or(Gate::Open(0), Gate::Shut)
             }
-            Some(last) => self.restart(revision, last),
+            Some(last) => self.restart(revision, seat, last),
         }
     }
-    fn restart(&mut self, revision: &ServiceRevision, last: &Task) -> Gate {
+    fn restart(&mut self, revision: &ServiceRevision, seat: &Seat, last: &Task) -> Gate {
         // What people change may have removed the cause: it begins with a clean record, and is not held against what failed before.
         let before = last.created_at < self.app.rollout.started_at && !self.app.rollout.state.is_over();
         if before && failed(last) {
@@ -906,20 +904,23 @@ impl Pass<'_> {
             (_, Some(_)) => return Gate::Open(last.failures),
             (_, None) => policy.condition != RestartCondition::None,
         };
-        let ran = match (last.status.started_at, last.status.ended_at) {
-            (Some(started), Some(ended)) => ended.since(started),
-            _ => Duration::ZERO,
-        };
-        let held = ran > policy.window.duration() && !policy.window.duration().is_zero();
-        let failures = if held { 1 } else { last.failures.saturating_add(1) };
+        let failures = in_a_row(policy, last);
         if !again || policy.max_attempts.is_some_and(|most| failures > most) {
             let hint = last.status.hint.clone();
             return Gate::Shut(Reason::GaveUp { attempts: last.failures + 1, ended: ending(last), hint });
         }
-        let until = self.moment(last, last.status.ended_at) + backoff(policy.delay.duration(), failures);
+        let until = self.moment(last, last.status.ended_at) + policy.pause(failures);
         if until > self.now {
             self.out.wake(until);
-            return Gate::Shut(Reason::Backoff { failures, until, ended: ending(last) });
+            let crashes = crash_loop(policy, seat.ended.iter().map(|task| &**task));
+            return Gate::Shut(match crashes.filter(|_| failed(last)) {
+                Some(crashes) => {
+                    let left = until.since(self.now).into();
+                    let (log, hint) = (last.status.last_log.clone(), last.status.hint.clone());
+                    Reason::CrashLoop { crashes, until, left, ended: ending(last), log, hint }
+                }
+                None => Reason::Backoff { failures, until, ended: ending(last) },
+            });
         }
         Gate::Open(failures)
     }
@@ -1128,10 +1129,67 @@ fn gave_up(service: &Service<'_>, last: &Task) -> bool {
             || policy.max_attempts.is_some_and(|most| last.failures + 1 > most))
 }
 
-/// Doubles with each failure, up to [`LONGEST_BACKOFF`].
-pub(crate) fn backoff(delay: Duration, failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(31);
-    delay.saturating_mul(1 << doublings).min(LONGEST_BACKOFF)
+/// From so many failures in a row on it is a crash loop.
+pub const CRASH_LOOP: u32 = 3;
+
+/// A slot whose tasks end again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CrashLoop {
+    /// How often in a row.
+    pub times: u32,
+    /// How many of those are known more closely: the latest.
+    pub known: u32,
+    /// How long those took, from the making of the first to the end of the last.
+    pub within: Millis,
+}
+impl fmt::Display for CrashLoop {
+    /// `5 times in 3 min`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (times, within) = (self.times, about_time(self.within));
+        if self.known < times {
+            write!(f, "{times} times in a row, the last {} in {within}", self.known)
+        } else {
+            write!(f, "{times} times in {within}")
+        }
+    }
+}
+
+/// Whether the latest of a slot's ended tasks, newest first, is one of a crash loop; not if no other one is made.
+pub fn crash_loop<'t>(
+    policy: &RestartPolicy,
+    ended: impl Iterator<Item = &'t Task> + Clone,
+) -> Option<CrashLoop> {
+    let last = ended.clone().next().filter(|last| failed(last))?;
+    let times = in_a_row(policy, last);
+    let gave_up =
+        policy.condition == RestartCondition::None || policy.max_attempts.is_some_and(|most| times > most);
+    if times < CRASH_LOOP || gave_up {
+        return None;
+    }
+    let known = ended.take(times as usize).take_while(|task| failed(task));
+    let first = known.clone().last().map_or(last.created_at, |first| first.created_at);
+    let end = last.status.ended_at.unwrap_or(last.created_at);
+    let known = u32::try_from(known.count()).unwrap_or(times);
+    Some(CrashLoop { times, known, within: end.since(first).into() })
+}
+
+/// How many failures in a row it is with this one.
+fn in_a_row(policy: &RestartPolicy, last: &Task) -> u32 {
+    let ran = match (last.status.started_at, last.status.ended_at) {
+        (Some(started), Some(ended)) => ended.since(started),
+        _ => Duration::ZERO,
+    };
+    policy.failures(last.failures, ran)
+}
+
+/// A length of time as people say it: in the largest unit of which there are two.
+pub(crate) fn about_time(time: Millis) -> String {
+    let seconds = time.0.div_ceil(1000);
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
 }
 
 /// How a task ended, in words.

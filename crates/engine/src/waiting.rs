@@ -5,13 +5,14 @@
 use std::fmt;
 
 use wharf_model::{
-    AppKey, DependencyCondition, HookStage, HostSubnet, NetworkName, NodeName, Phase, ServiceKey,
+    AppKey, DependencyCondition, HookStage, HostSubnet, Millis, NetworkName, NodeName, Phase, ServiceKey,
     ServiceName, Slot, StopReason, TaskId, Timestamp, VolumeName,
 };
 
 use crate::{
     Draining, Ipv6Refusal, Unacknowledged,
     place::{self, NoPlace},
+    tasks::{CrashLoop, about_time},
 };
 
 /// One thing that is not as desired, and why.
@@ -109,6 +110,21 @@ pub enum Reason {
         until: Timestamp,
         /// How it ended, in words.
         ended: String,
+    },
+    /// The slot's tasks end again and again, and the next one is made after a pause.
+    CrashLoop {
+        /// How often, and in how long.
+        crashes: CrashLoop,
+        /// When it is started again.
+        until: Timestamp,
+        /// How long that is from when this was said.
+        left: Millis,
+        /// How the last one ended, in words.
+        ended: String,
+        /// Its last lines of output.
+        log: Vec<String>,
+        /// What to do about it, if its node knew.
+        hint: Option<String>,
     },
     /// The task ended and is not started again.
     GaveUp {
@@ -367,6 +383,7 @@ impl Waiting {
             Reason::Dependency { .. }
             | Reason::Dependents { .. }
             | Reason::Backoff { .. }
+            | Reason::CrashLoop { .. }
             | Reason::GaveUp { .. }
             | Reason::Coming { .. }
             | Reason::NotHealthy { .. }
@@ -414,6 +431,15 @@ impl fmt::Display for Waiting {
                     f,
                     "{about} ended {failures} times in a row, last with: {ended}; it is started again after a pause"
                 )
+            }
+            Reason::CrashLoop { crashes, until: _, left, ended, log, hint } => {
+                let next = about_time(*left);
+                write!(
+                    f,
+                    "{about} is in a crash loop: it ended {crashes}, last with: {ended}; next try in {next}"
+                )?;
+                last_lines(f, log)?;
+                hint_after(f, hint.as_deref())
             }
             Reason::GaveUp { attempts: 1, ended, hint } => {
                 write!(f, "{about} ended and is not started again: {ended}")?;
@@ -569,6 +595,18 @@ fn why_leaves(why: StopReason) -> &'static str {
 }
 fn hint_after(f: &mut fmt::Formatter<'_>, hint: Option<&str>) -> fmt::Result {
     hint.map_or(Ok(()), |hint| write!(f, "; hint: {hint}"))
+}
+/// The end of what a task printed, on one line.
+fn last_lines(f: &mut fmt::Formatter<'_>, log: &[String]) -> fmt::Result {
+    const LINES: usize = 3;
+    const CHARACTERS: usize = 160;
+    let lines = log.iter().map(|line| line.trim()).filter(|line| !line.is_empty());
+    let lines: Vec<String> = lines.map(|line| line.chars().take(CHARACTERS).collect()).collect();
+    match &lines[lines.len().saturating_sub(LINES)..] {
+        [] => Ok(()),
+        [line] => write!(f, "; its last line: {line}"),
+        lines => write!(f, "; its last lines: {}", lines.join(" | ")),
+    }
 }
 fn check_said(f: &mut fmt::Formatter<'_>, output: Option<&str>) -> fmt::Result {
     match output.map(str::trim).filter(|output| !output.is_empty()) {

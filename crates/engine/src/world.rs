@@ -519,7 +519,7 @@ impl World {
         let has =
             |status: &NodeStatus| status.facts.as_ref().map(|facts| (facts.devices.clone(), facts.cpus));
         let other_devices = node.status.as_ref().is_none_or(|old| has(old) != has(&status));
-        let was = node.state();
+        let (was, was_full) = (node.state(), crate::full_disk(node).is_some());
         let images = |status: Option<&NodeStatus>| {
             let facts = status.and_then(|status| status.facts.as_ref());
             facts.map(|facts| facts.images.clone()).unwrap_or_default()
@@ -529,10 +529,12 @@ impl World {
         self.note_images(id, &images_before, &images_now);
         self.note_node(id);
         let Some(node) = self.nodes.get(&id) else { return false };
+        let other_room = was_full != crate::full_disk(node).is_some();
+        let changed = changed || other_room;
         if was == NodeState::Down && node.state() != was {
             self.note_return(id);
         }
-        if other_devices {
+        if other_devices || other_room {
             self.outlook.forget();
         }
         if changed {

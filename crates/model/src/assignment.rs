@@ -11,9 +11,9 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Backend, EndpointSpec, ExternalHost, FileMount, Generation, Image, Ipv6Addresses, Mac, NetworkId,
-    NetworkMode, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec, Slot,
-    TaskDevice, TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
+    Backend, DiskMarks, EndpointSpec, ExternalHost, FileMount, Generation, Image, Ipv6Addresses, Mac,
+    NetworkId, NetworkMode, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec,
+    Slot, TaskDevice, TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
 };
 
 /// Everything one node should do.
@@ -41,6 +41,9 @@ pub struct AssignmentSet {
     /// The node's tunnels to other nodes, if a network of [`Backend::Wireguard`] is on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wireguard: Option<WireguardAssignment>,
+    /// How full its disks may be.
+    #[serde(default, skip_serializing_if = "DiskMarks::is_default")]
+    pub disk_marks: DiskMarks,
 }
 
 /// One task for a node.

@@ -21,6 +21,7 @@ mod release;
 mod rollout;
 mod spec;
 mod task;
+pub mod template;
 mod units;
 mod wireguard;
 
@@ -52,8 +53,8 @@ pub use network::{
     RouteSynced, UnknownBackend, WantedRoute, ipv6_for, mac_for,
 };
 pub use node::{
-    Availability, EngineFacts, HostSubnet, NodeFacts, NodeRecord, NodeState, NodeStatus, Platform, Role,
-    Roles,
+    Availability, Cleanup, DiskFacts, DiskMarks, DiskUse, EngineFacts, HostSubnet, InvalidMarks, NodeFacts,
+    NodeRecord, NodeState, NodeStatus, Platform, Role, Roles,
 };
 pub use placement::{
     InvalidTaint, MaintenanceWindow, NodeScheduling, Overcommit, PlacementDefaults, PlacementStrategy,
@@ -66,8 +67,8 @@ pub use release::{GitSource, ReleaseNote, ReleaseOutcome};
 pub use rollout::{Asked, Figures, Promotion, ServiceProgress, SetRole, TaskSet};
 pub use spec::*;
 pub use task::{
-    Exit, GivenPort, Health, HookStage, IllegalMove, Phase, Progress, Slot, SlotOf, StopReason, Task,
-    TaskHook, TaskStatus,
+    Exit, GivenPort, Health, HookStage, IllegalMove, Phase, Progress, Restarts, Slot, SlotOf, StopReason,
+    Task, TaskHook, TaskStatus,
 };
 pub use units::{Bytes, Cpus, Generation, Millis, Revision, Timestamp};
 pub use wireguard::{

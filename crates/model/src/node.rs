@@ -34,6 +34,9 @@ pub struct NodeRecord {
     /// How often people have asked for a new key of its WireGuard tunnels.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub key_rotation: u32,
+    /// At which marks its disks count as full.
+    #[serde(default, skip_serializing_if = "DiskMarks::is_default")]
+    pub disk_marks: DiskMarks,
     /// How work comes to it: pool, taints, overcommitment, maintenance.
     #[serde(default, skip_serializing_if = "is_default")]
     pub scheduling: NodeScheduling,
@@ -165,8 +168,8 @@ pub struct NodeFacts {
     /// Size of the file system that holds images, containers and volumes, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Bytes>,
-    /// Images it has, by reference or digest, those used last first, and not all of them if there are many; placement prefers a node that
-    /// has the image.
+    /// Images that it has of those that tasks of the cluster ran here from, by digest or, where no registry has them, by the engine's
+    /// identifier; the latest used, [`NodeFacts::MOST_IMAGES`] at most, in order. Placement prefers a node that has the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<String>,
     /// Kernel release.
@@ -197,6 +200,128 @@ pub struct NodeFacts {
     /// Written by the server that it is connected to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen_from: Option<IpAddr>,
+    /// How full the file systems are that Wharf and the engine write to. Figures move in steps, so that a report is news.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskFacts>,
+    /// What was last removed of what nobody needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cleanup: Option<Cleanup>,
+}
+impl NodeFacts {
+    /// The most images that are told of.
+    pub const MOST_IMAGES: usize = 64;
+}
+
+/// A file system that Wharf or the engine writes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFacts {
+    /// A path on it that Wharf uses.
+    pub path: String,
+    /// What lies on it.
+    pub holds: Vec<DiskUse>,
+    /// What can be used of it by others than root.
+    pub total: Bytes,
+    /// What of that is free.
+    pub free: Bytes,
+    /// How many files it can have; 0 if that has no bound.
+    #[serde(default)]
+    pub inodes: u64,
+    /// How many more.
+    #[serde(default)]
+    pub inodes_free: u64,
+    /// In how many hours it will be full if it goes on as in the last one; absent if that is far away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_in_hours: Option<u32>,
+}
+impl DiskFacts {
+    /// What is used of the scarcer of bytes and files, in per cent, rounded up.
+    pub fn percent(&self) -> u8 {
+        let share = |all: u64, free: u64| {
+            let used = u128::from(all.saturating_sub(free)) * 100;
+            u8::try_from(used.div_ceil(u128::from(all.max(1)))).unwrap_or(100)
+        };
+        share(self.total.0, self.free.0).max(share(self.inodes, self.inodes_free))
+    }
+    /// Whether files are scarcer on it than bytes.
+    pub fn lacks_inodes(&self) -> bool {
+        Self { inodes: 0, ..self.clone() }.percent() < self.percent()
+    }
+}
+
+/// What lies on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskUse {
+    /// The engine's images and containers.
+    Engine,
+    /// What the agent keeps, and the volumes.
+    State,
+}
+impl fmt::Display for DiskUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Engine => "images and containers",
+            Self::State => "volumes and Wharf's state",
+        })
+    }
+}
+
+/// How full a node's disks may be, in per cent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskMarks {
+    /// Down to where room is made.
+    pub low: u8,
+    /// From there on room is made, and people are told.
+    pub high: u8,
+    /// From there on the node takes no new tasks.
+    pub full: u8,
+}
+impl Default for DiskMarks {
+    fn default() -> Self {
+        Self { low: 80, high: 85, full: 90 }
+    }
+}
+impl DiskMarks {
+    /// Whether they are those that every node has by itself.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+    /// Whether each is above the one before, and none above all there is.
+    pub const fn are_in_order(self) -> bool {
+        self.low < self.high && self.high <= self.full && self.full <= 100
+    }
+}
+impl fmt::Display for DiskMarks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{},{}", self.low, self.high, self.full)
+    }
+}
+impl std::str::FromStr for DiskMarks {
+    type Err = InvalidMarks;
+    fn from_str(text: &str) -> Result<Self, InvalidMarks> {
+        let invalid = || InvalidMarks(text.to_owned());
+        let read = |part: &str| part.trim().trim_end_matches('%').parse().map_err(|_| invalid());
+        let marks: Vec<u8> = text.split(',').map(read).collect::<Result<_, _>>()?;
+        let [low, high, full] = marks[..] else { return Err(invalid()) };
+        Some(Self { low, high, full }).filter(|marks| marks.are_in_order()).ok_or_else(invalid)
+    }
+}
+
+/// What are no marks of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` are no marks of a disk: write three percentages that grow, such as `80,85,90`")]
+pub struct InvalidMarks(String);
+
+/// What a node removed because nobody needed it any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleanup {
+    /// When, by the node's clock.
+    pub at: Timestamp,
+    /// What and why, as a sentence without a subject: `removed 2 images (1.2 GiB): …`.
+    pub said: String,
+    /// How many bytes more were free afterwards.
+    pub freed: Bytes,
 }
 
 /// A subnet that a machine reaches without Wharf.
@@ -247,4 +372,34 @@ pub struct EngineFacts {
     pub live_restore: bool,
     /// For example `overlay2`.
     pub storage_driver: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scarcer_of_bytes_and_files_counts() {
+        let disk = DiskFacts {
+            path: "/".into(),
+            holds: vec![DiskUse::Engine],
+            total: Bytes(1000),
+            free: Bytes(300),
+            inodes: 100,
+            inodes_free: 10,
+            full_in_hours: None,
+        };
+        assert_eq!((disk.percent(), disk.lacks_inodes()), (90, true));
+        let unbounded = DiskFacts { inodes: 0, inodes_free: 0, ..disk };
+        assert_eq!((unbounded.percent(), unbounded.lacks_inodes()), (70, false));
+        assert_eq!(DiskFacts { total: Bytes(0), free: Bytes(0), ..unbounded }.percent(), 0);
+    }
+
+    #[test]
+    fn marks_grow() {
+        assert_eq!("70,80%,90".parse(), Ok(DiskMarks { low: 70, high: 80, full: 90 }));
+        for wrong in ["", "80", "90,85,80", "80,85,101", "80,80,90", "a,b,c"] {
+            assert!(wrong.parse::<DiskMarks>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -809,6 +810,14 @@ pub struct VolumeSpec {
     #[serde(skip_serializing_if = "is_default")]
     pub labels: BTreeMap<String, String>,
 }
+impl VolumeSpec {
+    /// Whether its data is on the node that uses it: no other driver, and no file system of the network.
+    pub fn is_local(&self) -> bool {
+        const REMOTE: [&str; 7] = ["nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "9p"];
+        let driver = self.driver.as_deref().unwrap_or("local");
+        driver == "local" && self.driver_opts.get("type").is_none_or(|kind| !REMOTE.contains(&kind.as_str()))
+    }
+}
 
 /// A published port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -894,6 +903,22 @@ impl Default for RestartPolicy {
             max_attempts: None,
             window: Millis::from_secs(60),
         }
+    }
+}
+
+impl RestartPolicy {
+    /// The longest wait between two attempts.
+    pub const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+    /// How long to wait after so many failures in a row.
+    pub fn pause(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(31);
+        self.delay.duration().saturating_mul(1 << doublings).min(Self::LONGEST_PAUSE)
+    }
+    /// How many failures in a row it is with one that ran for so long and had so many before it.
+    pub fn failures(&self, before: u32, ran: Duration) -> u32 {
+        let held = ran > self.window.duration() && !self.window.duration().is_zero();
+        if held { 1 } else { before.saturating_add(1) }
     }
 }
 

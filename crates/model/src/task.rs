@@ -386,6 +386,30 @@ pub struct TaskStatus {
     /// Addresses of gateways to which it sends answers back whatever address a connection through them is from.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub entries: BTreeSet<Ipv4Addr>,
+    /// How many of its processes the kernel has ended for want of memory since it was last started.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub oom_kills: u32,
+    /// How often its node has started it again by itself, because no server answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<Restarts>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+const fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// What a node did with a task that ended while no server answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarts {
+    /// How often it was started again in all.
+    pub times: u32,
+    /// How often in a row it ended before it had run for long enough to count.
+    pub in_a_row: u32,
+    /// When it last ended.
+    pub ended_at: Timestamp,
+    /// How it last ended.
+    pub exit: Exit,
 }
 impl TaskStatus {
     /// Whether it runs and is as healthy as anybody checks.
@@ -428,13 +452,20 @@ impl fmt::Display for Exit {
             130 => "SIGINT",
             131 => "SIGQUIT",
             132 => "SIGILL",
+            133 => "SIGTRAP",
             134 => "SIGABRT",
             135 => "SIGBUS",
             136 => "SIGFPE",
             137 => "SIGKILL",
+            138 => "SIGUSR1",
             139 => "SIGSEGV",
+            140 => "SIGUSR2",
             141 => "SIGPIPE",
+            142 => "SIGALRM",
             143 => "SIGTERM",
+            152 => "SIGXCPU",
+            153 => "SIGXFSZ",
+            159 => "SIGSYS",
             _ => "",
         };
         match (self.oom, signal) {

@@ -240,6 +240,7 @@ fn may(kind: &PeerKind, method: &Method, path: &str) -> Result<(), Failure> {
                 // Of the images of its own tasks only; the handlers look.
                 (&Method::POST, wire::FIND_IMAGE),
                 (&Method::POST, wire::FETCH_IMAGE),
+                (&Method::POST, wire::NEEDED_IMAGES),
             ]
         }
     };

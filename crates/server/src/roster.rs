@@ -101,6 +101,7 @@ impl Roster for Stored {
                     certificate: admission.certificate.serial.clone(),
                     available_since: None,
                     key_rotation: 0,
+                    disk_marks: Default::default(),
                     scheduling: Default::default(),
                 },
             };

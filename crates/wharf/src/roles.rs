@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use wharf_agent::{
     facts::Machine,
+    housekeeping::disks::MachineDisks,
     network::{
         KernelNetwork, NetworkOptions,
         wireguard::{TunnelOptions, Tunnels},
@@ -150,6 +151,7 @@ pub(crate) async fn run_agent(
         .into_iter()
         .find(|path| path.is_file());
     config.engine = Some(settings.docker_socket.clone());
+    config.disks = Arc::new(MachineDisks);
     let runtime = DockerRuntime::new(DockerOptions {
         socket: settings.docker_socket,
         // What belongs to this cluster says so by the cluster's authority, which never changes.

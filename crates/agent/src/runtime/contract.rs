@@ -47,6 +47,7 @@ pub async fn check(runtime: &dyn Runtime, world: &World) {
     let suite = Suite { runtime, world, made: AtomicU64::new(0) };
     suite.facts_are_given().await;
     suite.images_are_pinned_and_missing_ones_are_named().await;
+    suite.images_that_containers_are_made_from_stay().await;
     suite.a_container_lives_from_create_to_remove().await;
     suite.every_call_may_be_made_twice().await;
     suite.exits_are_told().await;
@@ -363,6 +364,20 @@ impl Suite<'_> {
         assert_eq!(soon("its code is known", session.control.exit_code()).await.expect("it ended"), 137);
         session.control.signal("SIGTERM").await.expect("what has ended hears nothing");
         self.runtime.remove(&id).await.expect("it goes");
+    }
+
+    async fn images_that_containers_are_made_from_stay(&self) {
+        let id = self.run(&self.task("image", obedient())).await;
+        let image = self.look(&id).await.image_id;
+        let listed = self.runtime.list_images().await.expect("the engine answers");
+        let found = listed.iter().find(|found| found.id == image).expect("it has the image");
+        assert!(found.used && found.size > 0, "{found:?}");
+        let error = self.runtime.remove_image(&image).await.expect_err("it is used");
+        assert!(error.is_temporary(), "{error}");
+        let listed = self.runtime.list_images().await.expect("the engine answers");
+        assert_eq!(listed.iter().find(|again| again.id == image), Some(found), "it has kept its names");
+        self.runtime.remove(&id).await.expect("it goes");
+        self.runtime.remove_image("sha256:0123").await.expect("what is gone is gone");
     }
 
     async fn checks_of_the_engine_are_told(&self) {

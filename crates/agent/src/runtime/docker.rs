@@ -5,7 +5,7 @@
 //! that out when they are made again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -27,10 +27,10 @@ use bollard::{
     query_parameters::{
         CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
         InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
-        ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
-        RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder, ResizeExecOptionsBuilder,
-        StartContainerOptions, StatsOptionsBuilder, StopContainerOptionsBuilder, TagImageOptionsBuilder,
-        WaitContainerOptionsBuilder,
+        ListImagesOptionsBuilder, ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
+        RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, RemoveVolumeOptionsBuilder,
+        ResizeExecOptionsBuilder, StartContainerOptions, StatsOptionsBuilder, StopContainerOptionsBuilder,
+        TagImageOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
@@ -46,9 +46,10 @@ use crate::network::{DockerNetwork, docker_network_options};
 use super::{
     Container, ContainerId, ContainerState, Credentials, EngineCheck, ExecControl, ExecRequest, ExecSession,
     Labels, LocalImage, LocalNetwork, LocalVolume, LogFrame, LogQuery, LogSource, LogStream, NewContainer,
-    ProgressSink, Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats, container_name, exec,
+    NodeImage, ProgressSink, Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats,
+    container_name, exec,
     labels::{NETWORK, TASK, VOLUME},
-    spec::{ApiVersion, container_config},
+    spec::{ApiVersion, bound_output, container_config},
 };
 
 /// What an engine answers from memory.
@@ -83,6 +84,8 @@ pub struct DockerRuntime {
     client: Arc<Mutex<Option<Client>>>,
     /// What registries refused, and when.
     refusals: Arc<Mutex<HashMap<String, (tokio::time::Instant, String)>>>,
+    /// Where the output of containers goes of which nothing is said, once the engine has told.
+    logging_driver: Arc<Mutex<Option<String>>>,
 }
 
 #[derive(Clone)]
@@ -100,7 +103,13 @@ impl DockerRuntime {
     /// The engine behind a socket. Nothing is connected yet.
     pub fn new(options: DockerOptions) -> Self {
         let labels = Labels::new(options.cluster.clone());
-        Self { options: Arc::new(options), labels, client: Arc::default(), refusals: Arc::default() }
+        Self {
+            options: Arc::new(options),
+            labels,
+            client: Arc::default(),
+            refusals: Arc::default(),
+            logging_driver: Arc::default(),
+        }
     }
 
     /// The API version in use, once the engine has answered.
@@ -395,6 +404,7 @@ impl Runtime for DockerRuntime {
     async fn facts(&self) -> Result<RuntimeFacts> {
         let client = self.client().await?;
         let info = self.within(QUICK, "describe itself", client.docker.info()).await?;
+        self.logging_driver.lock().clone_from(&info.logging_driver);
         let labels = info.labels.unwrap_or_default();
         Ok(RuntimeFacts {
             engine: EngineFacts {
@@ -416,6 +426,7 @@ impl Runtime for DockerRuntime {
             memory: unsigned(info.mem_total),
             architecture: oci_architecture(&info.architecture.unwrap_or_default()).to_owned(),
             kernel: info.kernel_version.unwrap_or_default(),
+            data_root: info.docker_root_dir.filter(|root| !root.is_empty()).map(PathBuf::from),
             devices: generic_resources(info.generic_resources.unwrap_or_default()),
         })
     }
@@ -440,11 +451,14 @@ impl Runtime for DockerRuntime {
         if image.digest.is_none() && image.id.is_some() {
             return Err(missing_here(image, "and no registry has it"));
         }
+        // Asked for again, it may turn out to be the one that somebody else has brought.
+        let before = self.find(image).await?.map(|found| found.id);
         let tag = image.digest.as_deref().unwrap_or(reference.tag);
         self.pull(reference.repository, tag, credentials, progress).await?;
-        let found = self.find(image).await?.ok_or_else(|| {
+        let mut found = self.find(image).await?.ok_or_else(|| {
             RuntimeError::temporary(format!("{} was pulled, and is not there", image.reference))
         })?;
+        found.pulled = before.as_ref() != Some(&found.id);
         if image.digest.is_some() {
             self.tag(image, &found.id).await?;
         }
@@ -490,8 +504,15 @@ impl Runtime for DockerRuntime {
     async fn create(&self, container: &NewContainer<'_>) -> Result<ContainerId> {
         let client = self.client().await?;
         let name = ContainerId(container_name(container.task));
-        let creation = container_config(container.task, container.surroundings, &self.labels, client.api)?;
+        let mut creation =
+            container_config(container.task, container.surroundings, &self.labels, client.api)?;
         if self.ours(&name).await?.is_none() {
+            if self.logging_driver.lock().is_none() {
+                // Asked once; an engine that is asked for its facts tells it, too.
+                self.facts().await?;
+            }
+            let driver = self.logging_driver.lock().clone().unwrap_or_default();
+            bound_output(&mut creation.body, &driver, engine_bounds_output());
             let options = CreateContainerOptionsBuilder::default().name(&name.0).build();
             let call = client.docker.create_container(Some(options), creation.body);
             match self.within(SLOW, "create the container", call).await {
@@ -886,6 +907,69 @@ impl Runtime for DockerRuntime {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+
+    async fn list_images(&self) -> Result<Vec<NodeImage>> {
+        let used = self.used_images().await?;
+        let docker = self.docker().await?;
+        let options = ListImagesOptionsBuilder::default().digests(true).build();
+        let images = self.within(QUICK, "list images", docker.list_images(Some(options))).await?;
+        // What has lost its name is listed with one that says so.
+        let named = |names: Vec<String>| names.into_iter().filter(|name| !name.starts_with("<none>"));
+        let digest = |name: String| name.split_once('@').map(|(_, digest)| digest.to_owned());
+        let image = |found: bollard::models::ImageSummary| NodeImage {
+            used: used.contains(&found.id),
+            names: named(found.repo_tags).collect(),
+            digests: named(found.repo_digests).filter_map(digest).collect(),
+            size: unsigned(Some(found.size)),
+            id: found.id,
+        };
+        Ok(images.into_iter().map(image).collect())
+    }
+
+    async fn remove_image(&self, id: &str) -> Result<()> {
+        if self.used_images().await?.contains(id) {
+            // Without a name it could not be found any more, and would still be there.
+            return Err(RuntimeError::temporary(format!("a container is made from the image {id}")));
+        }
+        let Some(found) = self.local_image(id).await? else { return Ok(()) };
+        for name in found.repo_tags.unwrap_or_default().iter().chain(&found.repo_digests.unwrap_or_default())
+        {
+            self.remove_image_name(name).await?;
+        }
+        // One that had no name.
+        self.remove_image_name(id).await
+    }
+}
+
+impl DockerRuntime {
+    /// The identifiers of images that containers are made from, whoever made them.
+    async fn used_images(&self) -> Result<BTreeSet<String>> {
+        let docker = self.docker().await?;
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        let all = self.within(QUICK, "list containers", docker.list_containers(Some(options))).await?;
+        Ok(all.into_iter().filter_map(|container| container.image_id).collect())
+    }
+
+    /// Takes a name from an image, or the image itself away if it has no other; nothing happens if that is done.
+    async fn remove_image_name(&self, name: &str) -> Result<()> {
+        let docker = self.docker().await?;
+        let options = RemoveImageOptionsBuilder::default().force(false).build();
+        match timeout(SLOW, docker.remove_image(name, Some(options), None)).await {
+            Ok(Ok(_) | Err(Error::DockerResponseServerError { status_code: 404, .. })) => Ok(()),
+            Ok(Err(Error::DockerResponseServerError { status_code: 409, message })) => {
+                Err(RuntimeError::temporary(format!("cannot remove the image: {message}")))
+            }
+            Ok(Err(error)) => Err(self.error("cannot remove the image", error)),
+            Err(_elapsed) => Err(RuntimeError::unreachable("Docker Engine did not remove the image in time")),
+        }
+    }
+}
+
+/// Whether the engine's own settings bound the output of containers, as far as its file of settings tells.
+fn engine_bounds_output() -> bool {
+    let settings = std::fs::read("/etc/docker/daemon.json").unwrap_or_default();
+    let settings: serde_json::Value = serde_json::from_slice(&settings).unwrap_or_default();
+    settings["log-opts"].as_object().is_some_and(|options| options.contains_key("max-size"))
 }
 
 /// A command at work in a container of this engine.
@@ -1156,7 +1240,7 @@ fn read_image(found: bollard::models::ImageInspect) -> LocalImage {
     let check = found.config.and_then(|config| config.healthcheck).and_then(|check| check.test);
     let has_healthcheck =
         check.is_some_and(|test| test.first().is_some_and(|kind| !kind.is_empty() && kind != "NONE"));
-    LocalImage { id: found.id.unwrap_or_default(), has_healthcheck }
+    LocalImage { id: found.id.unwrap_or_default(), has_healthcheck, pulled: false }
 }
 
 /// How a local image is pinned: by its digest at the reference's registry if it came from there, and by its identifier.

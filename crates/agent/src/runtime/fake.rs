@@ -30,7 +30,7 @@ use self::process::{Process, Program};
 use super::{
     Container, ContainerId, ContainerState, Credentials, EngineCheck, ExecControl, ExecRequest, ExecSession,
     FirstProcess, LocalImage, LocalNetwork, LocalVolume, LogFrame, LogQuery, LogSource, LogStream,
-    NewContainer, ProgressSink, Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats,
+    NewContainer, NodeImage, ProgressSink, Result, Runtime, RuntimeError, RuntimeEvent, RuntimeFacts, Stats,
     Surroundings, container_name,
 };
 
@@ -69,6 +69,7 @@ struct State {
     /// Real processes that stand for tasks', and how often they were looked for.
     processes: BTreeMap<TaskId, (i64, usize)>,
     inspections: usize,
+    oom_kills: BTreeMap<TaskId, u32>,
     calls: Vec<String>,
     commands: Vec<ExecRequest>,
     failures: BTreeMap<&'static str, VecDeque<RuntimeError>>,
@@ -122,6 +123,7 @@ impl FakeRuntime {
             foreign: BTreeMap::new(),
             processes: BTreeMap::new(),
             inspections: 0,
+            oom_kills: BTreeMap::new(),
             calls: Vec::new(),
             commands: Vec::new(),
             failures: BTreeMap::new(),
@@ -134,6 +136,10 @@ impl FakeRuntime {
     /// Puts an image on the node.
     pub fn load_image(&self, reference: &str, image: FakeImage) {
         self.inner.state.lock().images.insert(reference.to_owned(), image);
+    }
+    /// How many images the node has.
+    pub fn image_count(&self) -> usize {
+        self.inner.state.lock().images.len()
     }
     /// Puts an image into every registry.
     pub fn publish_image(&self, reference: &str, image: FakeImage) {
@@ -190,6 +196,13 @@ impl FakeRuntime {
     /// How often a container was inspected.
     pub fn inspections(&self) -> usize {
         self.inner.state.lock().inspections
+    }
+    /// The kernel has ended so many of a task's processes for want of memory.
+    pub fn set_oom_kills(&self, task: TaskId, kills: u32) {
+        self.inner.state.lock().oom_kills.insert(task, kills);
+        if let Some(((), container)) = self.inner.id_of(task).and_then(|id| self.inner.change(&id, |_| ())) {
+            self.inner.tell(&container, "oom");
+        }
     }
     /// A container that somebody else made.
     pub fn add_foreign_container(&self, name: &str) {
@@ -423,7 +436,7 @@ impl State {
 }
 
 fn read_local(image: &FakeImage) -> LocalImage {
-    LocalImage { id: image.id.clone(), has_healthcheck: image.healthcheck.is_some() }
+    LocalImage { id: image.id.clone(), has_healthcheck: image.healthcheck.is_some(), pulled: false }
 }
 
 fn fake_digest(kind: &str, text: &str) -> String {
@@ -474,6 +487,7 @@ impl Runtime for FakeRuntime {
             memory: 8 << 30,
             architecture: "amd64".to_owned(),
             kernel: "6.1.0".to_owned(),
+            data_root: Some("/var/lib/engine".into()),
             devices: Vec::new(),
         })
     }
@@ -501,7 +515,7 @@ impl Runtime for FakeRuntime {
                 progress(Progress { current: 100, total: 100 });
                 state.note("pull", &image.reference);
                 state.images.insert(image.reference.clone(), found.clone());
-                Ok(read_local(&found))
+                Ok(LocalImage { pulled: true, ..read_local(&found) })
             }
             None => {
                 Err(RuntimeError::fatal(format!("this node does not have the image {}", image.reference))
@@ -957,6 +971,38 @@ impl Runtime for FakeRuntime {
         if let Some(removed) = state.volumes.remove(&volume) {
             state.note("remove-volume", removed.name);
         }
+        Ok(())
+    }
+
+    async fn oom_kills(&self, container: &Container) -> Option<u32> {
+        self.inner.state.lock().oom_kills.get(&container.task).copied()
+    }
+
+    async fn list_images(&self) -> Result<Vec<NodeImage>> {
+        self.enter("list_images").await?;
+        let state = self.inner.state.lock();
+        let mut images = BTreeMap::<String, NodeImage>::new();
+        for (name, image) in &state.images {
+            let known = images.entry(image.id.clone()).or_insert_with(|| NodeImage {
+                id: image.id.clone(),
+                digests: image.digest.clone().into_iter().collect(),
+                size: 100 << 20,
+                used: state.containers.values().any(|entry| entry.container.image_id == image.id),
+                names: Vec::new(),
+            });
+            known.names.push(name.clone());
+        }
+        Ok(images.into_values().collect())
+    }
+
+    async fn remove_image(&self, id: &str) -> Result<()> {
+        self.enter("remove_image").await?;
+        let mut state = self.inner.state.lock();
+        if state.containers.values().any(|entry| entry.container.image_id == id) {
+            return Err(RuntimeError::temporary(format!("a container is made from the image {id}")));
+        }
+        state.images.retain(|_, image| image.id != id);
+        state.note("remove_image", id);
         Ok(())
     }
 }

@@ -86,6 +86,11 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
         FirstProcess::of(container).await
     }
 
+    /// How many of a running container's processes the kernel has ended for want of memory, where it can tell.
+    async fn oom_kills(&self, container: &Container) -> Option<u32> {
+        process::oom_kills(container).await
+    }
+
     /// Everything the engine says of a container, in its own words.
     async fn inspect_raw(&self, container: &ContainerId) -> Result<serde_json::Value>;
 
@@ -120,6 +125,17 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
 
     /// Removes a volume of this cluster with its data. One that is in use is a temporary error; one that is gone is none.
     async fn remove_volume(&self, volume: VolumeId) -> Result<()>;
+
+    /// Every image that the engine has, whoever brought it.
+    async fn list_images(&self) -> Result<Vec<NodeImage>> {
+        Ok(Vec::new())
+    }
+
+    /// Removes an image by its identifier, with all its names. One that a container is made from is a temporary error; one that is gone
+    /// is none.
+    async fn remove_image(&self, id: &str) -> Result<()> {
+        Err(RuntimeError::fatal(format!("this engine does not remove images, {id} among them")))
+    }
 }
 
 /// Where the progress of a pull is told.
@@ -149,6 +165,8 @@ pub struct RuntimeFacts {
     pub architecture: String,
     /// Kernel release.
     pub kernel: String,
+    /// Where it keeps images and containers, if it says so.
+    pub data_root: Option<std::path::PathBuf>,
     /// What it was told of devices that can be given out.
     pub devices: Vec<NodeDevices>,
 }
@@ -186,6 +204,23 @@ pub struct LocalImage {
     pub id: String,
     /// Whether it comes with a health check of its own.
     pub has_healthcheck: bool,
+    /// It was not there before and has been pulled now.
+    pub pulled: bool,
+}
+
+/// An image among those that an engine has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeImage {
+    /// The engine's identifier of it.
+    pub id: String,
+    /// Its names with their tags.
+    pub names: Vec<String>,
+    /// Its digests at registries, without the repositories.
+    pub digests: Vec<String>,
+    /// Its size in bytes, with layers that other images have, too.
+    pub size: u64,
+    /// Whether there is a container that is made from it, running or not, whoever made it.
+    pub used: bool,
 }
 
 /// A network that the engine has.

@@ -99,6 +99,43 @@ fn names(groups: &str, container: &str) -> bool {
     !container.is_empty() && groups.lines().any(|group| group.contains(container))
 }
 
+/// How many processes of a running container the kernel has ended for want of memory. Nothing where control groups do not tell.
+pub(super) async fn oom_kills(container: &Container) -> Option<u32> {
+    let (number, id) = (container.pid, container.id.0.clone());
+    blocking(move || {
+        if number <= 1 {
+            return None;
+        }
+        let groups =
+            fs::read_to_string(format!("/proc/{number}/cgroup")).ok().filter(|text| names(text, &id))?;
+        let (file, group) = memory_group(&groups)?;
+        counted(&fs::read_to_string(format!("/sys/fs/cgroup{group}/{file}")).ok()?)
+    })
+    .await
+}
+
+/// The file in which the kernel counts, and its folder below where control groups are: of the version 1 if memory is controlled by it.
+fn memory_group(groups: &str) -> Option<(&'static str, String)> {
+    let of = |line: &str| {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        Some((controllers.to_owned(), path.to_owned()))
+    };
+    let groups: Vec<_> = groups.lines().filter_map(of).collect();
+    let first = groups.iter().find(|(controllers, _)| controllers.split(',').any(|one| one == "memory"));
+    let second = groups.iter().find(|(controllers, _)| controllers.is_empty());
+    match (first, second) {
+        (Some((_, path)), _) => Some(("memory.oom_control", format!("/memory{path}"))),
+        (None, Some((_, path))) => Some(("memory.events", path.clone())),
+        (None, None) => None,
+    }
+}
+
+/// The line `oom_kill 3`, which both versions have.
+fn counted(text: &str) -> Option<u32> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeMap, process::Command, time::Duration};
@@ -164,5 +201,19 @@ mod tests {
             assert!(names(groups, &id) && !names(groups, &other) && !names(groups, ""), "{groups}");
         }
         assert!(!names("12:pids:/\n0::/\n", &id), "what has ended is in no group any more");
+    }
+
+    #[test]
+    fn the_kernels_count_is_found_in_both_versions_of_control_groups() {
+        let first = "4:memory:/docker/abc\n1:name=systemd:/x\n0::/system.slice\n";
+        assert_eq!(memory_group(first), Some(("memory.oom_control", "/memory/docker/abc".to_owned())));
+        assert_eq!(counted("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), Some(2));
+        let second = "0::/system.slice/docker-abc.scope\n";
+        assert_eq!(
+            memory_group(second),
+            Some(("memory.events", "/system.slice/docker-abc.scope".to_owned()))
+        );
+        assert_eq!(counted("low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\noom_group_kill 0\n"), Some(1));
+        assert_eq!((memory_group("3:cpu:/a\n"), counted("oom_kill_disable 0\n")), (None, None));
     }
 }

@@ -139,6 +139,25 @@ pub fn container_config(
     Ok(Creation { body, connect })
 }
 
+/// Bounds a container's output where nobody has: its service says nothing of it, and neither do the engine's own settings. Unbounded output is
+/// what fills disks.
+pub fn bound_output(body: &mut ContainerCreateBody, engine_driver: &str, engine_bounds: bool) {
+    /// The engine's driver that keeps everything for ever. Its `local` one has these bounds by itself; others do not keep output here.
+    const UNBOUNDED: &str = "json-file";
+    let host = host(body);
+    let driver = host.log_config.as_ref().and_then(|log| log.typ.as_deref()).unwrap_or(engine_driver);
+    let says =
+        host.log_config.as_ref().and_then(|log| log.config.as_ref()).is_some_and(|config| !config.is_empty());
+    if driver != UNBOUNDED || says || engine_bounds {
+        return;
+    }
+    let bounds = [("max-size", "20m"), ("max-file", "5")];
+    host.log_config = Some(HostConfigLogConfig {
+        typ: Some(UNBOUNDED.to_owned()),
+        config: Some(bounds.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+    });
+}
+
 fn host(body: &mut ContainerCreateBody) -> &mut HostConfig {
     body.host_config.get_or_insert_with(HostConfig::default)
 }
@@ -1131,6 +1150,30 @@ mod tests {
         );
     }
 
+    #[test]
+    fn output_is_bounded_where_nobody_has_said_anything_of_it() {
+        let log = |typ: &str, config: &[(&str, &str)]| HostConfigLogConfig {
+            typ: Some(typ.to_owned()),
+            config: Some(
+                config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            ),
+        };
+        let bounded = |given: Option<HostConfigLogConfig>, engine: &str, engine_bounds| {
+            let mut body = ContainerCreateBody {
+                host_config: Some(HostConfig { log_config: given, ..HostConfig::default() }),
+                ..ContainerCreateBody::default()
+            };
+            bound_output(&mut body, engine, engine_bounds);
+            body.host_config.unwrap().log_config
+        };
+        let bounds = Some(log("json-file", &[("max-size", "20m"), ("max-file", "5")]));
+        assert_eq!(bounded(None, "json-file", false), bounds);
+        assert_eq!(bounded(Some(log("json-file", &[])), "journald", false), bounds);
+        assert_eq!(bounded(None, "local", false), None, "it has these bounds by itself");
+        assert_eq!(bounded(None, "json-file", true), None, "the engine's own settings count");
+        let own = Some(log("json-file", &[("max-file", "9")]));
+        assert_eq!(bounded(own.clone(), "json-file", false), own, "and so do the service's");
+    }
     #[test]
     fn a_container_gets_the_devices_that_its_task_was_given() {
         let device = |kind: &str, id: Option<&str>, share: u64, driver: Option<&str>| TaskDevice {

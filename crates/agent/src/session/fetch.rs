@@ -1,4 +1,4 @@
-//! Asks servers for images that other nodes have.
+//! Asks servers for images that other nodes have, and which of this node's are needed.
 //!
 //! Each question and each transfer has a connection of its own: a large image never stands in the way of a session.
 
@@ -11,7 +11,7 @@ use wharf_api::transport::{
     Body, CallError, Client, ServerAddress,
     client::{Dialer, request},
     full,
-    node::{FetchImage, FindImage, FoundImage},
+    node::{AskNeeded, FetchImage, FindImage, FoundImage, NeededImages},
     tls::{Anchor, Protocol},
     wire,
 };
@@ -64,5 +64,9 @@ impl ImageSource for OtherNodes {
             return Err(server.refusal(response).await);
         }
         Ok(response.into_body().map_err(Into::into).boxed_unsync())
+    }
+
+    async fn needed(&self, wish: &AskNeeded) -> Result<NeededImages, CallError> {
+        self.dial().await?.call(Method::POST, wire::NEEDED_IMAGES, wish).await
     }
 }

@@ -20,8 +20,8 @@ use wharf_api::{
         },
         json_lines, lines,
         node::{
-            ArchiveQuery, Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Report, ResolveImage,
-            TaskUsage,
+            ArchiveQuery, Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Prune, Pruned, Report,
+            ResolveImage, TaskUsage,
         },
         wire::Servers,
     },
@@ -88,6 +88,10 @@ pub trait Node: Send + Sync + 'static {
     /// An image as an archive, without its lowest `skip` layers.
     async fn image_archive(&self, id: &str, skip: usize) -> Result<wharf_api::transport::Body, Refusal> {
         Err(Refusal::new(Code::NotFound, format!("this node does not have the image {id} ({skip})")))
+    }
+    /// Removes what nobody needs, or says what that would be.
+    async fn prune(&self, ask: Prune) -> Result<Pruned, Refusal> {
+        Err(Refusal::new(Code::Unavailable, format!("this node removes nothing ({ask:?})")))
     }
     /// Takes note of how to reach the images of other nodes.
     fn connect_images(&self, source: Arc<dyn ImageSource>) {
@@ -158,6 +162,7 @@ pub(super) fn routes(node: Arc<dyn Node>, shared: Arc<Shared>, tasks: Tasks) -> 
         .route("/v1/images/build", post(build))
         .route("/v1/images/{id}", get(image))
         .route("/v1/images/{id}/archive", get(image_archive))
+        .route("/v1/prune", post(prune))
         .route("/v1/tasks/{id}/logs", get(logs))
         .route("/v1/tasks/{id}/exec", post(exec))
         .route("/v1/tasks/{id}/stats", get(stats))
@@ -236,6 +241,14 @@ async fn image_archive(
 ) -> Result<Response, Refusal> {
     let archive = served.node.image_archive(&id, query.skip).await?;
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], Body::new(archive)).into_response())
+}
+
+async fn prune(State(served): State<Served>, Json(ask): Json<Prune>) -> Result<Json<Pruned>, Refusal> {
+    // To its end, also if whoever asked hangs up: what is half removed helps nobody.
+    let node = served.node;
+    let work = served.tasks.spawn("prune", async move { node.prune(ask).await });
+    let gone = |_| Refusal::new(Code::Unavailable, "the agent is stopping");
+    work.await.map_err(gone)?.map(Json)
 }
 
 async fn logs(

@@ -11,6 +11,7 @@
 pub mod files;
 mod hooks;
 mod life;
+pub mod restart;
 pub mod step;
 
 use std::{
@@ -38,10 +39,12 @@ use wharf_process::{Backoff, Clock, blocking};
 use self::{
     files::FileFolders,
     life::{Ended, Life},
+    restart::{Fate, fate},
     step::{Step, next_step},
 };
 use crate::{
     assignments::write_whole,
+    housekeeping::Housekeeper,
     images::Images,
     node::NetworkPlane,
     probe::{self, Verdict},
@@ -95,6 +98,10 @@ pub struct Shared {
     pub logins: RegistryLogins,
     /// Images that no registry has.
     pub images: Arc<Images>,
+    /// Who is told which images are of use.
+    pub house: Arc<Housekeeper>,
+    /// Where it is noted what has run since the machine started: gone after a reboot.
+    pub ran: PathBuf,
     /// Pulls at once.
     pub pulls: Semaphore,
     /// Containers being made and started at once.
@@ -180,6 +187,12 @@ pub struct TaskLoop {
     pre_stopped: Option<String>,
     /// Whether its process lives, as the kernel says.
     life: Arc<Life>,
+    /// It is noted that it has come to run since the machine started.
+    noted: bool,
+    /// The end that is known of, by when the engine says it was, and when it was noticed.
+    end: Option<(Timestamp, Duration)>,
+    /// It has been started again, and was not looked at since.
+    again: bool,
 }
 
 /// Why a step did not end by itself.
@@ -215,6 +228,9 @@ impl TaskLoop {
             hooks_done: 0,
             pre_stopped: None,
             life: Arc::default(),
+            noted: false,
+            end: None,
+            again: false,
             shared,
         }
     }
@@ -290,7 +306,7 @@ impl TaskLoop {
         match (step, container) {
             (Step::Make, _) => self.make(orders).await,
             (Step::Watch, Some(container)) => self.watch(&orders.task, &container).await,
-            (Step::Conclude, Some(container)) => self.conclude(&container).await,
+            (Step::Conclude, Some(container)) => self.conclude(&orders.task, &container).await,
             (Step::Stop, Some(container)) => self.stop(&orders.task, &container).await,
             (Step::Remove, Some(container)) => self.remove(&container).await,
             (Step::Missing, _) => {
@@ -483,10 +499,14 @@ impl TaskLoop {
             }
         };
         // What no registry has is on other nodes.
+        let mut brought = false;
         if task.spec.pull_policy != wharf_model::PullPolicy::Never {
-            shared.images.bring(image, &progress).await?;
+            brought = shared.images.bring(image, &progress).await?;
         }
-        shared.runtime.ensure_image(image, task.spec.pull_policy, login.as_ref(), &progress).await
+        let local =
+            shared.runtime.ensure_image(image, task.spec.pull_policy, login.as_ref(), &progress).await?;
+        shared.house.used(image, &local, brought).await;
+        Ok(local)
     }
 
     /// Takes note of a running container and makes the check that is due.
@@ -507,7 +527,20 @@ impl TaskLoop {
             if let Some(turn) = self.after_start(task, container).await? {
                 return Ok(turn);
             }
+        } else if std::mem::take(&mut self.again)
+            || self.status.started_at.is_some_and(|before| before != started_at)
+        {
+            // It has been started again, as the same task: it has its addresses again, and shows anew that it is well.
+            self.shared.has_begun_again(self.id);
+            self.status.started_at = Some(started_at);
+            self.status.oom_kills = 0;
+            (self.verdict, self.next_check, self.hooks_done) = (Verdict::new(), Duration::ZERO, 0);
+            if let Some(turn) = self.after_start(task, container).await? {
+                return Ok(turn);
+            }
         }
+        self.note_that_it_ran().await;
+        self.note_oom_kills(container).await;
         self.status.host_ports.clone_from(&container.host_ports);
         let (health, output, pause) = self.check(task, container, started_at).await?;
         let before = std::mem::replace(&mut self.status.health, health);
@@ -518,9 +551,9 @@ impl TaskLoop {
         let message = match health {
             Health::Starting => "waiting for its check to pass".to_owned(),
             Health::Unhealthy => "its check fails".to_owned(),
-            Health::Unchecked | Health::Healthy => String::new(),
+            Health::Unchecked | Health::Healthy => oom_message(self.status.oom_kills),
         };
-        self.status.hint = None;
+        self.status.hint = (self.status.oom_kills > 0).then(|| MORE_MEMORY.to_owned());
         let was = self.status.phase;
         self.enter(Phase::Running, message).await;
         if was == Phase::Running && before != health {
@@ -528,6 +561,35 @@ impl TaskLoop {
             self.keep().await;
         }
         Ok(Turn::Wait(pause))
+    }
+
+    /// Notes that it has come to run in this life of the machine.
+    async fn note_that_it_ran(&mut self) {
+        if std::mem::replace(&mut self.noted, true) {
+            return;
+        }
+        let (folder, mark) = (self.shared.ran.clone(), self.ran_mark());
+        let noted = blocking(move || {
+            std::fs::create_dir_all(&folder)?;
+            std::fs::write(mark, [])
+        });
+        if let Err(error) = noted.await {
+            tracing::warn!(%error, "cannot note that a task has run; it is not started again while no server answers");
+        }
+    }
+
+    fn ran_mark(&self) -> PathBuf {
+        self.shared.ran.join(self.id.to_string())
+    }
+
+    /// Takes note of processes that the kernel has ended for want of memory while the first one goes on.
+    async fn note_oom_kills(&mut self, container: &Container) {
+        let Some(kills) = self.shared.runtime.oom_kills(container).await else { return };
+        if kills != self.status.oom_kills {
+            tracing::warn!(kills, "the kernel has ended processes of a task for want of memory");
+            self.status.oom_kills = kills;
+            self.keep().await;
+        }
     }
 
     /// What is known of the task's health, what the check said, and when to look again.
@@ -606,11 +668,18 @@ impl TaskLoop {
     }
 
     /// Says how a process ended that nobody had asked to.
-    async fn conclude(&mut self, container: &Container) -> Result<Turn, Stumble> {
+    async fn conclude(&mut self, task: &TaskAssignment, container: &Container) -> Result<Turn, Stumble> {
         let ContainerState::Exited { started_at, ended_at, exit, error } = &container.state else {
             return Ok(Turn::Again);
         };
         self.has_ended();
+        // The engine's word is on the first process; the kernel's count knows of it, too, if it was killed.
+        let exit = &Exit { oom: exit.oom || exit.code == 137 && self.status.oom_kills > 0, ..*exit };
+        if error.is_empty()
+            && let Some(turn) = self.start_again(task, container, *started_at, *ended_at, *exit).await?
+        {
+            return Ok(turn);
+        }
         self.status.container = Some(container.id.0.clone());
         self.status.image_id = Some(container.image_id.clone());
         self.status.started_at = self.status.started_at.or(*started_at);
@@ -633,6 +702,68 @@ impl TaskLoop {
             self.fail(&message, exit_hint(*exit)).await;
         }
         Ok(Turn::Again)
+    }
+
+    /// Starts a task again that has ended by itself, if that is for its node to do; an answer means that it has not ended.
+    async fn start_again(
+        &mut self,
+        task: &TaskAssignment,
+        container: &Container,
+        started_at: Option<Timestamp>,
+        ended_at: Timestamp,
+        exit: Exit,
+    ) -> Result<Option<Turn>, Stumble> {
+        if self.status.phase != Phase::Running || self.shared.reports.is_heard() {
+            return Ok(None);
+        }
+        self.end.take_if(|(of, _)| *of != ended_at);
+        let mark = self.ran_mark();
+        let moment = self.shared.clock.monotonic();
+        let (_, noticed) = *self.end.get_or_insert((ended_at, moment));
+        let ended = restart::Ended {
+            policy: &task.spec.restart,
+            exit,
+            ran: started_at.map_or(Duration::ZERO, |started_at| ended_at.since(started_at)),
+            at: ended_at,
+            waited: moment.saturating_sub(noticed),
+            before: self.status.restarts,
+            ran_here: blocking(move || mark.exists()).await,
+            shares_data: self.shares_data(task),
+        };
+        match fate(&ended, self.shared.reports.is_heard()) {
+            Fate::End => Ok(None),
+            Fate::Later(pause) => {
+                let seconds = pause.as_secs().max(1);
+                self.not_ready_again(format!(
+                    "its process ended ({exit}); no server answers, and its node starts it again in {seconds} s"
+                ));
+                Ok(Some(Turn::Wait(pause)))
+            }
+            Fate::Now(restarts) => {
+                tracing::warn!(%exit, times = restarts.times, "no server answers: task is started again");
+                self.status.restarts = Some(restarts);
+                self.not_ready_again(format!("its process ended ({exit}); its node starts it again"));
+                // Before it runs: an agent that restarts in between counts this end once.
+                self.keep().await;
+                self.shared.runtime.start(&container.id).await?;
+                self.again = true;
+                Ok(Some(Turn::Again))
+            }
+        }
+    }
+
+    /// It was ready, and is not until it has shown again that it is well.
+    fn not_ready_again(&mut self, message: String) {
+        self.status.health = Health::Starting;
+        self.status.message = message;
+        self.publish();
+    }
+
+    /// Whether it writes to a volume that other nodes can reach; what is not known here counts as one.
+    fn shares_data(&self, task: &TaskAssignment) -> bool {
+        let prepared = self.shared.prepared.borrow();
+        let shared = |id: &VolumeId| prepared.volumes.get(id).is_none_or(|volume| !volume.spec.is_local());
+        task.volumes.values().any(shared)
     }
 
     async fn last_lines(&self, container: &ContainerId) -> Vec<String> {
@@ -688,11 +819,12 @@ impl TaskLoop {
             self.shared.runtime.remove(&container.id).await?;
         }
         let (shared, id) = (Arc::clone(&self.shared), self.id);
-        let path = self.status_path();
+        let (path, mark) = (self.status_path(), self.ran_mark());
         blocking(move || {
             shared.files.remove(id);
             // What was never kept is not there.
             let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(mark);
         })
         .await;
         self.shared.reports.forget(self.id);
@@ -841,14 +973,42 @@ fn last_lines(text: &[u8]) -> Vec<String> {
 /// What people do next about an exit.
 fn exit_hint(exit: Exit) -> Option<String> {
     let text = match (exit.oom, exit.code) {
-        (true, _) => "raise its memory limit (`deploy.resources.limits.memory`), or let it use less",
+        (true, _) => MORE_MEMORY,
         (false, 125..=127) => "check `command` and `entrypoint`: the program could not be run",
         (false, 255) => "the machine or its engine stopped under it",
+        (false, 129 | 130 | 143) => "it was asked to end by a signal from outside Wharf",
+        (false, 131 | 134) => {
+            "it gave itself up (it called `abort`, or a check of its own failed); see its output"
+        }
+        (false, 132) => {
+            "it met an instruction that this processor does not have: was its image built for another one?"
+        }
+        (false, 133) => "it came to a trap, as of a debugger; see its output",
+        (false, 135) => "it touched memory that is not there, such as a mapped file that was cut short",
+        (false, 136) => "it divided by zero or the like; see its output",
         (false, 137) => "it was killed from outside; look for the machine running out of memory",
         (false, 139) => "it crashed (segmentation fault); see its output",
+        (false, 141) => "it wrote to somebody who had hung up; see what reads its output",
+        (false, 152) => "it used up its limit of processor time (`ulimits.cpu`)",
+        (false, 153) => "it wrote a file larger than its limit (`ulimits.fsize`)",
+        (false, 159) => "it made a system call that is not allowed: look at `security_opt` (seccomp)",
         (false, _) => return None,
     };
     Some(text.to_owned())
+}
+
+/// What people do about too little memory.
+const MORE_MEMORY: &str = "raise its memory limit (`deploy.resources.limits.memory`), or let it use less";
+
+/// What is said of a task that goes on although the kernel has ended processes of it.
+fn oom_message(kills: u32) -> String {
+    match kills {
+        0 => String::new(),
+        1 => "out of memory: the kernel has ended one of its processes, and the first one goes on".to_owned(),
+        _ => {
+            format!("out of memory: the kernel has ended {kills} of its processes, and the first one goes on")
+        }
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! | `POST /v1/images/build` | a line of JSON, a [`BuildRequest`](crate::v1::BuildRequest), and after it the context as a tar archive | JSON lines of [`BuildLine`](crate::v1::BuildLine) |
 //! | `GET /v1/images/{id}` | | [`ImageFacts`]; 404 if it does not have the image |
 //! | `GET /v1/images/{id}/archive` | [`ArchiveQuery`] in the query | the image as `docker load` takes it, without the layers that were not wanted |
+//! | `POST /v1/prune` | [`Prune`] | [`Pruned`] |
 //! | `GET /v1/tasks/{id}/logs` | [`LogsQuery`] in the query | JSON lines of [`OutputLine`] |
 //! | `POST /v1/tasks/{id}/exec` | frames, the first a [`Frame::Start`](super::Frame::Start) | frames, the last an exit or an error |
 //! | `GET /v1/tasks/{id}/stats` | | [`TaskUsage`] |
@@ -18,7 +19,10 @@
 //!
 //! A refusal is a [`Problem`](crate::v1::Problem), as in the API.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use wharf_model::{Bytes, Cpus, NodeId, NodeReport, Revision, TaskReport, Timestamp, VolumeId};
 
 /// The set of assignments a node holds. Sets are ordered by epoch and revision.
@@ -71,6 +75,91 @@ pub struct ImageFacts {
     pub layers: Vec<String>,
     /// Its size, unpacked.
     pub size: Bytes,
+}
+
+/// A node's wish to know which of its images somebody needs; asked of a server at [`super::wire::NEEDED_IMAGES`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskNeeded {
+    /// All that it has.
+    pub images: Vec<AskedImage>,
+}
+
+/// An image, as a node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskedImage {
+    /// The engine's identifier of it.
+    pub id: String,
+    /// Its names with their tags.
+    pub names: Vec<String>,
+    /// Its digests at registries, without the repositories.
+    pub digests: Vec<String>,
+}
+
+/// Which images of a node somebody needs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NeededImages {
+    /// By the engine's identifier: who needs it.
+    pub needed: BTreeMap<String, String>,
+}
+
+/// A wish that a node removes what nobody needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prune {
+    /// Only say what would go.
+    pub dry_run: bool,
+    /// Also images that Wharf did not bring.
+    pub everything: bool,
+}
+
+/// What a node has removed, or would.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Pruned {
+    /// What went, or would go, in that order.
+    pub removed: Vec<PrunedThing>,
+    /// What stays.
+    pub kept: Vec<PrunedThing>,
+    /// How many bytes more are free; of what would go, the sum of its sizes, which may count layers twice that images share.
+    #[schema(value_type = u64)]
+    pub freed: Bytes,
+}
+
+/// Something that takes up room on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PrunedThing {
+    /// What kind of thing.
+    #[schema(value_type = String)]
+    pub kind: PruneKind,
+    /// An image's identifier.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Its size.
+    #[schema(value_type = u64)]
+    pub size: Bytes,
+    /// Why it goes or stays.
+    pub why: String,
+}
+
+/// What kinds of things are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PruneKind {
+    /// An image.
+    Image,
+    /// What builds have left.
+    BuildCache,
+}
+impl std::fmt::Display for PruneKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Image => "image",
+            Self::BuildCache => "build cache",
+        })
+    }
 }
 
 /// How much of an image is wanted.

@@ -14,6 +14,9 @@ pub const RENEW: &str = "/v1/certificates/renew";
 pub const FIND_IMAGE: &str = "/v1/images/find";
 /// The path at which a node gets an image from another node: [`FetchImage`](super::node::FetchImage), an archive.
 pub const FETCH_IMAGE: &str = "/v1/images/fetch";
+/// The path at which a node asks which of its images are needed: [`AskNeeded`](super::node::AskNeeded),
+/// [`NeededImages`](super::node::NeededImages).
+pub const NEEDED_IMAGES: &str = "/v1/images/needed";
 
 /// A machine's wish to become a node.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

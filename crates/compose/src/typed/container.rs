@@ -101,9 +101,11 @@ impl Typing<'_, '_> {
             spec.environment.extend(found.into_iter().map(|(name, value)| (name, Some(value))));
         }
         let Some(entry) = service.entry("environment") else { return };
+        let group = key.field("environment");
         for (name, entry) in values::entries(entry) {
             match &entry.node.value {
                 Value::String(value) => {
+                    self.placeholders(value, entry.place(), &group.field(name));
                     spec.environment.insert(name.to_owned(), Some(value.clone()));
                 }
                 Value::Null => {
@@ -134,7 +136,9 @@ impl Typing<'_, '_> {
                 && !label.ends_with('-')
                 && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
         };
-        if name.len() <= 253 && name.split('.').all(label) {
+        // What a task has in the place of a placeholder is a part of a host name.
+        let has_placeholders = self.placeholders(&name, entry.place(), key);
+        if has_placeholders || name.len() <= 253 && name.split('.').all(label) {
             return Some(name);
         }
         let message = format!("`{name}` is not a host name");

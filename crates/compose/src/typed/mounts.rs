@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wharf_model::{Bytes, FileMount, MountSource, MountSpec, Recursion, VolumeName};
+use wharf_model::{Bytes, FileMount, MountSource, MountSpec, Recursion, VolumeName, template};
 
 use super::{Typing, values};
 use crate::diagnostic::{Complaint, Key, Span};
@@ -48,6 +48,7 @@ impl Typing<'_, '_> {
             return None;
         };
         let target = self.target(target, span, key)?;
+        self.placeholders(&target, mount.entry("target").map_or(span, Entry::place), key);
         let kind = mount.get("type").and_then(Node::as_str)?;
         for (field, value) in mount.iter() {
             let detail = matches!(field, "bind" | "volume" | "tmpfs" | "image");
@@ -133,6 +134,7 @@ impl Typing<'_, '_> {
                 .hint("name a path of the nodes, which run Linux");
             return None;
         }
+        self.placeholders(path, place, key);
         let everywhere = |known: &str| path == known || path.starts_with(&format!("{known}/"));
         if !EVERYWHERE.into_iter().any(everywhere) {
             self.report()
@@ -196,7 +198,7 @@ impl Typing<'_, '_> {
         for (field, value) in details.into_iter().flat_map(values::entries) {
             let key = key.field(field);
             match field {
-                "subpath" => subpath = values::full_text(self.report(), value, &key),
+                "subpath" => subpath = self.filled_in(value, &key),
                 _ => self.unforeseen(value, &key),
             }
         }
@@ -229,7 +231,7 @@ impl Typing<'_, '_> {
             let key = details_key.field(field);
             match field {
                 "nocopy" => nocopy = values::flag(value).unwrap_or_default(),
-                "subpath" => subpath = values::full_text(self.report(), value, &key),
+                "subpath" => subpath = self.filled_in(value, &key),
                 "labels" => labels = values::pairs(value),
                 _ => self.unforeseen(value, &key),
             }
@@ -254,6 +256,24 @@ impl Typing<'_, '_> {
         let volume: VolumeName = values::named(self.report(), name, place, key)?;
         self.volume_labels.entry(name.to_owned()).or_default().extend(labels);
         Some(MountSource::Volume { volume, nocopy, subpath })
+    }
+
+    /// A text that each task may have its own of, by placeholders.
+    fn filled_in(&mut self, entry: &Entry, key: &Key<'_>) -> Option<String> {
+        let text = values::full_text(self.report(), entry, key)?;
+        self.placeholders(&text, entry.place(), key);
+        Some(text)
+    }
+
+    /// Whether a text has placeholders (`{{.Task.Slot}}`); complains of those that stand for nothing.
+    pub(super) fn placeholders(&mut self, text: &str, place: Span, key: &Key<'_>) -> bool {
+        match template::check(text) {
+            Ok(found) => found,
+            Err(error) => {
+                self.report().error(Complaint::InvalidValue, place, key, error.to_string()).hint(error.hint);
+                true
+            }
+        }
     }
 
     fn memory(&mut self, details: Option<&Entry>, key: &Key<'_>) -> MountSource {

@@ -608,3 +608,17 @@ services:
         assert_eq!(of(other), Some(wharf_model::RestartCondition::Any), "{other}");
     }
 }
+
+#[test]
+fn placeholders_reach_the_model_as_they_are_written() {
+    let folder = web(
+        "environment:\n- WHERE={{.Node.Hostname}} {{index .Service.Labels \"a.b\"}}\n- FORMAT={{json .}}\nhostname: '{{.Service.Name}}-{{.Task.Slot}}'\nvolumes:\n- '/srv/{{.Task.Slot}}:/data/{{.Task.Name}}'\n",
+    );
+    let container = folder.web().container;
+    let variables: Vec<_> = container.environment.values().flatten().map(String::as_str).collect();
+    assert_eq!(variables, ["{{json .}}", "{{.Node.Hostname}} {{index .Service.Labels \"a.b\"}}"]);
+    assert_eq!(container.hostname.as_deref(), Some("{{.Service.Name}}-{{.Task.Slot}}"));
+    assert_eq!(container.mounts[0].target, "/data/{{.Task.Name}}");
+    let wharf_model::MountSource::Bind { path, .. } = &container.mounts[0].source else { panic!() };
+    assert_eq!(path, "/srv/{{.Task.Slot}}");
+}

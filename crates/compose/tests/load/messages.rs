@@ -737,3 +737,22 @@ fn what_services_share_is_complained_about_once() {
     );
     assert_eq!(folder.load().diagnostics.len(), 1);
 }
+
+#[test]
+fn a_placeholder_that_stands_for_nothing_is_named_with_its_place() {
+    let folder = web(
+        "environment:\n  A: '{{.Node.Hostnme}}'\n  B: '{{.Name}} {{json .}}'\nhostname: 'web-{{.Task.slot}}'\nvolumes:\n- '/srv/{{.Task.Slot}}:/data/{{.Service.Labels.a.b}}'\n",
+    );
+    let complaints = folder.complaints();
+    assert_eq!(complaints.matches("error: ").count(), 3, "{complaints}");
+    for part in [
+        "`{{.Node.Hostnme}}`: there is no `.Node.Hostnme`",
+        "(services.web.environment.A)",
+        "`{{.Task.slot}}`: there is no `.Task.slot`",
+        "did you mean `.Task.Slot`?",
+        "`{{.Service.Labels.a.b}}`: there is no `.Service.Labels.a.b`",
+        "write `{{index .Service.Labels \"the.key\"}}`",
+    ] {
+        assert!(complaints.contains(part), "{part}: {complaints}");
+    }
+}

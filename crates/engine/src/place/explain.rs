@@ -343,6 +343,7 @@ fn remedies(judged: &[Judged<'_>]) -> Vec<Remedy> {
 const fn effort(refusal: &Refusal) -> u8 {
     match refusal {
         Refusal::Paused | Refusal::Draining => 1,
+        Refusal::DiskFull { .. } => 4,
         Refusal::Pool { .. }
         | Refusal::Taint(_)
         | Refusal::Constraint(_)
@@ -437,6 +438,9 @@ fn change(refusal: &Refusal, node: &Node) -> String {
             Bytes(need.0.saturating_sub(free.0))
         ),
         Refusal::Devices(lack) => lack.change(name.as_str()),
+        Refusal::DiskFull { mark, .. } => format!(
+            "make room on {name}'s disks, down to less than {mark} %: `wharf node prune {name}` removes images that nobody needs"
+        ),
         Refusal::LimitCpus { free, .. } => format!("lower the limit to {free} CPUs: {name} allows no more"),
         Refusal::LimitMemory { free, .. } => {
             format!("lower the limit to {free} of memory: {name} allows no more")

@@ -152,6 +152,13 @@ pub enum Refusal {
     },
     /// It cannot give the devices that the task wants.
     Devices(Lack),
+    /// A disk of it is so full that it takes no new tasks.
+    DiskFull {
+        /// How full, in per cent.
+        percent: u8,
+        /// From how many on.
+        mark: u8,
+    },
 }
 
 /// Two services that must not be in one place.
@@ -188,6 +195,9 @@ pub(crate) fn count(refusals: &mut Vec<(Refusal, usize)>, refusal: Refusal) {
         | (Refusal::LimitMemory { free: kept, .. }, Refusal::LimitMemory { free, .. }) => {
             *kept = free.max(*kept);
         }
+        (Refusal::DiskFull { percent: kept, .. }, Refusal::DiskFull { percent, .. }) => {
+            *kept = percent.min(*kept);
+        }
         (Refusal::Devices(kept), Refusal::Devices(lack)) => kept.keep_nearer(&lack),
         (Refusal::Maintenance { until: kept }, Refusal::Maintenance { until }) => *kept = until.min(*kept),
         _ => {}
@@ -211,6 +221,7 @@ impl Refusal {
             | (Self::Disk { .. }, Self::Disk { .. })
             | (Self::LimitCpus { .. }, Self::LimitCpus { .. })
             | (Self::LimitMemory { .. }, Self::LimitMemory { .. })
+            | (Self::DiskFull { .. }, Self::DiskFull { .. })
             | (Self::Maintenance { .. }, Self::Maintenance { .. }) => true,
             (Self::Pool { wanted: Some(_), .. }, Self::Pool { wanted: Some(_), .. }) => true,
             (Self::Devices(one), Self::Devices(other)) => one.same_reason(other),
@@ -244,6 +255,7 @@ impl Refusal {
             Self::LimitCpus { .. } => 21,
             Self::LimitMemory { .. } => 22,
             Self::Devices(_) => 23,
+            Self::DiskFull { .. } => 24,
         }
     }
     /// Whether other tasks are in the way, rather than what the node or the service is.
@@ -258,6 +270,7 @@ impl Refusal {
             | Self::Constraint(_)
             | Self::Platform { .. }
             | Self::Engine { .. }
+            | Self::DiskFull { .. }
             | Self::NoImage { .. } => false,
             Self::Places { .. }
             | Self::NearNobody { .. }
@@ -304,6 +317,7 @@ impl Refusal {
             Self::LimitCpus { .. } => "limits of cpus".into(),
             Self::LimitMemory { .. } => "limits of memory".into(),
             Self::Devices(lack) => lack.kind().to_string(),
+            Self::DiskFull { .. } => "full disk".into(),
         }
     }
     /// What follows the number of nodes: `has too little memory (…)`, of one node or several.
@@ -364,6 +378,14 @@ impl Refusal {
                 format!("would let limits of memory go too far (limit {need}, {most}left is {free})")
             }
             Self::Devices(lack) => lack.phrase(one),
+            Self::DiskFull { percent, mark } => {
+                let (a_disk, least) = if one { ("a disk", "") } else { ("disks", ", the least full") };
+                let (is, it, takes) =
+                    if one { ("that is", "it", "takes") } else { ("that are", "they", "take") };
+                format!(
+                    "{has} {a_disk} {is} {percent} % full{least} (from {mark} % on {it} {takes} no new tasks)"
+                )
+            }
         }
     }
     /// What can be done about it.
@@ -417,6 +439,10 @@ impl Refusal {
             Self::HostPorts { .. } => Some("join another node, or publish from a larger range".into()),
             Self::Cpus { .. } => Some("join another node, or lower `reservations.cpus`".into()),
             Self::Memory { .. } => Some("join another node, or lower `reservations.memory`".into()),
+            Self::DiskFull { .. } => Some(
+                "`wharf node prune NODE` removes images that nobody needs; `wharf node ls` shows how full disks are"
+                    .into(),
+            ),
             Self::Disk { .. } => Some("join another node, or lower `x-wharf.disk`".into()),
             Self::LimitCpus { .. } | Self::LimitMemory { .. } => {
                 Some("join another node, lower the limit, or let the node's limits go further".into())

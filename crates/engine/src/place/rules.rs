@@ -170,6 +170,7 @@ pub(crate) const RULES: &[Rule] = &[
     disk,
     limits,
     of_devices,
+    full_disk,
 ];
 
 /// What a node is for a service whatever runs on it: these decide where a global service belongs.
@@ -484,6 +485,13 @@ fn memory(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), 
 fn disk(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), Refusal> {
     let (need, free) = (demand.holding.disk, Bytes(site.free().disk));
     if need <= free { Ok(()) } else { Err(Refusal::Disk { need, free }) }
+}
+
+fn full_disk(_: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), Refusal> {
+    match crate::full_disk(site.node) {
+        Some((disk, mark)) => Err(Refusal::DiskFull { percent: disk.percent(), mark }),
+        None => Ok(()),
+    }
 }
 
 fn of_devices(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), Refusal> {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use wharf_engine::{Change, Ids};
+use wharf_engine::{Change, Ids, Node};
 use wharf_model::{
     AppKey, AppRecord, By, Event, EventKind, NodeId, Phase, Release, RolloutState, ServiceKey, StopReason,
     Subject, Task, TaskId, TaskStatus, Timestamp,
@@ -269,6 +269,29 @@ impl<'a> Committer<'a> {
                     let message = format!("node {} is {}{reason}", known.record.name, status.state);
                     self.event(ids, EventKind::Node, self.about_node(node), message);
                 }
+                let cleanup = |status: &wharf_model::NodeStatus| status.facts.as_ref()?.cleanup.clone();
+                if let Some(now) = cleanup(&status)
+                    && known.status.as_ref().and_then(cleanup).as_ref() != Some(&now)
+                {
+                    let message =
+                        format!("node {} {} ({} are free again)", known.record.name, now.said, now.freed);
+                    self.event(ids, EventKind::Node, self.about_node(node), message);
+                }
+                let full = |node: &Node| wharf_engine::full_disk(node).map(|(disk, _)| disk.percent());
+                let then = Node { record: known.record.clone(), status: Some(status.clone()) };
+                let name = &known.record.name;
+                let message = match (full(known), full(&then)) {
+                    (None, Some(percent)) => {
+                        Some(format!("a disk of node {name} is {percent} % full: it takes no new tasks"))
+                    }
+                    (Some(_), None) => {
+                        Some(format!("the disks of node {name} have room: it takes tasks again"))
+                    }
+                    (Some(_), Some(_)) | (None, None) => None,
+                };
+                if let Some(message) = message {
+                    self.event(ids, EventKind::Node, self.about_node(node), message);
+                }
                 let key = Key::NodeStatus(node);
                 let bytes = encode(&key, &status);
                 // Of a node that was removed meanwhile nothing may stay behind.
@@ -284,6 +307,10 @@ impl<'a> Committer<'a> {
         if (before.phase, before.health) != (status.phase, status.health)
             && let Some(what) = telling(&task, status)
         {
+            let subject = self.about_task(&task);
+            self.event(ids, EventKind::Task, subject, format!("{} {what}", task.name()));
+        }
+        for what in noticed(before, status) {
             let subject = self.about_task(&task);
             self.event(ids, EventKind::Task, subject, format!("{} {what}", task.name()));
         }
@@ -310,6 +337,27 @@ impl<'a> Committer<'a> {
 
 fn about_app(app: &AppKey) -> Subject {
     Subject { app: Some(app.clone()), ..Subject::default() }
+}
+
+/// What happened to a task that goes on, for the diary.
+fn noticed(before: &TaskStatus, status: &TaskStatus) -> Vec<String> {
+    let mut noticed = Vec::new();
+    let times = |status: &TaskStatus| status.restarts.map_or(0, |restarts| restarts.times);
+    let more = times(status).saturating_sub(times(before));
+    if let Some(restarts) = status.restarts.filter(|_| more > 0) {
+        let often = if more == 1 { String::new() } else { format!(" {more} times") };
+        noticed.push(format!(
+            "was started again{often} by its node while no server answered; it had ended with: {}",
+            restarts.exit
+        ));
+    }
+    if status.oom_kills > before.oom_kills {
+        noticed.push(match status.oom_kills - before.oom_kills {
+            1 => "is out of memory: the kernel has ended one of its processes".to_owned(),
+            many => format!("is out of memory: the kernel has ended {many} of its processes"),
+        });
+    }
+    noticed
 }
 
 /// What a task's new phase or health means, for the diary; not every step is worth a line.

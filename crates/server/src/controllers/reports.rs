@@ -290,6 +290,7 @@ fn says_the_same(a: &AssignmentSet, b: &AssignmentSet) -> bool {
         && a.volumes == b.volumes
         && a.removed_volumes == b.removed_volumes
         && a.wireguard == b.wireguard
+        && a.disk_marks == b.disk_marks
 }
 
 async fn push(session: &NodeSession, set: &AssignmentSet, older: &AtomicBool) -> bool {

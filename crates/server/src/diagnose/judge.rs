@@ -1348,6 +1348,7 @@ mod tests {
                     dns: DnsTable { networks: [(network(), names)].into(), ..DnsTable::default() },
                     routes: RouteTable::default(),
                     wireguard: None,
+                    disk_marks: Default::default(),
                 },
             );
         }

@@ -16,12 +16,12 @@ use parking_lot::Mutex;
 use wharf_api::{
     transport::{
         LineReader, Peer, json_lines, lines,
-        node::{FetchImage, FindImage, FoundImage},
+        node::{AskNeeded, FetchImage, FindImage, FoundImage, NeededImages},
         wire,
     },
     v1::{self, BuildLine, Code},
 };
-use wharf_engine::{BuildWish, choose_builder};
+use wharf_engine::{BuildWish, KnownImage, choose_builder, needed_images};
 use wharf_model::{AppKey, AppName, BuildMark, Image, NodeId, NodeState, ServiceKey};
 use wharf_process::errors::chain;
 
@@ -224,7 +224,28 @@ fn choose(shared: &Shared, app: &AppKey, service: &str, wish: &v1::BuildRequest)
 
 /// What nodes ask for.
 pub(super) fn node_routes() -> Router<Shared> {
-    Router::new().route(wire::FIND_IMAGE, post(find)).route(wire::FETCH_IMAGE, post(fetch))
+    Router::new()
+        .route(wire::FIND_IMAGE, post(find))
+        .route(wire::FETCH_IMAGE, post(fetch))
+        .route(wire::NEEDED_IMAGES, post(needed))
+}
+
+/// Says which of a node's images somebody needs: what is left over may go.
+async fn needed(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Plain(wish): Plain<AskNeeded>,
+) -> Answer<Plain<NeededImages>> {
+    if peer.node().is_none() {
+        return Err(Failure::new(Code::Forbidden, "only nodes ask which of their images are needed"));
+    }
+    let known: Vec<_> = wish
+        .images
+        .into_iter()
+        .map(|image| KnownImage { id: image.id, names: image.names, digests: image.digests })
+        .collect();
+    let inner = shared.state.read();
+    Ok(Plain(NeededImages { needed: needed_images(&inner.world, &known) }))
 }
 
 /// The node that asks, if a task that is assigned to it runs this image.

@@ -186,6 +186,7 @@ api! {
     get "/v1/nodes/{node}/drain" explain::node,
     patch "/v1/nodes/{node}" nodes::change,
     delete "/v1/nodes/{node}" nodes::remove,
+    post "/v1/nodes/{node}/prune" nodes::prune,
     get "/v1/apps" apps::list,
     get "/v1/apps/{environment}/{app}" apps::get,
     post "/v1/apps/{environment}/{app}/plan" apps::plan,

@@ -1,7 +1,13 @@
 //! Nodes: seen, changed, removed.
 
 use axum::{Extension, extract::State};
-use wharf_api::{transport::Peer, v1};
+use wharf_api::{
+    transport::{
+        Peer,
+        node::{Prune, Pruned},
+    },
+    v1,
+};
 use wharf_engine::Node;
 use wharf_model::{
     Availability, By, EventKind, Generation, MaintenanceWindow, NodeId, NodeRecord, NodeScheduling,
@@ -122,6 +128,14 @@ fn changed(
         record.key_rotation += 1;
         said.push("is to make a new WireGuard key".to_owned());
     }
+    if let Some(text) = &change.disk_marks {
+        record.disk_marks = text.parse().map_err(|error| Failure::invalid(format!("{error}")))?;
+        let marks = record.disk_marks;
+        said.push(format!(
+            "makes room on its disks from {} % down to {} %, and takes no new tasks from {} %",
+            marks.high, marks.low, marks.full
+        ));
+    }
     let key = Key::Node(record.id);
     let batch = inner.expecting(Batch::new(), &key).put(key.to_string(), encode(&key, &record));
     let subject =
@@ -131,6 +145,20 @@ fn changed(
     }
     let message = format!("node {} {}", record.name, said.join(", "));
     Ok((record.id, shared.with_event(batch, EventKind::Node, subject, message, Some(user.clone()))))
+}
+
+/// Removes from a node what nobody needs: images that no kept release and no task has, and what builds have left.
+#[utoipa::path(post, path = "/v1/nodes/{node}/prune", params(("node" = String, Path)), request_body = Prune,
+    responses((status = 200, body = Pruned), (status = 502, body = v1::Problem)))]
+pub(super) async fn prune(
+    State(shared): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    Path(name): Path<String>,
+    Json(ask): Json<Prune>,
+) -> Answer<Json<Pruned>> {
+    require_user(&peer)?;
+    let id = find(&shared.state.read(), &name)?.record.id;
+    Ok(Json(shared.sessions.get(id)?.prune(&ask).await?))
 }
 
 /// Changes how work comes to a node, and says what changes.

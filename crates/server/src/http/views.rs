@@ -3,9 +3,9 @@
 use wharf_api::v1;
 use wharf_engine::{Node, World};
 use wharf_model::{
-    AppKey, AppRecord, Bytes, Cpus, Event, Health, Image, Mode, NodeFacts, NodeRecord, NodeScheduling,
-    Overcommit, Phase, PortSpec, PublishMode, Rollout, RolloutState, ServiceKey, ServiceRecord, Slot,
-    StopReason, Task, tunnel_address,
+    AppKey, AppRecord, Bytes, Cpus, DiskFacts, Event, Health, Image, Mode, NodeFacts, NodeRecord,
+    NodeScheduling, Overcommit, Phase, PortSpec, PublishMode, Rollout, RolloutState, ServiceKey,
+    ServiceRecord, Slot, StopReason, Task, tunnel_address,
 };
 
 use crate::state::{Inner, State};
@@ -62,12 +62,35 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
         serves_older: behind.map(|behind| behind.to_string()),
         joined_at: record.joined_at.0,
         wireguard: facts.and_then(|facts| tunnels(record, facts)),
+        disks: facts.into_iter().flat_map(|facts| &facts.disks).map(disk).collect(),
+        disk_marks: record.disk_marks.to_string(),
+        disk_full: wharf_engine::full_disk(node).is_some(),
+        cleanup: facts.and_then(|facts| facts.cleanup.as_ref()).map(|cleanup| v1::NodeCleanup {
+            at: cleanup.at.0,
+            said: cleanup.said.clone(),
+            freed: cleanup.freed,
+        }),
+        images: facts.map(|facts| facts.images.clone()).unwrap_or_default(),
         problems: live
-            .map(|live| live.problems)
+            .as_ref()
+            .map(|live| live.problems.clone())
             .unwrap_or_default()
             .into_iter()
             .chain(wharf_engine::host_conflicts(&inner.world, node.record.id))
+            .chain(facts.into_iter().flat_map(|facts| wharf_engine::disk_problems(record, facts)))
             .collect(),
+    }
+}
+
+fn disk(disk: &DiskFacts) -> v1::Disk {
+    v1::Disk {
+        path: disk.path.clone(),
+        holds: disk.holds.iter().map(ToString::to_string).collect(),
+        total: disk.total,
+        free: disk.free,
+        inodes_free: (disk.inodes > 0).then_some(disk.inodes_free),
+        percent: disk.percent(),
+        full_in_hours: disk.full_in_hours,
     }
 }
 
@@ -195,8 +218,22 @@ pub fn task(state: &State, inner: &Inner, task: &Task) -> v1::Task {
             until: facts.until.map(|until| until.0),
         }),
         created_at: task.created_at.0,
+        crash_loop: crash_loop(&inner.world, task),
         status,
     }
+}
+
+/// How often tasks of its slot have ended in a row, if it is the last of them.
+fn crash_loop(world: &World, task: &Task) -> Option<String> {
+    // Most tasks are not asked about.
+    if !task.is_over() || task.failures + 1 < wharf_engine::CRASH_LOOP {
+        return None;
+    }
+    let policy = world.revision_of(&task.service, task.generation)?.spec.restart;
+    let place = |task: &Task| (task.slot, task.node.filter(|_| task.slot == Slot(0)), task.generation);
+    let mut slot: Vec<&Task> = world.tasks_of(&task.service).map(|task| &**task).collect();
+    slot.retain(|other| place(other) == place(task) && other.id <= task.id && other.is_over());
+    wharf_engine::crash_loop(&policy, slot.into_iter().rev()).map(|crashes| crashes.to_string())
 }
 
 /// A service with its tasks; `waiting` are the sentences that concern it.

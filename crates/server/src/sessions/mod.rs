@@ -29,7 +29,7 @@ use wharf_api::{
         Body, CallError, LineReader, Peer, Remote, Timing,
         client::request,
         empty, full,
-        node::{Have, ImageFacts, LogsQuery, OutputLine, Report, ResolveImage, TaskUsage},
+        node::{Have, ImageFacts, LogsQuery, OutputLine, Prune, Pruned, Report, ResolveImage, TaskUsage},
         wire::Servers,
     },
     v1::{Code, Problem},
@@ -41,6 +41,8 @@ use crate::{http::failure::Failure, pki::now};
 
 /// For an answer that may first have to ask a registry.
 const RESOLVE: Duration = Duration::from_secs(60);
+/// For the removal of many large images.
+const PRUNE: Duration = Duration::from_secs(1800);
 /// For the first byte of an image: the engine writes the archive to its disk before it sends it.
 const ARCHIVE: Duration = Duration::from_secs(3600);
 
@@ -324,6 +326,14 @@ impl NodeSession {
         let request = request(Method::GET, &format!("/v1/images/{id}/archive?skip={skip}"), empty());
         let response = self.remote.send(request, ARCHIVE).await?;
         if response.status().is_success() { Ok(response) } else { Err(self.remote.refusal(response).await) }
+    }
+
+    /// Removes from the node what nobody needs, or says what that would be.
+    ///
+    /// # Errors
+    /// If the node does not answer, or its engine does not.
+    pub async fn prune(&self, ask: &Prune) -> Result<Pruned, CallError> {
+        self.remote.call_within(Method::POST, "/v1/prune", ask, PRUNE).await
     }
 
     /// A task's output.

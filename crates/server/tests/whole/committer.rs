@@ -129,3 +129,53 @@ async fn what_is_changed_twice_keeps_both_changes_and_never_crosses_a_portion() 
     let writing = apart.iter().filter(|batch| keys(batch).contains(&Key::App(app().key).to_string())).count();
     assert_eq!(writing, 1, "the second change is left to the next pass");
 }
+
+/// What the diary says of a batch.
+fn told(batch: &Batch) -> Vec<String> {
+    let events = batch.writes().iter().filter(|(key, _)| key.starts_with("events/"));
+    let text = events.filter_map(|(_, value)| {
+        let record: serde_json::Value = serde_json::from_slice(value.as_ref()?).unwrap();
+        Some(record.pointer("/value/message").or(record.get("message"))?.as_str()?.to_owned())
+    });
+    text.collect()
+}
+
+#[tokio::test]
+async fn the_diary_has_what_a_node_did_by_itself() {
+    let world = World::new().await;
+    let id = world.task(1, node_id(1)).await;
+    world.put(Key::Node(node_id(1)), &node(1)).await;
+    let exit = wharf_model::Exit { code: 3, oom: false };
+    let restarts = wharf_model::Restarts { times: 2, in_a_row: 2, ended_at: NOW, exit };
+    let status =
+        wharf_model::TaskStatus { restarts: Some(restarts), oom_kills: 1, ..says(Phase::Preparing, 4) };
+    let inner = world.state.read();
+    let mut committer = Committer::new(&inner, LEAD, NOW);
+    committer.report(id, &status, &mut SeededIds::new(1));
+    let said = told(&committer.finish()[0]);
+    drop(inner);
+    assert_eq!(said.len(), 2, "{said:?}");
+    for part in [
+        "was started again 2 times by its node while no server answered; it had ended with: exit code 3",
+        "is out of memory: the kernel has ended one of its processes",
+    ] {
+        assert!(said.iter().any(|message| message.contains(part)), "{said:?}");
+    }
+
+    let facts = json!({
+        "hostname": "n1", "address": "10.0.0.1", "platform": { "os": "linux", "arch": "amd64" }, "cpus": 1, "memory": 1,
+        "kernel": "6", "cgroup_version": 2, "agent_version": "1", "engine": null,
+        "disks": [{ "path": "/", "holds": ["engine"], "total": 100, "free": 9 }],
+        "cleanup": { "at": 1, "said": "removed 1 image that nobody needs: a:1", "freed": 2048 },
+    });
+    let status = json!({ "state": "joining", "since": 1, "reason": "", "facts": facts });
+    let status = serde_json::from_value(status).unwrap();
+    let said = told(&batches(&world, vec![Change::SetNodeStatus { node: node_id(1), status }])[0]);
+    assert_eq!(said.len(), 2, "{said:?}");
+    for part in [
+        "node n1 removed 1 image that nobody needs: a:1 (2 KiB are free again)",
+        "a disk of node n1 is 91 % full: it takes no new tasks",
+    ] {
+        assert!(said.iter().any(|message| message == part), "{said:?}");
+    }
+}

@@ -475,6 +475,8 @@ impl Fake {
             subnets: vec![],
             wireguard: None,
             seen_from: None,
+            disks: Vec::new(),
+            cleanup: None,
         };
         let (epoch, observed) =
             self.set.lock().unwrap().as_ref().map_or((0, Revision(0)), |set| (set.epoch, set.revision));

@@ -4,7 +4,14 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use http::Method;
-use wharf_api::{transport::Client, v1};
+use wharf_api::{
+    transport::{
+        Client,
+        node::{Prune, PruneKind, Pruned, PrunedThing},
+    },
+    v1,
+};
+use wharf_model::Bytes;
 
 use crate::{
     Exit,
@@ -12,7 +19,7 @@ use crate::{
     commands::{ago, confirm},
     connect::{Cluster, query},
     hint,
-    output::{Color, Format, Output},
+    output::{Color, Format, Output, table},
 };
 
 /// Look at machines and change them
@@ -116,6 +123,27 @@ enum Verb {
         #[arg(long, default_value_t = 120, value_name = "SECONDS", conflicts_with = "detach")]
         timeout: u64,
     },
+    /// Remove images from machines that nobody needs, and what builds have left
+    #[command(
+        after_help = "What any kept release of any app needs stays, so that a rollback finds it, and so does what tasks run from.\nA machine does this by itself once its disk is too full.\n\nExamples:\n  wharf node prune worker-1 --dry-run     what would go, and why the rest stays\n  wharf node prune --all\n  wharf node prune worker-1 --foreign     also images that somebody else brought there"
+    )]
+    Prune {
+        /// Name or id
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        node: Vec<String>,
+        /// Every machine
+        #[arg(long)]
+        all: bool,
+        /// Only say what would go
+        #[arg(long, short = 'n')]
+        dry_run: bool,
+        /// Also images that Wharf did not bring, such as those of `docker pull`
+        #[arg(long)]
+        foreign: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Remove a machine from the cluster for good: its certificate is revoked
     #[command(
         after_help = "Examples:\n  wharf node rm worker-2\n  wharf node rm -y --force worker-2     although it has tasks, or will never come back"
@@ -158,6 +186,9 @@ struct Update {
     /// What may be promised of it, in per cent: cpus, memory, limit-cpus, limit-memory
     #[arg(long, value_name = "WHAT=PERCENT,…", value_parser = overcommit)]
     overcommit: Option<Factors>,
+    /// How full its disks may be, in per cent: room is made down to LOW, from HIGH on, and from FULL on it takes no new tasks
+    #[arg(long, value_name = "LOW,HIGH,FULL")]
+    disk_marks: Option<wharf_model::DiskMarks>,
     /// It is worked on for so long: 30m, 2h
     #[arg(long, value_name = "TIME", value_parser = super::token::ttl)]
     maintenance: Option<u64>,
@@ -240,6 +271,10 @@ pub(crate) async fn run(args: Node, global: &Global, out: &Output) -> Result<Exi
         Verb::RotateKey { node, all, detach, timeout } => {
             rotate(&client, node, all, (!detach).then_some(timeout), out).await
         }
+        Verb::Prune { node, all, dry_run, foreign, yes } => {
+            let ask = Prune { dry_run, everything: foreign };
+            prune(&client, node, all, ask, yes, out).await
+        }
         Verb::Rm { node, force, yes } => rm(&client, &node, force, yes, out).await,
     }
 }
@@ -255,6 +290,7 @@ async fn ls(client: &Client, out: &Output) -> Result<Exit> {
         "PLATFORM",
         "CPUS",
         "MEMORY",
+        "DISK",
         "TASKS",
         "ENGINE",
         "AGENT",
@@ -275,6 +311,7 @@ async fn ls(client: &Client, out: &Output) -> Result<Exit> {
             node.platform.clone().unwrap_or_else(dash),
             node.cpus.map_or_else(dash, |cpus| cpus.to_string()),
             node.memory.map_or_else(dash, |memory| memory.to_string()),
+            disk(node).unwrap_or_else(dash),
             node.tasks.to_string(),
             node.engine_version.clone().unwrap_or_else(dash),
             node.agent_version.clone().unwrap_or_else(dash),
@@ -292,7 +329,18 @@ async fn ls(client: &Client, out: &Output) -> Result<Exit> {
             out.say(&format!("{}: {older}", node.name));
         }
     }
+    for node in &nodes {
+        for problem in node.problems.iter().filter(|problem| problem.starts_with("the disk of ")) {
+            out.say(&format!("{}: {problem}", node.name));
+        }
+    }
     Ok(Exit::Done)
+}
+
+/// How full the fullest of a machine's disks is.
+fn disk(node: &v1::Node) -> Option<String> {
+    let fullest = node.disks.iter().map(|disk| disk.percent).max()?;
+    Some(format!("{fullest}%{}", if node.disk_full { " (full)" } else { "" }))
 }
 
 async fn get(client: &Client, node: &str) -> Result<v1::Node> {
@@ -431,6 +479,7 @@ async fn change_as_said(client: &Client, update: Update, out: &Output) -> Result
         taints: update.taint,
         remove_taints: update.taint_rm,
         overcommit: update.overcommit.map(|Factors(change)| change),
+        disk_marks: update.disk_marks.map(|marks| marks.to_string()),
         windows: windows.into_iter().collect(),
         clear_windows: update.no_maintenance,
         ..v1::NodeChange::default()
@@ -539,6 +588,84 @@ async fn rotate(
         show(&node, &format!("{} has the key {key}", node.name), out)?;
     }
     Ok(Exit::Done)
+}
+
+async fn prune(
+    client: &Client,
+    mut names: Vec<String>,
+    all: bool,
+    ask: Prune,
+    yes: bool,
+    out: &Output,
+) -> Result<Exit> {
+    if all {
+        let nodes: Vec<v1::Node> = client.get("/v1/nodes").await?;
+        names = nodes.into_iter().filter(|node| node.state == "ready").map(|node| node.name).collect();
+    }
+    let mut answers = Vec::new();
+    let look = Prune { dry_run: true, ..ask };
+    for name in &names {
+        answers.push((get(client, name).await?.name, ask_to_prune(client, name, &look).await?));
+    }
+    if !ask.dry_run && answers.iter().any(|(_, answer)| !answer.removed.is_empty()) {
+        if !yes {
+            show_pruned(&answers, true, out)?;
+            if !confirm("Remove them?")? {
+                out.say("nothing was changed");
+                return Ok(Exit::Failed);
+            }
+        }
+        for (name, answer) in answers.iter_mut().filter(|of| !of.1.removed.is_empty()) {
+            *answer = ask_to_prune(client, name, &ask).await?;
+        }
+    }
+    match out.format {
+        Format::Json => out.json(&answers.into_iter().collect::<BTreeMap<_, _>>())?,
+        Format::Table => show_pruned(&answers, ask.dry_run, out)?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn ask_to_prune(client: &Client, node: &str, ask: &Prune) -> Result<Pruned> {
+    // As long as it takes to remove many large images.
+    let patience = std::time::Duration::from_secs(1800);
+    let path = format!("/v1/nodes/{}/prune", query(node));
+    Ok(client.call_within(Method::POST, &path, ask, patience).await?)
+}
+
+/// What went or would go, and what stays of it. Most images stay because they are used: those are only counted.
+fn show_pruned(answers: &[(String, Pruned)], dry_run: bool, out: &Output) -> Result<()> {
+    const USED: &str = "a container is made from it";
+    let mut rows: Vec<(&str, &str, &PrunedThing)> = Vec::new();
+    for (node, answer) in answers {
+        let gone = if dry_run { "would go" } else { "removed" };
+        rows.extend(answer.removed.iter().map(|thing| (node.as_str(), gone, thing)));
+        let told = answer.kept.iter().filter(|thing| thing.why != USED);
+        rows.extend(told.map(|thing| (node.as_str(), "stays", thing)));
+    }
+    let cells = rows.iter().map(|(node, what, thing)| {
+        let (kind, size) = (thing.kind.to_string(), thing.size.to_string());
+        vec![(*node).to_owned(), (*what).to_owned(), kind, thing.name.clone(), size, thing.why.clone()]
+    });
+    let cells: Vec<_> = cells.collect();
+    if !cells.is_empty() {
+        for line in table(&["NODE", "", "WHAT", "NAME", "SIZE", "WHY"], &cells) {
+            out.data(&line)?;
+        }
+    }
+    for (node, answer) in answers {
+        let images = answer.removed.iter().filter(|thing| thing.kind == PruneKind::Image).count();
+        let used = answer.kept.iter().filter(|thing| thing.why == USED).count();
+        let freed: Bytes = answer.freed;
+        out.say(&match (dry_run, answer.removed.is_empty()) {
+            (_, true) => format!("{node}: nothing can go; {used} more image(s) are used by containers"),
+            (true, false) => format!(
+                "{node}: {images} image(s) would go, {freed} at most; {used} more are used by containers"
+            ),
+            (false, false) => format!("{node}: {images} image(s) removed, {freed} more are free"),
+        });
+    }
+    Ok(())
 }
 
 async fn rm(client: &Client, name: &str, force: bool, yes: bool, out: &Output) -> Result<Exit> {

@@ -120,6 +120,10 @@ pub(crate) fn state(task: &v1::Task) -> String {
         (Phase::Running, Health::Unchecked) => "running".into(),
         (Phase::Running, Health::Starting) => "starting".into(),
         (Phase::Running, health) => health.to_string(),
+        (Phase::Failed, _) if task.crash_loop.is_some() => match status.exit {
+            Some(exit) => format!("crash loop ({exit})"),
+            None => "crash loop".into(),
+        },
         (Phase::Failed | Phase::Complete | Phase::Stopped, _) => match status.exit {
             Some(exit) if !exit.is_success() => format!("{} ({exit})", status.phase),
             _ => status.phase.to_string(),

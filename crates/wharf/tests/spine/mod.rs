@@ -285,6 +285,7 @@ pub(crate) fn set_for(node: NodeId, revision: u64) -> AssignmentSet {
         dns: DnsTable::default(),
         routes: RouteTable::default(),
         wireguard: None,
+        disk_marks: Default::default(),
     }
 }
 
@@ -408,6 +409,8 @@ impl FakeNode {
             subnets: vec![],
             wireguard: None,
             seen_from: None,
+            disks: Vec::new(),
+            cleanup: None,
         };
         let have = *self.have.lock().unwrap();
         NodeReport {
