@@ -118,7 +118,7 @@ fn lose_the_machine_of(fleet: &Fleet, service: &str, node: &str) {
     assert!(verdict.contains(&format!("{service}.1 waits for {node}")), "{verdict}");
     assert!(
         verdict.contains(&format!(
-            "hint: bring {node} back, or give up the data there with `wharf node rm {node}`"
+            "hint: bring {node} back, or have it start elsewhere with an empty volume: `wharf volume release "
         )),
         "{verdict}"
     );

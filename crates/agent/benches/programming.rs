@@ -171,6 +171,7 @@ fn set(round: u32) -> AssignmentSet {
         routes: RouteTable::default(),
         wireguard: None,
         disk_marks: Default::default(),
+        watched: Vec::new(),
     }
 }
 

@@ -107,6 +107,7 @@ mod tests {
             routes: RouteTable::of_ports(Revision(7), vec![route]),
             wireguard: None,
             disk_marks: Default::default(),
+            watched: Vec::new(),
         };
         (set, id, network)
     }

@@ -32,7 +32,7 @@ use wharf_model::{
     Phase, PullPolicy, RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId, WireguardAssignment,
     WireguardFacts,
 };
-use wharf_process::{Clock, Tasks, blocking, errors};
+use wharf_process::{Clock, Tasks, blocking, detached::Program, errors};
 
 use crate::{
     assignments::{Assignments, Refused},
@@ -43,10 +43,12 @@ use crate::{
         disks::{Disks, NoDisks},
     },
     images::Images,
+    lease::Lease,
     network::{
         KernelNetwork, Mend, host_subnets,
         sandbox::{Sandbox, sandboxes},
     },
+    peers::{self, Echoes, Unheard, Watching},
     registry::RegistryLogins,
     reports::{Report, Reports},
     runtime::{
@@ -67,6 +69,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Events are asked for from a little before the last one: a clock has only so many digits.
 const OVERLAP: u64 = 1_000;
+/// Between looks whether the process that ends containers runs, while there are any that must be.
+const FENCE: Duration = Duration::from_secs(5);
 /// The MTU of networks between nodes if the kernel's side does not say: VXLAN on Ethernet.
 const USUAL_MTU: u32 = 1450;
 
@@ -226,6 +230,8 @@ pub struct NodeConfig {
     pub seed: u64,
     /// Looks at the machine's file systems.
     pub disks: Arc<dyn Disks>,
+    /// The process that ends what must not run twice if this agent does not; nobody if absent.
+    pub fence: Option<Program>,
 }
 
 impl NodeConfig {
@@ -244,6 +250,7 @@ impl NodeConfig {
             own_ports: BTreeSet::new(),
             seed: 0,
             disks: Arc::new(NoDisks),
+            fence: None,
         }
     }
     /// Where volumes have their folders.
@@ -295,6 +302,10 @@ struct Inner {
     adopted: AtomicBool,
     /// Why tasks do not see the addresses of clients of published ports.
     unkept: Mutex<Option<String>>,
+    /// How other nodes are listened for, until somebody does.
+    echoes: Mutex<Option<Box<dyn Echoes>>>,
+    /// The nodes that do not answer this one.
+    silent: Mutex<BTreeSet<NodeId>>,
 }
 
 /// A set whose names, routes and kernel networks are served, and what the kernel could not do of it.
@@ -352,6 +363,8 @@ impl NodeAgent {
             pulling: Mutex::default(),
             plane: Plane(Arc::clone(&plane)),
             seed: config.seed,
+            // What another process of this node has given is less: it grants this one nothing.
+            lease: Lease::new(Arc::clone(&clock), clock.now().0 << 16),
         });
         let inner = Inner {
             config,
@@ -375,8 +388,20 @@ impl NodeAgent {
             adopted: AtomicBool::new(false),
             unkept: Mutex::default(),
             unserved: AtomicBool::new(false),
+            echoes: Mutex::default(),
+            silent: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Listens for other nodes by these from now on. To be called before [`NodeAgent::run`]; without, nobody is listened for.
+    pub fn listen_by(&self, echoes: Box<dyn Echoes>) {
+        *self.inner.echoes.lock() = Some(echoes);
+    }
+
+    /// The node's right to run tasks that must not run twice.
+    pub fn lease(&self) -> &Lease {
+        &self.inner.shared.lease
     }
 
     /// Works until `stop`, with task loops as tasks of `tasks`. Containers stay as they are when it ends.
@@ -387,6 +412,8 @@ impl NodeAgent {
             inner.look_around(&stop),
             inner.keep_house(&stop),
             inner.follow_entry(&stop),
+            inner.listen_for_others(&stop),
+            inner.follow_lease(&stop),
             Arc::clone(inner).work(tasks.clone(), stop.clone()),
             Arc::clone(inner).tend(tasks.clone(), stop.clone())
         );
@@ -665,6 +692,63 @@ impl Inner {
         }
     }
 
+    /// Listens for the nodes that the set names, says what it hears, and leads nobody to those that it does not hear.
+    async fn listen_for_others(&self, stop: &CancellationToken) {
+        let Some(mut echoes) = self.echoes.lock().take() else { return };
+        let mut watching = Watching::default();
+        loop {
+            if let Some(set) = self.held() {
+                watching.watch(&set.watched);
+            }
+            let answered = echoes.answered();
+            let before = watching.view();
+            let ask = watching.round(&answered);
+            let view = watching.view();
+            if view != before {
+                for node in view.silent.difference(&before.silent) {
+                    tracing::warn!(%node, "a node does not answer");
+                }
+                for node in before.silent.difference(&view.silent) {
+                    tracing::info!(%node, "a node is heard again, or not listened for any more");
+                }
+                self.reports.peers(&view);
+                if view.silent != before.silent {
+                    *self.silent.lock() = view.silent;
+                    self.wake.notify_one();
+                }
+            }
+            echoes.send(&ask);
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                () = self.clock.sleep(peers::INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Has tasks that must not run twice stop when the right to run them is about to end, and go on when there is one.
+    async fn follow_lease(&self, stop: &CancellationToken) {
+        let lease = &self.shared.lease;
+        loop {
+            let standing = lease.standing();
+            tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Cancel-safe: it is asked again, and looks anew.
+                () = lease.other_than(standing) => {}
+                () = self.clock.sleep(FENCE) => {}
+            }
+            if lease.standing() != standing {
+                self.nudge_all();
+            }
+            if let Some(program) = self.config.fence.as_ref().filter(|_| lease.guards())
+                && let Err(error) = program.reach().await
+            {
+                tracing::error!(%error, "the process that ends containers does not run; it is tried again");
+            }
+        }
+    }
+
     async fn look_at_engine(&self) {
         let facts = self.runtime.facts().await;
         let before = std::mem::replace(&mut *self.engine.lock(), facts.clone());
@@ -758,14 +842,16 @@ impl Inner {
         self.plane.prepare_tunnels(set.wireguard.as_ref()).await;
         let unready = self.plane.prepare(&set.networks).await;
         let departed = self.departed(&set);
-        let (names, sources) = (departed.without(&set.dns), sources(&set));
+        let unheard = Unheard::of(&set, &self.silent.lock());
+        let (names, sources) = (unheard.without(departed.without(&set.dns)), sources(&set));
         let sandboxes = sandboxes(&set, &names);
         self.adopt_sandboxes(&set, &sandboxes).await;
         let entries = sandboxes.iter().map(|(task, sandbox)| (*task, sandbox.entries.clone()));
         let wanted_entries: BTreeMap<_, _> = entries.collect();
         let routed = async {
             let Some(entry) = &self.entry else { return true };
-            let routes = self.reachable_from_clients(departed.without_routes(&set.routes)).await;
+            let routes = unheard.without_routes(departed.without_routes(&set.routes));
+            let routes = self.reachable_from_clients(routes).await;
             entry.publish(&routes).await
         };
         let (programmed, named, routed) =

@@ -12,7 +12,9 @@ use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 pub use wharf_api::transport::node::Report;
-use wharf_model::{Health, NodeFacts, NodeReport, Revision, TaskId, TaskReport, TaskStatus, VolumeId};
+use wharf_model::{
+    Health, NodeFacts, NodeReport, PeerView, Revision, TaskId, TaskReport, TaskStatus, VolumeId,
+};
 use wharf_process::Clock;
 
 /// In bits. The sum stays below 2^53, up to where JSON's numbers are exact for everyone.
@@ -33,6 +35,8 @@ struct State {
     node: Option<NodeReport>,
     tasks: BTreeMap<TaskId, TaskReport>,
     removed_volumes: BTreeMap<VolumeId, u64>,
+    /// What the node hears of others.
+    peers: PeerView,
 }
 
 impl Reports {
@@ -51,7 +55,9 @@ impl Reports {
         draining: &dyn Fn() -> BTreeMap<TaskId, u64>,
     ) {
         let mut state = self.state.lock();
-        let report = NodeReport { sequence: 0, epoch, observed, facts, problems, draining: draining() };
+        let peers = state.peers.clone();
+        let report =
+            NodeReport { sequence: 0, epoch, observed, facts, problems, draining: draining(), peers };
         self.set_node(&mut state, report);
     }
 
@@ -60,6 +66,14 @@ impl Reports {
         let mut state = self.state.lock();
         let Some(report) = state.node.clone() else { return };
         self.set_node(&mut state, NodeReport { draining: draining(), ..report });
+    }
+
+    /// Notes what the node hears of those it watches; nothing is said of it before something is known of the node itself.
+    pub fn peers(&self, peers: &PeerView) {
+        let mut state = self.state.lock();
+        state.peers.clone_from(peers);
+        let Some(report) = state.node.clone() else { return };
+        self.set_node(&mut state, NodeReport { peers: peers.clone(), ..report });
     }
 
     fn set_node(&self, state: &mut State, report: NodeReport) {

@@ -20,7 +20,8 @@ use wharf_api::{
     v1::{self, Code},
 };
 use wharf_model::{
-    AssignmentSet, Bytes, Cpus, GatewayStats, Image, NodeReport, PullPolicy, TaskId, Timestamp,
+    AssignmentSet, Bytes, Cpus, GatewayStats, Image, LeaseAnswer, LeaseGrant, NodeReport, PullPolicy, TaskId,
+    Timestamp,
 };
 
 use crate::{
@@ -59,6 +60,10 @@ impl Node for NodeAgent {
                 Err(Refusal::new(Code::Unavailable, error.to_string()).hint("make room on the node's disk"))
             }
         }
+    }
+
+    async fn lease(&self, grant: LeaseGrant) -> Result<LeaseAnswer, Refusal> {
+        NodeAgent::lease(self).take(&grant).map_err(|stale| Refusal::new(Code::Conflict, stale.to_string()))
     }
 
     fn reports(&self) -> BoxStream<'static, Report> {

@@ -286,6 +286,7 @@ fn set(revision: u64, tasks: &[&TaskAssignment]) -> AssignmentSet {
         routes: RouteTable::default(),
         wireguard: None,
         disk_marks: Default::default(),
+        watched: Vec::new(),
     }
 }
 

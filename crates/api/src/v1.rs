@@ -228,6 +228,21 @@ pub struct Node {
     /// Images that it has of those that tasks of the cluster ran there from lately, by digest or identifier.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<String>,
+    /// The nodes that watch it and do not hear it, while it is suspected to be gone: nothing is sent to its tasks where others serve.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspected_by: Vec<String>,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspected_since: Option<u64>,
+    /// Until when it gets no new tasks although it is back, because it went away too often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<u64>,
+    /// When it went away lately.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lapses: Vec<u64>,
+    /// Until when it is not counted as down although its lease is over, because too many are away at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spared_until: Option<u64>,
 }
 
 /// A file system of a node.
@@ -837,6 +852,68 @@ pub struct VolumeView {
     pub id: String,
     /// Names of the nodes that hold data of it.
     pub nodes: Vec<String>,
+}
+
+/// A volume of an app, where its data is, and whether it can be had.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Volume {
+    /// Identifier.
+    pub id: String,
+    /// The environment of its app.
+    pub environment: String,
+    /// Its app.
+    pub app: String,
+    /// Its key in the Compose file.
+    pub name: String,
+    /// `shared` (every node can read it), `unused`, `present`, `away` (its node does not answer) or `lost` (its node is down).
+    pub state: String,
+    /// Why it cannot be had.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// What can be done about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The nodes that hold data of it.
+    pub data: Vec<VolumeData>,
+    /// The services that use it.
+    pub services: Vec<String>,
+    /// Data that people have given up, and that may still lie on its node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given_up: Vec<GivenUpData>,
+    /// When it was made.
+    pub created_at: u64,
+}
+
+/// A node that holds data of a volume.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeData {
+    /// Its name.
+    pub node: String,
+    /// How the node is; `removed` if it is not part of the cluster any more.
+    pub state: String,
+    /// Since when.
+    pub since: Option<u64>,
+}
+
+/// Data of a volume that people have given up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GivenUpData {
+    /// The node it is on.
+    pub node: String,
+    /// What the volume was then.
+    pub id: String,
+    /// When.
+    pub at: u64,
+    /// By whom.
+    pub by: String,
+}
+
+/// A wish to give up the data that a node which is down holds of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRelease {
+    /// The node, by name or id.
+    pub node: String,
 }
 
 /// Something that happened.

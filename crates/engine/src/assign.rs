@@ -14,13 +14,14 @@ use wharf_model::{
     AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Ipv6Addresses, Mac,
     NetworkAssignment, NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, RemoteBlock, Route,
     RouteTable, ServiceKey, ServiceName, ServiceRevision, ServiceRoute, ShownCertificate, Target, Task,
-    TaskAssignment, VolumeAssignment, VolumeId, VolumeRecord, tunnel_address,
+    TaskAssignment, TaskId, VolumeAssignment, VolumeId, VolumeRecord, tunnel_address,
 };
 
 use crate::{
     World,
     names::{self, Names},
-    network, placeholders, routes, routing, spec, strategy,
+    network, nodes, placeholders, routes, routing, spec, strategy,
+    suspicion::Ring,
     wireguard::Mesh,
 };
 
@@ -44,6 +45,9 @@ pub struct Assigner<'a> {
     /// Networks that gateways need to reach the tasks behind published ports and routes.
     entries: BTreeSet<NetworkId>,
     mesh: Mesh,
+    /// Tasks of nodes that are suspected to be gone, where others of their service serve: nothing is sent there.
+    shunned: BTreeSet<TaskId>,
+    ring: Ring,
 }
 
 impl<'a> Assigner<'a> {
@@ -65,7 +69,10 @@ impl<'a> Assigner<'a> {
             certificates: Vec::new(),
             entries: BTreeSet::new(),
             mesh: Mesh::of(world),
+            shunned: BTreeSet::new(),
+            ring: Ring::of(world),
         };
+        assigner.shunned = assigner.shun();
         for task in world.tasks().filter(|task| !task.is_over()) {
             assigner.add_member(task);
             assigner.add_names(task);
@@ -102,8 +109,34 @@ impl<'a> Assigner<'a> {
             tasks: assignments,
             wireguard: self.mesh.assignment(node),
             disk_marks: self.world.node(node).map(|node| node.record.disk_marks).unwrap_or_default(),
+            watched: self.world.node(node).map(|node| self.ring.watched_by(node)).unwrap_or_default(),
             networks,
         }
+    }
+
+    /// Ready tasks of suspected nodes; of a service, or a set of its tasks that is found apart, of which nothing else is left, none.
+    fn shun(&self) -> BTreeSet<TaskId> {
+        let suspected = nodes::suspected(self.world);
+        let tasks = suspected.iter().flat_map(|node| self.world.tasks_on(*node));
+        // What is found together: what everybody finds, and other generations each for itself.
+        let set = |task: &Task| {
+            let everybody = strategy::serves(self.world, &task.service, task.generation);
+            (!everybody).then_some(task.generation)
+        };
+        let mut shunned = BTreeSet::new();
+        let mut others = BTreeMap::new();
+        for task in tasks.filter(|task| self.is_up(task)) {
+            let own = set(task);
+            let has_other = *others.entry((task.service.clone(), own)).or_insert_with(|| {
+                let elsewhere = |other: &Task| other.node.is_some_and(|node| !suspected.contains(&node));
+                let mut all = self.world.tasks_of(&task.service);
+                all.any(|other| elsewhere(other) && set(other) == own && self.is_up(other))
+            });
+            if has_other {
+                shunned.insert(task.id);
+            }
+        }
+        shunned
     }
 
     pub(crate) const fn world(&self) -> &'a World {
@@ -118,14 +151,14 @@ impl<'a> Assigner<'a> {
     fn serves(&self, task: &Task) -> bool {
         self.is_up(task) && strategy::serves(self.world, &task.service, task.generation)
     }
-    /// Ready, wanted, and on a node that is not given up.
+    /// Ready, wanted, and on a node that is not given up, nor suspected while others serve.
     pub(crate) fn is_up(&self, task: &Task) -> bool {
         let down = || {
             task.node
                 .and_then(|node| self.world.node(node))
                 .is_none_or(|node| node.state() == NodeState::Down)
         };
-        task.hook.is_none() && task.is_ready() && !down()
+        task.hook.is_none() && task.is_ready() && !down() && !self.shunned.contains(&task.id)
     }
     fn network_at(&self, address: Ipv4Addr) -> Option<NetworkId> {
         network::network_of_address(&self.by_subnet, self.world, address)
@@ -326,6 +359,7 @@ impl<'a> Assigner<'a> {
             files: self.files(revision),
             devices: task.devices.clone(),
             companions: companions.collect(),
+            fenced: task.hook.is_none() && spec::is_fenced(self.world, revision),
         })
     }
     fn volumes_of(

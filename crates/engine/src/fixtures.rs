@@ -51,12 +51,7 @@ pub(crate) fn node(n: u8) -> Node {
             disk_marks: Default::default(),
             scheduling: NodeScheduling::default(),
         },
-        status: Some(NodeStatus {
-            state: NodeState::Ready,
-            since: Timestamp(0),
-            reason: String::new(),
-            facts: Some(facts),
-        }),
+        status: Some(NodeStatus { facts: Some(facts), ..NodeStatus::new(NodeState::Ready, Timestamp(0)) }),
     }
 }
 pub(crate) fn node_id(n: u8) -> NodeId {
@@ -432,11 +427,30 @@ impl Cluster {
     }
     pub(crate) fn set_state(&mut self, n: u8, state: NodeState) {
         let status = self.world.node(node_id(n)).unwrap().status.clone().unwrap();
-        self.world.set_node_status(node_id(n), NodeStatus { state, ..status });
+        let suspected = status.suspected.clone().filter(|_| state != NodeState::Down);
+        let missing = status.missing && suspected.is_some();
+        self.world.set_node_status(node_id(n), NodeStatus { state, suspected, missing, ..status });
         self.cut_off.retain(|id| *id != node_id(n));
         if matches!(state, NodeState::Down | NodeState::Unreachable) {
             self.cut_off.push(node_id(n));
         }
+    }
+    /// Others miss a node, or hear it again.
+    pub(crate) fn set_suspected(&mut self, n: u8, suspected: bool) {
+        let status = self.world.node(node_id(n)).unwrap().status.clone().unwrap();
+        let by = || [node_id(if n == 1 { 2 } else { 1 })].into();
+        let suspected = suspected && status.state != NodeState::Down;
+        let suspected = suspected.then(|| Suspicion { since: self.now, by: by() });
+        let missing = status.missing && suspected.is_some();
+        self.world.set_node_status(node_id(n), NodeStatus { suspected, missing, ..status });
+    }
+    /// A node is suspected for longer than a hiccup.
+    pub(crate) fn set_missing(&mut self, n: u8) {
+        self.set_suspected(n, true);
+        let status = self.world.node(node_id(n)).unwrap().status.clone().unwrap();
+        let missing = status.suspected.is_some();
+        self.world.set_node_status(node_id(n), NodeStatus { missing, ..status });
+        self.cut_off.push(node_id(n));
     }
     pub(crate) fn set_availability(&mut self, n: u8, availability: Availability) {
         let record = self.world.node(node_id(n)).unwrap().record.clone();

@@ -13,6 +13,7 @@ mod change;
 mod choose;
 mod disk;
 mod explain;
+mod fencing;
 #[cfg(test)]
 mod fixtures;
 mod history;
@@ -40,10 +41,12 @@ mod routing;
 mod scenarios;
 mod spec;
 mod strategy;
+mod suspicion;
 mod tasks;
 #[cfg(test)]
 mod trials;
 mod vip;
+mod volumes;
 mod waiting;
 mod wireguard;
 mod world;
@@ -55,6 +58,7 @@ pub use change::{Change, Decision, Ids, SeededIds};
 pub use choose::{choose_ports, pinned_image};
 pub use disk::{disk_problems, full_disk};
 pub use explain::{Departure, came, departures};
+pub use fencing::{Grants, granted};
 pub use history::{
     compare, counted, is_as_wanted, plan_return, release_strategy, returned, rollback_target, strategies,
     strategy_of,
@@ -63,7 +67,7 @@ pub use images::{KnownImage, needed_images};
 pub use ipv6::Ipv6Refusal;
 pub use names::named_ports;
 pub use network::host_conflicts;
-pub use nodes::{Leases, Link, decide as decide_node};
+pub use nodes::{Falls, Leases, Link, Seen, decide as decide_node};
 pub use obtained::{Obtained, given_certificates, hosts_to_certify};
 pub use pass::decide;
 pub use passage::{DrainFacts, Draining};
@@ -87,6 +91,8 @@ pub use routing::{
 };
 pub use spec::{StopFirst, effective_order};
 pub use strategy::judged;
+pub use suspicion::{Suspected, Suspicions, Voice};
 pub use tasks::{CRASH_LOOP, CrashLoop, crash_loop};
+pub use volumes::{ReleaseRefusal, VolumeVerdict, give_up, volume_users, volume_verdict};
 pub use waiting::{About, DependencyState, NetworkRefusal, Reason, Waiting};
 pub use world::{Load, Node, World};

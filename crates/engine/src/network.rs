@@ -769,6 +769,7 @@ impl Pass<'_> {
                     spec: wanted.clone(),
                     nodes: Vec::new(),
                     created_at: self.now,
+                    given_up: Vec::new(),
                 };
                 self.volumes.insert(volume.id, volume);
             }

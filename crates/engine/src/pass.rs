@@ -352,7 +352,18 @@ impl<'a> Pass<'a> {
             match self.state(task.node) {
                 None => self.lose(&task, format!("its node {name} is no longer part of the cluster")),
                 Some(NodeState::Down) if task.stop.is_some() || !self.has_local_data(&task) => {
-                    self.lose(&task, format!("its node {name} is down"));
+                    let revision = self.world.revision_of(&task.service, task.generation);
+                    let fenced = revision.is_some_and(|revision| spec::is_fenced(self.world, revision));
+                    let fence = if fenced { ", and its right to run the task there is over" } else { "" };
+                    self.lose(&task, format!("its node {name} is down{fence}"));
+                }
+                Some(NodeState::Ready | NodeState::EngineDown | NodeState::Unreachable)
+                    if self.is_missed(&task) =>
+                {
+                    self.lose(
+                        &task,
+                        format!("its node {name} is heard neither by other nodes nor by the server"),
+                    );
                 }
                 Some(
                     NodeState::Down
@@ -363,6 +374,20 @@ impl<'a> Pass<'a> {
                 ) => {}
             }
         }
+    }
+    /// Whether the task's node is missing, and another of it may run beside it: then nobody waits until it is certain that the node is gone.
+    fn is_missed(&self, task: &Task) -> bool {
+        let missing = task.node.and_then(|node| self.world.node(node)).is_some_and(crate::Node::is_missing);
+        let revision = self.world.revision_of(&task.service, task.generation);
+        let may_run_twice = |revision: &ServiceRevision| {
+            !spec::is_fenced(self.world, revision)
+                && spec::stop_first(&revision.spec, None, false).is_none()
+                && !self.has_local_data(task)
+        };
+        missing
+            && task.slot != Slot(0)
+            && task.hook.is_none()
+            && revision.is_some_and(|revision| may_run_twice(revision))
     }
     /// Draining tasks to which nothing comes any more are let go.
     fn let_go(&mut self) {

@@ -209,7 +209,7 @@ impl World {
         self.passage.entering.remove(&task);
         self.passage.leaving.remove(&task);
     }
-    /// A node that was given up is back: its tasks are in names and routes again.
+    /// A node that was given up or suspected is back: its tasks are in names and routes again.
     pub(crate) fn note_return(&mut self, node: NodeId) {
         let ready = self.tasks_on(node).filter(|task| task.is_ready()).map(|task| task.id);
         let ready: Vec<_> = ready.collect();

@@ -28,9 +28,9 @@ use std::{
 };
 
 use wharf_model::{
-    AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, NodeState, PlacementSpec,
-    PlacementStrategy, Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision,
-    ServiceSpec, SlotOf, Task, TaskDevice, Timestamp,
+    AppKey, Availability, Generation, GivenPort, Image, Mode, NodeId, PlacementSpec, PlacementStrategy,
+    Priority, Protocol, PublishMode, ServiceKey, ServiceName, ServiceRevision, ServiceSpec, SlotOf, Task,
+    TaskDevice, Timestamp,
 };
 
 pub use explain::{
@@ -462,7 +462,7 @@ impl<'a> Places<'a> {
     fn standing(&self, node: &Node, service: &ServiceKey, strategy: PlacementStrategy) -> (Key, Amounts) {
         let id = node.record.id;
         let site = Site::new(node, self.world.load_ref(id), self.promised.get(&id), None, None);
-        let open = node.record.availability == Availability::Active && node.state() == NodeState::Ready;
+        let open = node.record.availability == Availability::Active && node.is_sound();
         let key = match strategy {
             _ if !open => CLOSED,
             PlacementStrategy::Binpack => Key::fullest(site.reserved_share()),
@@ -677,7 +677,7 @@ pub(crate) const fn mixed(mut bits: u64) -> u64 {
 
 /// Whether a node takes tasks at this moment.
 pub(crate) fn is_open_at(node: &Node, now: Timestamp) -> bool {
-    availability_at(&node.record, now) == Availability::Active && node.state() == NodeState::Ready
+    availability_at(&node.record, now) == Availability::Active && node.is_sound()
 }
 
 /// Whether there is room for so many more tasks like this beside everything that runs.

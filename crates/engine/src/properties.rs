@@ -16,6 +16,10 @@ enum Act {
     Start(u8),
     Availability(u8, Availability),
     State(u8, NodeState),
+    /// Those who watch a node miss it, or hear it again.
+    Suspect(u8, bool),
+    /// The same for longer than a hiccup.
+    Miss(u8),
     Sicken(u8),
     Crash(u8),
     /// A node goes on with the names and routes it has, or does as it is told again.
@@ -75,6 +79,8 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0u8..3).prop_map(Act::Start),
         1 => (1u8..5, availability).prop_map(|(node, availability)| Act::Availability(node, availability)),
         1 => (1u8..5, state).prop_map(|(node, state)| Act::State(node, state)),
+        1 => (1u8..5, any::<bool>()).prop_map(|(node, suspected)| Act::Suspect(node, suspected)),
+        1 => (1u8..5).prop_map(Act::Miss),
         1 => any::<u8>().prop_map(Act::Sicken),
         1 => any::<u8>().prop_map(Act::Crash),
         1 => (1u8..5, any::<bool>()).prop_map(|(node, deaf)| Act::Deaf(node, deaf)),
@@ -147,6 +153,8 @@ fn play(cluster: &mut Cluster, act: &Act) {
         Act::Scale(..) | Act::Restart(_) | Act::Stop(_) | Act::Start(_) => {}
         Act::Availability(n, availability) => cluster.set_availability(*n, *availability),
         Act::State(n, state) => cluster.set_state(*n, *state),
+        Act::Miss(n) => cluster.set_missing(*n),
+        Act::Suspect(n, suspected) => cluster.set_suspected(*n, *suspected),
         Act::Sicken(n) => {
             mishap(cluster, *n, |status| status.health = Health::Unhealthy);
         }
@@ -213,7 +221,7 @@ fn nothing_is_decided_for_ever(cluster: &Cluster) -> Result<(), TestCaseError> {
     let (mut world, mut ids) = (cluster.world.clone(), cluster.ids.clone());
     let second = decide(&world, &app_key(), cluster.now, &mut ids);
     let makes = |change: &Change| matches!(change, Change::CreateTask(_) | Change::StopTask { .. });
-    let node_down = cluster.world.nodes().any(|node| node.state() == NodeState::Down);
+    let node_down = cluster.world.nodes().any(|node| node.state() == NodeState::Down || node.is_missing());
     prop_assert!(node_down || !second.changes.iter().any(makes), "decided twice: {:?}", second.changes);
     second.changes.iter().for_each(|change| world.apply(change));
     let third = decide(&world, &app_key(), cluster.now, &mut ids);
@@ -247,6 +255,7 @@ fn no_seat_is_filled_twice(cluster: &Cluster, decision: &Decision) -> Result<(),
         prop_assert_eq!(created.count(), 1, "one new task per seat and pass");
         let state = cluster.world.node(new.node.unwrap()).unwrap();
         prop_assert_eq!(state.state(), NodeState::Ready);
+        prop_assert!(!state.is_suspected(), "it may be gone");
         prop_assert_eq!(state.record.availability, Availability::Active);
     }
     Ok(())
@@ -450,6 +459,7 @@ proptest! {
         for n in 1..=4 {
             cluster.set_state(n, NodeState::Ready);
             cluster.set_availability(n, Availability::Active);
+            cluster.set_suspected(n, false);
         }
         cluster.deaf.clear();
         cluster.under_way.clear();

@@ -407,6 +407,128 @@ fn tasks_of_a_down_node_are_lost_and_replaced_elsewhere() {
 }
 
 #[test]
+fn nothing_is_sent_to_a_suspected_node_where_others_serve_and_nothing_is_replaced() {
+    let mut cluster = Cluster::of(3);
+    let web = published(replicas(service("web"), 3), 8080, PublishMode::Ingress);
+    let only = published(service("only"), 8081, PublishMode::Ingress);
+    cluster.up(&app(&[("web", web), ("only", only)]));
+    cluster.settle();
+    let tasks = [cluster.ready("web"), cluster.ready("only")].concat();
+    let alone = cluster.ready("only").remove(0);
+    let n = (1..=3).find(|n| alone.node == Some(node_id(*n))).unwrap();
+    let (asker, there) = (if n == 1 { 2 } else { 1 }, |task: &&Task| task.node == Some(node_id(n)));
+    let shunned = cluster.ready("web").iter().find(there).unwrap().id;
+    assert_eq!(cluster.led_to(1, "web").len(), 3);
+
+    cluster.set_suspected(n, true);
+    cluster.settle();
+    for node in [1, asker] {
+        let led_to = cluster.led_to(node, "web");
+        assert!(led_to.len() == 2 && !led_to.contains(&shunned), "{led_to:?}");
+        let only = cluster.led_to(node, "only");
+        assert!(only.is_empty() && node != 1 || only == [alone.id].into(), "there is no other: {only:?}");
+    }
+    assert_eq!([cluster.ready("web"), cluster.ready("only")].concat(), tasks, "nothing is replaced");
+    let waiting = cluster.waiting();
+    assert!(waiting.contains("not hear; nothing is sent to it where others serve"), "{waiting}");
+    cluster.ask(&Request::Scale([("web".parse().unwrap(), 6)].into()));
+    cluster.settle();
+    let on_suspected = cluster.ready("web").into_iter().filter(|task| there(&task)).count();
+    assert_eq!((cluster.ready("web").len(), on_suspected), (6, 1), "it gets no new tasks");
+
+    cluster.set_suspected(n, false);
+    cluster.settle();
+    assert_eq!(cluster.led_to(1, "web").len(), 6);
+}
+
+#[test]
+fn tasks_of_a_missing_node_that_may_run_twice_are_replaced_before_it_is_down_and_others_wait() {
+    let mut cluster = Cluster::of(2);
+    let mut single = service("single");
+    single.policy.single_writer = Some(true);
+    let db = with_volume(service("db"), "data");
+    cluster.up(&app(&[("web", replicas(service("web"), 2)), ("single", single), ("db", db)]));
+    cluster.settle();
+    let on = |cluster: &Cluster, service: &str, n: u8| -> Vec<TaskId> {
+        let here = cluster.ready(service).into_iter().filter(|task| task.node == Some(node_id(n)));
+        here.map(|task| task.id).collect()
+    };
+    for n in [1, 2] {
+        let mut other = Cluster::of(2);
+        (other.world, other.now) = (cluster.world.clone(), cluster.now);
+        let mut cluster = other;
+        let before = ["single", "db"].map(|service| on(&cluster, service, n));
+        let elsewhere = 3 - n;
+        cluster.set_missing(n);
+        cluster.settle();
+        assert_eq!((on(&cluster, "web", n).len(), on(&cluster, "web", elsewhere).len()), (0, 2));
+        assert_eq!(
+            ["single", "db"].map(|service| on(&cluster, service, n)),
+            before,
+            "they wait for certainty"
+        );
+        let lost = cluster.tasks("web").into_iter().find(|task| task.status.phase == Phase::Lost).unwrap();
+        assert!(lost.status.message.contains("heard neither by other nodes nor by the server"));
+    }
+}
+
+#[test]
+fn a_node_that_is_held_back_keeps_its_tasks_and_gets_no_new_ones() {
+    let mut cluster = Cluster::of(2);
+    cluster.up(&app(&[("web", replicas(service("web"), 2))]));
+    cluster.settle();
+    let status = cluster.world.node(node_id(2)).unwrap().status.clone().unwrap();
+    let held_until = Some(cluster.now + Duration::from_secs(30));
+    cluster.world.set_node_status(node_id(2), NodeStatus { held_until, ..status.clone() });
+    cluster.ask(&Request::Scale([("web".parse().unwrap(), 4)].into()));
+    cluster.settle();
+    let on =
+        |cluster: &Cluster| cluster.ready("web").iter().filter(|task| task.node == Some(node_id(2))).count();
+    assert_eq!((cluster.ready("web").len(), on(&cluster)), (4, 1));
+    cluster.world.set_node_status(node_id(2), status);
+    cluster.ask(&Request::Scale([("web".parse().unwrap(), 6)].into()));
+    cluster.settle();
+    assert_eq!(on(&cluster), 3);
+}
+
+#[test]
+fn the_only_writer_of_a_shared_volume_runs_with_a_lease_and_moves_when_its_node_is_down() {
+    let mut cluster = Cluster::of(2);
+    let writer = with_volume(service("db"), "shared");
+    let many = replicas(with_volume(service("many"), "shared"), 2);
+    let mut told = replicas(service("told"), 2);
+    told.policy.single_writer = Some(true);
+    let mut spec = app(&[("db", writer), ("many", many), ("told", told), ("web", service("web"))]);
+    let volume = spec.volumes.values_mut().next().unwrap();
+    volume.driver_opts.insert("type".into(), "nfs".into());
+    cluster.up(&spec);
+    cluster.settle();
+    let fenced = |cluster: &Cluster| -> std::collections::BTreeSet<String> {
+        let assigner = crate::Assigner::new(&cluster.world);
+        let sets = [1, 2].map(|n| assigner.for_node(node_id(n)));
+        let tasks = sets.into_iter().flat_map(|set| set.tasks.into_values());
+        tasks.filter(|task| task.fenced).map(|task| task.name).collect()
+    };
+    let names = ["shop-db-1", "shop-told-1", "shop-told-2"].map(str::to_owned);
+    assert_eq!(fenced(&cluster), names.into());
+
+    let old = cluster.ready("db").remove(0);
+    let n = if old.node == Some(node_id(1)) { 1 } else { 2 };
+    cluster.set_state(n, NodeState::Unreachable);
+    cluster.settle();
+    assert_eq!(cluster.tasks("db").len(), 1, "it may be running");
+    cluster.set_state(n, NodeState::Down);
+    cluster.settle();
+    let new = cluster.ready("db").remove(0);
+    assert!(new.id != old.id && new.node != old.node);
+    let lost = cluster.tasks("db").into_iter().find(|task| task.id == old.id).unwrap();
+    assert_eq!(
+        lost.status.message,
+        format!("its node n{n} is down, and its right to run the task there is over")
+    );
+}
+
+#[test]
 fn a_task_bound_to_its_data_waits_for_its_node_and_is_not_started_anew() {
     let mut cluster = Cluster::of(2);
     cluster.up(&app(&[("db", with_volume(service("mariadb"), "db_data"))]));
@@ -414,7 +536,7 @@ fn a_task_bound_to_its_data_waits_for_its_node_and_is_not_started_anew() {
     let task = cluster.ready("db").remove(0);
     cluster.set_state(1, NodeState::Down);
     cluster.settle();
-    insta::assert_snapshot!(cluster.waiting(), @"db.1 waits for n1, which is down and holds the data of its volume db_data; hint: bring n1 back, or give up the data there with `wharf node rm n1`, after which it starts elsewhere with an empty volume");
+    insta::assert_snapshot!(cluster.waiting(), @"db.1 waits for n1, which is down and holds the data of its volume db_data; hint: bring n1 back, or have it start elsewhere with an empty volume: `wharf volume release db_data --node n1`");
 
     cluster.set_state(1, NodeState::Ready);
     cluster.settle();

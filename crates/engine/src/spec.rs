@@ -6,7 +6,7 @@ use std::{
 };
 
 use wharf_model::{
-    Dependency, DependencyCondition, FileSpec, GivenPort, MountSource, NetworkAttachment, NetworkMode,
+    Dependency, DependencyCondition, FileSpec, GivenPort, Mode, MountSource, NetworkAttachment, NetworkMode,
     NetworkName, PortSpec, Protocol, PublishMode, Release, RestartCondition, ServiceName, ServiceRevision,
     ServiceSpec, Shared, TaskHook, UpdateOrder, VolumeName, VolumeSpec,
 };
@@ -72,6 +72,21 @@ pub(crate) fn is_local(spec: &VolumeSpec) -> bool {
     spec.is_local()
 }
 
+/// Whether a slot's task must never run twice, even while its node cannot be heard: the file says so, or it is the only one of its service and
+/// writes to a volume that other nodes can read.
+pub(crate) fn is_fenced(world: &World, revision: &ServiceRevision) -> bool {
+    let spec = &revision.spec;
+    let mode = world.service(&revision.key).map_or(spec.mode, |record| record.mode);
+    let shared = |(name, writes): (&VolumeName, bool)| {
+        let volume = world.volume_named(&revision.key.app, name);
+        writes && volume.is_some_and(|volume| !is_local(&volume.spec))
+    };
+    let only = matches!(mode, Mode::Replicated { replicas: 1 });
+    let fenced = spec.policy.single_writer.unwrap_or_else(|| only && named_volumes(spec).any(shared));
+    // The task of a global service belongs to its node, and nobody takes its place.
+    fenced && !matches!(mode, Mode::Global)
+}
+
 /// The networks it is on, in the order in which they are connected: the first is the default route.
 pub(crate) fn attachments(spec: &ServiceSpec) -> Vec<(&NetworkName, &NetworkAttachment)> {
     let mut networks: Vec<_> = match spec.network_mode {
@@ -92,6 +107,8 @@ pub(crate) fn ingress_ports(spec: &ServiceSpec) -> impl Iterator<Item = &PortSpe
 pub enum StopFirst {
     /// The file says so.
     Asked,
+    /// The file says that it must not run twice (`single_writer`).
+    SingleWriter,
     /// Two tasks must not write to this volume at once.
     Volume(VolumeName),
     /// Two tasks cannot have this port of a node.
@@ -109,6 +126,7 @@ impl std::fmt::Display for StopFirst {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Asked => f.write_str("the file says `order: stop-first`"),
+            Self::SingleWriter => f.write_str("the file says that it must not run twice"),
             Self::Volume(volume) => write!(f, "two tasks must not write to volume {volume} at once"),
             Self::HostPort(port) => write!(f, "two tasks cannot have port {port} of a node"),
             Self::Address(address) => write!(f, "two tasks cannot have the address {address}"),
@@ -147,7 +165,8 @@ pub(crate) fn stop_first(
     let address6 = connected.iter().find_map(|(_, attachment)| attachment.ipv6_address);
     let address = address.map(IpAddr::from).or(address6.map(IpAddr::from));
     let address = address.map(StopFirst::Address).or(mac.map(StopFirst::Mac));
-    let impossible = address.or(port.map(StopFirst::HostPort));
+    let single = (spec.policy.single_writer == Some(true)).then_some(StopFirst::SingleWriter);
+    let impossible = single.or(address).or(port.map(StopFirst::HostPort));
     let unwise = || {
         let volume = named_volumes(spec).find(|(_, writes)| *writes).map(|(name, _)| name.clone());
         let host = spec.network_mode == NetworkMode::Host && same_node;

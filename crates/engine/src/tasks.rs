@@ -484,6 +484,11 @@ impl Pass<'_> {
         let about = self.about(current);
         // What serves goes on until every node leads to its successor.
         let serves = seat.leaving.iter().any(|(task, _)| task.is_ready());
+        // Nothing is sent to one whose node may be gone, as long as the old one is there.
+        if serves && let Some(reason @ Reason::NodeSuspected { .. }) = self.away(current.node) {
+            self.wait(about, reason);
+            return Standing::Underway;
+        }
         let unled = if serves { self.world.not_led_by(current) } else { None };
         if let Some(nodes) = unled {
             self.out.wake(self.now + passage::LOOK);
@@ -503,14 +508,13 @@ impl Pass<'_> {
             return Standing::Underway;
         }
         let node = self.node_name(current.node);
-        match self.state(current.node) {
-            Some(NodeState::Down) => {
-                let reason = self.down_reason(revision, current.node, node);
-                self.wait(about, reason);
-                return Standing::Underway;
-            }
-            Some(NodeState::Unreachable) => self.wait(about, Reason::NodeUnreachable { node }),
-            Some(NodeState::Joining | NodeState::Ready | NodeState::EngineDown) | None => {}
+        if self.state(current.node) == Some(NodeState::Down) {
+            let reason = self.down_reason(revision, current.node, node);
+            self.wait(about, reason);
+            return Standing::Underway;
+        }
+        if let Some(reason) = self.away(current.node) {
+            self.wait(about, reason);
         }
         if seat.leaving.is_empty() && seat.stopping.is_empty() {
             Standing::Settled
@@ -525,7 +529,7 @@ impl Pass<'_> {
         let output = task.status.probe_output.clone();
         let reason = match self.state(task.node) {
             Some(NodeState::Down) => self.down_reason(revision, task.node, node),
-            Some(NodeState::Unreachable) => Reason::NodeUnreachable { node },
+            Some(NodeState::Unreachable) => self.away(task.node).unwrap_or(Reason::NodeUnreachable { node }),
             Some(NodeState::Joining | NodeState::Ready | NodeState::EngineDown) | None => {
                 match (task.status.phase, task.status.health) {
                     (Phase::Running, Health::Unhealthy) => Reason::Unhealthy { node, output },
@@ -547,6 +551,23 @@ impl Pass<'_> {
             return Standing::Failed(format!("{about} is unhealthy, and its restart policy leaves it so"));
         }
         self.certain_failure(&about, seat).map_or(Standing::Underway, Standing::Failed)
+    }
+    /// How a node is away that is not given up, if it is.
+    fn away(&self, id: Option<NodeId>) -> Option<Reason> {
+        let node = self.world.node(id?)?;
+        let status = node.status.as_ref()?;
+        let name = node.record.name.to_string();
+        match (node.state(), &status.suspected, status.spared) {
+            (NodeState::Unreachable, _, Some(spared)) => {
+                Some(Reason::NodeSpared { node: name, away: spared.away, of: spared.of })
+            }
+            (NodeState::Unreachable | NodeState::EngineDown | NodeState::Ready, Some(suspicion), _) => {
+                let by = suspicion.by.iter().map(|node| self.world.node_name(*node)).collect();
+                Some(Reason::NodeSuspected { node: name, by })
+            }
+            (NodeState::Unreachable, None, None) => Some(Reason::NodeUnreachable { node: name }),
+            (NodeState::Joining | NodeState::Down | NodeState::EngineDown | NodeState::Ready, _, _) => None,
+        }
     }
     fn down_reason(&self, revision: &ServiceRevision, id: Option<NodeId>, node: String) -> Reason {
         let volume =

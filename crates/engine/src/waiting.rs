@@ -244,6 +244,22 @@ pub enum Reason {
         /// Which.
         node: String,
     },
+    /// Most of those who watch the task's node do not hear it; nothing is sent to the task where others serve.
+    NodeSuspected {
+        /// Which.
+        node: String,
+        /// Who does not hear it.
+        by: Vec<String>,
+    },
+    /// The task's node has been away for longer than its lease, and so have too many others: they count as down one after the other.
+    NodeSpared {
+        /// Which.
+        node: String,
+        /// So many nodes are away.
+        away: u32,
+        /// Of so many.
+        of: u32,
+    },
     /// The data of a volume that the task needs is on a node that is down.
     VolumeOnDownNode {
         /// The volume.
@@ -401,6 +417,8 @@ impl Waiting {
             | Reason::Others
             | Reason::Hook { .. }
             | Reason::NodeUnreachable { .. }
+            | Reason::NodeSuspected { .. }
+            | Reason::NodeSpared { .. }
             | Reason::VolumeOnDownNode { .. }
             | Reason::VolumeData { .. }
             | Reason::NetworkInUse { .. }
@@ -523,10 +541,21 @@ impl fmt::Display for Waiting {
             Reason::NodeUnreachable { node } => {
                 write!(f, "{about} is on {node}, which does not answer; it may well be running")
             }
+            Reason::NodeSuspected { node, by } => write!(
+                f,
+                "{about} is on {node}, which {} {} not hear; nothing is sent to it where others serve",
+                by.join(" and "),
+                if by.len() == 1 { "does" } else { "do" }
+            ),
+            Reason::NodeSpared { node, away, of } => write!(
+                f,
+                "{about} is on {node}, which does not answer; {away} of {of} nodes are away at once, and are given up one after the other, \
+                 in case the network between them is at fault"
+            ),
             Reason::VolumeOnDownNode { volume, node } => write!(
                 f,
                 "{about} waits for {node}, which is down and holds the data of its volume {volume}; hint: bring {node} back, \
-                 or give up the data there with `wharf node rm {node}`, after which it starts elsewhere with an empty volume"
+                 or have it start elsewhere with an empty volume: `wharf volume release {volume} --node {node}`"
             ),
             Reason::NoNetwork { network, because } => match about {
                 About::Network(..) => write!(f, "{about} cannot be made: {because}"),

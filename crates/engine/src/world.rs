@@ -39,6 +39,22 @@ impl Node {
     pub fn state(&self) -> NodeState {
         self.status.as_ref().map_or(NodeState::Joining, |status| status.state)
     }
+    /// Whether it is suspected to be gone: nothing is sent to its tasks where others serve.
+    pub fn is_suspected(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.suspected.is_some())
+    }
+    /// Whether it can be counted on for new tasks, whatever people want of it.
+    pub fn is_sound(&self) -> bool {
+        self.state() == NodeState::Ready && !self.is_suspected() && self.held_until().is_none()
+    }
+    /// Whether it is suspected for so long that tasks which may run twice are replaced.
+    pub fn is_missing(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.missing)
+    }
+    /// Until when it gets no new tasks, because it went away too often.
+    pub fn held_until(&self) -> Option<wharf_model::Timestamp> {
+        self.status.as_ref()?.held_until
+    }
     /// What it said of itself.
     pub fn facts(&self) -> Option<&wharf_model::NodeFacts> {
         self.status.as_ref()?.facts.as_ref()
@@ -513,13 +529,16 @@ impl World {
                     (facts.taken_ports.clone(), facts.subnets.clone(), facts.devices.clone()),
                 )
             });
-            (status.state, capacity, labels)
+            let trusted =
+                (status.suspected.is_none(), status.missing, status.held_until.is_none(), status.spared);
+            (status.state, capacity, labels, trusted)
         };
         let changed = node.status.as_ref().is_none_or(|old| matters(old) != matters(&status));
         let has =
             |status: &NodeStatus| status.facts.as_ref().map(|facts| (facts.devices.clone(), facts.cpus));
         let other_devices = node.status.as_ref().is_none_or(|old| has(old) != has(&status));
-        let (was, was_full) = (node.state(), crate::full_disk(node).is_some());
+        let (was, was_full, was_suspected) =
+            (node.state(), crate::full_disk(node).is_some(), node.is_suspected());
         let images = |status: Option<&NodeStatus>| {
             let facts = status.and_then(|status| status.facts.as_ref());
             facts.map(|facts| facts.images.clone()).unwrap_or_default()
@@ -531,7 +550,9 @@ impl World {
         let Some(node) = self.nodes.get(&id) else { return false };
         let other_room = was_full != crate::full_disk(node).is_some();
         let changed = changed || other_room;
-        if was == NodeState::Down && node.state() != was {
+        let is_back = was == NodeState::Down && node.state() != was;
+        let is_heard = was_suspected && !node.is_suspected() && node.state() != NodeState::Down;
+        if is_back || is_heard {
             self.note_return(id);
         }
         if other_devices || other_room {
@@ -740,7 +761,11 @@ impl World {
     /// A volume is gone.
     pub fn remove_volume(&mut self, id: VolumeId) {
         if let Some(volume) = self.volumes.remove(&id) {
-            self.volumes_by_name.remove(&(volume.app.clone(), volume.name.clone()));
+            // Another may have taken its place, in whatever order that is heard.
+            let name = (volume.app.clone(), volume.name.clone());
+            if self.volumes_by_name.get(&name) == Some(&id) {
+                self.volumes_by_name.remove(&name);
+            }
             self.mark(&volume.app);
         }
     }

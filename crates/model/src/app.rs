@@ -350,4 +350,20 @@ pub struct VolumeRecord {
     pub nodes: Vec<NodeId>,
     /// When it was made.
     pub created_at: Timestamp,
+    /// Data of it that people have given up, and that may still lie on nodes: no task waits for it, and none is given it again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given_up: Vec<GivenUp>,
+}
+
+/// Data of a volume on a node that people have given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// The node.
+    pub node: NodeId,
+    /// What the volume was then: its folder on the node is called so.
+    pub volume: VolumeId,
+    /// When.
+    pub at: Timestamp,
+    /// By whom.
+    pub by: By,
 }

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Backend, DiskMarks, EndpointSpec, ExternalHost, FileMount, Generation, Image, Ipv6Addresses, Mac,
-    NetworkId, NetworkMode, NodeFacts, NodeId, Protocol, Revision, ServiceKey, ServiceName, ServiceSpec,
-    Slot, TaskDevice, TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec, WireguardAssignment,
+    NetworkId, NetworkMode, NodeFacts, NodeId, PeerView, Protocol, Revision, ServiceKey, ServiceName,
+    ServiceSpec, Slot, TaskDevice, TaskId, TaskStatus, VolumeId, VolumeName, VolumeSpec, WatchedNode,
+    WireguardAssignment,
 };
 
 /// Everything one node should do.
@@ -44,6 +45,9 @@ pub struct AssignmentSet {
     /// How full its disks may be.
     #[serde(default, skip_serializing_if = "DiskMarks::is_default")]
     pub disk_marks: DiskMarks,
+    /// The nodes that this one listens for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watched: Vec<WatchedNode>,
 }
 
 /// One task for a node.
@@ -79,6 +83,10 @@ pub struct TaskAssignment {
     /// The tasks of its node that it shares something with, one of each of [`ServiceSpec::companions`].
     #[serde(default)]
     pub companions: BTreeMap<ServiceName, TaskId>,
+    /// It must not run twice, and another node may be given its work when this one is not heard of: it runs only while the node holds a
+    /// lease of the leader ([`LeaseGrant`](crate::LeaseGrant)).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fenced: bool,
 }
 impl TaskAssignment {
     /// Whose network namespace it shares (`network_mode: service:…`), once that is known.
@@ -461,6 +469,32 @@ pub struct NodeReport {
     /// this node's gateways is under way with it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub draining: BTreeMap<TaskId, u64>,
+    /// What it hears of the nodes that it watches.
+    #[serde(default, skip_serializing_if = "PeerView::is_empty")]
+    pub peers: PeerView,
+}
+
+/// The right to run tasks that must not run twice, for so long.
+///
+/// It is counted from when the node said what is answered, not from when it hears of the answer: the leader counts from later, so that whatever
+/// happens to messages the node's right ends first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseGrant {
+    /// The cluster's epoch.
+    pub epoch: u64,
+    /// Counts changes of leader: a node that was granted something by a later one takes nothing from an earlier one.
+    pub term: u64,
+    /// The number that the node gave last to this session; none asks for the first one and grants nothing.
+    pub answers: Option<u64>,
+    /// For how long.
+    pub lasts: crate::Millis,
+}
+
+/// What a node says to a grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseAnswer {
+    /// The next grant is counted from now if it answers this number.
+    pub number: u64,
 }
 
 /// What an agent says of one task.

@@ -26,13 +26,13 @@ mod units;
 mod wireguard;
 
 pub use app::{
-    AppKey, AppRecord, By, EndedRollout, Image, NamedIn, Previous, Release, ReleaseNumber, Rollout,
+    AppKey, AppRecord, By, EndedRollout, GivenUp, Image, NamedIn, Previous, Release, ReleaseNumber, Rollout,
     RolloutState, ServiceKey, ServiceRecord, ServiceRevision, VolumeRecord,
 };
 pub use assignment::{
-    AssignmentSet, Attachment, DnsTable, ENTRY_MARK, Endpoint, FileAssignment, NamedPort, NetworkAssignment,
-    NodeReport, Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment, TaskReport, VirtualService,
-    VolumeAssignment,
+    AssignmentSet, Attachment, DnsTable, ENTRY_MARK, Endpoint, FileAssignment, LeaseAnswer, LeaseGrant,
+    NamedPort, NetworkAssignment, NodeReport, Peer, RemoteBlock, Route, RouteTable, Target, TaskAssignment,
+    TaskReport, VirtualService, VolumeAssignment,
 };
 pub use build::{AdditionalContext, BuildContext, BuildMark, BuildOptions, BuildSpec, Dockerfile};
 pub use device::{
@@ -54,7 +54,7 @@ pub use network::{
 };
 pub use node::{
     Availability, Cleanup, DiskFacts, DiskMarks, DiskUse, EngineFacts, HostSubnet, InvalidMarks, NodeFacts,
-    NodeRecord, NodeState, NodeStatus, Platform, Role, Roles,
+    NodeRecord, NodeState, NodeStatus, PeerView, Platform, Role, Roles, Spared, Suspicion, WatchedNode,
 };
 pub use placement::{
     InvalidTaint, MaintenanceWindow, NodeScheduling, Overcommit, PlacementDefaults, PlacementStrategy,

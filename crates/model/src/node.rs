@@ -1,6 +1,10 @@
 //! Machines.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -123,6 +127,84 @@ pub struct NodeStatus {
     pub reason: String,
     /// What it last said of itself.
     pub facts: Option<NodeFacts>,
+    /// Set while most of those who watch it do not hear it: nothing is sent to its tasks where others serve, and it gets no new ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspected: Option<Suspicion>,
+    /// It has been suspected for so long that tasks which may run twice are replaced, before it counts as down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub missing: bool,
+    /// When it went away lately, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lapses: Vec<Timestamp>,
+    /// Until when it gets no new tasks although it is back, because it went away too often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<Timestamp>,
+    /// So many nodes are away at once that it is not counted as down before then, although its lease is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spared: Option<Spared>,
+}
+impl NodeStatus {
+    /// A state without anything else to say.
+    pub const fn new(state: NodeState, since: Timestamp) -> Self {
+        Self {
+            state,
+            since,
+            reason: String::new(),
+            facts: None,
+            suspected: None,
+            missing: false,
+            lapses: Vec::new(),
+            held_until: None,
+            spared: None,
+        }
+    }
+}
+
+/// Why a node whose lease is over is not counted as down yet: too many are away at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spared {
+    /// Until when.
+    pub until: Timestamp,
+    /// So many nodes are away.
+    pub away: u32,
+    /// Of so many.
+    pub of: u32,
+}
+
+/// Why a node is suspected to be gone before that is certain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspicion {
+    /// Since when most of its watchers do not hear it, as far as the leader knows.
+    pub since: Timestamp,
+    /// The nodes that watch it and do not hear it.
+    pub by: BTreeSet<NodeId>,
+}
+
+/// A node that another one listens for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WatchedNode {
+    /// Which.
+    pub node: NodeId,
+    /// Where it answers.
+    pub address: IpAddr,
+}
+
+/// What a node hears of those it watches. Of one that is in neither it knows nothing yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerView {
+    /// Those that answer.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub heard: BTreeSet<NodeId>,
+    /// Those that have answered before, and do not any more.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub silent: BTreeSet<NodeId>,
+}
+impl PeerView {
+    /// Whether it knows nothing of anybody.
+    pub fn is_empty(&self) -> bool {
+        self.heard.is_empty() && self.silent.is_empty()
+    }
 }
 
 /// Whether a node can be counted on.

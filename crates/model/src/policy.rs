@@ -82,6 +82,10 @@ pub struct ServicePolicy {
     /// [`LONGEST_DRAIN`]; if absent [`USUAL_DRAIN`], and 3 s where the old task has to stop before the new one starts.
     #[serde(skip_serializing_if = "is_default")]
     pub drain: Option<Millis>,
+    /// Whether a slot's task must never run twice, even while its node cannot be heard; if absent, that is so of the only task of a service
+    /// that writes to a volume which other nodes can read.
+    #[serde(skip_serializing_if = "is_default")]
+    pub single_writer: Option<bool>,
 }
 impl ServicePolicy {
     /// How long what is under way with a task may go on once nothing new is sent to it.

@@ -116,7 +116,7 @@ impl Roster for Stored {
                 batch = batch.put(name.to_string(), encode(&name, &NodeNameRecord { node: record.id }));
                 let key = Key::NodeStatus(record.id);
                 let reason = "it has joined and not connected yet".into();
-                let status = NodeStatus { state: NodeState::Joining, since: now, reason, facts: None };
+                let status = NodeStatus { reason, ..NodeStatus::new(NodeState::Joining, now) };
                 batch = batch.put(key.to_string(), encode(&key, &status));
             }
             let subject = Subject {

@@ -505,6 +505,14 @@ impl Server {
             "assignments",
             reports::assign(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
         );
+        let leases = controllers::leases::grant(
+            context.clone(),
+            Arc::clone(&sessions),
+            self.options.leases.node,
+            tasks.clone(),
+            stop.clone(),
+        );
+        essential("leases", leases.boxed());
         essential("routes", routes::keep(context.clone(), routes::Call, stop.clone()).boxed());
         let judge = controllers::judge::watch(context.clone(), Arc::clone(&sessions), stop.clone());
         essential("judge", judge.boxed());

@@ -16,10 +16,10 @@ use futures::{FutureExt, StreamExt};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wharf_engine::{Serving, Unacknowledged, Version, World};
+use wharf_engine::{Grants, Serving, Unacknowledged, Version, World};
 use wharf_model::{
-    Event, EventId, Health, NodeFacts, NodeId, Revision as ModelRevision, ServerId, Task, TaskId, TaskStatus,
-    Timestamp, TokenId, VolumeId,
+    Event, EventId, Health, NodeFacts, NodeId, PeerView, Revision as ModelRevision, ServerId, Task, TaskId,
+    TaskStatus, Timestamp, TokenId, VolumeId,
 };
 use wharf_process::errors::chain;
 use wharf_store::{Backend, Batch, Revision, StoreError};
@@ -57,6 +57,8 @@ pub struct State {
     reported: watch::Sender<u64>,
     /// Counts connections, disconnections and reports of nodes.
     links: watch::Sender<u64>,
+    /// The nodes that this server, which leads, has told of tasks that must not run twice.
+    fenced: watch::Sender<BTreeSet<NodeId>>,
     /// Counts what apps may have waited for that nodes said: that they serve other names and routes, or have less under way.
     passages: watch::Sender<u64>,
     /// Nobody keeps this up to date any more.
@@ -99,6 +101,8 @@ pub struct Inner {
     /// The contents of their versions, as sealed as in the store.
     named_contents: HashMap<(NamedFileKey, u64), Arc<[u8]>>,
     revisions: HashMap<Key, Revision>,
+    /// What nodes were granted of the right to run tasks that must not run twice, while this server leads.
+    pub grants: Arc<Mutex<Grants>>,
 }
 impl Inner {
     /// The content of a version of a config or secret of an environment, sealed for its key ([`Key::NamedContent`]).
@@ -192,6 +196,8 @@ pub struct LiveNode {
     pub serves: Version,
     /// What its gateways have under way with tasks that these routes no longer have.
     pub draining: BTreeMap<TaskId, u64>,
+    /// What it hears of the nodes that it watches.
+    pub peers: PeerView,
 }
 
 impl State {
@@ -212,6 +218,7 @@ impl State {
             reported: watch::Sender::new(0),
             links: watch::Sender::new(0),
             passages: watch::Sender::new(0),
+            fenced: watch::Sender::new(BTreeSet::new()),
             ended: CancellationToken::new(),
         };
         state.reload().await?;
@@ -251,6 +258,17 @@ impl State {
     /// have waited for that.
     pub fn passages(&self) -> watch::Receiver<u64> {
         self.passages.subscribe()
+    }
+    /// The nodes that this server, which leads, has told of tasks that must not run twice.
+    pub fn fenced(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.fenced.subscribe()
+    }
+    pub(crate) fn set_fenced(&self, nodes: BTreeSet<NodeId>) {
+        self.fenced.send_if_modified(|known| {
+            let other = *known != nodes;
+            *known = nodes;
+            other
+        });
     }
     /// A node has connected or disconnected.
     pub fn link_changed(&self) {
@@ -465,6 +483,8 @@ impl State {
         }
         {
             let mut current = self.inner.write();
+            // Not in the store: what was granted is granted.
+            inner.grants = Arc::clone(&current.grants);
             *current = inner;
             let mut live = self.live.lock();
             // What was removed meanwhile was not announced.

@@ -132,7 +132,7 @@ impl Command {
     /// Whether this is a process that runs beside an agent all the time: one thread is enough for it, and all threads have the privileges
     /// that it keeps.
     pub(crate) fn is_companion(&self) -> bool {
-        matches!(self, Self::Dns(_) | Self::Gateway(_) | Self::WireguardDevice(_))
+        matches!(self, Self::Dns(_) | Self::Fence(_) | Self::Gateway(_) | Self::WireguardDevice(_))
     }
 
     /// The flags that say which files, of commands that read any.
@@ -159,6 +159,7 @@ impl Command {
             | Self::Secret(_)
             | Self::Configs(_)
             | Self::Network(_)
+            | Self::Volume(_)
             | Self::Route(_)
             | Self::Certificate(_)
             | Self::Node(_)
@@ -169,6 +170,7 @@ impl Command {
             | Self::Server(_)
             | Self::Agent(_)
             | Self::Dns(_)
+            | Self::Fence(_)
             | Self::Gateway(_)
             | Self::WireguardDevice(_)
             | Self::RouteProvider(_)
@@ -224,6 +226,8 @@ pub(crate) enum Command {
     Configs(commands::files::Configs),
     /// Look at the networks of apps
     Network(commands::network::Network),
+    /// Look at volumes, and give up data on machines that are down
+    Volume(commands::volume::Volume),
     /// Look at certificates, and say who issues them
     Certificate(commands::certificate::Certificate),
     /// Look at routes: where they are, where they lead, and what goes through them
@@ -245,6 +249,9 @@ pub(crate) enum Command {
     /// Answer DNS for this machine's containers; the agent starts this
     #[command(hide = true)]
     Dns(commands::dns::Dns),
+    /// End containers that must not run twice when this machine's lease is over; the agent starts this
+    #[command(hide = true)]
+    Fence(commands::fence::Fence),
     /// Take connections on published ports and routes; the agent starts this
     #[command(hide = true)]
     Gateway(commands::gateway::Gateway),

@@ -14,12 +14,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use wharf_agent::{
     facts::Machine,
+    fence::FenceFile,
     housekeeping::disks::MachineDisks,
     network::{
         KernelNetwork, NetworkOptions,
         wireguard::{TunnelOptions, Tunnels},
     },
     node::{Entry, NodeAgent, NodeConfig},
+    peers::IcmpEchoes,
     runtime::{DockerOptions, DockerRuntime},
     session::{self, Home},
 };
@@ -152,6 +154,7 @@ pub(crate) async fn run_agent(
         .find(|path| path.is_file());
     config.engine = Some(settings.docker_socket.clone());
     config.disks = Arc::new(MachineDisks);
+    config.fence = Some(commands::fence::program(run_dir));
     let runtime = DockerRuntime::new(DockerOptions {
         socket: settings.docker_socket,
         // What belongs to this cluster says so by the cluster's authority, which never changes.
@@ -177,6 +180,12 @@ pub(crate) async fn run_agent(
     let plane = Arc::clone(&network);
     let node = NodeAgent::new(config, Arc::new(runtime), plane, Some(entry), Arc::clone(&process.clock))
         .with_context(|| format!("cannot read what this node held, in {}", state_dir.display()))?;
+
+    node.lease().keep_in(Arc::new(FenceFile::new(run_dir.to_owned())));
+    match IcmpEchoes::open() {
+        Ok(echoes) => node.listen_by(Box::new(echoes)),
+        Err(error) => tracing::warn!(%error, "other nodes are not listened for"),
+    }
 
     let stop = tasks.token();
     {

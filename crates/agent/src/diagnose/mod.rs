@@ -6,7 +6,7 @@
 
 mod kernel;
 mod names;
-mod ping;
+pub(crate) mod ping;
 
 use std::{
     collections::{BTreeMap, btree_map},

@@ -145,7 +145,7 @@ fn answer(packet: &[u8], mark: [u8; 6]) -> Option<(u16, u16)> {
 }
 
 /// The Internet's checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let sum: u32 = bytes
         .chunks(2)
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or_default()])))

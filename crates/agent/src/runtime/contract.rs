@@ -104,6 +104,7 @@ pub fn sample_task(number: u64, service: &str, image: &str) -> TaskAssignment {
         files: Vec::new(),
         devices: Vec::new(),
         companions: BTreeMap::new(),
+        fenced: false,
     }
 }
 

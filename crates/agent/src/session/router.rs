@@ -27,7 +27,9 @@ use wharf_api::{
     },
     v1::{BuildLine, BuildRequest, Code, ExecRequest, Problem},
 };
-use wharf_model::{AssignmentSet, GatewayStats, Image, NodeReport, TaskId, Timestamp};
+use wharf_model::{
+    AssignmentSet, GatewayStats, Image, LeaseAnswer, LeaseGrant, NodeReport, TaskId, Timestamp,
+};
 use wharf_process::{Task, Tasks};
 
 use super::Shared;
@@ -66,6 +68,13 @@ pub trait Node: Send + Sync + 'static {
     /// # Errors
     /// With the set it holds, if that is newer.
     async fn assign(&self, set: AssignmentSet) -> Result<Result<Have, Have>, Refusal>;
+    /// Takes what the leader grants it: the right to run tasks that must not run twice.
+    ///
+    /// A node without such tasks may decline.
+    async fn lease(&self, grant: LeaseGrant) -> Result<LeaseAnswer, Refusal> {
+        let term = grant.term;
+        Err(Refusal::new(Code::Unavailable, format!("this node takes no leases (term {term})")))
+    }
     /// What it has to report: the node and every task, [`Report::Synced`], then what changes. Heartbeats are added by the session.
     fn reports(&self) -> BoxStream<'static, Report>;
     /// What an image reference stands for.
@@ -156,6 +165,7 @@ struct Served {
 pub(super) fn routes(node: Arc<dyn Node>, shared: Arc<Shared>, tasks: Tasks) -> Router {
     Router::new()
         .route("/v1/assignments", put(assign).layer(DefaultBodyLimit::max(MAX_SET)))
+        .route("/v1/lease", put(lease))
         .route("/v1/reports", get(reports))
         .route("/v1/servers", put(servers))
         .route("/v1/images/resolve", post(resolve_image))
@@ -293,6 +303,13 @@ async fn exec(
     let headers = [(header::CONTENT_TYPE, "application/octet-stream")];
     let work = served.tasks.spawn(format!("exec in {task}"), running);
     Ok((headers, Body::new(Worked { work, body: frames })).into_response())
+}
+
+async fn lease(
+    State(served): State<Served>,
+    Json(grant): Json<LeaseGrant>,
+) -> Result<Json<LeaseAnswer>, Refusal> {
+    served.node.lease(grant).await.map(Json)
 }
 
 async fn stats(State(served): State<Served>, Path(task): Path<TaskId>) -> Result<Json<TaskUsage>, Refusal> {

@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
     Exit, Health, Image, MountSource, NetworkAssignment, NetworkId, NetworkMode, Phase, Protocol, Revision,
-    ServiceName, TaskAssignment, TaskId, TaskStatus, Timestamp, VolumeAssignment, VolumeId,
+    ServiceName, Target, TaskAssignment, TaskId, TaskStatus, Timestamp, VolumeAssignment, VolumeId,
 };
 use wharf_process::{Backoff, Clock, blocking};
 
@@ -46,6 +46,7 @@ use crate::{
     assignments::write_whole,
     housekeeping::Housekeeper,
     images::Images,
+    lease::{self, Lease, Standing},
     node::NetworkPlane,
     probe::{self, Verdict},
     registry::RegistryLogins,
@@ -69,6 +70,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(60);
 /// Between attempts to reach the first published port of a task without a check.
 const KNOCK: Duration = Duration::from_millis(250);
+/// What is said of a task that was stopped because the node's right to run it ended.
+const UNLEASED: &str = "stopped by its node, which had not heard from the leader: another node may run it, and it must not run twice";
 /// Between reports of a pull's progress.
 const PROGRESS: Duration = Duration::from_millis(300);
 
@@ -118,6 +121,8 @@ pub struct Shared {
     pub ended: Mutex<BTreeSet<TaskId>>,
     /// Seeds the pauses.
     pub seed: u64,
+    /// The right to run tasks that must not run twice.
+    pub lease: Lease,
 }
 
 impl Shared {
@@ -300,6 +305,11 @@ impl TaskLoop {
         if orders.forget {
             return self.forget(orders, container).await;
         }
+        if orders.task.fenced
+            && let Some(turn) = self.obey_lease(orders, container.as_ref()).await?
+        {
+            return Ok(turn);
+        }
         let step =
             next_step(orders.task.target, self.status.phase, container.as_ref().map(|found| &found.state));
         tracing::debug!(?step, phase = %self.status.phase, "task looked at");
@@ -325,6 +335,37 @@ impl TaskLoop {
             (Step::Rest | Step::Watch | Step::Conclude | Step::Stop | Step::Remove, _) => {
                 Ok(Turn::Wait(Duration::MAX))
             }
+        }
+    }
+
+    /// What follows for a task that must not run twice from how the node's right to run it stands; nothing while there is one.
+    async fn obey_lease(
+        &mut self,
+        orders: &Orders,
+        container: Option<&Container>,
+    ) -> Result<Option<Turn>, Stumble> {
+        let shared = Arc::clone(&self.shared);
+        let running = container.filter(|container| container.state.is_running());
+        // Before anything is awaited: whoever ends it if this agent does not must know of it.
+        shared.lease.guard(self.id, running.map(|container| &container.id));
+        if shared.lease.standing() == Standing::Held {
+            return Ok(None);
+        }
+        match running {
+            Some(container) => {
+                tracing::warn!("the node's right to run this task is over: it is stopped");
+                shared.runtime.stop(&container.id, lease::GRACE).await?;
+                shared.lease.guard(self.id, None);
+                self.has_ended();
+                self.status.ended_at.get_or_insert(now(&*shared.clock));
+                self.enter(Phase::Lost, UNLEASED.to_owned()).await;
+                Ok(Some(Turn::Again))
+            }
+            None if self.status.phase < Phase::Running && orders.task.target == Target::Run => {
+                self.say("waiting until the leader lets this node run it: it must not run twice");
+                Ok(Some(Turn::Wait(Duration::MAX)))
+            }
+            None => Ok(None),
         }
     }
 
@@ -386,6 +427,9 @@ impl TaskLoop {
         };
         let shared = Arc::clone(&self.shared);
         let turn = shared.starts.acquire().await;
+        if orders.task.fenced && shared.lease.standing() != Standing::Held {
+            return Ok(Turn::Again);
+        }
         self.enter(Phase::Starting, "creating its container".to_owned()).await;
         let container = NewContainer { task: &orders.task, surroundings: &surroundings };
         let made = match shared.runtime.create(&container).await {
@@ -394,6 +438,9 @@ impl TaskLoop {
                 self.status.image_id = Some(surroundings.image_id.clone());
                 self.status.message = "starting".to_owned();
                 self.publish();
+                if orders.task.fenced {
+                    shared.lease.guard(self.id, Some(&id));
+                }
                 shared.runtime.start(&id).await
             }
             // Something that was made ready has gone again: make it ready again.
@@ -713,7 +760,8 @@ impl TaskLoop {
         ended_at: Timestamp,
         exit: Exit,
     ) -> Result<Option<Turn>, Stumble> {
-        if self.status.phase != Phase::Running || self.shared.reports.is_heard() {
+        let unleased = task.fenced && self.shared.lease.standing() != Standing::Held;
+        if self.status.phase != Phase::Running || self.shared.reports.is_heard() || unleased {
             return Ok(None);
         }
         self.end.take_if(|(of, _)| *of != ended_at);
@@ -745,6 +793,9 @@ impl TaskLoop {
                 self.not_ready_again(format!("its process ended ({exit}); its node starts it again"));
                 // Before it runs: an agent that restarts in between counts this end once.
                 self.keep().await;
+                if task.fenced {
+                    self.shared.lease.guard(self.id, Some(&container.id));
+                }
                 self.shared.runtime.start(&container.id).await?;
                 self.again = true;
                 Ok(Some(Turn::Again))
@@ -818,6 +869,7 @@ impl TaskLoop {
             }
             self.shared.runtime.remove(&container.id).await?;
         }
+        self.shared.lease.guard(self.id, None);
         let (shared, id) = (Arc::clone(&self.shared), self.id);
         let (path, mark) = (self.status_path(), self.ran_mark());
         blocking(move || {

@@ -3,6 +3,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `PUT /v1/assignments` | [`AssignmentSet`](wharf_model::AssignmentSet) | [`Have`]; 409 with [`Have`] if it holds a newer set |
+//! | `PUT /v1/lease` | [`LeaseGrant`](wharf_model::LeaseGrant) | [`LeaseAnswer`](wharf_model::LeaseAnswer) |
 //! | `GET /v1/reports` | | JSON lines of [`Report`], without end |
 //! | `PUT /v1/servers` | [`super::wire::Servers`] | nothing |
 //! | `POST /v1/images/resolve` | [`ResolveImage`] | [`Image`](wharf_model::Image) |

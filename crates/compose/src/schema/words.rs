@@ -53,6 +53,10 @@ static SECTIONS: &[Section] = &[
                 "drain",
                 "how long requests and connections under way with a task may go on before its process is asked to stop, 0s to 1h; `30s`, and `3s` where the old task stops before the new one starts",
             ),
+            (
+                "single_writer",
+                "whether a task must never run twice, even while its node cannot be heard: it then runs only while its node hears from the cluster's leader; `true` where a service's only task writes to a volume that other nodes can read",
+            ),
             ("autoscale", "how the number of tasks follows the load; nobody changes it if absent"),
             (
                 "logs",

@@ -17,6 +17,7 @@ pub(crate) static WHARF: Object = Object {
         ("routes", List(&Map(&ROUTE))),
         ("release", Map(&STRATEGY)),
         ("drain", Duration),
+        ("single_writer", Bool),
         ("autoscale", Map(&AUTOSCALE)),
         ("logs", Named("a log stream", &OrNull(&Map(&LOG_STREAM)))),
         ("priority", PRIORITY),

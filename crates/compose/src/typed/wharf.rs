@@ -91,6 +91,7 @@ impl Typing<'_, '_> {
                 "routes" => spec.policy.routes = self.routes(value, &key, spec),
                 "release" => spec.policy.release = self.strategy(value, &key),
                 "drain" => spec.policy.drain = self.drain(value, &key),
+                "single_writer" => spec.policy.single_writer = values::flag(value),
                 "autoscale" => {
                     let autoscale = self.autoscale(value, &key, spec.mode);
                     if self.carries_out(Setting::Autoscale, value.key, &key) {

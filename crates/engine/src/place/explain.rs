@@ -364,7 +364,7 @@ const fn effort(refusal: &Refusal) -> u8 {
             }
         }
         Refusal::Places { .. } => 6,
-        Refusal::NotReady(_) | Refusal::NearNobody { .. } => 7,
+        Refusal::NotReady(_) | Refusal::Suspected | Refusal::HeldBack | Refusal::NearNobody { .. } => 7,
         Refusal::Engine { .. } => 8,
         Refusal::Platform { .. } => 9,
     }
@@ -379,6 +379,8 @@ fn change(refusal: &Refusal, node: &Node) -> String {
         }
         Refusal::Maintenance { .. } => format!("wait until the maintenance of {name} is over"),
         Refusal::NotReady(state) => format!("bring {name} back: it is {state}"),
+        Refusal::Suspected => format!("bring {name} back: other nodes do not hear it"),
+        Refusal::HeldBack => format!("wait until {name} has been steady for a while"),
         Refusal::Pool { wanted: Some(pool), .. } => {
             format!("put {name} into the pool {pool}: `wharf node update {name} --pool {pool}`")
         }

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wharf_model::{Availability, NodeId, NodeState, Taint};
+use wharf_model::{Availability, NodeId, Taint};
 
 use super::rules::{Amounts, attribute, wharf_arch};
 use crate::{Load, Node};
@@ -195,7 +195,7 @@ impl Group {
 
 /// Whether a node takes tasks at all. What depends on the time is left to the filters.
 fn is_open(node: &Node) -> bool {
-    node.record.availability == Availability::Active && node.state() == NodeState::Ready
+    node.record.availability == Availability::Active && node.is_sound()
 }
 
 fn is_label(attribute: &str) -> bool {

@@ -40,6 +40,10 @@ pub enum Refusal {
     },
     /// It is not ready.
     NotReady(NodeState),
+    /// Those who watch it do not hear it.
+    Suspected,
+    /// It went away too often, and has to be steady for a while before it gets new tasks.
+    HeldBack,
     /// It is of another pool than the service asks for.
     Pool {
         /// The pool wanted, or nodes of no pool.
@@ -234,7 +238,7 @@ impl Refusal {
             Self::Draining => 0,
             Self::Paused => 1,
             Self::Maintenance { .. } => 2,
-            Self::NotReady(_) => 3,
+            Self::NotReady(_) | Self::Suspected | Self::HeldBack => 3,
             Self::Pool { .. } => 4,
             Self::Taint(_) => 5,
             Self::Constraint(_) => 6,
@@ -265,6 +269,8 @@ impl Refusal {
             | Self::Paused
             | Self::Maintenance { .. }
             | Self::NotReady(_)
+            | Self::Suspected
+            | Self::HeldBack
             | Self::Pool { .. }
             | Self::Taint(_)
             | Self::Constraint(_)
@@ -293,7 +299,7 @@ impl Refusal {
         match self {
             Self::Draining | Self::Paused => "availability".into(),
             Self::Maintenance { .. } => "maintenance".into(),
-            Self::NotReady(_) => "state".into(),
+            Self::NotReady(_) | Self::Suspected | Self::HeldBack => "state".into(),
             Self::Pool { wanted: Some(pool), .. } => format!("pool {pool}"),
             Self::Pool { wanted: None, .. } => "pool".into(),
             Self::Taint(taint) => format!("taint {taint}"),
@@ -332,6 +338,8 @@ impl Refusal {
             Self::NotReady(NodeState::EngineDown) => format!("{has} an engine that does not answer"),
             Self::NotReady(NodeState::Unreachable) => format!("{is} unreachable"),
             Self::NotReady(NodeState::Down) => format!("{is} down"),
+            Self::Suspected => format!("{is} not heard by other nodes"),
+            Self::HeldBack => format!("{has} gone away too often and must be steady for a while"),
             Self::Pool { wanted: Some(wanted), .. } => format!("{is} not of pool {wanted}"),
             Self::Pool { wanted: None, has: Some(pool) } => format!("{is} kept for pool {pool}"),
             Self::Pool { wanted: None, has: None } => format!("{is} of no pool"),
@@ -395,7 +403,10 @@ impl Refusal {
                 Some("`wharf node activate NODE` lets one take tasks again".into())
             }
             Self::Maintenance { .. } => Some("wait until it is over, or take the window away".into()),
-            Self::NotReady(_) => Some("`wharf node ls` shows why a node is not ready".into()),
+            Self::NotReady(_) | Self::Suspected => {
+                Some("`wharf node ls` shows why a node is not ready".into())
+            }
+            Self::HeldBack => Some("`wharf node ls` shows until when a node is held back".into()),
             Self::Pool { wanted: Some(pool), .. } => {
                 Some(format!("`wharf node update NODE --pool {pool}` puts one there"))
             }

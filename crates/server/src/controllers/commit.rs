@@ -3,12 +3,12 @@
 //! Each change expects the revision at which what it changes was read; each batch expects the leader's fence. A batch that was cut off
 //! or refused does no harm: the next pass reads again and decides again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use wharf_engine::{Change, Ids, Node};
 use wharf_model::{
-    AppKey, AppRecord, By, Event, EventKind, NodeId, Phase, Release, RolloutState, ServiceKey, StopReason,
-    Subject, Task, TaskId, TaskStatus, Timestamp,
+    AppKey, AppRecord, By, Event, EventKind, Millis, NodeId, NodeState, NodeStatus, Phase, Release,
+    RolloutState, ServiceKey, Slot, StopReason, Subject, Task, TaskId, TaskStatus, Timestamp,
 };
 use wharf_store::{Batch, PORTABLE_BYTES, PORTABLE_KEYS};
 
@@ -40,6 +40,10 @@ pub struct Committer<'a> {
     apps: HashMap<AppKey, AppRecord>,
     /// Keys an earlier change of the same decision wrote; what they were expected to be was said then.
     written: std::collections::HashSet<Key>,
+    /// Of services of which tasks are made: the node on which each slot's last task was lost, if it was.
+    lost: HashMap<ServiceKey, BTreeMap<Slot, Option<NodeId>>>,
+    /// The nodes of tasks that these changes say are lost.
+    lost_now: HashMap<(ServiceKey, Slot), NodeId>,
 }
 
 impl<'a> Committer<'a> {
@@ -64,6 +68,8 @@ impl<'a> Committer<'a> {
             tasks: HashMap::new(),
             apps: HashMap::new(),
             written: std::collections::HashSet::new(),
+            lost: HashMap::new(),
+            lost_now: HashMap::new(),
         }
     }
 
@@ -144,7 +150,17 @@ impl<'a> Committer<'a> {
     /// Adds one change.
     pub fn change(&mut self, change: Change, ids: &mut impl Ids) {
         match change {
-            Change::CreateTask(task) => self.put_task(task),
+            Change::CreateTask(task) => {
+                if let Some(lost_on) = self.lost_before(&task) {
+                    let on = task.node.map(|node| self.inner.world.node_name(node)).unwrap_or_default();
+                    let message = format!(
+                        "{} starts on {on} in place of the one that was lost on {lost_on}",
+                        task.name()
+                    );
+                    self.event(ids, EventKind::Task, self.about_task(&task), message);
+                }
+                self.put_task(task);
+            }
             Change::StopTask { task, reason } => {
                 let Some(task) = self.task(task) else { return };
                 let message = format!("{} is to stop: {reason}", task.name());
@@ -192,6 +208,9 @@ impl<'a> Committer<'a> {
             }
             Change::LoseTask { task, message, at } => {
                 let Some(task) = self.task(task) else { return };
+                if let Some(node) = task.node {
+                    self.lost_now.insert((task.service.clone(), task.slot), node);
+                }
                 let status = TaskStatus {
                     phase: Phase::Lost,
                     sequence: task.status.sequence + 1,
@@ -263,10 +282,7 @@ impl<'a> Committer<'a> {
             Change::RemoveRelease(app, number) => self.write(Key::Release(app, number), None),
             Change::SetNodeStatus { node, status } => {
                 let Some(known) = self.inner.world.node(node) else { return };
-                if known.state() != status.state {
-                    let reason =
-                        if status.reason.is_empty() { String::new() } else { format!(": {}", status.reason) };
-                    let message = format!("node {} is {}{reason}", known.record.name, status.state);
+                for message in self.telling_of_node(known, &status) {
                     self.event(ids, EventKind::Node, self.about_node(node), message);
                 }
                 let cleanup = |status: &wharf_model::NodeStatus| status.facts.as_ref()?.cleanup.clone();
@@ -318,6 +334,79 @@ impl<'a> Committer<'a> {
         let bytes = encode(&key, status);
         // Of a task that was removed meanwhile nothing may stay behind.
         self.write_if(&key, Some(bytes), Some(Key::Task(id)));
+    }
+
+    /// What a node's new status means, for the diary.
+    fn telling_of_node(&self, known: &Node, status: &NodeStatus) -> Vec<String> {
+        let name = &known.record.name;
+        let before = known.status.as_ref();
+        let mut said = Vec::new();
+        if known.state() != status.state {
+            let reason =
+                if status.reason.is_empty() { String::new() } else { format!(": {}", status.reason) };
+            said.push(format!("node {name} is {}{reason}", status.state));
+        }
+        match (known.is_suspected(), &status.suspected) {
+            (false, Some(suspicion)) => {
+                let by: Vec<_> = suspicion.by.iter().map(|node| self.inner.world.node_name(*node)).collect();
+                let hear = if by.len() == 1 { "does" } else { "do" };
+                said.push(format!(
+                    "node {name} is suspected to be gone: {} {hear} not hear it; nothing is sent to its tasks where others serve",
+                    by.join(" and ")
+                ));
+            }
+            (true, None) if status.state != NodeState::Down => {
+                said.push(format!("node {name} is heard again: it is sent requests as before"));
+            }
+            (true | false, None) | (true, Some(_)) => {}
+        }
+        if status.missing && !known.is_missing() {
+            said.push(format!(
+                "node {name} is still not heard: its tasks that may run beside each other are replaced before it counts as down"
+            ));
+        }
+        if let Some(spared) = status.spared.filter(|_| before.is_none_or(|before| before.spared.is_none())) {
+            said.push(format!(
+                "node {name} is not given up yet: {} of {} nodes are away at once, and count as down one after the other",
+                spared.away, spared.of
+            ));
+        }
+        let was_held = known.held_until();
+        match status.held_until.filter(|until| was_held != Some(*until)) {
+            Some(until) => {
+                let hold = Millis::from(until.since(self.now));
+                said.push(format!(
+                    "node {name} gets no new tasks for {hold}: it went away {} times lately",
+                    status.lapses.len()
+                ));
+            }
+            None if was_held.is_some() && status.held_until.is_none() && status.state == NodeState::Ready => {
+                said.push(format!("node {name} has been steady and takes tasks again"));
+            }
+            None => {}
+        }
+        said
+    }
+
+    /// Where the slot's last task was lost, if that is how it ended.
+    fn lost_before(&mut self, task: &Task) -> Option<String> {
+        let world = &self.inner.world;
+        if task.slot == Slot(0) || task.hook.is_some() {
+            return None;
+        }
+        if let Some(node) = self.lost_now.get(&(task.service.clone(), task.slot)) {
+            return Some(world.node_name(*node));
+        }
+        // Once for all slots of a service: it may have thousands.
+        let lost = self.lost.entry(task.service.clone()).or_insert_with(|| {
+            let mut last = BTreeMap::new();
+            for task in world.tasks_of(&task.service).filter(|task| task.is_over()) {
+                let lost = task.node.filter(|_| task.status.phase == Phase::Lost);
+                last.insert(task.slot, lost);
+            }
+            last
+        });
+        lost.get(&task.slot).copied().flatten().map(|node| world.node_name(node))
     }
 
     fn about_task(&self, task: &Task) -> Subject {
@@ -382,6 +471,7 @@ fn telling(task: &Task, status: &TaskStatus) -> Option<String> {
             // A task that was asked to stop and did not exit with 0 has done what it was asked for.
             (task.stop.is_none()).then(|| format!("failed: {how}"))
         }
-        Phase::Lost => Some("is lost".into()),
+        Phase::Lost if status.message.is_empty() => Some("is lost".into()),
+        Phase::Lost => Some(format!("is lost: {}", status.message)),
     }
 }

@@ -7,6 +7,7 @@
 pub mod apps;
 pub mod commit;
 pub mod judge;
+pub mod leases;
 pub mod nodes;
 pub mod rebalance;
 pub mod reports;

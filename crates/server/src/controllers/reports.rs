@@ -114,6 +114,7 @@ fn take(context: &Context, session: &NodeSession, report: Report) {
                 problems: said.problems,
                 serves: (said.epoch, said.observed),
                 draining: said.draining,
+                peers: said.peers,
             };
             context.state.report_node(node, live);
         }
@@ -209,6 +210,9 @@ pub async fn assign(
                 let assigner = Assigner::new(&inner.world);
                 all.into_iter().map(|session| (assigner.for_node(session.node()), session)).collect()
             };
+            let is_fenced = |set: &AssignmentSet| set.tasks.values().any(|task| task.fenced);
+            let fenced = sets.iter().filter(|(set, _)| is_fenced(set)).map(|(set, _)| set.node);
+            context.state.set_fenced(fenced.collect());
             let mut told = BTreeMap::new();
             for (set, session) in sets {
                 let (node, right_at) = (session.node(), set.revision);
@@ -291,6 +295,7 @@ fn says_the_same(a: &AssignmentSet, b: &AssignmentSet) -> bool {
         && a.removed_volumes == b.removed_volumes
         && a.wireguard == b.wireguard
         && a.disk_marks == b.disk_marks
+        && a.watched == b.watched
 }
 
 async fn push(session: &NodeSession, set: &AssignmentSet, older: &AtomicBool) -> bool {

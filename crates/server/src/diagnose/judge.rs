@@ -1349,6 +1349,7 @@ mod tests {
                     routes: RouteTable::default(),
                     wireguard: None,
                     disk_marks: Default::default(),
+                    watched: Vec::new(),
                 },
             );
         }

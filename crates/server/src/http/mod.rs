@@ -25,6 +25,7 @@ mod route_files;
 pub mod routes;
 pub mod streams;
 pub mod views;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -187,6 +188,9 @@ api! {
     patch "/v1/nodes/{node}" nodes::change,
     delete "/v1/nodes/{node}" nodes::remove,
     post "/v1/nodes/{node}/prune" nodes::prune,
+    get "/v1/volumes" volumes::list,
+    get "/v1/volumes/{environment}/{app}/{volume}" volumes::get,
+    post "/v1/volumes/{environment}/{app}/{volume}/release" volumes::release,
     get "/v1/apps" apps::list,
     get "/v1/apps/{environment}/{app}" apps::get,
     post "/v1/apps/{environment}/{app}/plan" apps::plan,

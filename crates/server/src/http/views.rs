@@ -21,6 +21,8 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
     // Whether a server runs on a machine is the server's to say: it announces where it answers.
     roles.server |= facts.is_some_and(|facts| inner.serves_at(facts.address));
     let behind = state.behind(record.id);
+    let status = node.status.as_ref();
+    let suspicion = status.and_then(|status| status.suspected.as_ref());
     v1::Node {
         id: record.id.to_string(),
         name: record.name.to_string(),
@@ -61,6 +63,15 @@ pub fn node(state: &State, inner: &Inner, node: &Node) -> v1::Node {
         serves: live.as_ref().map(|live| live.serves.1.0),
         serves_older: behind.map(|behind| behind.to_string()),
         joined_at: record.joined_at.0,
+        suspected_by: suspicion
+            .into_iter()
+            .flat_map(|suspicion| &suspicion.by)
+            .map(|by| inner.world.node_name(*by))
+            .collect(),
+        suspected_since: suspicion.map(|suspicion| suspicion.since.0),
+        held_until: node.held_until().map(|until| until.0),
+        lapses: status.map(|status| status.lapses.iter().map(|at| at.0).collect()).unwrap_or_default(),
+        spared_until: status.and_then(|status| status.spared).map(|spared| spared.until.0),
         wireguard: facts.and_then(|facts| tunnels(record, facts)),
         disks: facts.into_iter().flat_map(|facts| &facts.disks).map(disk).collect(),
         disk_marks: record.disk_marks.to_string(),

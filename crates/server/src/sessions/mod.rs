@@ -34,7 +34,9 @@ use wharf_api::{
     },
     v1::{Code, Problem},
 };
-use wharf_model::{AssignmentSet, GatewayStats, Image, NodeId, NodeReport, TaskId, Timestamp};
+use wharf_model::{
+    AssignmentSet, GatewayStats, Image, LeaseAnswer, LeaseGrant, NodeId, NodeReport, TaskId, Timestamp,
+};
 use wharf_process::{Clock, errors::chain};
 
 use crate::{http::failure::Failure, pki::now};
@@ -273,6 +275,14 @@ impl NodeSession {
             StatusCode::CONFLICT => self.remote.read(response).await.map(Pushed::Older),
             _ => Err(self.remote.refusal(response).await),
         }
+    }
+
+    /// Grants the node the right to run tasks that must not run twice.
+    ///
+    /// # Errors
+    /// If the node does not answer, or has heard from a later leader.
+    pub async fn grant_lease(&self, grant: &LeaseGrant) -> Result<LeaseAnswer, CallError> {
+        self.remote.call(Method::PUT, "/v1/lease", grant).await
     }
 
     /// Tells the node which servers there are.

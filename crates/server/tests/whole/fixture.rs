@@ -43,9 +43,9 @@ use wharf_api::{
     v1::{self, Action, AppStatus, Applied, ApplyRequest, Plan, PlanRequest, Problem},
 };
 use wharf_model::{
-    AddressPool, AssignmentSet, Bytes, Cpus, EngineFacts, GatewayStats, Health, Image, NodeFacts, NodeId,
-    NodeReport, Phase, Platform, Revision, RouteReport, RouteStats, SetStats, Target, TaskId, TaskReport,
-    TaskStatus, Timestamp, VolumeId,
+    AddressPool, AssignmentSet, Bytes, Cpus, EngineFacts, GatewayStats, Health, Image, LeaseAnswer,
+    LeaseGrant, NodeFacts, NodeId, NodeReport, PeerView, Phase, Platform, Revision, RouteReport, RouteStats,
+    SetStats, Target, TaskId, TaskReport, TaskStatus, Timestamp, VolumeId,
 };
 use wharf_process::{Clock, Shutdown, SystemClock, Tasks};
 use wharf_server::{InitOptions, RunOptions, Server, ServerError, init, settings::StoreChoice};
@@ -122,6 +122,7 @@ impl Cluster {
     pub(crate) async fn run(&mut self) {
         let mut options = RunOptions::new(self.folder.path());
         options.leases.node = Duration::from_secs(2);
+        options.leases.pace = Duration::from_secs(1);
         options.transport = timing();
         let server = Server::build(options, Arc::new(SystemClock::new())).await.unwrap();
         self.address = server.address().into();
@@ -331,6 +332,12 @@ pub(crate) struct Fake {
     deaf: Mutex<Option<(u64, Revision)>>,
     /// What its gateway has under way with tasks that it sends nothing new to.
     draining: Mutex<BTreeMap<TaskId, u64>>,
+    /// What it hears of others.
+    peers: Mutex<PeerView>,
+    /// It gives no sign of life, and its session goes on.
+    mute: watch::Sender<bool>,
+    /// What it was granted: the number that was answered, and when.
+    pub(crate) grants: Mutex<Vec<(Option<u64>, Timestamp)>>,
     changed: watch::Sender<u64>,
     sequence: AtomicU64,
     /// Sessions that are open.
@@ -351,6 +358,9 @@ impl Fake {
             stuck: watch::Sender::new(false),
             deaf: Mutex::default(),
             draining: Mutex::default(),
+            peers: Mutex::default(),
+            mute: watch::Sender::new(false),
+            grants: Mutex::default(),
             changed: watch::Sender::new(0),
             sequence: AtomicU64::new(1),
             sessions: AtomicU64::new(0),
@@ -397,6 +407,16 @@ impl Fake {
         draining.retain(|other, _| *other != task);
         draining.extend((requests > 0).then_some((task, requests)));
         self.changed.send_modify(|count| *count += 1);
+    }
+    /// It hears these, and misses those.
+    pub(crate) fn set_heard(&self, heard: &[NodeId], silent: &[NodeId]) {
+        let ids = |nodes: &[NodeId]| nodes.iter().copied().collect();
+        *self.peers.lock().unwrap() = PeerView { heard: ids(heard), silent: ids(silent) };
+        self.changed.send_modify(|count| *count += 1);
+    }
+    /// It gives no sign of life any more, or does again.
+    pub(crate) fn set_mute(&self, mute: bool) {
+        self.mute.send_replace(mute);
     }
     /// Lets tasks that were held up go on.
     pub(crate) fn go_on(&self) {
@@ -488,7 +508,8 @@ impl Fake {
         let led_to: Vec<_> =
             routes.flat_map(|route| &route.endpoints).map(|endpoint| endpoint.task).collect();
         draining.retain(|task, _| !led_to.contains(task));
-        let node = NodeReport { sequence: 1, epoch, observed, facts, problems: vec![], draining };
+        let peers = self.peers.lock().unwrap().clone();
+        let node = NodeReport { sequence: 1, epoch, observed, facts, problems: vec![], draining, peers };
         let statuses = self.statuses.lock().unwrap().clone();
         let tasks =
             statuses.into_iter().map(|(task, status)| Report::Task(Box::new(TaskReport { task, status })));
@@ -524,6 +545,7 @@ async fn serve(dialer: Dialer, address: ServerAddress, fake: Arc<Fake>, stop: Ca
 fn routes(fake: Arc<Fake>) -> Router {
     Router::new()
         .route("/v1/assignments", put(assign))
+        .route("/v1/lease", put(lease))
         .route("/v1/reports", get(reports))
         .route("/v1/servers", put(async || ()))
         .route("/v1/images/resolve", post(resolve))
@@ -553,12 +575,19 @@ async fn assign(State(fake): State<Arc<Fake>>, Json(set): Json<AssignmentSet>) -
     Json(have).into_response()
 }
 
+async fn lease(State(fake): State<Arc<Fake>>, Json(grant): Json<LeaseGrant>) -> Response {
+    let number = fake.sequence.fetch_add(1, Relaxed);
+    fake.grants.lock().unwrap().push((grant.answers, Fake::now()));
+    Json(LeaseAnswer { number }).into_response()
+}
+
 async fn reports(State(fake): State<Arc<Fake>>) -> Response {
     let changed = fake.changed.subscribe();
     let said = stream::unfold((fake, changed, true), |(fake, mut changed, first)| async move {
         if !first {
             let _ = tokio::time::timeout(Duration::from_secs(1), changed.changed()).await;
         }
+        let _ = fake.mute.subscribe().wait_for(|mute| !mute).await;
         changed.borrow_and_update();
         let mut reports = fake.reports();
         reports.push(Report::Heartbeat);

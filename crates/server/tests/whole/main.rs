@@ -16,4 +16,5 @@ mod releases;
 mod scheduling;
 mod state;
 mod streams;
+mod survival;
 mod trials;

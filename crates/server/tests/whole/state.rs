@@ -148,10 +148,8 @@ async fn a_commit_is_seen_whole_however_large() {
 async fn a_status_that_comes_with_its_node_is_kept() {
     let world = World::new().await;
     let status = NodeStatus {
-        state: wharf_model::NodeState::Joining,
-        since: Timestamp(5),
         reason: "it has joined".into(),
-        facts: None,
+        ..NodeStatus::new(wharf_model::NodeState::Joining, Timestamp(5))
     };
     let (key, about) = (Key::Node(node_id(1)), Key::NodeStatus(node_id(1)));
     let batch = Batch::new()

@@ -13,6 +13,7 @@ pub(crate) mod down;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod explain;
+pub(crate) mod fence;
 pub(crate) mod files;
 pub(crate) mod gateway;
 pub(crate) mod inspect;
@@ -33,6 +34,7 @@ pub(crate) mod token;
 pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod version;
+pub(crate) mod volume;
 pub(crate) mod wireguard_device;
 
 use std::path::PathBuf;
@@ -77,6 +79,7 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
         Command::Secret(args) => files::secret(args, global, &out).await,
         Command::Configs(args) => files::configs(args, global, &out).await,
         Command::Network(args) => network::run(args, global, &out).await,
+        Command::Volume(args) => volume::run(args, global, &out).await,
         Command::Certificate(args) => certificate::run(args, global, &out).await,
         Command::Route(args) => route::run(args, global, &out).await,
         Command::Node(args) => node::run(args, global, &out).await,
@@ -87,6 +90,7 @@ pub(crate) async fn run(mut cli: Cli) -> Result<Exit> {
         Command::Server(args) => server::run(args, global, &out).await,
         Command::Agent(args) => agent::run(args, global, &out).await,
         Command::Dns(args) => dns::run(args).await,
+        Command::Fence(args) => fence::run(args).await,
         Command::Gateway(args) => gateway::run(args).await,
         Command::RouteProvider(args) => route_provider::run(args).await,
         Command::WireguardDevice(args) => wireguard_device::run(args).await,

@@ -16,7 +16,7 @@ use wharf_model::Bytes;
 use crate::{
     Exit,
     cli::Global,
-    commands::{ago, confirm},
+    commands::{ago, confirm, now},
     connect::{Cluster, query},
     hint,
     output::{Color, Format, Output, table},
@@ -301,7 +301,11 @@ async fn ls(client: &Client, out: &Output) -> Result<Exit> {
         vec![
             node.name.clone(),
             if node.state == "ready" {
-                node.state.clone()
+                match (node.suspected_since, node.held_until) {
+                    (Some(since), _) => format!("ready, not heard ({})", ago(since)),
+                    (None, Some(_)) => "ready, held back".to_owned(),
+                    (None, None) => node.state.clone(),
+                }
             } else {
                 format!("{} ({})", node.state, ago(node.since))
             },
@@ -324,6 +328,9 @@ async fn ls(client: &Client, out: &Output) -> Result<Exit> {
     for node in nodes.iter().filter(|node| !node.reason.is_empty() && node.state != "ready") {
         out.say(&format!("{}: {}", node.name, node.reason));
     }
+    for node in &nodes {
+        doubts(node).into_iter().for_each(|said| out.say(&said));
+    }
     for node in nodes.iter().filter(|node| node.state == "ready") {
         if let Some(older) = &node.serves_older {
             out.say(&format!("{}: {older}", node.name));
@@ -341,6 +348,36 @@ async fn ls(client: &Client, out: &Output) -> Result<Exit> {
 fn disk(node: &v1::Node) -> Option<String> {
     let fullest = node.disks.iter().map(|disk| disk.percent).max()?;
     Some(format!("{fullest}%{}", if node.disk_full { " (full)" } else { "" }))
+}
+
+/// What else there is to say of how a node can be counted on.
+fn doubts(node: &v1::Node) -> Vec<String> {
+    let mut said = Vec::new();
+    if !node.suspected_by.is_empty() {
+        said.push(format!(
+            "{}: suspected to be gone: {} {} not hear it; nothing is sent to its tasks where others serve",
+            node.name,
+            node.suspected_by.join(" and "),
+            if node.suspected_by.len() == 1 { "does" } else { "do" }
+        ));
+    }
+    let seconds = |until: u64| until.saturating_sub(now()).div_ceil(1000);
+    if let Some(until) = node.held_until {
+        let times = node.lapses.len();
+        said.push(format!(
+            "{}: gets no new tasks for another {} s: it went away {times} times lately",
+            node.name,
+            seconds(until)
+        ));
+    }
+    if let Some(until) = node.spared_until {
+        said.push(format!(
+            "{}: counts as down in {} s, and its tasks are replaced then; too many machines are away at once to replace all at once",
+            node.name,
+            seconds(until)
+        ));
+    }
+    said
 }
 
 async fn get(client: &Client, node: &str) -> Result<v1::Node> {

@@ -286,6 +286,7 @@ pub(crate) fn set_for(node: NodeId, revision: u64) -> AssignmentSet {
         routes: RouteTable::default(),
         wireguard: None,
         disk_marks: Default::default(),
+        watched: Vec::new(),
     }
 }
 
@@ -420,6 +421,7 @@ impl FakeNode {
             facts,
             problems: vec![],
             draining: BTreeMap::new(),
+            peers: Default::default(),
         }
     }
 }

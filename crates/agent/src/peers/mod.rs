@@ -1,0 +1,156 @@
+//! Listens for other nodes: which of those that this one watches answer.
+//!
+//! - It is their kernels that answer, by ICMP: an agent that restarts, or an engine that is busy, is missed by nobody.
+//! - A node is silent after [`MISSES`] rounds without an answer, and only if it has answered before: where echo requests are filtered, nothing
+//!   is known of anybody. It is heard again after [`ANSWERS`] answers in a row.
+//! - Rounds are counted, not time: whoever cannot send, because the machine stood still, misses nobody for it. Answers wait in the socket.
+//! - What is heard is told to the servers, and taken out of what this node leads to by itself ([`Unheard`]).
+
+mod icmp;
+mod unheard;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use wharf_model::{NodeId, PeerView, WatchedNode};
+
+pub use self::{icmp::IcmpEchoes, unheard::Unheard};
+
+/// Between rounds.
+pub const INTERVAL: Duration = Duration::from_millis(150);
+/// So many rounds in a row without an answer, and a node is silent.
+const MISSES: u32 = 4;
+/// So many answers in a row, and a silent node is heard again.
+const ANSWERS: u32 = 2;
+
+/// Sends echo requests and takes the answers. Nothing of it waits.
+pub trait Echoes: Send {
+    /// Sends one to each of these; what cannot be sent is not answered.
+    fn send(&mut self, to: &BTreeSet<IpAddr>);
+    /// Who has answered one of ours since this was last asked.
+    fn answered(&mut self) -> BTreeSet<IpAddr>;
+}
+
+/// What is known of the nodes that are watched.
+#[derive(Debug, Default)]
+pub struct Watching {
+    targets: BTreeMap<NodeId, Target>,
+}
+
+#[derive(Debug)]
+struct Target {
+    address: IpAddr,
+    /// It was asked in the last round.
+    asked: bool,
+    /// Rounds in a row without an answer, and with one.
+    missed: u32,
+    answered: u32,
+    /// Whether it is heard; not known before its first answer.
+    heard: Option<bool>,
+}
+
+impl Watching {
+    /// Watches these from now on. What is known of those that were watched before stays.
+    pub fn watch(&mut self, nodes: &[WatchedNode]) {
+        let wanted: BTreeMap<_, _> = nodes.iter().map(|node| (node.node, node.address)).collect();
+        self.targets.retain(|node, target| wanted.get(node) == Some(&target.address));
+        for (node, address) in wanted {
+            let new = Target { address, asked: false, missed: 0, answered: 0, heard: None };
+            self.targets.entry(node).or_insert(new);
+        }
+    }
+
+    /// Ends a round, in which these have answered, and begins the next: answers who is to be asked.
+    pub fn round(&mut self, answered: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        for target in self.targets.values_mut() {
+            if answered.contains(&target.address) {
+                (target.missed, target.answered) = (0, target.answered.saturating_add(1));
+            } else if target.asked {
+                (target.missed, target.answered) = (target.missed.saturating_add(1), 0);
+            }
+            target.heard = match target.heard {
+                None => (target.answered > 0).then_some(true),
+                Some(true) => Some(target.missed < MISSES),
+                Some(false) => Some(target.answered >= ANSWERS),
+            };
+            target.asked = true;
+        }
+        self.targets.values().map(|target| target.address).collect()
+    }
+
+    /// Who is heard, and who is not any more.
+    pub fn view(&self) -> PeerView {
+        let those = |heard| {
+            let targets = self.targets.iter().filter(move |(_, target)| target.heard == Some(heard));
+            targets.map(|(node, _)| *node).collect()
+        };
+        PeerView { heard: those(true), silent: those(false) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(number: u8) -> WatchedNode {
+        WatchedNode { node: NodeId::from_parts(1, [number; 10]), address: [10, 0, 0, number].into() }
+    }
+    fn watching() -> Watching {
+        let mut watching = Watching::default();
+        watching.watch(&[node(1), node(2)]);
+        watching
+    }
+    /// A round in which these answer.
+    fn round(watching: &mut Watching, answering: &[u8]) -> PeerView {
+        watching.round(&answering.iter().map(|n| node(*n).address).collect());
+        watching.view()
+    }
+    fn view(heard: &[u8], silent: &[u8]) -> PeerView {
+        let ids = |nodes: &[u8]| nodes.iter().map(|n| node(*n).node).collect();
+        PeerView { heard: ids(heard), silent: ids(silent) }
+    }
+
+    #[test]
+    fn a_node_is_silent_after_four_rounds_without_an_answer_and_heard_after_two_with_one() {
+        let mut watching = watching();
+        assert_eq!(round(&mut watching, &[]), view(&[], &[]), "nobody has been asked yet");
+        assert_eq!(round(&mut watching, &[1, 2]), view(&[1, 2], &[]));
+        for _ in 0..3 {
+            assert_eq!(round(&mut watching, &[1]), view(&[1, 2], &[]));
+        }
+        assert_eq!(round(&mut watching, &[1]), view(&[1], &[2]));
+        assert_eq!(round(&mut watching, &[1, 2]), view(&[1], &[2]), "one answer may be an old one");
+        assert_eq!(round(&mut watching, &[1, 2]), view(&[1, 2], &[]));
+    }
+
+    #[test]
+    fn a_node_that_has_never_answered_is_not_missed() {
+        let mut watching = watching();
+        for _ in 0..20 {
+            assert_eq!(round(&mut watching, &[1]), view(&[1], &[]));
+        }
+    }
+
+    #[test]
+    fn packets_that_are_lost_now_and_then_make_nobody_silent() {
+        let mut watching = watching();
+        for turn in 0..100 {
+            let answering: &[u8] = if turn % 4 == 0 { &[1, 2] } else { &[1] };
+            assert!(round(&mut watching, answering).silent.is_empty(), "{turn}");
+        }
+    }
+
+    #[test]
+    fn who_is_watched_on_is_known_on_and_who_moved_is_asked_anew() {
+        let mut watching = watching();
+        round(&mut watching, &[1, 2]);
+        let moved = WatchedNode { address: [10, 0, 0, 9].into(), ..node(2) };
+        watching.watch(&[node(1), moved, node(3)]);
+        assert_eq!(watching.view(), view(&[1], &[]));
+        let asked = watching.round(&BTreeSet::new());
+        assert_eq!(asked, [node(1), moved, node(3)].map(|node| node.address).into());
+    }
+}
