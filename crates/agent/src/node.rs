@@ -224,6 +224,8 @@ pub struct NodeConfig {
     pub starts: usize,
     /// Refuse to write secrets where they could reach a disk. Only tests say no.
     pub secrets_in_memory: bool,
+    /// Say which ports and subnets of this machine are somebody else's. Only simulations say no: their nodes are not on a machine of their own.
+    pub looks_at_machine: bool,
     /// Ports that Wharf's own processes on this node listen on.
     pub own_ports: BTreeSet<u16>,
     /// Seeds the pauses between attempts.
@@ -247,6 +249,7 @@ impl NodeConfig {
             pulls: 3,
             starts: 4,
             secrets_in_memory: true,
+            looks_at_machine: true,
             own_ports: BTreeSet::new(),
             seed: 0,
             disks: Arc::new(NoDisks),
@@ -771,8 +774,9 @@ impl Inner {
         if !self.asked.load(Ordering::Acquire) {
             return;
         }
-        let ours = self.own_ports();
-        let taken = blocking(move || listening_ports().difference(&ours).copied().collect()).await;
+        let (ours, real) = (self.own_ports(), self.config.looks_at_machine);
+        let listening = move || if real { listening_ports() } else { BTreeSet::new() };
+        let taken = blocking(move || listening().difference(&ours).copied().collect()).await;
         let engine = self.engine.lock().clone();
         let mut problems = self.problems.lock().clone();
         problems.extend(self.plane.problems());
@@ -786,7 +790,7 @@ impl Inner {
         facts.wireguard = self.plane.tunnels();
         facts.disk = facts.disk.or_else(|| house.engine_disk());
         (facts.disks, facts.images, facts.cleanup) = (house.disks, house.images, house.cleanup);
-        match blocking(host_subnets).await {
+        match blocking(move || if real { host_subnets() } else { Ok(Vec::new()) }).await {
             Ok(subnets) => facts.subnets = subnets,
             Err(error) => problems.push(format!("cannot read the machine's routes: {error}")),
         }

@@ -249,6 +249,12 @@ impl Tasks {
         Stopped { aborted, failure: self.failure() }
     }
 
+    /// Drops every task of the group where it stands, and whatever it spawns from now on, as the sudden end of a process does: nothing is
+    /// asked to stop, and nobody waits. For simulations.
+    pub fn abort(&self) {
+        self.group.abort_all();
+    }
+
     fn list(&self, name: String) -> Listed {
         let mut state = self.group.state.lock();
         state.last_id += 1;
@@ -391,6 +397,23 @@ mod tests {
     async fn until(token: CancellationToken) -> Result<(), Infallible> {
         token.cancelled().await;
         Ok(())
+    }
+
+    #[tokio::test]
+    async fn aborted_tasks_are_dropped_without_having_been_asked_and_later_ones_never_begin() {
+        let tasks = Tasks::new(&Shutdown::new());
+        let stop = tasks.token();
+        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+        let waiting = tasks.spawn("waiting", async move {
+            let _held = sender;
+            std::future::pending::<()>().await;
+        });
+        tasks.abort();
+        assert!(receiver.await.is_err(), "what it held is dropped");
+        assert_eq!(waiting.await, Err(NoResult::Aborted { task: "waiting".into() }));
+        assert!(!stop.is_cancelled());
+        let late = tasks.spawn("late", async {});
+        assert_eq!(late.await, Err(NoResult::Aborted { task: "late".into() }));
     }
 
     #[tokio::test]

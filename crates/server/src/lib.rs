@@ -22,5 +22,6 @@ pub mod state;
 
 pub use http::openapi::openapi_json;
 pub use server::{
-    InitOptions, Initialised, JoinServerOptions, RunOptions, Server, ServerError, init, join_cluster,
+    InitOptions, Initialised, JoinServerOptions, Parts, RunOptions, Server, ServerError, Works, init,
+    join_cluster,
 };

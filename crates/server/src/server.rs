@@ -447,97 +447,31 @@ impl Server {
     pub async fn run(self, shutdown: &Shutdown) -> Result<(), ServerError> {
         let tasks = Tasks::staged(shutdown);
         let connections = Tasks::new(shutdown);
-        let stop = tasks.token();
         let exclusive = self.settings.store == StoreChoice::Embedded;
-        let election = Election::new(
-            Arc::clone(&self.backend),
-            Arc::clone(&self.clock),
-            self.settings.id,
-            self.options.leader,
-            exclusive,
-        );
-        let sessions = Sessions::new(self.options.transport, Arc::clone(&self.clock));
-        let context = controllers::Context {
-            state: Arc::clone(&self.state),
-            lead: election.watch(),
-            clock: Arc::clone(&self.clock),
-            counters: Arc::default(),
-        };
-        let shared = Arc::new(http::Context {
-            state: Arc::clone(&self.state),
-            sessions: Arc::clone(&sessions),
-            clock: Arc::clone(&self.clock),
-            lead: election.watch(),
+        let parts = Parts {
             server: self.settings.id,
             advertised: self.settings.advertise.clone(),
-            authority: Arc::clone(&self.authority),
             store: if exclusive { "embedded" } else { "etcd" },
-            builds: Arc::default(),
-            built: Default::default(),
-            transfers: Arc::default(),
-            tasks: connections.clone(),
-        });
+            backend: Arc::clone(&self.backend),
+            etcd: self.etcd.clone(),
+            state: Arc::clone(&self.state),
+            authority: Arc::clone(&self.authority),
+            clock: Arc::clone(&self.clock),
+            leader: self.options.leader,
+            leases: self.options.leases,
+            transport: self.options.transport,
+        };
+        let Works { shared, sessions } = Works::begin(parts, &tasks, &connections);
         let router = self.router(&shared);
         let revoked = revocation(&self.state);
         let resolver = Arc::clone(&self.identity) as Arc<dyn rustls::server::ResolvesServerCert>;
         let config =
             tls::server_config(self.authority.trust(), resolver, revoked, Arc::new(DefaultTimeProvider))?;
-
-        // Without any of these a server would go on as if it worked: it stops instead, and another takes over.
-        let essential = |name: &'static str, future: BoxFuture<'static, ()>| {
-            tasks.essential(name, future.map(Ok::<(), std::convert::Infallible>));
-        };
-        essential("store watch", Arc::clone(&self.state).follow(stop.clone()).boxed());
-        essential("election", election.run(stop.clone()).boxed());
-        essential("apps", controllers::drive(context.clone(), Apps::default(), stop.clone()).boxed());
-        essential(
-            "rebalance",
-            controllers::drive(context.clone(), Rebalance::default(), stop.clone()).boxed(),
-        );
-        let nodes = Nodes::new(Arc::clone(&sessions), self.options.leases, Arc::clone(&self.clock));
-        essential("nodes", controllers::drive(context.clone(), nodes, stop.clone()).boxed());
-        essential(
-            "reports",
-            reports::listen(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
-        );
-        essential("report store", reports::store(context.clone(), stop.clone()).boxed());
-        essential(
-            "assignments",
-            reports::assign(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
-        );
-        let leases = controllers::leases::grant(
-            context.clone(),
-            Arc::clone(&sessions),
-            self.options.leases.node,
-            tasks.clone(),
-            stop.clone(),
-        );
-        essential("leases", leases.boxed());
-        essential("routes", routes::keep(context.clone(), routes::Call, stop.clone()).boxed());
-        let judge = controllers::judge::watch(context.clone(), Arc::clone(&sessions), stop.clone());
-        essential("judge", judge.boxed());
-        essential("certificates", acme::keep(context.clone(), stop.clone()).boxed());
-        let (servers, known) = watch::channel(self.state.read().servers_list());
-        essential("server list", reports::tell_servers(Arc::clone(&sessions), known, stop.clone()).boxed());
-        let keeper = Keeper {
-            state: Arc::clone(&self.state),
-            context: context.clone(),
-            etcd: self.etcd.clone(),
-            record: ServerRecord {
-                id: self.settings.id,
-                addresses: self.settings.advertise.clone(),
-                version: env!("CARGO_PKG_VERSION").into(),
-                started_at: Timestamp(self.clock.now().0),
-                seen_at: Timestamp(0),
-            },
-            servers,
-            heard: BTreeMap::new(),
-            unused: BTreeMap::new(),
-        };
-        essential("housekeeping", keeper.run(stop.clone()).boxed());
-        let identity = Arc::clone(&self.identity);
-        let until = stop.clone();
-        essential("certificate", async move { identity.run(until).await }.boxed());
+        let (identity, until) = (Arc::clone(&self.identity), tasks.token());
+        tasks.essential("certificate", async move {
+            identity.run(until).await;
+            Ok::<(), std::convert::Infallible>(())
+        });
 
         tracing::info!(server = %self.settings.id, address = %self.listener.address(), "server runs");
         self.listener
@@ -576,6 +510,131 @@ impl Server {
         // Whoever asks for these is not known yet.
         let joining = join::routes(joining).merge(servers).layer(DefaultBodyLimit::max(MAX_JOIN));
         http::router(Arc::clone(shared)).merge(joining)
+    }
+}
+
+/// What a server works with, all of it open.
+pub struct Parts {
+    /// Its identifier.
+    pub server: ServerId,
+    /// Where others reach it.
+    pub advertised: Vec<String>,
+    /// `embedded`, which nobody else can have open, or `etcd`.
+    pub store: &'static str,
+    /// The store.
+    pub backend: Arc<dyn Backend>,
+    /// The same, if it is etcd.
+    pub etcd: Option<Arc<Etcd>>,
+    /// What it holds.
+    pub state: Arc<State>,
+    /// The cluster's authority.
+    pub authority: Arc<Authority>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// How leadership is timed.
+    pub leader: LeaderTiming,
+    /// How long nodes may be away.
+    pub leases: Leases,
+    /// How connections are timed.
+    pub transport: Timing,
+}
+
+/// A server at work, but for its port: somebody brings it requests and the sessions of nodes. Simulations have no port.
+pub struct Works {
+    /// What handlers of the API need.
+    pub shared: http::Shared,
+    /// Where sessions of nodes go.
+    pub sessions: Arc<Sessions>,
+}
+
+impl Works {
+    /// Begins everything that a server does by itself, as tasks of `tasks`; what people ask for runs as tasks of `connections`.
+    pub fn begin(parts: Parts, tasks: &Tasks, connections: &Tasks) -> Self {
+        let stop = tasks.token();
+        let (state, clock) = (parts.state, parts.clock);
+        let election = Election::new(
+            Arc::clone(&parts.backend),
+            Arc::clone(&clock),
+            parts.server,
+            parts.leader,
+            parts.store == "embedded",
+        );
+        let sessions = Sessions::new(parts.transport, Arc::clone(&clock));
+        let context = controllers::Context {
+            state: Arc::clone(&state),
+            lead: election.watch(),
+            clock: Arc::clone(&clock),
+            counters: Arc::default(),
+        };
+        let shared = Arc::new(http::Context {
+            state: Arc::clone(&state),
+            sessions: Arc::clone(&sessions),
+            clock: Arc::clone(&clock),
+            lead: election.watch(),
+            server: parts.server,
+            advertised: parts.advertised.clone(),
+            authority: parts.authority,
+            store: parts.store,
+            builds: Arc::default(),
+            built: Default::default(),
+            transfers: Arc::default(),
+            tasks: connections.clone(),
+        });
+
+        // Without any of these a server would go on as if it worked: it stops instead, and another takes over.
+        let essential = |name: &'static str, future: BoxFuture<'static, ()>| {
+            tasks.essential(name, future.map(Ok::<(), std::convert::Infallible>));
+        };
+        essential("store watch", Arc::clone(&state).follow(stop.clone()).boxed());
+        essential("election", election.run(stop.clone()).boxed());
+        essential("apps", controllers::drive(context.clone(), Apps::default(), stop.clone()).boxed());
+        essential(
+            "rebalance",
+            controllers::drive(context.clone(), Rebalance::default(), stop.clone()).boxed(),
+        );
+        let nodes = Nodes::new(Arc::clone(&sessions), parts.leases, Arc::clone(&clock));
+        essential("nodes", controllers::drive(context.clone(), nodes, stop.clone()).boxed());
+        essential(
+            "reports",
+            reports::listen(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
+        );
+        essential("report store", reports::store(context.clone(), stop.clone()).boxed());
+        essential(
+            "assignments",
+            reports::assign(context.clone(), Arc::clone(&sessions), tasks.clone(), stop.clone()).boxed(),
+        );
+        let (node_lease, leases) = (parts.leases.node, tasks.clone());
+        let leases = controllers::leases::grant(
+            context.clone(),
+            Arc::clone(&sessions),
+            node_lease,
+            leases,
+            stop.clone(),
+        );
+        essential("leases", leases.boxed());
+        essential("routes", routes::keep(context.clone(), routes::Call, stop.clone()).boxed());
+        let judge = controllers::judge::watch(context.clone(), Arc::clone(&sessions), stop.clone());
+        essential("judge", judge.boxed());
+        essential("certificates", acme::keep(context.clone(), stop.clone()).boxed());
+        let (servers, known) = watch::channel(state.read().servers_list());
+        essential("server list", reports::tell_servers(Arc::clone(&sessions), known, stop.clone()).boxed());
+        let keeper = Keeper {
+            state,
+            context,
+            etcd: parts.etcd,
+            record: ServerRecord {
+                id: parts.server,
+                addresses: parts.advertised,
+                version: env!("CARGO_PKG_VERSION").into(),
+                started_at: Timestamp(clock.now().0),
+                seen_at: Timestamp(0),
+            },
+            servers,
+            heard: BTreeMap::new(),
+            unused: BTreeMap::new(),
+        };
+        essential("housekeeping", keeper.run(stop).boxed());
+        Self { shared, sessions }
     }
 }
 

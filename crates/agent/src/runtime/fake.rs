@@ -174,6 +174,12 @@ impl FakeRuntime {
         };
         running.into_iter().for_each(|task| self.inner.end(task, Exit { code: 255, oom: false }));
     }
+    /// What there is to see of the tasks whose processes run, whatever the engine says to those who ask it.
+    pub fn running<T>(&self, see: impl Fn(&TaskAssignment) -> T) -> Vec<T> {
+        let state = self.inner.state.lock();
+        let running = state.containers.values().filter(|entry| entry.container.state.is_running());
+        running.map(|entry| see(&entry.task)).collect()
+    }
     /// What the engine's check of a task says from now on.
     pub fn set_health(&self, task: TaskId, health: Health, output: &str) {
         self.inner.set_health(task, health, output);

@@ -19,12 +19,18 @@ use std::{
     sync::Arc,
 };
 
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
-use tokio::sync::watch;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use wharf_api::transport::{
-    Timing,
+    Timing, reverse,
     wire::{ServerEntry, Servers},
 };
 use wharf_model::ServerId;
@@ -89,6 +95,37 @@ pub async fn run(
     let linking = keep_links(Arc::clone(&shared), node, tasks, stop);
     futures::join!(renewing, linking);
     Ok(())
+}
+
+/// Serves one server over a connection that stands already, until it ends; says why it did. For simulations, which make connections
+/// without TLS: what `membership` says of keys is not looked at.
+pub async fn attach<I>(
+    node: Arc<dyn Node>,
+    home: Home,
+    membership: Membership,
+    io: I,
+    timing: Timing,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+) -> String
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let shared = Arc::new(Shared {
+        home,
+        membership: watch::Sender::new(Arc::new(membership)),
+        servers: watch::Sender::new(Servers::default()),
+        timing,
+        clock,
+    });
+    let router = router::routes(node, shared, tasks);
+    let service = service_fn(move |request: Request<Incoming>| {
+        router.clone().oneshot(request.map(axum::body::Body::new))
+    });
+    match reverse::serve(io, service, &timing).await {
+        Ok(()) => "the server closed the connection".to_owned(),
+        Err(error) => chain(&error),
+    }
 }
 
 /// Has one link for each server there is.
