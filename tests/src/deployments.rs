@@ -10,11 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sched::{CloneFlags, setns};
-use wharf_testkit::cluster::{Cluster, Node, Seed, try_wait_until};
+use wharf_testkit::cluster::{Cluster, Node, try_wait_until};
 
 use crate::{
     Fleet,
     load::{self, Kind, Plan, Report, Watch},
+    swarm,
 };
 
 /// How long anything of a cluster may take that is not measured.
@@ -336,16 +337,8 @@ pub struct Swarm {
 impl Swarm {
     /// As many machines.
     pub fn start(nodes: u8) -> Result<Self> {
-        let machines =
-            Cluster::builder().nodes(nodes).seed(Seed::basic()?).engine_arg("--live-restore=false");
-        let cluster = machines.up()?;
+        let cluster = swarm::machines(nodes, 1)?;
         let first = cluster.node(1);
-        let address = first.address().to_string();
-        first.docker(["swarm", "init", "--advertise-addr", &address])?;
-        let token = first.docker(["swarm", "join-token", "-q", "worker"])?;
-        for node in cluster.nodes().into_iter().skip(1) {
-            node.docker(["swarm", "join", "--token", token.trim(), &format!("{address}:2377")])?;
-        }
         first.docker(["network", "create", "-d", "overlay", "--attachable", "inside"])?;
         first.docker([
             "run",

@@ -3,9 +3,15 @@
 //! - `wharf` runs as a program, built as it is released, on machines of the test cluster; nothing here links to it.
 //! - Commands run at the client's place on the switch, as from somebody's laptop, unless a test says otherwise.
 
+pub mod contest;
 pub mod deployments;
+pub mod engine;
 pub mod exactness;
 pub mod load;
+pub mod servers;
+pub mod state;
+pub mod swarm;
+pub mod wire;
 
 use std::{
     ffi::OsStr,

@@ -2,15 +2,17 @@
 #![expect(clippy::unwrap_used, reason = "a test panics")]
 
 use std::{
-    collections::BTreeMap,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail, ensure};
-use wharf_testkit::cluster::Cluster;
-use wharf_tests::{Fleet, Signal, items, skip, text, wait_until};
+use wharf_tests::{
+    Fleet, Signal, items,
+    servers::{leader, three_servers, version},
+    skip, text, wait_until,
+};
 
 /// A follower waits six seconds for a lease before it takes over; the rest is a machine that is busy with other tests.
 const TAKEOVER: Duration = Duration::from_secs(25);
@@ -35,102 +37,6 @@ services:
     depends_on: {first: {condition: service_started}}
     deploy: {replicas: 3}
 ";
-
-/// Three machines, each with a member of etcd, a server and an agent. The client has the contexts `s1`, `s2`, `s3`, which
-/// know one server each, and `all`.
-fn three_servers() -> Fleet {
-    let seed = wharf_testkit::cluster::Seed::basic().unwrap();
-    let binary = wharf_tests::wharf_binary().unwrap();
-    let cluster = Cluster::builder().nodes(3).seed(seed).up().unwrap();
-    cluster.install(&binary).unwrap();
-    let copy = cluster.dir().join("client/wharf");
-    std::fs::copy(&binary, &copy).unwrap();
-
-    let url = |index: u8, port: u16| format!("http://{}:{port}", cluster.node(index).address());
-    let members: Vec<_> = (1..=3).map(|index| format!("n{index}={}", url(index, 2380))).collect();
-    for index in 1..=3 {
-        let (peer, client) = (url(index, 2380), url(index, 2379));
-        let etcd = cluster.node(index).service("etcd");
-        etcd.run([
-            "etcd",
-            "--name",
-            &format!("n{index}"),
-            "--data-dir",
-            "/var/lib/etcd",
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-            "--initial-cluster",
-            &members.join(","),
-        ])
-        .unwrap();
-    }
-    let endpoints = (1..=3).map(|index| url(index, 2379)).collect::<Vec<_>>().join(",");
-    wait_until(SETTLING, "etcd is healthy", || {
-        let arguments = ["ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoints, "endpoint", "health"];
-        cluster.node(1).run(["env"].into_iter().chain(arguments))
-    });
-
-    let first = cluster.node(1);
-    let join_line = first.run(["wharf", "server", "init", "--name", "test", "--etcd", &endpoints]).unwrap();
-    let context = first.run(["wharf", "context", "export"]).unwrap();
-    let file = cluster.dir().join("client/context.json");
-    std::fs::write(&file, context).unwrap();
-    let fleet = Fleet { cluster, binary: copy, join_line };
-    let servers = (1..=3).map(|index| fleet.node(index).address().to_string()).collect::<Vec<_>>();
-    for (name, servers) in
-        [("s1", &servers[..1]), ("s2", &servers[1..2]), ("s3", &servers[2..]), ("all", &servers[..])]
-    {
-        fleet.ok(["context", "import", name, &file.display().to_string()]);
-        let named = servers.iter().flat_map(|server| ["--server", server.as_str()]);
-        fleet.ok(["context", "set", name].into_iter().chain(named));
-    }
-    fleet.ok(["context", "use", "all"]);
-
-    let serve = |index: u8| {
-        fleet.node(index).service("wharf").run(["wharf", "server", "run", "--with-agent"]).unwrap();
-    };
-    serve(1);
-    wait_until(SETTLING, "the first server answers", || {
-        fleet.try_wharf(["--context", "s1", "version"])?.text()
-    });
-    let line = fleet.ok(["--context", "s1", "token", "create", "--role", "server"]);
-    for index in 2..=3 {
-        fleet.node(index).run(line.split_whitespace()).unwrap();
-        serve(index);
-    }
-    fleet.wait_for_nodes().unwrap();
-    wait_until(SETTLING, "all servers know each other", || {
-        let nodes = fleet.try_json(["node", "ls"])?;
-        let roles =
-            items(&nodes).iter().filter(|node| items(&node["roles"]).iter().any(|role| role == "server"));
-        ensure!(roles.count() == 3, "{nodes}");
-        Ok(())
-    });
-    fleet
-}
-
-/// What one server says: its own id, and who leads.
-fn version(fleet: &Fleet, context: &str) -> Result<(String, String)> {
-    let version = fleet.try_json(["--context", context, "version"])?;
-    let server = &version["server"];
-    Ok((text(&server["server"]).to_owned(), text(&server["leader"]).to_owned()))
-}
-
-/// Which machine's server leads.
-fn leader(fleet: &Fleet) -> u8 {
-    let id = |index: u8| Some((version(fleet, &format!("s{index}")).ok()?.0, index));
-    let ids: BTreeMap<String, u8> = (1..=3).filter_map(id).collect();
-    wait_until(SETTLING, "somebody leads", || {
-        let led = version(fleet, "all")?.1;
-        ids.get(&led).copied().ok_or_else(|| anyhow::anyhow!("`{led}` leads, of {ids:?}"))
-    })
-}
 
 /// Waits until a server other than that of `index` leads, as the server behind `context` says, and gives how long that took.
 fn other_leader(fleet: &Fleet, context: &str, before: &str) -> Duration {
@@ -183,7 +89,7 @@ fn killing_the_leader_loses_nothing_acknowledged_and_another_server_decides_with
     if skip() {
         return;
     }
-    let fleet = three_servers();
+    let fleet = three_servers().unwrap();
     let led = leader(&fleet);
     let followers: Vec<String> =
         (1..=3).filter(|index| *index != led).map(|index| format!("s{index}")).collect();
@@ -279,7 +185,7 @@ fn a_leader_that_slept_writes_nothing_and_one_that_stops_hands_over_at_once() {
     if skip() {
         return;
     }
-    let fleet = three_servers();
+    let fleet = three_servers().unwrap();
     let led = leader(&fleet);
     let service = fleet.node(led).service("wharf");
     let follower = format!("s{}", if led == 1 { 2 } else { 1 });

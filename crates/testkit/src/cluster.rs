@@ -21,6 +21,7 @@
 //! ```
 
 mod cgroup;
+pub mod clock;
 mod images;
 mod network;
 mod node;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::cgroup::Cgroup;
+use super::clock::{self, Step};
 use super::network::{self, Port};
 use super::process::{self, Output, PATIENCE, Running, Signal};
 use super::registry::Record;
@@ -349,8 +350,24 @@ impl Node {
         network::limit(&self.record, self.index, rate)
     }
 
+    /// What stands in front of a program so that it goes by a clock of the node's own, which [`set_clock`](Self::set_clock) sets. The
+    /// clock is right from here on.
+    pub fn with_clock(&self) -> Result<[String; 3]> {
+        clock::wind(self)
+    }
+
+    /// Sets the clock of programs that were started with [`with_clock`](Self::with_clock), also of those that run.
+    pub fn set_clock(&self, step: Step) -> Result<()> {
+        clock::set(self, step)
+    }
+
     /// Starts the engine and waits until it answers.
     pub fn engine_start(&self) -> Result<()> {
+        self.engine_start_with(&[])
+    }
+
+    /// As [`engine_start`](Self::engine_start), with further arguments for this once; a later one overrides (`--live-restore=false`).
+    pub fn engine_start_with(&self, more: &[&str]) -> Result<()> {
         ensure!(self.engine_pids().is_empty(), "the engine of node {} is already running", self.index);
         // The pid in the file could meanwhile be another process of the node, and the engine would not start.
         let script = r#"rm -f /run/docker.pid /run/testbed/docker.sock; exec "$@" </dev/null >>/run/testbed/dockerd.log 2>&1"#;
@@ -362,6 +379,7 @@ impl Node {
         let registries = format!("{}/24", self.record.address(0));
         args.extend(["--insecure-registry", &registries]);
         args.extend(self.record.engine_args.iter().map(String::as_str));
+        args.extend(more);
         self.run(args)?;
         self.engine_wait()
     }
