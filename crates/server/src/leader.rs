@@ -5,9 +5,11 @@
 //! - Belief is not what safety stands on: every commit of a controller expects the revision at which the leader wrote `leader`
 //!   ([`Lead::fence`]), so that a deposed leader's commits fail whatever it believes.
 //! - No clock is compared with another machine's: followers measure how long *they* have seen no renewal.
+//! - A leader whose process has ended, as a [`Witness`] says, believes nothing any more: nobody waits for its lease to end.
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wharf_model::{ServerId, Timestamp};
@@ -51,6 +53,12 @@ impl Lead {
     }
 }
 
+/// Says when the process of a server has ended, if that can be known.
+pub trait Witness: Send + Sync {
+    /// Returns once it has; never, if that cannot be known.
+    fn ended(self: Arc<Self>, server: ServerId) -> BoxFuture<'static, ()>;
+}
+
 /// Stands for election, and tells whether it leads.
 pub struct Election {
     backend: Arc<dyn Backend>,
@@ -59,13 +67,17 @@ pub struct Election {
     timing: Timing,
     /// Nobody else can have the store open: take over at once.
     exclusive: bool,
+    witness: Option<Arc<dyn Witness>>,
     lead: watch::Sender<Option<Lead>>,
 }
+
+/// Waits for the end of the leader that was elected at this revision.
+type Wake = (Revision, BoxFuture<'static, ()>);
 
 /// What a follower has seen last: a leader that has just begun, and one that has just renewed, are both alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
-    leader: Option<Revision>,
+    leader: Option<(Revision, ServerId)>,
     lease: Option<LeaseRecord>,
 }
 
@@ -78,7 +90,13 @@ impl Election {
         timing: Timing,
         exclusive: bool,
     ) -> Self {
-        Self { backend, clock, server, timing, exclusive, lead: watch::Sender::new(None) }
+        Self { backend, clock, server, timing, exclusive, witness: None, lead: watch::Sender::new(None) }
+    }
+
+    /// Does not wait for the lease of a leader to end whose process has, as this says.
+    #[must_use]
+    pub fn believing(self, witness: Arc<dyn Witness>) -> Self {
+        Self { witness: Some(witness), ..self }
     }
 
     /// Whether this server leads, now and later.
@@ -90,6 +108,9 @@ impl Election {
     pub async fn run(self, shutdown: CancellationToken) {
         let mut seen = (Seen { leader: None, lease: None }, self.clock.monotonic());
         let mut renewed_at = self.clock.monotonic();
+        let mut wake = None;
+        // The revision at which a leader was elected whose process has ended.
+        let mut dead = None;
         loop {
             let led = *self.lead.borrow();
             // Others count from when they see it, which is later than this.
@@ -105,7 +126,7 @@ impl Election {
                         }
                     }
                 }
-                None => match self.try_to_lead(&mut seen).await {
+                None => match self.try_to_lead(&mut seen, dead).await {
                     Ok(Some(lead)) => {
                         renewed_at = asked_at;
                         tracing::info!(server = %self.server, term = lead.term, "this server leads");
@@ -120,9 +141,12 @@ impl Election {
             if self.lead.borrow().is_some() && self.clock.monotonic() - renewed_at >= self.timing.lease {
                 self.step_down("the store has not answered for as long as the lease lasts");
             }
+            self.attend(&mut wake, seen.0.leader);
             tokio::select! {
                 // Cancel-safe: waits for a flag.
                 () = shutdown.cancelled() => break,
+                // Goes on in the next turn.
+                elected = ended(&mut wake) => (dead, wake) = (Some(elected), None),
                 // Cancel-safe: a timer.
                 () = self.clock.sleep(self.timing.renew) => {}
             }
@@ -133,6 +157,18 @@ impl Election {
             let resign = lead.batch().delete(Key::Leader.to_string());
             // If this fails, the others wait for the lease to end.
             let _ = tokio::time::timeout(Duration::from_secs(2), self.backend.commit(resign)).await;
+        }
+    }
+
+    /// Has the end of this leader waited for, unless it is this server.
+    fn attend(&self, wake: &mut Option<Wake>, leader: Option<(Revision, ServerId)>) {
+        let other = leader.filter(|(_, server)| *server != self.server && self.lead.borrow().is_none());
+        let Some(((elected, server), witness)) = other.zip(self.witness.as_ref()) else {
+            *wake = None;
+            return;
+        };
+        if wake.as_ref().is_none_or(|(attended, _)| *attended != elected) {
+            *wake = Some((elected, Arc::clone(witness).ended(server)));
         }
     }
 
@@ -156,8 +192,13 @@ impl Election {
         }
     }
 
-    /// Takes over if nobody leads. `seen` is what was seen last, and since when it has been so.
-    async fn try_to_lead(&self, seen: &mut (Seen, Duration)) -> Result<Option<Lead>, StoreError> {
+    /// Takes over if nobody leads. `seen` is what was seen last, and since when it has been so; `dead` is when a leader was elected whose
+    /// process has ended.
+    async fn try_to_lead(
+        &self,
+        seen: &mut (Seen, Duration),
+        dead: Option<Revision>,
+    ) -> Result<Option<Lead>, StoreError> {
         // One prefix for both keys, so that they are read at one revision.
         let snapshot = self.backend.read("lea").await?;
         let entry = |key: &Key| snapshot.entries.get(&key.to_string());
@@ -165,15 +206,16 @@ impl Election {
             entry(&Key::Leader).map(|found| Ok((found.written_at, leader(&found.value)?))).transpose()?;
         let lease = entry(&Key::Lease).map(|found| lease(&found.value)).transpose()?;
         let last_term = lease.as_ref().map_or(0, |lease| lease.term);
-        let sees = Seen { leader: leader.as_ref().map(|(revision, _)| *revision), lease };
+        let sees =
+            Seen { leader: leader.as_ref().map(|(revision, record)| (*revision, record.server)), lease };
         if sees != seen.0 {
             *seen = (sees, self.clock.monotonic());
         }
         let silent = self.clock.monotonic() - seen.1 >= self.timing.takeover;
         let free = match &leader {
             None => true,
-            // Ours from before a restart: nobody else has taken it since.
-            Some((_, record)) => record.server == self.server,
+            // Ours from before a restart, or that of a process that has ended: nobody else has taken it since.
+            Some((elected, record)) => record.server == self.server || dead == Some(*elected),
         };
         if !(free || silent || self.exclusive) {
             return Ok(None);
@@ -191,6 +233,17 @@ impl Election {
             Err(error) if error.is_conflict() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// The revision at which the leader was elected whose end is waited for, once it has come.
+async fn ended(wake: &mut Option<Wake>) -> Revision {
+    match wake {
+        Some((elected, end)) => {
+            end.await;
+            *elected
+        }
+        None => std::future::pending().await,
     }
 }
 

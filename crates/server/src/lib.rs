@@ -19,6 +19,7 @@ pub mod server;
 pub mod sessions;
 pub mod settings;
 pub mod state;
+mod witness;
 
 pub use http::openapi::openapi_json;
 pub use server::{

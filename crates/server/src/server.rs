@@ -50,7 +50,7 @@ use crate::{
     },
     ids::RandomIds,
     join::{self, Joining, check_clock, check_token, new_token},
-    leader::{Election, Lead, Timing as LeaderTiming},
+    leader::{Election, Lead, Timing as LeaderTiming, Witness},
     listener::{BindError, Listener},
     pki::{Authority, Lifetimes, PkiError, ServerIdentity, Subject as Holder},
     records::{ClusterRecord, Key, Record, ServerRecord, TokenRole, encode},
@@ -59,6 +59,7 @@ use crate::{
     sessions::Sessions,
     settings::{Folder, FolderError, Settings, StoreChoice},
     state::{EVENTS_KEPT, State},
+    witness::Ports,
 };
 
 /// The path at which a further server joins.
@@ -356,6 +357,8 @@ pub struct RunOptions {
     pub state_dir: PathBuf,
     /// How leadership is timed.
     pub leader: LeaderTiming,
+    /// Who says that a leader's process has ended; without one its lease is waited for.
+    pub witness: Option<Arc<dyn Witness>>,
     /// How long nodes may be away.
     pub leases: Leases,
     /// How connections are timed.
@@ -448,6 +451,12 @@ impl Server {
         let tasks = Tasks::staged(shutdown);
         let connections = Tasks::new(shutdown);
         let exclusive = self.settings.store == StoreChoice::Embedded;
+        let ports = Ports::new(
+            Arc::clone(&self.state),
+            self.authority.trust(),
+            self.options.transport,
+            Arc::clone(&self.clock),
+        )?;
         let parts = Parts {
             server: self.settings.id,
             advertised: self.settings.advertise.clone(),
@@ -458,6 +467,7 @@ impl Server {
             authority: Arc::clone(&self.authority),
             clock: Arc::clone(&self.clock),
             leader: self.options.leader,
+            witness: Some(Arc::new(ports)),
             leases: self.options.leases,
             transport: self.options.transport,
         };
@@ -559,6 +569,10 @@ impl Works {
             parts.leader,
             parts.store == "embedded",
         );
+        let election = match parts.witness {
+            Some(witness) => election.believing(witness),
+            None => election,
+        };
         let sessions = Sessions::new(parts.transport, Arc::clone(&clock));
         let context = controllers::Context {
             state: Arc::clone(&state),
@@ -693,9 +707,19 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self, stop: CancellationToken) {
         let mut visible = self.state.visible();
+        let mut lead = self.context.lead.clone();
+        let mut told = None;
         let mut announce_at = self.context.clock.monotonic();
         loop {
             visible.borrow_and_update();
+            let leads = *lead.borrow_and_update();
+            if let Some(lead) = leads.filter(|_| told != leads) {
+                match self.tell_of(lead).await {
+                    Ok(()) => told = leads,
+                    // Tried again with the next announcement at the latest, if it still leads.
+                    Err(error) => tracing::debug!(error = %chain(&error), "not told who leads"),
+                }
+            }
             let list = self.state.read().servers_list();
             self.servers.send_if_modified(|known| {
                 let newer = known.version != list.version;
@@ -715,6 +739,7 @@ impl Keeper {
                 // Cancel-safe, all of them.
                 () = stop.cancelled() => return,
                 _ = visible.changed() => {}
+                changed = lead.changed() => if changed.is_err() { return },
                 () = self.context.clock.sleep(announce_at.saturating_sub(now)) => {}
             }
             // Seen often enough, however much changes.
@@ -765,6 +790,22 @@ impl Keeper {
             }
         }
         batches
+    }
+
+    /// Says in the diary that this server has begun to lead.
+    async fn tell_of(&self, lead: Lead) -> Result<(), StoreError> {
+        let place = self.record.addresses.first().map_or_else(|| self.record.id.to_string(), Clone::clone);
+        let at = self.context.now();
+        let event = Event {
+            id: RandomIds.id(at),
+            at,
+            kind: EventKind::Server,
+            subject: Subject::default(),
+            message: format!("the server at {place} leads (term {})", lead.term),
+            by: None,
+        };
+        let key = Key::Event(event.id);
+        self.state.commit(lead.batch().put(key.to_string(), encode(&key, &event))).await.map(drop)
     }
 
     async fn announce(&mut self) -> Result<(), StoreError> {

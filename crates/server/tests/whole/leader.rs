@@ -9,11 +9,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wharf_model::ServerId;
 use wharf_process::{Clock, ManualClock, Millis, Shutdown, Tasks};
-use wharf_server::leader::{Election, Lead, Timing};
+use wharf_server::leader::{Election, Lead, Timing, Witness};
 use wharf_store::{Backend, Batch, Changes, Embedded, Revision, Snapshot, StoreError};
 
 use crate::fixture::{eventually, within};
@@ -57,6 +58,24 @@ impl Candidate {
     }
 }
 
+fn server(n: u8) -> ServerId {
+    ServerId::from_parts(u64::from(n), [n; 10])
+}
+
+/// What is said of servers: which of them have ended.
+#[derive(Default)]
+struct Deaths {
+    ended: watch::Sender<Vec<ServerId>>,
+}
+impl Witness for Deaths {
+    fn ended(self: Arc<Self>, server: ServerId) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let mut ended = self.ended.subscribe();
+            ended.wait_for(|ended| ended.contains(&server)).await.map(drop).unwrap();
+        })
+    }
+}
+
 struct Race {
     _folder: tempfile::TempDir,
     store: Embedded,
@@ -69,11 +88,13 @@ impl Race {
         Self { _folder: folder, store, clock: ManualClock::at(Millis(1_000_000)) }
     }
     fn candidate(&self, n: u8) -> Candidate {
+        self.candidate_with(n, Arc::new(Deaths::default()))
+    }
+    fn candidate_with(&self, n: u8, witness: Arc<Deaths>) -> Candidate {
         let cut = Arc::new(AtomicBool::new(false));
         let gate = Arc::new(Gate { store: self.store.clone(), cut: Arc::clone(&cut) });
         let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
-        let server = ServerId::from_parts(u64::from(n), [n; 10]);
-        let election = Election::new(gate, clock, server, Timing::default(), false);
+        let election = Election::new(gate, clock, server(n), Timing::default(), false).believing(witness);
         let (lead, stop) = (election.watch(), CancellationToken::new());
         let tasks = Tasks::new(&Shutdown::new());
         tasks.spawn("election", election.run(stop.clone()));
@@ -195,5 +216,49 @@ async fn of_several_that_wait_one_takes_over_and_the_others_let_it() {
             [2],
             "it is not displaced again"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_leader_whose_process_has_ended_is_replaced_at_once_and_what_it_still_decides_is_refused() {
+    let race = Race::new().await;
+    let a = race.first_leader(1).await;
+    let first = a.lead.borrow().unwrap();
+    race.renewal().await;
+    let deaths = Arc::new(Deaths::default());
+    let b = race.candidate_with(2, Arc::clone(&deaths));
+    // It has seen who leads.
+    for _ in 0..8 {
+        race.tick().await;
+    }
+    assert!(!b.leads());
+    // No time passes by the clock that leases are measured with.
+    a.cut.store(true, Relaxed);
+    deaths.ended.send_modify(|ended| ended.push(server(1)));
+    eventually(async || b.leads().then_some(())).await;
+    let second = b.lead.borrow().unwrap();
+    assert_eq!(second.term, first.term + 1);
+    // Should it live after all, it is none the worse.
+    let late = race.store.commit(first.batch().put("tasks/x", "1")).await.unwrap_err();
+    assert!(late.is_conflict(), "{late}");
+    a.cut.store(false, Relaxed);
+    for _ in 0..10 {
+        race.renewal().await;
+        assert_eq!(*b.lead.borrow(), Some(second), "it is not taken back");
+    }
+    assert!(!a.leads());
+}
+
+#[tokio::test]
+async fn the_end_of_another_server_is_no_reason_to_take_over() {
+    let race = Race::new().await;
+    let a = race.first_leader(1).await;
+    race.renewal().await;
+    let deaths = Arc::new(Deaths::default());
+    deaths.ended.send_modify(|ended| ended.push(server(3)));
+    let b = race.candidate_with(2, Arc::clone(&deaths));
+    for _ in 0..10 {
+        race.renewal().await;
+        assert_eq!((a.leads(), b.leads()), (true, false));
     }
 }

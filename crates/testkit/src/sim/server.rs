@@ -173,6 +173,7 @@ impl SimServer {
             authority: Arc::clone(&self.authority),
             clock: MachineClock::new(self.epoch, self.wrong.clone()),
             leader: LeaderTiming::default(),
+            witness: None,
             leases: Leases::default(),
             transport: Timing::default(),
         };
