@@ -28,9 +28,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_api::transport::node::{Prune, Pruned};
 use wharf_model::{
-    AssignmentSet, Backend, DnsTable, GatewayStats, Image, NetworkAssignment, NetworkId, NodeId, NodeReport,
-    Phase, PullPolicy, RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId, WireguardAssignment,
-    WireguardFacts,
+    AssignmentSet, Backend, DnsTable, GatewayStats, HostSubnet, Image, NetworkAssignment, NetworkId, NodeId,
+    NodeReport, Phase, PullPolicy, RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId,
+    WireguardAssignment, WireguardFacts,
 };
 use wharf_process::{Clock, Tasks, blocking, detached::Program, errors};
 
@@ -60,7 +60,9 @@ use crate::{
 
 /// Between passes that nobody asked for.
 const FULL_PASS: Duration = Duration::from_secs(60);
-/// The same, if names were not served yet.
+/// As long the engine is taken to have what it had, unless there is a sign that it has not. Less than a full pass, so that each looks.
+const TIDY: Duration = Duration::from_secs(50);
+/// Between passes that nobody asked for, if names were not served yet.
 const UNSERVED: Duration = Duration::from_millis(500);
 /// Between looks at the engine and the machine.
 const LOOK: Duration = Duration::from_secs(15);
@@ -309,6 +311,20 @@ struct Inner {
     echoes: Mutex<Option<Box<dyn Echoes>>>,
     /// The nodes that do not answer this one.
     silent: Mutex<BTreeSet<NodeId>>,
+    /// What was last read of the machine.
+    outside: Mutex<Option<Outside>>,
+    /// When what the engine has was last found to be what is wanted.
+    looked_at: Mutex<Option<Duration>>,
+}
+
+/// What the kernel says of the machine. Its table of connections has room for so many that reading it takes a millisecond, however few there are.
+struct Outside {
+    at: Duration,
+    /// Ports on which something listens.
+    ports: BTreeSet<u16>,
+    /// Those of others, by what was ours then.
+    taken: Vec<u16>,
+    subnets: std::result::Result<Vec<HostSubnet>, String>,
 }
 
 /// A set whose names, routes and kernel networks are served, and what the kernel could not do of it.
@@ -348,6 +364,7 @@ impl NodeAgent {
             wake: Arc::clone(&wake),
             house,
             ran: config.run_dir.join("ran"),
+            untidy: AtomicBool::new(true),
             ended: Mutex::default(),
             runtime: Arc::clone(&runtime),
             reports: reports.clone(),
@@ -393,6 +410,8 @@ impl NodeAgent {
             unserved: AtomicBool::new(false),
             echoes: Mutex::default(),
             silent: Mutex::default(),
+            outside: Mutex::default(),
+            looked_at: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -604,7 +623,7 @@ impl Inner {
         self.look_at_engine().await;
         // Whatever happened while nobody listened: everything is looked at.
         self.nudge_all();
-        self.wake.notify_one();
+        self.shared.look_at_engine();
         loop {
             match events.next().await {
                 Some(Ok(event)) => {
@@ -626,7 +645,7 @@ impl Inner {
         match task.and_then(|task| loops.get(&task)) {
             Some(handle) => handle.nudge.notify_one(),
             // A container of ours that nobody looks after.
-            None => self.wake.notify_one(),
+            None => self.shared.look_at_engine(),
         }
     }
 
@@ -774,9 +793,7 @@ impl Inner {
         if !self.asked.load(Ordering::Acquire) {
             return;
         }
-        let (ours, real) = (self.own_ports(), self.config.looks_at_machine);
-        let listening = move || if real { listening_ports() } else { BTreeSet::new() };
-        let taken = blocking(move || listening().difference(&ours).copied().collect()).await;
+        let (taken, subnets) = self.outside().await;
         let engine = self.engine.lock().clone();
         let mut problems = self.problems.lock().clone();
         problems.extend(self.plane.problems());
@@ -790,13 +807,36 @@ impl Inner {
         facts.wireguard = self.plane.tunnels();
         facts.disk = facts.disk.or_else(|| house.engine_disk());
         (facts.disks, facts.images, facts.cleanup) = (house.disks, house.images, house.cleanup);
-        match blocking(move || if real { host_subnets() } else { Ok(Vec::new()) }).await {
+        match subnets {
             Ok(subnets) => facts.subnets = subnets,
             Err(error) => problems.push(format!("cannot read the machine's routes: {error}")),
         }
         // After `observed` was read: what is not in it now is over since then.
         let draining = || self.entry.as_ref().map(|entry| entry.draining()).unwrap_or_default();
         self.reports.node(observed, facts, problems, &draining);
+    }
+
+    /// The ports that are taken by others than Wharf, and the machine's subnets: as they were when they were last read, unless that is long
+    /// ago or something of Wharf's was among the ports.
+    async fn outside(&self) -> (Vec<u16>, std::result::Result<Vec<HostSubnet>, String>) {
+        let (ours, now) = (self.own_ports(), self.clock.monotonic());
+        let taken = |ports: &BTreeSet<u16>| ports.difference(&ours).copied().collect::<Vec<_>>();
+        if let Some(seen) = &*self.outside.lock()
+            && now.saturating_sub(seen.at) < LOOK
+            && taken(&seen.ports) == seen.taken
+        {
+            return (seen.taken.clone(), seen.subnets.clone());
+        }
+        let real = self.config.looks_at_machine;
+        let read = move || match real {
+            true => (listening_ports(), host_subnets().map_err(|error| error.to_string())),
+            false => (BTreeSet::new(), Ok(Vec::new())),
+        };
+        let (ports, subnets) = blocking(read).await;
+        let taken = taken(&ports);
+        let seen = Outside { at: now, ports, taken: taken.clone(), subnets: subnets.clone() };
+        *self.outside.lock() = Some(seen);
+        (taken, subnets)
     }
 
     /// The ports on which Wharf itself or its tasks listen.
@@ -949,12 +989,23 @@ impl Inner {
         unready: &BTreeMap<NetworkId, String>,
         tasks: &Tasks,
     ) {
-        let mut problems = self.prepare(set, unready).await;
-        // What a newer set wants must not be removed by this one; its own turn comes next.
-        let is_latest =
-            self.held().is_some_and(|held| (held.epoch, held.revision) == (set.epoch, set.revision));
-        if is_latest {
-            problems.extend(self.clean_up(set, tasks).await);
+        // The engine lists what it has only if that may have changed: sets follow each other faster than it can.
+        let asked = self.shared.untidy.swap(false, Ordering::AcqRel);
+        let now = self.clock.monotonic();
+        let look = asked || self.looked_at.lock().is_none_or(|at| now.saturating_sub(at) >= TIDY);
+        let some_left = self.prepared.borrow().networks.keys().any(|id| !set.networks.contains_key(id));
+        let mut problems = self.prepare(set, unready, look).await;
+        if look || some_left || !set.removed_volumes.is_empty() {
+            // What a newer set wants must not be removed by this one; its own turn comes next.
+            let is_latest =
+                self.held().is_some_and(|held| (held.epoch, held.revision) == (set.epoch, set.revision));
+            let unsolved = if is_latest { self.clean_up(set, tasks).await } else { Vec::new() };
+            if is_latest && unsolved.is_empty() {
+                *self.looked_at.lock() = Some(now);
+            } else {
+                self.shared.untidy.store(true, Ordering::Release);
+            }
+            problems.extend(unsolved);
         }
         *self.problems.lock() = problems;
         self.report().await;
@@ -974,19 +1025,18 @@ impl Inner {
         for (id, task) in &set.tasks {
             match loops.get(id) {
                 Some(handle) => {
+                    // What else a set says is nothing to one that runs: it would only ask the engine again.
+                    let runs = self.reports.of(*id).is_some_and(|status| status.phase >= Phase::Running);
                     handle.orders.send_if_modified(|orders| {
-                        let known =
-                            *orders.task == *task && orders.from_disk == from_disk && orders.order == order;
-                        if !known && !orders.forget {
-                            let task = if *orders.task == *task {
-                                Arc::clone(&orders.task)
-                            } else {
-                                Arc::new(task.clone())
-                            };
-                            *orders = Orders { task, order, from_disk, forget: false };
-                            return true;
+                        if orders.forget {
+                            return false;
                         }
-                        false
+                        let same = *orders.task == *task && orders.from_disk == from_disk;
+                        let older = std::mem::replace(&mut orders.order, order) != order;
+                        if !same {
+                            (orders.task, orders.from_disk) = (Arc::new(task.clone()), from_disk);
+                        }
+                        !same || (older && !runs)
                     });
                 }
                 None => {
@@ -1012,17 +1062,25 @@ impl Inner {
         let task = tasks.spawn(format!("task {}", task.name), async move {
             running.run().await;
             // What it was on may be free to go now.
-            inner.wake.notify_one();
+            inner.shared.look_at_engine();
         });
         Handle { orders: sender, nudge, task }
     }
 
     /// Makes the set's networks ready and tells the loops; answers what could not be done.
-    async fn prepare(&self, set: &AssignmentSet, unready: &BTreeMap<NetworkId, String>) -> Vec<String> {
-        // Networks that the engine has, if it answers; those of the last pass that are unchanged are not asked about.
-        let present: BTreeSet<_> =
-            self.runtime.list_networks().await.unwrap_or_default().into_iter().collect();
+    async fn prepare(
+        &self,
+        set: &AssignmentSet,
+        unready: &BTreeMap<NetworkId, String>,
+        look: bool,
+    ) -> Vec<String> {
         let before = Arc::clone(&self.prepared.borrow());
+        // Networks that the engine has, if it answers; those of the last pass that are unchanged are not asked about one by one.
+        let present: BTreeSet<_> = if look {
+            self.runtime.list_networks().await.unwrap_or_default().into_iter().collect()
+        } else {
+            before.networks.keys().copied().collect()
+        };
         let mut networks = BTreeMap::new();
         let mut problems = Vec::new();
         for (id, network) in &set.networks {
@@ -1064,7 +1122,7 @@ impl Inner {
 
     /// Removes what carries our labels and is not wanted; answers what could not be done.
     async fn clean_up(self: &Arc<Self>, set: &AssignmentSet, tasks: &Tasks) -> Vec<String> {
-        // An engine that does not answer is in the report already.
+        // An engine that does not answer is in the report already, and looked at again when it does.
         let containers = self.runtime.list().await.unwrap_or_default();
         let looked_after: BTreeSet<_> = self.loops.lock().keys().copied().collect();
         for container in containers.into_iter().filter(|container| !looked_after.contains(&container.task)) {
@@ -1093,7 +1151,7 @@ impl Inner {
             }
         }
         self.going.lock().remove(&container.id);
-        self.wake.notify_one();
+        self.shared.look_at_engine();
     }
 
     async fn clean_up_networks(&self, set: &AssignmentSet) -> Vec<String> {

@@ -5,7 +5,7 @@
 //! that out when they are made again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -86,6 +86,8 @@ pub struct DockerRuntime {
     refusals: Arc<Mutex<HashMap<String, (tokio::time::Instant, String)>>>,
     /// Where the output of containers goes of which nothing is said, once the engine has told.
     logging_driver: Arc<Mutex<Option<String>>>,
+    /// Containers that were made here and not started yet.
+    made: Arc<Mutex<HashSet<ContainerId>>>,
 }
 
 #[derive(Clone)]
@@ -109,6 +111,7 @@ impl DockerRuntime {
             client: Arc::default(),
             refusals: Arc::default(),
             logging_driver: Arc::default(),
+            made: Arc::default(),
         }
     }
 
@@ -506,25 +509,28 @@ impl Runtime for DockerRuntime {
         let name = ContainerId(container_name(container.task));
         let mut creation =
             container_config(container.task, container.surroundings, &self.labels, client.api)?;
-        if self.ours(&name).await?.is_none() {
-            if self.logging_driver.lock().is_none() {
-                // Asked once; an engine that is asked for its facts tells it, too.
-                self.facts().await?;
-            }
-            let driver = self.logging_driver.lock().clone().unwrap_or_default();
-            bound_output(&mut creation.body, &driver, engine_bounds_output());
-            let options = CreateContainerOptionsBuilder::default().name(&name.0).build();
-            let call = client.docker.create_container(Some(options), creation.body);
-            match self.within(SLOW, "create the container", call).await {
-                Ok(created) => {
-                    for warning in created.warnings {
-                        tracing::warn!(container = %name, warning, "engine warns about a container");
-                    }
+        if self.logging_driver.lock().is_none() {
+            // Asked once; an engine that is asked for its facts tells it, too.
+            self.facts().await?;
+        }
+        let driver = self.logging_driver.lock().clone().unwrap_or_default();
+        bound_output(&mut creation.body, &driver, engine_bounds_output());
+        let options = CreateContainerOptionsBuilder::default().name(&name.0).build();
+        let call = client.docker.create_container(Some(options), creation.body);
+        match self.within(SLOW, "create the container", call).await {
+            Ok(created) => {
+                for warning in created.warnings {
+                    tracing::warn!(container = %name, warning, "engine warns about a container");
                 }
-                // An earlier call that was cut off got there first.
-                Err(error) if self.ours(&name).await?.is_none() => return Err(error),
-                Err(_) => {}
+                if creation.connect.is_empty() {
+                    let id = ContainerId(created.id);
+                    self.made.lock().insert(id.clone());
+                    return Ok(id);
+                }
             }
+            // An earlier call that was cut off got there first, or somebody else has the name, which is said here.
+            Err(error) if self.ours(&name).await?.is_none() => return Err(error),
+            Err(_) => {}
         }
         let made = self.ours(&name).await?.ok_or_else(|| {
             RuntimeError::temporary(format!("the container {name} was made, and is not there"))
@@ -541,7 +547,9 @@ impl Runtime for DockerRuntime {
     }
 
     async fn start(&self, container: &ContainerId) -> Result<()> {
-        if !self.guard(container).await? {
+        // One that was made just now is known to be ours.
+        let made = self.made.lock().remove(container);
+        if !made && !self.guard(container).await? {
             return Err(RuntimeError::not_found(format!("the container {container} is gone")));
         }
         let docker = self.docker().await?;

@@ -70,6 +70,7 @@ struct State {
     processes: BTreeMap<TaskId, (i64, usize)>,
     inspections: usize,
     oom_kills: BTreeMap<TaskId, u32>,
+    asked: BTreeMap<&'static str, usize>,
     calls: Vec<String>,
     commands: Vec<ExecRequest>,
     failures: BTreeMap<&'static str, VecDeque<RuntimeError>>,
@@ -124,6 +125,7 @@ impl FakeRuntime {
             processes: BTreeMap::new(),
             inspections: 0,
             oom_kills: BTreeMap::new(),
+            asked: BTreeMap::new(),
             calls: Vec::new(),
             commands: Vec::new(),
             failures: BTreeMap::new(),
@@ -230,6 +232,10 @@ impl FakeRuntime {
     pub fn calls(&self) -> Vec<String> {
         self.inner.state.lock().calls.clone()
     }
+    /// How often the engine was called by this name so far, such as `inspect` or `list`.
+    pub fn asked(&self, call: &str) -> usize {
+        self.inner.state.lock().asked.get(call).copied().unwrap_or_default()
+    }
     /// Every further command that was run in a container so far.
     pub fn commands(&self) -> Vec<ExecRequest> {
         self.inner.state.lock().commands.clone()
@@ -246,6 +252,7 @@ impl FakeRuntime {
             self.inner.clock.sleep(latency).await;
         }
         let mut state = self.inner.state.lock();
+        *state.asked.entry(call).or_default() += 1;
         if state.down {
             return Err(RuntimeError::unreachable(format!("cannot {call}: the engine does not answer")));
         }

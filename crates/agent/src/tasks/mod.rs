@@ -18,7 +18,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -117,6 +120,8 @@ pub struct Shared {
     pub plane: Plane,
     /// Asks the node to look at networks and volumes again.
     pub wake: Arc<Notify>,
+    /// The engine may have something that nobody wants, or have lost something that is wanted.
+    pub untidy: AtomicBool,
     /// Tasks whose processes are known to have ended: their addresses are nobody's.
     pub ended: Mutex<BTreeSet<TaskId>>,
     /// Seeds the pauses.
@@ -126,6 +131,12 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Asks the node to compare what the engine has with what is wanted.
+    pub fn look_at_engine(&self) {
+        self.untidy.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
     /// The addresses of a task are nobody's from now on.
     fn has_ended(&self, task: TaskId) {
         if self.ended.lock().insert(task) {
@@ -445,7 +456,7 @@ impl TaskLoop {
             }
             // Something that was made ready has gone again: make it ready again.
             Err(error) if error.is_not_found() => {
-                shared.wake.notify_one();
+                shared.look_at_engine();
                 Err(RuntimeError::temporary(error.to_string()))
             }
             Err(error) => Err(error),
