@@ -2,7 +2,8 @@
 //!
 //! - A private key never leaves the machine it was made on: what comes here is a signing request, of which only the key is believed.
 //! - What a certificate says is decided here ([`Subject`]); only servers get one that clients believe to be a server's.
-//! - Every certificate begins five minutes before it was made, so that clocks may differ by as much.
+//! - Every certificate begins two hours before it was made, so that clocks may differ by as much: also one that is set back an hour, by
+//!   whoever mistook the time zone, leaves nobody out.
 //! - Keys of the elliptic curve P-256; serial numbers are 128 random bits.
 
 use std::{
@@ -34,7 +35,7 @@ use wharf_process::{Clock, errors::chain};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How far apart the clocks of two machines may be; a tenth of a lifetime shorter than ten times that.
-const SKEW: Duration = Duration::from_secs(5 * 60);
+const SKEW: Duration = Duration::from_secs(2 * 3600);
 /// How long to wait before a failed renewal is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
 const CERTIFICATE_FILE: &str = "ca.pem";
@@ -488,7 +489,7 @@ mod tests {
         let node = NodeId::from_parts(7, [1; 10]);
         let issued = authority().issue(&Subject::Node(node), &request(&key), NOW, DAY * 90).unwrap();
         assert_eq!(issued.peer.kind, PeerKind::Node(node));
-        assert_eq!(issued.peer.not_before, Timestamp(NOW.0 - 300_000), "backdated for clocks that lag");
+        assert_eq!(issued.peer.not_before, Timestamp(NOW.0 - 7_200_000), "backdated for clocks that lag");
         assert_eq!(issued.peer.expires, NOW + DAY * 90);
         assert_eq!(issued.peer.serial.len(), 32);
         let (_, pem) = x509_parser::pem::parse_x509_pem(issued.certificate.as_bytes()).unwrap();
