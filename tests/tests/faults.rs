@@ -302,6 +302,7 @@ fn a_node_is_away(witness: &Witness<'_>, home: &Node) {
     nothing_new(fleet, &before, "a hiccup of four seconds");
 
     let began = Instant::now();
+    let lost = serves_on(fleet, &name);
     home.isolate().unwrap();
     wait_for_state(fleet, &name, "down");
     wait_until(SETTLING, "what serves runs elsewhere", || three_elsewhere(fleet, &name));
@@ -312,7 +313,18 @@ fn a_node_is_away(witness: &Witness<'_>, home: &Node) {
     thread::sleep(Duration::from_secs(60).saturating_sub(began.elapsed()));
     fleet.cluster.heal().unwrap();
     let (down, back) = (format!("node {name} is down"), format!("node {name} is ready"));
-    witness.vouch("isolated for 60 s", began, 3, &[&down, "is lost", &back]);
+    witness.vouch("isolated for 60 s", began, 3, &told(&[&down, &back], &lost));
+}
+
+/// What the events say of each task that serves on a node, should that be lost.
+fn serves_on(fleet: &Fleet, name: &str) -> Vec<String> {
+    let tasks = live(fleet, "shop").unwrap();
+    let there = tasks.iter().filter(|task| task["service"] == "web" && task["node"] == name);
+    there.map(|task| format!("{} is lost", text(&task["name"]))).collect()
+}
+
+fn told<'s>(these: &[&'s str], and: &'s [String]) -> Vec<&'s str> {
+    these.iter().copied().chain(and.iter().map(String::as_str)).collect()
 }
 
 fn three_elsewhere(fleet: &Fleet, name: &str) -> Result<()> {
@@ -352,6 +364,7 @@ fn a_node_loses_its_power(witness: &Witness<'_>, home: &Node) {
     let fleet = witness.fleet;
     let name = home.name();
     let began = Instant::now();
+    let lost = serves_on(fleet, &name);
     home.power_off().unwrap();
     wait_for_state(fleet, &name, "down");
     wait_until(SETTLING, "what serves runs elsewhere", || three_elsewhere(fleet, &name));
@@ -360,7 +373,7 @@ fn a_node_loses_its_power(witness: &Witness<'_>, home: &Node) {
     assert!(waiting.contains("db") && waiting.contains(&name), "{said:?}");
     home.boot().unwrap();
     let (down, back) = (format!("node {name} is down"), format!("node {name} is ready"));
-    witness.vouch("power off, and back", began, 3, &[&down, "is lost", &back]);
+    witness.vouch("power off, and back", began, 3, &told(&[&down, &back], &lost));
 }
 
 /// An hour ahead and an hour back, of the server and of an agent: what runs is not touched, and work goes on.
