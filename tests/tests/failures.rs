@@ -1,6 +1,5 @@
 //! What a cluster does when parts of it die: whatever runs goes on, what is lost is made anew elsewhere, nothing is doubled, and
 //! what is not ours is left alone.
-#![expect(clippy::unwrap_used, reason = "a test panics")]
 
 use std::{
     net::SocketAddr,

@@ -4,6 +4,7 @@
 //! What is doubled is looked for without pause and without asking anybody: processes of containers are counted as the kernel has them, on all
 //! machines that have power, whether they can be reached or not.
 #![expect(clippy::unwrap_used, reason = "a test panics")]
+#![expect(clippy::print_stdout, reason = "figures and events for whoever looks")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

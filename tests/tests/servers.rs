@@ -1,5 +1,4 @@
 //! Three servers on a real etcd: any of them serves, one decides, and losing it costs seconds and nothing that was acknowledged.
-#![expect(clippy::unwrap_used, reason = "a test panics")]
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

@@ -357,8 +357,6 @@ pub struct RunOptions {
     pub state_dir: PathBuf,
     /// How leadership is timed.
     pub leader: LeaderTiming,
-    /// Who says that a leader's process has ended; without one its lease is waited for.
-    pub witness: Option<Arc<dyn Witness>>,
     /// How long nodes may be away.
     pub leases: Leases,
     /// How connections are timed.
@@ -543,6 +541,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// How leadership is timed.
     pub leader: LeaderTiming,
+    /// Who says that a leader's process has ended; without one its lease is waited for.
+    pub witness: Option<Arc<dyn Witness>>,
     /// How long nodes may be away.
     pub leases: Leases,
     /// How connections are timed.

@@ -1,4 +1,5 @@
 //! Simulated clusters: a fixed set of seeds, scenarios that once failed, and that a run can be repeated.
+#![expect(clippy::unwrap_used, reason = "a test panics")]
 
 use std::{
     io::Write as _,

@@ -587,7 +587,7 @@ mod tests {
         assert_eq!((figures.ended, figures.stale), (1, vec![ms(302)]));
         assert_eq!(figures.appeared, [ms(102), ms(102)]);
         assert_eq!((figures.wrong, figures.unknown, figures.empty), (0, 0, 0));
-        assert_eq!(figures.gaps, []);
+        assert!(figures.gaps.is_empty());
     }
 
     #[test]

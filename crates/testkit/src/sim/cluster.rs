@@ -217,12 +217,11 @@ impl Cluster {
             key_rotation: 0,
             available_since: None,
             scheduling: Default::default(),
+            disk_marks: Default::default(),
         };
         let status = NodeStatus {
-            state: NodeState::Joining,
-            since: now,
             reason: "it has joined and not connected yet".to_owned(),
-            facts: None,
+            ..NodeStatus::new(NodeState::Joining, now)
         };
         let (node, name, about) = (Key::Node(id), Key::NodeName(machine.name()), Key::NodeStatus(id));
         let batch = Batch::new()

@@ -162,7 +162,7 @@ impl SimNode {
         let drift = i64::try_from(dice.below(5)).unwrap_or_default() - 2;
         let wrong = Wrong::by(offset, drift);
         let tasks = Tasks::new(&Shutdown::new());
-        let real = FakeRuntime::new(&tasks, MachineClock::new(epoch, wrong.clone()));
+        let real = FakeRuntime::new(&tasks, MachineClock::shared(epoch, wrong.clone()));
         for does in Does::ALL {
             for version in 1..=4 {
                 let reference = format!("{}:{version}", does.word());
@@ -230,7 +230,7 @@ impl SimNode {
         let life = Life::default();
         let dead = Arc::<AtomicBool>::default();
         let tasks = Tasks::new(&Shutdown::new());
-        let clock = MachineClock::new(self.epoch, self.wrong.clone());
+        let clock = MachineClock::shared(self.epoch, self.wrong.clone());
         let address = Ipv4Addr::new(192, 168, 0, u8::try_from(self.number + 1).unwrap_or(u8::MAX));
         let machine = Machine {
             hostname: self.name().to_string(),

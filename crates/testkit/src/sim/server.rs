@@ -171,7 +171,7 @@ impl SimServer {
             etcd: None,
             state,
             authority: Arc::clone(&self.authority),
-            clock: MachineClock::new(self.epoch, self.wrong.clone()),
+            clock: MachineClock::shared(self.epoch, self.wrong.clone()),
             leader: LeaderTiming::default(),
             witness: None,
             leases: Leases::default(),

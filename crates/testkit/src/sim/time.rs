@@ -82,7 +82,7 @@ impl Wrong {
 
 impl MachineClock {
     /// The clock of a process that starts now.
-    pub fn new(epoch: Epoch, wrong: Wrong) -> Arc<dyn Clock> {
+    pub fn shared(epoch: Epoch, wrong: Wrong) -> Arc<dyn Clock> {
         Arc::new(Self { epoch, started: Instant::now(), wrong })
     }
     fn shown(&self, real: Duration) -> Duration {
