@@ -19,6 +19,8 @@ use crate::runtime::ContainerId;
 pub const AHEAD: Duration = Duration::from_secs(2);
 /// What they have for that.
 pub const GRACE: Duration = Duration::from_secs(1);
+/// Between looks at whether it is over.
+const LOOK: Duration = Duration::from_secs(1);
 /// Numbers that are remembered; of those that were given before, no answer is waited for.
 const NUMBERS: usize = 16;
 
@@ -166,7 +168,8 @@ impl Lease {
                 return;
             }
             let pause = match standing {
-                Standing::Held => self.left().saturating_sub(AHEAD),
+                // Sleeps do not count the time while the machine is suspended.
+                Standing::Held => self.left().saturating_sub(AHEAD).min(LOOK),
                 Standing::Over => Duration::from_secs(3600),
             };
             tokio::select! {

@@ -15,7 +15,7 @@ use wharf_model::{
     Millis, NodeFacts, NodeId, NodeRecord, NodeState, NodeStatus, Spared, Suspicion, Timestamp,
 };
 
-use crate::{Change, Decision, World};
+use crate::{Change, Decision, Node, World};
 
 /// So many lapses within [`LAPSES_FOR`], and a node that is back is held back.
 const FLAPS: usize = 3;
@@ -75,11 +75,13 @@ pub struct Seen<'a> {
     pub spared: Option<Spared>,
     /// So many are away at once that nothing is hurried.
     pub mass: bool,
+    /// No other node could take the tasks that are kept from it.
+    pub alone: bool,
 }
 impl<'a> Seen<'a> {
     /// Nothing but the way to it, and what it says.
     pub const fn new(link: Link, facts: Option<&'a NodeFacts>) -> Self {
-        Self { link, facts, suspicion: None, spared: None, mass: false }
+        Self { link, facts, suspicion: None, spared: None, mass: false, alone: false }
     }
 }
 
@@ -89,6 +91,8 @@ pub struct Falls {
     /// More are away than may be at once.
     pub mass: bool,
     spared: BTreeMap<NodeId, Spared>,
+    /// How many can be counted on for new tasks.
+    sound: usize,
 }
 
 impl Falls {
@@ -102,6 +106,7 @@ impl Falls {
         leases: Leases,
         now: Timestamp,
     ) -> Self {
+        let sound = world.nodes().filter(|node| node.is_sound()).count();
         let mut of = 0_usize;
         let (mut fallen, mut away, mut due) = (Vec::new(), 0_usize, Vec::new());
         for node in world.nodes() {
@@ -137,7 +142,7 @@ impl Falls {
         }
         let share = usize::try_from(leases.mass).unwrap_or(usize::MAX);
         if away < 2 || away.saturating_mul(100) <= share.saturating_mul(of) {
-            return Self::default();
+            return Self { sound, ..Self::default() };
         }
         due.sort_unstable();
         let batch = (of / 50).max(1);
@@ -151,12 +156,17 @@ impl Falls {
             let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
             (node, Spared { until, away: count(away), of: count(of) })
         });
-        Self { mass: true, spared: spared.collect() }
+        Self { mass: true, spared: spared.collect(), sound }
     }
 
     /// Whether a node is not to fall yet, and until when.
     pub fn spares(&self, node: NodeId) -> Option<Spared> {
         self.spared.get(&node).copied()
+    }
+
+    /// Whether no node but this one can be counted on for new tasks.
+    pub fn leave_alone(&self, node: &Node) -> bool {
+        self.sound == usize::from(node.is_sound())
     }
 }
 
@@ -205,7 +215,7 @@ pub fn decide(
         lapses: status.map(|status| status.lapses.clone()).unwrap_or_default(),
         ..NodeStatus::new(state, since)
     };
-    note_lapse(&mut wanted, status, now);
+    note_lapse(&mut wanted, status, seen, now);
     if let Some(until) = wanted.held_until {
         decision.wake(until);
     }
@@ -215,8 +225,8 @@ pub fn decide(
     decision
 }
 
-/// Counts that the node went away, and holds it back if it comes back from too many lapses.
-fn note_lapse(wanted: &mut NodeStatus, before: Option<&NodeStatus>, now: Timestamp) {
+/// Counts that the node went away, and holds it back if it comes back from too many lapses: while others can take what is kept from it.
+fn note_lapse(wanted: &mut NodeStatus, before: Option<&NodeStatus>, seen: &Seen<'_>, now: Timestamp) {
     let steady = |status: &NodeStatus| status.state == NodeState::Ready && status.suspected.is_none();
     let Some(before) = before.filter(|before| before.state != NodeState::Joining) else { return };
     let recent = |at: &Timestamp| *at <= now && now.since(*at) < LAPSES_FOR;
@@ -229,12 +239,12 @@ fn note_lapse(wanted: &mut NodeStatus, before: Option<&NodeStatus>, now: Timesta
         }
         (false, true) => {
             let lapses = wanted.lapses.iter().filter(|at| recent(at)).count();
-            wanted.held_until = hold(lapses).map(|hold| now + hold);
+            wanted.held_until = hold(lapses).filter(|_| !seen.alone).map(|hold| now + hold);
         }
         (true, true) => {
             // A clock that was set back does not make it any longer.
             let held = before.held_until.filter(|until| *until > now && *until <= now + LONGEST_HOLD);
-            wanted.held_until = held;
+            wanted.held_until = held.filter(|_| !seen.alone);
         }
         (false, false) => {}
     }
@@ -352,11 +362,12 @@ mod tests {
         node: crate::Node,
         connected_since: (bool, Timestamp),
         now: Timestamp,
+        alone: bool,
     }
     impl Coming {
         fn new() -> Self {
             let now = Timestamp(1_000_000_000);
-            Self { node: fixtures::node(1), connected_since: (true, now), now }
+            Self { node: fixtures::node(1), connected_since: (true, now), now, alone: false }
         }
         fn is(&mut self, connected: bool, after: Duration) -> &NodeStatus {
             self.now = self.now + after;
@@ -367,7 +378,7 @@ mod tests {
         }
         fn look(&mut self, suspicion: Option<Suspicion>) -> &NodeStatus {
             let (connected, since) = self.connected_since;
-            let seen = Seen { suspicion, ..Seen::new(Link { connected, since }, None) };
+            let seen = Seen { suspicion, alone: self.alone, ..Seen::new(Link { connected, since }, None) };
             let status = self.node.status.as_ref();
             let decision = decide(&self.node.record, status, &seen, Leases::default(), self.now);
             for change in decision.changes {
@@ -412,6 +423,21 @@ mod tests {
         assert_eq!((other.state, other.suspected), (NodeState::Unreachable, None));
         node.now = node.now + SECOND * 15;
         assert_eq!(node.look(Some(suspicion)).suspected, None, "that it is down is certain");
+    }
+
+    #[test]
+    fn a_node_that_nobody_can_stand_in_for_is_not_held_back() {
+        let mut node = Coming::new();
+        node.alone = true;
+        for _ in 0..5 {
+            node.is(false, SECOND);
+            assert_eq!(node.is(true, SECOND).held_until, None);
+        }
+        node.alone = false;
+        node.is(false, SECOND);
+        assert!(node.is(true, SECOND).held_until.is_some());
+        node.alone = true;
+        assert_eq!(node.is(true, SECOND).held_until, None, "the others went away meanwhile");
     }
 
     #[test]

@@ -96,6 +96,13 @@ pub(crate) struct OpenPort {
 }
 
 impl<'a> Demand<'a> {
+    /// Whether it can be nowhere but where its data, its companions or its turn are: to wait for another node helps nobody.
+    pub(crate) fn is_at_home(&self) -> bool {
+        self.pin.as_ref().is_some_and(|pin| match pin.by {
+            PinnedBy::Volume(_) | PinnedBy::Service(..) => true,
+            PinnedBy::Global => pin.nodes.len() == 1,
+        })
+    }
     pub(crate) fn of(world: &World, revision: &'a ServiceRevision) -> Self {
         let policy = &revision.spec.policy;
         let mode = world.service(&revision.key).map_or(revision.spec.mode, |record| record.mode);

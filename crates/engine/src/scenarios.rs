@@ -492,6 +492,22 @@ fn a_node_that_is_held_back_keeps_its_tasks_and_gets_no_new_ones() {
 }
 
 #[test]
+fn a_task_whose_data_is_on_a_node_that_is_held_back_starts_there() {
+    let mut cluster = Cluster::of(2);
+    cluster.up(&app(&[("db", with_volume(service("db"), "data"))]));
+    cluster.settle();
+    let before = cluster.ready("db").remove(0);
+    let node = before.node.unwrap();
+    let status = cluster.world.node(node).unwrap().status.clone().unwrap();
+    let held_until = Some(cluster.now + Duration::from_secs(3600));
+    cluster.world.set_node_status(node, NodeStatus { held_until, ..status });
+    cluster.ask(&Request::Restart(vec!["db".parse().unwrap()]));
+    cluster.settle();
+    let after = cluster.ready("db").remove(0);
+    assert!(after.id != before.id && after.node == Some(node), "{after:?}");
+}
+
+#[test]
 fn the_only_writer_of_a_shared_volume_runs_with_a_lease_and_moves_when_its_node_is_down() {
     let mut cluster = Cluster::of(2);
     let writer = with_volume(service("db"), "shared");

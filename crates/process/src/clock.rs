@@ -2,14 +2,17 @@
 //!
 //! - [`Clock::now`] is the wall: comparable between machines as far as their clocks agree, and it may
 //!   jump. [`Clock::monotonic`] never goes back and means nothing outside this process.
+//! - Time while the machine was suspended counts: what was granted for seconds is over afterwards.
 //! - A sleep follows the clock it was asked of, so a [`ManualClock`] decides when it ends.
 
 use std::{
     fmt,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures::future::BoxFuture;
+use nix::time::{ClockId, clock_gettime};
 use tokio::{sync::watch, time::Instant};
 
 /// Milliseconds since the Unix epoch.
@@ -49,17 +52,31 @@ pub trait Clock: Send + Sync + fmt::Debug {
 }
 
 /// The machine's own clock. Its monotonic side and its sleeps are tokio's, so that a test which pauses
-/// tokio's time pauses these as well.
+/// tokio's time pauses these as well. Sleeps do not count the time while the machine was suspended; its
+/// monotonic side does.
 #[derive(Debug, Clone, Copy)]
 pub struct SystemClock {
     started: Instant,
+    /// For how long the machine had been suspended then.
+    suspended: Duration,
+}
+
+/// For how long the machine has been suspended in all since it was started.
+fn suspended() -> Duration {
+    static KNOWN: AtomicU64 = AtomicU64::new(0);
+    let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
+    // In this order the difference is never too large; and it never goes back.
+    let boot = read(ClockId::CLOCK_BOOTTIME);
+    let nanos = boot.saturating_sub(read(ClockId::CLOCK_MONOTONIC)).as_nanos();
+    let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+    Duration::from_nanos(KNOWN.fetch_max(nanos, Ordering::Relaxed).max(nanos))
 }
 
 impl SystemClock {
     /// A clock whose monotonic time starts now.
     #[must_use]
     pub fn new() -> Self {
-        Self { started: Instant::now() }
+        Self { started: Instant::now(), suspended: suspended() }
     }
 }
 
@@ -76,7 +93,7 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+        self.started.elapsed() + suspended().saturating_sub(self.suspended)
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {

@@ -230,10 +230,12 @@ fn availability(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Resul
     }
 }
 
-fn state(_: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), Refusal> {
+fn state(demand: &Demand<'_>, _: &Surroundings, site: &Site<'_>) -> Result<(), Refusal> {
     match site.node.state() {
         NodeState::Ready if site.node.is_suspected() => Err(Refusal::Suspected),
-        NodeState::Ready if site.node.held_until().is_some() => Err(Refusal::HeldBack),
+        NodeState::Ready if site.node.held_until().is_some() && !demand.is_at_home() => {
+            Err(Refusal::HeldBack)
+        }
         NodeState::Ready => Ok(()),
         other @ (NodeState::Joining | NodeState::EngineDown | NodeState::Unreachable | NodeState::Down) => {
             Err(Refusal::NotReady(other))
