@@ -19,6 +19,8 @@ use crate::{Change, Decision, Node, World};
 
 /// So many lapses within [`LAPSES_FOR`], and a node that is back is held back.
 const FLAPS: usize = 3;
+/// A machine that others hear and that is back within this time was not away: its agent, its engine or the server was started anew.
+const BRIEF: Duration = Duration::from_secs(5);
 /// How long a lapse counts.
 const LAPSES_FOR: Duration = Duration::from_secs(600);
 /// How many are remembered.
@@ -238,6 +240,11 @@ fn note_lapse(wanted: &mut NodeStatus, before: Option<&NodeStatus>, seen: &Seen<
             wanted.lapses.drain(..surplus);
         }
         (false, true) => {
+            // An agent, an engine or a server that was started anew: the machine was there.
+            let brief = |at: &&Timestamp| **at <= now && now.since(**at) < BRIEF;
+            if before.suspected.is_none() && wanted.lapses.last().filter(brief).is_some() {
+                wanted.lapses.pop();
+            }
             let lapses = wanted.lapses.iter().filter(|at| recent(at)).count();
             wanted.held_until = hold(lapses).filter(|_| !seen.alone).map(|hold| now + hold);
         }
@@ -395,19 +402,37 @@ mod tests {
         let mut node = Coming::new();
         for _ in 0..2 {
             node.is(false, SECOND);
-            assert_eq!(node.is(true, SECOND).held_until, None, "that happens");
+            assert_eq!(node.is(true, BRIEF).held_until, None, "that happens");
         }
         node.is(false, SECOND);
-        let held = node.is(true, SECOND).held_until;
+        let held = node.is(true, BRIEF).held_until;
         assert_eq!(held, Some(node.now + HOLD));
         assert_eq!(node.is(true, SECOND * 29).held_until, held);
         assert_eq!(node.is(true, SECOND).held_until, None, "it was steady for so long");
         node.is(false, SECOND);
-        let again = node.is(true, SECOND).held_until;
+        let again = node.is(true, BRIEF).held_until;
         assert_eq!(again, Some(node.now + HOLD * 2));
         node.is(true, LAPSES_FOR);
         node.is(false, SECOND);
-        assert_eq!(node.is(true, SECOND).held_until, None, "what was long ago is forgotten");
+        assert_eq!(node.is(true, BRIEF).held_until, None, "what was long ago is forgotten");
+    }
+
+    #[test]
+    fn what_is_started_anew_is_no_lapse_unless_the_machine_is_missed() {
+        let mut node = Coming::new();
+        for _ in 0..5 {
+            node.is(false, SECOND);
+            let status = node.is(true, SECOND);
+            assert_eq!((status.held_until, status.lapses.len()), (None, 0));
+        }
+        for times in 1..=5 {
+            node.now = node.now + SECOND;
+            let suspicion = Suspicion { since: node.now, by: [fixtures::node_id(2)].into() };
+            node.look(Some(suspicion));
+            node.now = node.now + SECOND;
+            let status = node.look(None);
+            assert_eq!((status.held_until.is_some(), status.lapses.len()), (times >= FLAPS, times));
+        }
     }
 
     #[test]
@@ -431,13 +456,13 @@ mod tests {
         node.alone = true;
         for _ in 0..5 {
             node.is(false, SECOND);
-            assert_eq!(node.is(true, SECOND).held_until, None);
+            assert_eq!(node.is(true, BRIEF).held_until, None);
         }
         node.alone = false;
         node.is(false, SECOND);
-        assert!(node.is(true, SECOND).held_until.is_some());
+        assert!(node.is(true, BRIEF).held_until.is_some());
         node.alone = true;
-        assert_eq!(node.is(true, SECOND).held_until, None, "the others went away meanwhile");
+        assert_eq!(node.is(true, BRIEF).held_until, None, "the others went away meanwhile");
     }
 
     #[test]

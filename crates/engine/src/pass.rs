@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::Ipv4Net;
@@ -22,6 +23,9 @@ use crate::{
     place::{Places, availability_at, mixed},
     rollout, spec, strategy, tasks,
 };
+
+/// Times further ahead than this are of a clock that was set back since.
+const CLOCK_STEP: Duration = Duration::from_secs(60);
 
 /// Decides everything about one app: its networks, volumes, tasks, rollout, and what can be forgotten of it.
 ///
@@ -240,6 +244,10 @@ impl<'a> Pass<'a> {
     }
     pub(crate) fn node_name(&self, node: Option<NodeId>) -> String {
         node.map_or_else(|| "no node".to_owned(), |node| self.world.node_name(node))
+    }
+    /// Whether a task was made at a time that is still to come: the clock was set back, and nobody can say how long ago anything of it was.
+    pub(crate) fn is_of_the_future(&self, task: &Task) -> bool {
+        task.created_at > self.now + CLOCK_STEP
     }
     /// A moment of a node's clock on ours: node clocks may be wrong, so one that cannot be is replaced by the earliest that can.
     pub(crate) fn moment(&self, task: &Task, at: Option<Timestamp>) -> Timestamp {

@@ -876,6 +876,27 @@ fn a_lagging_server_clock_does_not_confuse_old_with_new() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_keeps_no_release_and_no_restart_waiting() {
+    let mut cluster = Cluster::of(2);
+    let checked = |n| replicas(service("web"), n);
+    cluster.up(&app(&[("web", checked(3)), ("db", with_volume(service("db"), "data"))]));
+    cluster.settle();
+    cluster.now = Timestamp(cluster.now.0 - 3_600_000);
+    let began = cluster.now;
+    cluster.up(&app(&[("web", checked(2)), ("db", with_volume(service("db"), "data"))]));
+    cluster.settle_for(Duration::from_secs(60), &mut |_| {});
+    assert_eq!(cluster.rollout().state, RolloutState::Done);
+    assert!(cluster.now.since(began) < Duration::from_secs(120));
+    // What ends is back, too.
+    cluster.scripts.insert("web:1".into(), Script::Crash);
+    cluster.step();
+    cluster.scripts.clear();
+    assert!(cluster.ready("web").len() < 2);
+    cluster.settle_for(Duration::from_secs(60), &mut |_| {});
+    assert_eq!(cluster.ready("web").len(), 2);
+}
+
+#[test]
 fn what_failed_before_a_release_is_tried_anew_and_not_held_against_it() {
     let mut cluster = Cluster::of(1);
     cluster.scripts.insert("web:1".into(), Script::Exit(1));

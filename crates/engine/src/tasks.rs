@@ -368,7 +368,10 @@ impl Pass<'_> {
         let busy = busy.count();
         let ready_at = |task: &Arc<Task>| self.moment(task, task.status.ready_at);
         let replaced = seats.iter().filter_map(|seat| seat.current.as_ref()).filter(|task| task.is_ready());
-        let last = replaced.filter(|task| task.generation == service.record.generation).map(ready_at).max();
+        let last = replaced
+            .filter(|task| task.generation == service.record.generation && !self.is_of_the_future(task))
+            .map(ready_at)
+            .max();
         match last.map(|last| last + policy.delay.duration()).filter(|until| *until > self.now) {
             Some(until) => {
                 self.out.wake(until);
@@ -392,8 +395,9 @@ impl Pass<'_> {
         let monitor = self.update_policy(&revision.spec).monitor.duration();
         let watched = if is_guess(task) { monitor.max(STEADY) } else { monitor };
         let until = self.moment(task, task.status.ready_at) + watched;
-        let of_this_rollout =
-            task.created_at >= self.app.rollout.started_at && !self.app.rollout.state.is_over();
+        let of_this_rollout = task.created_at >= self.app.rollout.started_at
+            && !self.app.rollout.state.is_over()
+            && !self.is_of_the_future(task);
         Some(until).filter(|until| of_this_rollout && *until > self.now)
     }
 
@@ -931,7 +935,9 @@ impl Pass<'_> {
             return Gate::Shut(Reason::GaveUp { attempts: last.failures + 1, ended: ending(last), hint });
         }
         let until = self.moment(last, last.status.ended_at) + policy.pause(failures);
-        if until > self.now {
+        // A few times at once; what goes on failing waits until the clock is past its end.
+        let at_once = self.is_of_the_future(last) && failures < CRASH_LOOP;
+        if until > self.now && !at_once {
             self.out.wake(until);
             let crashes = crash_loop(policy, seat.ended.iter().map(|task| &**task));
             return Gate::Shut(match crashes.filter(|_| failed(last)) {
