@@ -52,7 +52,7 @@ fn a_failing_task_is_shown_with_its_end_its_output_its_node_and_what_to_do() {
         (
             "exits",
             "{image: 'busybox:1', command: \"sh -c 'echo the vault is shut; exit 3'\"}",
-            &["failed (exit code 3)", "| the vault is shut"],
+            &["crash loop (exit code 3)", "| the vault is shut"],
         ),
         (
             "killed",
