@@ -40,7 +40,8 @@ struct Seen {
     lives: Vec<Tracked>,
     /// Containers whose process has not become the task's program yet: since when they are there.
     coming: BTreeMap<String, Moment>,
-    known: BTreeMap<String, ()>,
+    /// The process of each container that is known. (A node starts the same container again while no server answers.)
+    known: BTreeMap<String, u32>,
 }
 
 /// A life and its process.
@@ -97,7 +98,7 @@ impl Truth {
     fn container(&self, node: u8, container: String, pid: u32) {
         let now = self.now();
         let mut seen = self.seen();
-        if seen.known.contains_key(&container) {
+        if seen.known.get(&container).is_some_and(|known| *known == pid || runs(*known)) {
             return;
         }
         let born = *seen.coming.entry(container.clone()).or_insert(now);
@@ -108,7 +109,7 @@ impl Truth {
         }
         let Some((name, address)) = about(pid) else { return };
         seen.coming.remove(&container);
-        seen.known.insert(container, ());
+        seen.known.insert(container, pid);
         let Some(service) =
             name.strip_prefix(&format!("{}-", self.app)).and_then(|rest| rest.split('-').next())
         else {
