@@ -66,7 +66,7 @@ fn nodes_are_listed_labelled_drained_and_removed() {
     let lines: Vec<_> = table.lines().map(words).collect();
     assert_eq!(
         lines[0],
-        "NAME STATE AVAILABILITY ROLES ADDRESS PLATFORM CPUS MEMORY TASKS ENGINE AGENT LABELS"
+        "NAME STATE AVAILABILITY ROLES ADDRESS PLATFORM CPUS MEMORY DISK TASKS ENGINE AGENT LABELS"
     );
     assert!(
         lines[1].starts_with(&format!("n1 ready active agent,server,gateway {server} linux/amd64 ")),

@@ -11,6 +11,7 @@ mod ids;
 pub mod join;
 pub mod leader;
 pub mod listener;
+mod onward;
 pub mod pki;
 pub mod records;
 pub mod roster;

@@ -672,7 +672,7 @@ pub(crate) async fn admit_server(
         .map_err(|error: InvalidToken| Failure::new(Code::Token, error.to_string()).hint(error.hint()))?;
     let record = shared.state.read().tokens.get(&token.id()).cloned();
     check_token(&token, record.as_ref(), TokenRole::Server, shared.now())?;
-    check_clock(wish.client_time, shared.now())?;
+    check_clock(wish.client_time, Timestamp(shared.clock.now().0))?;
     if admission.admitted.store == StoreChoice::Embedded {
         let error = ServerError::NotShared;
         let failure = Failure::new(Code::Conflict, error.to_string());

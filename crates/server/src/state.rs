@@ -8,7 +8,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,12 +24,13 @@ use wharf_model::{
     Event, EventId, Health, NodeFacts, NodeId, PeerView, Revision as ModelRevision, ServerId, Task, TaskId,
     TaskStatus, Timestamp, TokenId, VolumeId,
 };
-use wharf_process::errors::chain;
+use wharf_process::{Clock, errors::chain};
 use wharf_store::{Backend, Batch, Revision, StoreError};
 
 use crate::{
     acme,
     controllers::routes::RouteStanding,
+    onward::Onward,
     records::{
         AcmeRecord, CertificateRecord, ClusterRecord, Key, LeaderRecord, NamedFileKey, NamedFileRecord,
         Record, RevokedRecord, ServerRecord, TicketKeyRecord, TokenRecord,
@@ -63,6 +67,9 @@ pub struct State {
     passages: watch::Sender<u64>,
     /// Nobody keeps this up to date any more.
     ended: CancellationToken,
+    /// When the newest event was, in milliseconds of the Unix epoch.
+    newest: AtomicU64,
+    onward: Mutex<Onward>,
 }
 
 /// What is behind the lock.
@@ -220,11 +227,18 @@ impl State {
             passages: watch::Sender::new(0),
             fenced: watch::Sender::new(BTreeSet::new()),
             ended: CancellationToken::new(),
+            newest: AtomicU64::new(0),
+            onward: Mutex::default(),
         };
         state.reload().await?;
         Ok(Arc::new(state))
     }
 
+    /// The time, as records have it: that of `clock`, which never goes back here.
+    pub fn now(&self, clock: &dyn Clock) -> Timestamp {
+        let (wall, moment) = (Timestamp(clock.now().0), clock.monotonic());
+        self.onward.lock().now(wall, moment, Timestamp(self.newest.load(Ordering::Acquire)))
+    }
     /// Reads; never held across an `.await`.
     pub fn read(&self) -> RwLockReadGuard<'_, Inner> {
         self.inner.read()
@@ -551,6 +565,7 @@ impl State {
             Record::Leader(leader) => inner.leader = Some(leader),
             Record::Lease(_) => {}
             Record::Event(event) => {
+                self.newest.fetch_max(event.at.0, Ordering::AcqRel);
                 inner.event_log.insert((revision, event.id));
                 inner.events.insert(event.id, event);
             }

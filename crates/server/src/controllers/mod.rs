@@ -83,7 +83,7 @@ pub struct Context {
 impl Context {
     /// The time, as records have it.
     pub fn now(&self) -> Timestamp {
-        Timestamp(self.clock.now().0)
+        self.state.now(&*self.clock)
     }
 }
 

@@ -81,7 +81,7 @@ pub struct Context {
 impl Context {
     /// The time, as records have it.
     pub fn now(&self) -> Timestamp {
-        Timestamp(self.clock.now().0)
+        self.state.now(&*self.clock)
     }
     /// Writes what `decide` makes of the state, and gives what it answers; nothing is written where it makes no batch. Decides anew when
     /// somebody else was faster, `attempts` times in all.
