@@ -167,6 +167,13 @@ impl FakeRuntime {
     pub fn crash(&self, task: TaskId, exit: Exit) {
         self.inner.end(task, exit);
     }
+    /// Ends the processes of a container, as somebody beside the engine does, whatever the engine says to those who ask it.
+    pub fn end_processes(&self, container: &ContainerId) {
+        let key = self.inner.state.lock().key(container);
+        if let Ok(Some(id)) = key {
+            self.inner.ended(&id, Exit { code: 137, oom: false });
+        }
+    }
     /// Every container ends, as when the machine loses power. Nothing starts by itself.
     pub fn power_cycle(&self) {
         let running: Vec<_> = {

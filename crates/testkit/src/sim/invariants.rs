@@ -103,8 +103,8 @@ struct Inner {
     departures: BTreeMap<AppKey, u64>,
     /// When something of a node was last written.
     nodes_changed: BTreeMap<NodeId, u64>,
-    /// When nodes that are not down any more were so last.
-    down_until: BTreeMap<NodeId, u64>,
+    /// When nodes that can be counted on again were down or missing last.
+    away_until: BTreeMap<NodeId, u64>,
     /// When tasks that are not ready any more were so last.
     ready_until: BTreeMap<TaskId, u64>,
     /// Nodes that somebody removed whatever ran on them.
@@ -287,9 +287,9 @@ impl Inner {
                 self.world.insert_node(node);
             }
             Record::NodeStatus(id, status) => {
-                let was_down = self.world.node(id).is_some_and(|node| node.state() == NodeState::Down);
-                if was_down && status.state != NodeState::Down {
-                    self.down_until.insert(id, at);
+                let was_away = self.world.node(id).is_some_and(is_away);
+                if was_away && status.state != NodeState::Down && !status.missing {
+                    self.away_until.insert(id, at);
                 }
                 self.nodes_changed.insert(id, at);
                 self.world.set_node_status(id, status);
@@ -337,7 +337,9 @@ impl Inner {
                     self.check(at, from.advance(to).is_ok(), "phases never go back", |_| {
                         format!("{} ({id}) went from {from} to {to}", known.name())
                     });
-                    if to == Phase::Lost && from != to {
+                    // Its own node ends it with the right to run it, and says so.
+                    let unleased = status.message.starts_with("stopped by its node");
+                    if to == Phase::Lost && from != to && !unleased {
                         self.is_rightly_lost(at, &known);
                     }
                     if known.status.is_ready() && !status.is_ready() {
@@ -426,12 +428,12 @@ impl Inner {
         self.check(at, same, "a task stays what it is", |_| name());
     }
 
-    /// Work is given up only where nobody can be asked: on nodes that are down or gone.
+    /// Work is given up only where nobody can be asked: on nodes that are down, missing or gone.
     fn is_rightly_lost(&mut self, at: u64, task: &Task) {
         let node = task.node.and_then(|node| self.world.node(node));
         let state = node.map(wharf_engine::Node::state);
-        let down = state.is_none_or(|state| state == NodeState::Down);
-        let until = task.node.and_then(|node| self.down_until.get(&node));
+        let down = node.is_none_or(|node| is_away(node));
+        let until = task.node.and_then(|node| self.away_until.get(&node));
         let lately = until.is_some_and(|until| at.saturating_sub(*until) < LATE);
         self.check(at, down || lately, "work is lost with its node only", |_| {
             format!("{} ({}) is lost, and its node is {state:?}", task.name(), task.id)
@@ -631,6 +633,11 @@ impl Inner {
             }
         }
     }
+}
+
+/// Whether what runs on a node may be replaced: it is down, or neither its peers nor the server hear it.
+fn is_away(node: &wharf_engine::Node) -> bool {
+    node.state() == NodeState::Down || node.is_missing()
 }
 
 /// Of what is written once.

@@ -32,8 +32,8 @@ use wharf_api::{
     v1::{Code, ExecRequest},
 };
 use wharf_model::{
-    AssignmentSet, Backend, Bytes, Cpus, DnsTable, GatewayStats, Image, NetworkAssignment, NetworkId, NodeId,
-    NodeName, NodeReport, RouteTable, TaskId,
+    AssignmentSet, Backend, Bytes, Cpus, DnsTable, GatewayStats, Image, LeaseAnswer, LeaseGrant, NetworkAssignment,
+    NetworkId, NodeId, NodeName, NodeReport, RouteTable, TaskId,
 };
 use wharf_process::{Shutdown, Tasks};
 
@@ -463,6 +463,29 @@ impl Node for Ear {
                     let _unheard = again.take(second).await;
                 });
                 self.take(set).await
+            }
+        }
+    }
+    async fn lease(&self, grant: LeaseGrant) -> Result<LeaseAnswer, Refusal> {
+        let take = async |grant| self.life.during(Node::lease(&self.agent, grant)).await;
+        match self.machine.messages.fate() {
+            Fate::Arrives => take(grant).await,
+            Fate::Lost => Err(lost()),
+            Fate::AnswerLost => {
+                let _unheard = take(grant).await;
+                Err(lost())
+            }
+            Fate::Late(millis) => {
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+                take(grant).await
+            }
+            Fate::Twice(millis) => {
+                let (agent, life) = (self.agent.clone(), self.life.clone());
+                self.tasks.spawn("a grant that comes twice", async move {
+                    tokio::time::sleep(Duration::from_millis(millis)).await;
+                    let _unheard = life.during(Node::lease(&agent, grant)).await;
+                });
+                take(grant).await
             }
         }
     }
