@@ -376,9 +376,20 @@ impl Cluster {
                         lines.push((server, node));
                     }
                 }
-                lines.iter().for_each(|(from, to)| self.net.cut(*from, *to));
-                let net = Arc::clone(&self.net);
-                later(*lasts, Box::new(move || lines.iter().for_each(|(from, to)| net.mend(*from, *to))));
+                self.cut(lines, *lasts, &later);
+            }
+            Act::Apart { node, other, way, lasts } => {
+                let (one, other) = (End::Node(*node), End::Node(*other));
+                let lines = [(one, other, Way::From), (other, one, Way::To)];
+                let lines = lines.into_iter().filter(|(.., direction)| *way == Way::Both || way == direction);
+                self.cut(lines.map(|(from, to, _)| (from, to)).collect(), *lasts, &later);
+            }
+            Act::Isolate { node, lasts } => {
+                let here = End::Node(*node);
+                let servers = (0..self.servers.len()).map(End::Server);
+                let others = (0..self.nodes.len()).map(End::Node).filter(|other| *other != here);
+                let lines = servers.chain(others).flat_map(|other| [(here, other), (other, here)]);
+                self.cut(lines.collect(), *lasts, &later);
             }
             Act::Reset { node } => self.net.reset_all(End::Node(*node)),
             Act::Lossy { permille, lasts } => {
@@ -538,6 +549,13 @@ impl Cluster {
         }
     }
 
+    /// Cuts lines for a while.
+    fn cut(&self, lines: Vec<(End, End)>, lasts: u64, later: &dyn Fn(u64, Box<dyn FnOnce() + Send>)) {
+        lines.iter().for_each(|(from, to)| self.net.cut(*from, *to));
+        let net = Arc::clone(&self.net);
+        later(lasts, Box::new(move || lines.iter().for_each(|(from, to)| net.mend(*from, *to))));
+    }
+
     /// A container that runs on a node.
     fn container(&self, node: usize, number: usize) -> Option<(Arc<SimNode>, wharf_model::TaskId)> {
         let node = self.nodes.get(node)?;
@@ -689,7 +707,7 @@ fn spec(app: usize, drafts: &[Draft]) -> Value {
             let volume = format!("{name}-data");
             container["mounts"] =
                 json!([{ "source": { "type": "volume", "volume": volume }, "target": "/data" }]);
-            volumes.insert(volume, json!({}));
+            volumes.insert(volume, if draft.shared { json!({ "driver": "shared" }) } else { json!({}) });
         }
         let mut ports = Vec::new();
         if draft.host_port {
@@ -735,7 +753,10 @@ fn spec(app: usize, drafts: &[Draft]) -> Value {
         }
         if draft.blue_green {
             let release = json!({ "strategy": "blue-green", "promote": "auto", "keep": 60_000 });
-            service["policy"] = json!({ "release": release });
+            service["policy"]["release"] = release;
+        }
+        if draft.single_writer {
+            service["policy"]["single_writer"] = json!(true);
         }
         services.insert(name.to_owned(), service);
     }

@@ -17,8 +17,8 @@ use std::{
 use parking_lot::Mutex;
 use wharf_engine::World;
 use wharf_model::{
-    AppKey, AppRecord, Availability, MountSource, NodeId, NodeState, Phase, Protocol, PublishMode, Release,
-    ServiceKey, Slot, StopReason, Task, TaskAssignment, TaskId, UpdateOrder, VolumeId,
+    AppKey, AppRecord, Availability, Mode, MountSource, NodeId, NodeState, Phase, Protocol, PublishMode,
+    Release, ServiceKey, Slot, StopReason, Task, TaskAssignment, TaskId, UpdateOrder, VolumeId,
 };
 use wharf_server::records::{Key, Record};
 use wharf_store::Event;
@@ -27,6 +27,8 @@ use super::time::Epoch;
 
 /// How long after a change of a node what was decided before may still be committed.
 const LATE: u64 = 10_000;
+/// How long a service has had one task when all that is left is of that time.
+const ALONE: u64 = 300_000;
 
 /// Something that must never be.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,6 +54,8 @@ pub struct Running {
     pub node: Option<NodeId>,
     /// The tasks of its containers whose processes run.
     pub tasks: Vec<Seen>,
+    /// Whether its right to run tasks that must not run twice lasts.
+    pub right: bool,
 }
 
 /// A task whose process runs.
@@ -64,6 +68,8 @@ pub struct Seen {
     pub ports: Vec<(u16, Protocol)>,
     /// The stateful slot in which it writes, and to what.
     pub writes: Vec<(VolumeId, ServiceKey, Slot)>,
+    /// The slot of which there must never be two, if that was so when it was made.
+    pub fenced: Option<(ServiceKey, Slot)>,
 }
 impl From<&TaskAssignment> for Seen {
     fn from(task: &TaskAssignment) -> Self {
@@ -78,6 +84,7 @@ impl From<&TaskAssignment> for Seen {
             id: task.id,
             name: task.name.clone(),
             ports: ports.filter_map(|port| Some((port.published?, port.protocol))).collect(),
+            fenced: task.fenced.then(|| (task.service.clone(), task.slot)),
             writes: volumes.map(|volume| (*volume, task.service.clone(), task.slot)).collect(),
         }
     }
@@ -107,6 +114,10 @@ struct Inner {
     away_until: BTreeMap<NodeId, u64>,
     /// When tasks that are not ready any more were so last.
     ready_until: BTreeMap<TaskId, u64>,
+    /// When services that have one task were last to have another number.
+    multiplied: BTreeMap<ServiceKey, u64>,
+    /// Since when two containers run of a slot of which there must never be two.
+    doubled: BTreeMap<(ServiceKey, Slot), u64>,
     /// Nodes that somebody removed whatever ran on them.
     disowned: BTreeSet<NodeId>,
 }
@@ -310,7 +321,12 @@ impl Inner {
                 });
                 self.world.insert_release(release);
             }
-            Record::Service(service) => self.world.insert_service(service),
+            Record::Service(service) => {
+                if !matches!(service.mode, Mode::Replicated { replicas: 1 }) {
+                    self.multiplied.insert(service.key.clone(), at);
+                }
+                self.world.insert_service(service);
+            }
             Record::Revision(revision) => {
                 let known = self.world.revision_of(&revision.key, revision.generation);
                 let holds = known.is_none_or(|known| **known == revision);
@@ -432,7 +448,9 @@ impl Inner {
     fn is_rightly_lost(&mut self, at: u64, task: &Task) {
         let node = task.node.and_then(|node| self.world.node(node));
         let state = node.map(wharf_engine::Node::state);
-        let down = node.is_none_or(|node| is_away(node));
+        let revision = self.world.revision_of(&task.service, task.generation);
+        let fenced = revision.is_some_and(|revision| revision.spec.policy.single_writer == Some(true));
+        let down = node.is_none_or(|node| is_away(node) && (!fenced || node.state() == NodeState::Down));
         let until = task.node.and_then(|node| self.away_until.get(&node));
         let lately = until.is_some_and(|until| at.saturating_sub(*until) < LATE);
         self.check(at, down || lately, "work is lost with its node only", |_| {
@@ -552,8 +570,7 @@ impl Inner {
         let Some(task) = self.world.task(id).cloned() else { return };
         let update = matches!(task.stop, Some(StopReason::Outdated | StopReason::Restarted));
         let replaced = self.world.service(&task.service).is_some_and(|record| {
-            let kept =
-                matches!(record.mode, wharf_model::Mode::Replicated { replicas } if task.slot.0 <= replicas);
+            let kept = matches!(record.mode, Mode::Replicated { replicas } if task.slot.0 <= replicas);
             record.sets.is_empty() && !record.removed && !record.stopped && kept
         });
         if !update || !replaced || !task.status.is_ready() || task.slot == Slot(0) || task.hook.is_some() {
@@ -587,15 +604,33 @@ impl Inner {
             let spec = &revision.spec;
             let exclusive =
                 spec.container.mounts.iter().any(|mount| matches!(mount.source, MountSource::Volume { .. }))
-                    || spec.ports.iter().any(|port| port.mode == PublishMode::Host);
+                    || spec.ports.iter().any(|port| port.mode == PublishMode::Host)
+                    || spec.policy.single_writer == Some(true);
             let policies = [Some(spec.update), spec.rollback].into_iter().flatten();
             !exclusive && policies.into_iter().all(|policy| policy.order != Some(UpdateOrder::StopFirst))
+        })
+    }
+
+    /// Whether the data of a volume is on the node that uses it.
+    fn is_local(&self, volume: VolumeId) -> bool {
+        self.world.volumes().find(|record| record.id == volume).is_none_or(|record| record.spec.is_local())
+    }
+    /// Whether all of these tasks were never to run twice for a while.
+    fn is_fenced(&self, at: u64, tasks: &[TaskId]) -> bool {
+        tasks.iter().all(|id| {
+            let Some(task) = self.world.task(*id) else { return false };
+            let revision = self.world.revision_of(&task.service, task.generation);
+            let word = revision.and_then(|revision| revision.spec.policy.single_writer);
+            let multiplied = self.multiplied.get(&task.service).copied().unwrap_or_default();
+            word.unwrap_or(at.saturating_sub(multiplied) > ALONE)
         })
     }
 
     fn looked(&mut self, at: u64, machines: &[Running]) {
         let mut tasks = BTreeMap::new();
         let mut writers = BTreeMap::new();
+        let mut fenced = BTreeMap::new();
+        let mut doubled = BTreeSet::new();
         for machine in machines {
             let mut ports = BTreeMap::new();
             for task in &machine.tasks {
@@ -621,7 +656,24 @@ impl Inner {
                 }
                 let disowned = machine.node.is_none_or(|node| self.disowned.contains(&node))
                     || place.flatten().is_some_and(|place| self.disowned.contains(&place));
-                for seat in task.writes.iter().filter(|_| !disowned) {
+                if let Some(slot) = task.fenced.clone().filter(|_| !disowned)
+                    && let Some((other, right)) = fenced.insert(slot.clone(), (task.id, machine.right))
+                    && self.is_fenced(at, &[task.id, other])
+                {
+                    // Where the right is over the second process is ended within the blink of an eye, however late it was started.
+                    let since = *self.doubled.entry(slot.clone()).or_insert(at);
+                    let both = right && machine.right;
+                    self.check(at, !both && at - since < 300, "a fenced slot runs once", |_| {
+                        format!(
+                            "{}: {} and {other} run since {since}; rights {right} and {}",
+                            task.name, task.id, machine.right
+                        )
+                    });
+                    doubled.insert(slot);
+                }
+                let local: Vec<_> =
+                    task.writes.iter().filter(|(volume, ..)| !disowned && self.is_local(*volume)).collect();
+                for seat in local {
                     let other = writers.insert(seat.clone(), (machine.machine, task.id));
                     self.check(at, other.is_none(), "one writer for each stateful slot", |world| {
                         let node = |id| world.task(id).map(|task| (task.node, task.stop, task.status.phase));
@@ -632,6 +684,7 @@ impl Inner {
                 }
             }
         }
+        self.doubled.retain(|slot, _| doubled.contains(slot));
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Net {
 struct Lines {
     /// Directions in which nothing gets through, and for how many reasons.
     cut: BTreeMap<(End, End), u32>,
+    /// Machines without power.
+    dark: BTreeSet<End>,
     /// Who is to be woken when something is mended.
     waiting: Vec<Waker>,
     flows: BTreeMap<(End, End), Vec<Weak<Mutex<Flow>>>>,
@@ -99,6 +101,27 @@ impl Net {
     /// Of a thousand pieces so many are lost and sent again.
     pub fn set_lossy(&self, permille: u32) {
         self.lines.lock().lossy = permille;
+    }
+    /// A machine has no power, or has it again.
+    pub fn set_dark(&self, machine: End, dark: bool) {
+        let mut lines = self.lines.lock();
+        if dark {
+            lines.dark.insert(machine);
+        } else {
+            lines.dark.remove(&machine);
+        }
+    }
+    /// Whether a machine's kernel answers another that asks it now.
+    pub fn answers(&self, asking: End, asked: End) -> bool {
+        let lost = {
+            let lines = self.lines.lock();
+            let cut = [(asking, asked), (asked, asking)].iter().any(|line| lines.cut.contains_key(line));
+            if cut || lines.dark.contains(&asking) || lines.dark.contains(&asked) {
+                return false;
+            }
+            lines.lossy
+        };
+        lost == 0 || !self.dice.permille(lost)
     }
     /// Whether anything gets through in that direction.
     pub fn is_cut(&self, from: End, to: End) -> bool {

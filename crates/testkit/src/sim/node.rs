@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{
         Arc,
@@ -20,8 +20,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use wharf_agent::{
     facts::Machine,
+    lease::Notebook,
     node::{Entry, NetworkPlane, NodeAgent, NodeConfig},
-    runtime::{FakeRuntime, fake::FakeImage},
+    peers::Echoes,
+    runtime::{ContainerId, FakeRuntime, fake::FakeImage},
     session::{self, Home, Membership, Node, Refusal, router::Exec},
 };
 use wharf_api::{
@@ -32,10 +34,10 @@ use wharf_api::{
     v1::{Code, ExecRequest},
 };
 use wharf_model::{
-    AssignmentSet, Backend, Bytes, Cpus, DnsTable, GatewayStats, Image, LeaseAnswer, LeaseGrant, NetworkAssignment,
-    NetworkId, NodeId, NodeName, NodeReport, RouteTable, TaskId,
+    AssignmentSet, Backend, Bytes, Cpus, DnsTable, GatewayStats, Image, LeaseAnswer, LeaseGrant,
+    NetworkAssignment, NetworkId, NodeId, NodeName, NodeReport, RouteTable, TaskId,
 };
-use wharf_process::{Shutdown, Tasks};
+use wharf_process::{Clock, Shutdown, Tasks};
 
 use super::{
     chance::Dice,
@@ -120,6 +122,7 @@ pub struct SimNode {
     checker: Arc<Checker>,
     seed: u64,
     state: Mutex<State>,
+    fence: Arc<Fence>,
     /// Its engine and what runs in containers; outlives agents.
     _engine_tasks: Tasks,
 }
@@ -176,6 +179,13 @@ impl SimNode {
                 real.publish_image(&reference, FakeImage { script, ..FakeImage::published(&reference) });
             }
         }
+        let fence = Arc::new(Fence {
+            clock: MachineClock::shared(epoch, wrong.clone()),
+            page: watch::Sender::new(Page::default()),
+            dice: Dice::new(seed, &format!("fence {number}")),
+        });
+        let (keeping, processes) = (Arc::clone(&fence), real.clone());
+        tasks.spawn("fence", async move { keeping.keep(&processes).await });
         let engine = Engine::new(real, Dice::new(seed, &format!("engine {number}")));
         let state = State { member: None, agent: None, power: true, runs: 0, held: None };
         Arc::new(Self {
@@ -189,6 +199,7 @@ impl SimNode {
             checker,
             seed,
             state: Mutex::new(state),
+            fence,
             _engine_tasks: tasks,
         })
     }
@@ -216,7 +227,7 @@ impl SimNode {
     /// The tasks whose processes run on it.
     pub fn running(&self) -> Running {
         let tasks = self.engine.real.running(|task| Seen::from(task));
-        Running { machine: self.number, node: self.node(), tasks }
+        Running { machine: self.number, node: self.node(), tasks, right: self.fence.left().is_some() }
     }
 
     /// Starts a run of its agent, if it is a node, is switched on and has none.
@@ -231,7 +242,7 @@ impl SimNode {
         let dead = Arc::<AtomicBool>::default();
         let tasks = Tasks::new(&Shutdown::new());
         let clock = MachineClock::shared(self.epoch, self.wrong.clone());
-        let address = Ipv4Addr::new(192, 168, 0, u8::try_from(self.number + 1).unwrap_or(u8::MAX));
+        let address = address_of(self.number);
         let machine = Machine {
             hostname: self.name().to_string(),
             address: address.into(),
@@ -262,6 +273,9 @@ impl SimNode {
                 return;
             }
         };
+        agent.lease().keep_in(Arc::clone(&self.fence) as _);
+        let here = End::Node(self.number);
+        agent.listen_by(Box::new(Knocking { here, net: Arc::clone(&self.net), answered: BTreeSet::new() }));
         let (running, own, stop) = (agent.clone(), tasks.clone(), tasks.token());
         tasks.spawn("agent", async move { running.run(&own, stop).await });
         for server in 0..dial.servers() {
@@ -318,12 +332,15 @@ impl SimNode {
     pub fn power_off(&self) {
         self.kill(true);
         self.state.lock().power = false;
+        self.net.set_dark(End::Node(self.number), true);
+        self.fence.page.send_replace(Page::default());
         self.engine.real.power_cycle();
         self.engine.real.set_down(true);
     }
     /// It is switched on again.
     pub fn power_on(&self) {
         self.state.lock().power = true;
+        self.net.set_dark(End::Node(self.number), false);
         self.engine.real.set_down(false);
     }
     /// No assignments can be kept, or they can again.
@@ -353,6 +370,77 @@ impl SimNode {
         if older {
             let found = format!("node {}: {order:?} after {before:?}", self.number);
             self.checker.violation("assignments never go back", found);
+        }
+    }
+}
+
+/// Where a node is.
+fn address_of(node: usize) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 0, u8::try_from(node + 1).unwrap_or(u8::MAX))
+}
+
+/// Asks other machines whether they are there. Their kernels answer, whatever their agents do.
+struct Knocking {
+    here: End,
+    net: Arc<Net>,
+    answered: BTreeSet<IpAddr>,
+}
+impl Echoes for Knocking {
+    fn send(&mut self, to: &BTreeSet<IpAddr>) {
+        let answers = to.iter().filter(|address| match address {
+            IpAddr::V4(address) => {
+                let number = usize::from(address.octets()[3].saturating_sub(1));
+                self.net.answers(self.here, End::Node(number))
+            }
+            IpAddr::V6(_) => false,
+        });
+        let answers: Vec<_> = answers.copied().collect();
+        self.answered.extend(answers);
+    }
+    fn answered(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.answered)
+    }
+}
+
+/// What the agent and the process that ends containers in its place share, in the machine's memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Page {
+    /// When the right is over, by the time since the machine was there.
+    until: Option<Duration>,
+    containers: Vec<ContainerId>,
+}
+
+/// The process that ends containers when the node's right to run them is over, as [`wharf_agent::fence`] does: it outlives agents and
+/// engines, and ends without power.
+struct Fence {
+    clock: Arc<dyn Clock>,
+    page: watch::Sender<Page>,
+    dice: Dice,
+}
+impl Notebook for Fence {
+    fn left(&self) -> Option<Duration> {
+        self.page.borrow().until?.checked_sub(self.clock.monotonic())
+    }
+    fn note(&self, left: Duration, containers: &[ContainerId]) {
+        let until = Some(self.clock.monotonic() + left);
+        self.page.send_replace(Page { until, containers: containers.to_vec() });
+    }
+}
+impl Fence {
+    async fn keep(&self, processes: &FakeRuntime) {
+        let mut pages = self.page.subscribe();
+        loop {
+            let page = pages.borrow_and_update().clone();
+            let left = page.until.unwrap_or_default().saturating_sub(self.clock.monotonic());
+            // It looks five times a second.
+            let next = left + Duration::from_millis(1 + self.dice.below(200));
+            if left.is_zero() {
+                page.containers.iter().for_each(|container| processes.end_processes(container));
+            }
+            tokio::select! {
+                changed = pages.changed() => if changed.is_err() { return },
+                () = self.clock.sleep(next), if !page.containers.is_empty() => {}
+            }
         }
     }
 }

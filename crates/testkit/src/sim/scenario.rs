@@ -110,6 +110,24 @@ pub enum Act {
         /// How long.
         lasts: u64,
     },
+    /// Nothing gets through between two nodes.
+    Apart {
+        /// The one.
+        node: usize,
+        /// The other.
+        other: usize,
+        /// In which directions, as the one sees it.
+        way: Way,
+        /// How long.
+        lasts: u64,
+    },
+    /// Nothing gets through between a node and anybody.
+    Isolate {
+        /// Which.
+        node: usize,
+        /// How long.
+        lasts: u64,
+    },
     /// The connections of a node are reset.
     Reset {
         /// Which.
@@ -308,6 +326,12 @@ pub struct Draft {
     /// With a volume of its own.
     #[serde(skip_serializing_if = "no")]
     pub volume: bool,
+    /// The volume is one that every node reaches.
+    #[serde(skip_serializing_if = "no")]
+    pub shared: bool,
+    /// No slot of it may ever run twice.
+    #[serde(skip_serializing_if = "no")]
+    pub single_writer: bool,
     /// With a port of the node.
     #[serde(skip_serializing_if = "no")]
     pub host_port: bool,
@@ -536,6 +560,8 @@ impl Maker {
             replicas: self.small(5),
             global: does != Does::Job && self.dice.permille(120),
             volume,
+            shared: volume && self.dice.permille(450),
+            single_writer: self.dice.permille(200),
             host_port: self.dice.permille(120),
             public: self.dice.permille(300),
             depends: self.dice.permille(300),
@@ -551,7 +577,9 @@ impl Maker {
         let (node, server, lasts) = (self.node(), self.server(), self.lasts());
         let container = usize::try_from(self.dice.below(8)).unwrap_or_default();
         let way = *self.dice.one(&[Way::From, Way::To, Way::Both, Way::Both]);
-        match self.dice.below(27) {
+        match self.dice.below(30) {
+            27 => Act::Apart { node, other: self.node(), way, lasts },
+            28 | 29 => Act::Isolate { node, lasts },
             0 | 1 => Act::Partition { node, server: None, way, lasts },
             2 => Act::Partition { node, server: Some(server), way, lasts },
             3 => Act::Reset { node },
