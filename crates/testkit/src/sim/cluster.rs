@@ -650,7 +650,8 @@ impl Cluster {
             self.ask(throw, Method::POST, &format!("{path}/plan"), Some(json!({ "action": action }))).await;
         let Answer::Done(plan) = plan else { return self.answered(&format!("{kind} planned:"), &plan) };
         if plan.get("refusals").and_then(Value::as_array).is_some_and(|refusals| !refusals.is_empty()) {
-            let refused = Answer::Refused("plan".to_owned(), String::new());
+            let why = plan.pointer("/refusals/0/code").and_then(Value::as_str).unwrap_or("plan");
+            let refused = Answer::Refused(why.to_owned(), String::new());
             return self.answered(kind, &refused);
         }
         if down {

@@ -482,6 +482,8 @@ impl Inner {
                     && (task.slot != Slot(0) || other.node == task.node)
                     && other.generation == task.generation
                     && other.stop.is_none()
+                    // Its slot moves to the new one's node.
+                    && other.relocation.as_ref().is_none_or(|to| Some(to.to) != task.node || to.given_up.is_some())
                     && self.is_settled(at, other.node)
             });
             let rival = rival.map(|rival| rival.id);
@@ -538,6 +540,8 @@ impl Inner {
                 Some(StopReason::Outdated | StopReason::Restarted) => other.is_draining(),
                 Some(_) => false,
             };
+            // What moves has a budget of its own.
+            let counts = counts && other.relocation.is_none();
             if counts && !other.is_over() && self.is_settled(at, other.node) {
                 *slots.entry(other.slot).or_default() += 1;
             }
@@ -568,7 +572,10 @@ impl Inner {
     /// What serves is taken away only when there is something in its place, where both can be.
     fn is_rightly_stopped(&mut self, at: u64, id: TaskId) {
         let Some(task) = self.world.task(id).cloned() else { return };
-        let update = matches!(task.stop, Some(StopReason::Outdated | StopReason::Restarted));
+        let update = matches!(
+            task.stop,
+            Some(StopReason::Outdated | StopReason::Restarted | StopReason::Rebalanced | StopReason::Drained)
+        );
         let replaced = self.world.service(&task.service).is_some_and(|record| {
             let kept = matches!(record.mode, Mode::Replicated { replicas } if task.slot.0 <= replicas);
             record.sets.is_empty() && !record.removed && !record.stopped && kept

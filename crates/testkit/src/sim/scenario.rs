@@ -456,6 +456,12 @@ impl Scenario {
         let dice = Dice::new(seed, "scenario");
         let servers = if dice.permille(350) { 3 } else { 1 };
         let mut maker = Maker { dice, servers, nodes, steps: Vec::new(), at: 0 };
+        // There is something to operate on.
+        for app in 0..APPS {
+            let services = (0..maker.dice.between(1, 4)).map(|_| maker.draft()).collect();
+            let after = maker.dice.below(20_000);
+            maker.push(after, Act::Up { app, services });
+        }
         let end = std::time::Duration::from_secs_f64(hours.max(0.0)).as_millis();
         let end = u64::try_from(end).unwrap_or(u64::MAX);
         while maker.at < end {
