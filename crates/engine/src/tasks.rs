@@ -353,7 +353,7 @@ impl Pass<'_> {
             return Turns::All;
         }
         let busy = seats.iter().filter(|seat| {
-            let failed = seat.ended.first().is_some_and(|task| failed(task));
+            let failed = self.tried(seat).is_some_and(|task| failed(task));
             match &seat.current {
                 Some(_) if seat.stopping.iter().any(|task| task.is_draining()) => true,
                 Some(current) => {
@@ -593,17 +593,19 @@ impl Pass<'_> {
         let about = self.about_seat(revision, seat);
         let leaving: Vec<_> = seat.leaving.iter().filter(|(_, why)| *why != StopReason::Unhealthy).collect();
         let begun = !seat.ended.is_empty();
+        // What ended before this rollout began has had no turn of it: a return finds the tasks of its release as they were stopped.
+        let tried = self.tried(seat).is_some();
         let updated =
             leaving.iter().any(|(_, why)| matches!(why, StopReason::Outdated | StopReason::Restarted));
         let fresh = !begun && seat.leaving.is_empty() && seat.stopping.is_empty();
-        if (fresh || updated && !begun)
+        if (fresh || updated && !tried)
             && let Some(reason) = self.held()
         {
             self.wait(about, reason);
             return Standing::Underway;
         }
         let drains = leaving.iter().any(|(_, why)| *why == StopReason::Drained);
-        let refused = [(updated && !begun, &turns.updates), (drains, &turns.drains)];
+        let refused = [(updated && !tried, &turns.updates), (drains, &turns.drains)];
         let refused =
             refused.into_iter().filter(|(counts, _)| *counts).find_map(|(_, turns)| turns.refused());
         if let Some(reason) = refused {
@@ -630,7 +632,7 @@ impl Pass<'_> {
                 return failed.map_or(Standing::Underway, Standing::Failed);
             }
         };
-        if updated && !begun {
+        if updated && !tried {
             turns.updates.take();
         }
         if drains {
@@ -644,6 +646,10 @@ impl Pass<'_> {
             self.replace(revision, seat, failures, &leaving);
         }
         self.certain_failure(&about, seat).map_or(Standing::Underway, Standing::Failed)
+    }
+    /// The newest task of the seat that has ended in this rollout.
+    fn tried<'s>(&self, seat: &'s Seat) -> Option<&'s Arc<Task>> {
+        seat.ended.first().filter(|task| task.created_at >= self.app.rollout.started_at)
     }
     /// Why nothing new of the rollout begins, if somebody wants that.
     fn held(&self) -> Option<Reason> {
