@@ -70,6 +70,13 @@ struct Leaving {
     /// When nothing led to it any more.
     out_at: Option<Timestamp>,
 }
+impl Leaving {
+    /// Whether it is still to be found out when nothing led to it any more. What was in the future cannot be: the clock was set back since,
+    /// and nobody waits until it has caught up.
+    fn is_open(&self, now: Timestamp) -> bool {
+        self.out_at.is_none_or(|out_at| out_at > now)
+    }
+}
 
 /// What a draining task waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,21 +161,23 @@ impl World {
         self.passage = Passage { entering, leaving, ..Passage::default() };
     }
     /// Whether [`World::observe`] may find anything.
-    pub fn awaits_acknowledgement(&self) -> bool {
-        self.passage.leads && self.passage.leaving.values().any(|leaving| leaving.out_at.is_none())
+    pub fn awaits_acknowledgement(&self, now: Timestamp) -> bool {
+        self.passage.leads && self.passage.leaving.values().any(|leaving| leaving.is_open(now))
     }
     /// Notes at what time tasks were found to be out. To be called before apps are decided.
     pub fn observe(&mut self, now: Timestamp) {
         if !self.passage.leads {
             return;
         }
-        let waiting = self.passage.leaving.iter().filter(|(_, leaving)| leaving.out_at.is_none());
+        let waiting = self.passage.leaving.iter().filter(|(_, leaving)| leaving.is_open(now));
         let found: Vec<_> = waiting
             .map(|(id, leaving)| {
-                let seen_at = leaving.seen_at.unwrap_or(now);
+                let seen_at = leaving.seen_at.filter(|seen_at| *seen_at <= now).unwrap_or(now);
                 let given_up = now >= seen_at + PATIENCE;
                 let task = self.task(*id);
-                let out = given_up || task.is_none_or(|task| !self.is_led_to(task, leaving.since));
+                let out = leaving.out_at.is_some()
+                    || given_up
+                    || task.is_none_or(|task| !self.is_led_to(task, leaving.since));
                 (*id, Leaving { seen_at: Some(seen_at), out_at: out.then_some(now), ..*leaving })
             })
             .collect();

@@ -297,7 +297,7 @@ impl State {
     }
     /// What time it is while apps wait for tasks to be out of names and routes ([`World::observe`]).
     pub fn observe(&self, now: Timestamp) {
-        if !self.inner.read().world.awaits_acknowledgement() {
+        if !self.inner.read().world.awaits_acknowledgement(now) {
             return;
         }
         let matters = {
