@@ -14,7 +14,8 @@ use wharf_agent::runtime::{
     RuntimeError, RuntimeEvent, RuntimeFacts, Stats,
 };
 use wharf_model::{
-    Exit, Image, NetworkAssignment, NetworkId, PullPolicy, Timestamp, VolumeAssignment, VolumeId,
+    Exit, Image, NetworkAssignment, NetworkId, PublishMode, PullPolicy, TaskAssignment, Timestamp,
+    VolumeAssignment, VolumeId,
 };
 
 use super::{chance::Dice, life::Life};
@@ -125,6 +126,18 @@ impl Reach {
         let lying = self.engine.condition.lock().lying;
         lying > 0 && self.engine.dice.permille(lying)
     }
+    /// A port of the node that a container should have, and that another has whose process runs.
+    async fn held_port(&self, container: &ContainerId) -> Option<u16> {
+        let task = self.real().inspect(container).await.ok()??.task;
+        let (assignment, _) = self.real().made_from(task)?;
+        let ports = |task: &TaskAssignment| -> Vec<_> {
+            let host = task.spec.ports.iter().filter(|port| port.mode == PublishMode::Host);
+            host.filter_map(|port| Some((port.published?, port.protocol))).collect()
+        };
+        let held = self.real().running(|other| if other.id == task { Vec::new() } else { ports(other) });
+        let held: Vec<_> = held.into_iter().flatten().collect();
+        ports(&assignment).into_iter().find(|port| held.contains(port)).map(|(port, _)| port)
+    }
     fn real(&self) -> &FakeRuntime {
         &self.engine.real
     }
@@ -157,6 +170,12 @@ impl Runtime for Reach {
     }
     async fn start(&self, container: &ContainerId) -> Result<()> {
         let starting = async {
+            if let Some(port) = self.held_port(container).await {
+                // As the Docker Engine says it; the agent's fake lets everything start.
+                return Err(RuntimeError::fatal(format!(
+                    "Bind for {port} failed: port is already allocated"
+                )));
+            }
             let answer = self.real().start(container).await;
             self.engine.started();
             answer

@@ -462,7 +462,7 @@ impl Scenario {
             let after = maker.dice.below(20_000);
             maker.push(after, Act::Up { app, services });
         }
-        let end = std::time::Duration::from_secs_f64(hours.max(0.0)).as_millis();
+        let end = std::time::Duration::from_secs_f64(hours.max(0.0) * 3600.0).as_millis();
         let end = u64::try_from(end).unwrap_or(u64::MAX);
         while maker.at < end {
             maker.round();
@@ -633,6 +633,8 @@ mod tests {
     fn a_scenario_reads_back_from_its_text_and_a_seed_always_makes_the_same() {
         let scenario = Scenario::of_seed(7, 5, 2.0);
         assert!(scenario.steps.len() > 20, "{}", scenario.steps.len());
+        let lasts: u64 = scenario.steps.iter().map(|step| step.after).sum();
+        assert!((7_200_000..9_000_000).contains(&lasts), "two hours and not much more: {lasts}");
         assert_eq!(scenario.to_string().parse::<Scenario>().unwrap(), scenario);
         assert_eq!(Scenario::of_seed(7, 5, 2.0), scenario);
         assert_ne!(Scenario::of_seed(8, 5, 2.0).steps, scenario.steps);
