@@ -386,16 +386,17 @@ impl<'a> Pass<'a> {
     /// Whether the task's node is missing, and another of it may run beside it: then nobody waits until it is certain that the node is gone.
     fn is_missed(&self, task: &Task) -> bool {
         let missing = task.node.and_then(|node| self.world.node(node)).is_some_and(crate::Node::is_missing);
-        let revision = self.world.revision_of(&task.service, task.generation);
+        // Every unfinished task is asked about in every pass, and hardly ever is one's node missing.
+        if !missing || task.slot == Slot(0) || task.hook.is_some() {
+            return false;
+        }
         let may_run_twice = |revision: &ServiceRevision| {
             !spec::is_fenced(self.world, revision)
                 && spec::stop_first(&revision.spec, None, false).is_none()
                 && !self.has_local_data(task)
         };
-        missing
-            && task.slot != Slot(0)
-            && task.hook.is_none()
-            && revision.is_some_and(|revision| may_run_twice(revision))
+        let revision = self.world.revision_of(&task.service, task.generation);
+        revision.is_some_and(|revision| may_run_twice(revision))
     }
     /// Draining tasks to which nothing comes any more are let go.
     fn let_go(&mut self) {
