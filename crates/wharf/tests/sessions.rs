@@ -160,8 +160,14 @@ async fn a_clock_that_is_off_is_said_with_both_times_whether_tls_or_the_server_n
 
     let behind = attempt(-3600).await;
     let text = wharf_process::errors::chain(&behind);
-    assert!(text.contains("is not valid yet: the clock says"), "{text}");
+    assert!(text.contains("minutes behind the server's"), "{text}");
     assert!(behind.hint().unwrap().contains("timedatectl"));
+
+    // Further behind than certificates are backdated, TLS is first to notice.
+    let long_ago = attempt(-3 * 3600).await;
+    let text = wharf_process::errors::chain(&long_ago);
+    assert!(text.contains("is not valid yet: the clock says"), "{text}");
+    assert!(long_ago.hint().unwrap().contains("timedatectl"));
     cluster.stop().await;
 }
 
