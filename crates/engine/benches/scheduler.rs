@@ -1,8 +1,9 @@
 //! What the scheduler can do: how fast it places tasks in memory, what a million tasks cost, and how well GPUs are packed.
 //!
 //! `./x bench scheduler [PART…]`; parts are `place`, `service`, `memory` and `packing`, all without any. Packing replays the trace of a real
-//! cluster, whose folder `--data FOLDER` or `WHARF_OPENB` names; without it that part is left out, and said. What a commit to a store adds is
-//! measured by the bench of the same name in `crates/server`.
+//! cluster, whose folder `--data FOLDER` or `WHARF_OPENB` names; without it that part is left out, and said. `--nodes N` places on clusters
+//! of that size only, and may be given more than once. What a commit to a store adds is measured by the bench of the same name in
+//! `crates/server`.
 //!
 //! Goals are printed last, one in a line: `goal NAME VALUE TARGET met|short`.
 
@@ -53,12 +54,13 @@ pub(crate) fn figure(value: f64) -> String {
 fn main() {
     let mut arguments = std::env::args().skip(1).peekable();
     let (mut parts, mut data) = (Vec::new(), std::env::var_os("WHARF_OPENB").map(PathBuf::from));
-    let mut seeds = 3;
+    let (mut seeds, mut sizes) = (3, Vec::<usize>::new());
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             memory::HOLD => return memory::hold(),
             "--data" => data = arguments.next().map(PathBuf::from),
             "--seeds" => seeds = arguments.next().and_then(|seeds| seeds.parse().ok()).unwrap_or(seeds),
+            "--nodes" => sizes.extend(arguments.next().and_then(|nodes| nodes.parse::<usize>().ok())),
             // What cargo itself appends begins with a dash.
             other if other.starts_with('-') => {}
             other => parts.push(other.to_owned()),
@@ -67,7 +69,7 @@ fn main() {
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|other| other == part);
     let mut goals = Vec::new();
     if wanted("place") {
-        goals.extend(placing::speed());
+        goals.extend(placing::speed(&sizes));
     }
     if wanted("service") {
         goals.extend(placing::one_service());
