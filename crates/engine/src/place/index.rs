@@ -9,7 +9,10 @@
 //!   word, and the property tests compare with a scan of all nodes.
 //! - Labels of which nodes have very many values make no groups; who asks for them is answered by the scan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use wharf_model::{Availability, NodeId, Taint};
 
@@ -183,11 +186,11 @@ impl Index {
 impl Group {
     /// Each of its nodes with all that is known of it.
     pub(crate) fn standings(&self) -> Vec<String> {
-        let of = |tree: &Tree, leaf: usize| (tree.keys[leaf], tree.free[tree.room + leaf]);
-        let nodes = 0..self.emptiest.ids.len();
+        let of = |tree: &Tree, leaf: usize| (tree.nodes[leaf].key, tree.places[tree.room + leaf].free);
+        let nodes = 0..self.emptiest.nodes.len;
         let line = |leaf| {
             let (one, other) = (of(&self.emptiest, leaf), of(&self.fullest, leaf));
-            format!("{} {:?} {one:?} {other:?}", self.emptiest.ids[leaf], self.kind)
+            format!("{} {:?} {one:?} {other:?}", self.emptiest.nodes[leaf].id, self.kind)
         };
         nodes.map(line).collect()
     }
@@ -232,16 +235,91 @@ impl Key {
 }
 
 /// A tournament of nodes. Of equal keys the lower id wins.
+///
+/// A copy shares everything with what it was copied from until one of the two changes, and then all but what has changed: a pass that
+/// places many tasks of one service plays a tournament of its own, and pays for the nodes it puts them on, not for all there are.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tree {
     /// How many leaves there is room for: a power of two, or none.
     room: usize,
-    ids: Vec<NodeId>,
-    keys: Vec<Key>,
-    /// Of each inner place, from 1, and then of each leaf: the leaf that wins below it.
-    winners: Vec<u32>,
-    /// And the most of each thing that is free below it, not necessarily of one node.
-    free: Vec<Amounts>,
+    nodes: Shared<Leaf>,
+    /// Each inner place, from 1, and then each leaf.
+    places: Shared<Place>,
+}
+
+/// A node that takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Leaf {
+    key: Key,
+    id: NodeId,
+}
+
+/// What is known of all below a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// The leaf that wins.
+    winner: u32,
+    /// The most of each thing that is free, not necessarily of one node.
+    free: Amounts,
+}
+/// Nobody is there.
+const EMPTY: Place = Place { winner: u32::MAX, free: Amounts { cpus: 0, memory: 0, disk: 0 } };
+
+/// A row of things in blocks, each of which copies of the row share until one of them changes something in it.
+#[derive(Debug, Clone)]
+struct Shared<T> {
+    blocks: Vec<Arc<Vec<T>>>,
+    len: usize,
+}
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self { blocks: Vec::new(), len: 0 }
+    }
+}
+/// How many things share a block.
+const BLOCK: usize = 64;
+impl<T: Copy + PartialEq> Shared<T> {
+    fn of(row: &[T]) -> Self {
+        Self { blocks: row.chunks(BLOCK).map(|block| Arc::new(block.to_vec())).collect(), len: row.len() }
+    }
+    fn get(&self, at: usize) -> Option<&T> {
+        self.blocks.get(at / BLOCK)?.get(at % BLOCK)
+    }
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.blocks.iter().flat_map(|block| block.iter())
+    }
+    /// Writes only what differs, so that what is as it was goes on being shared.
+    fn set(&mut self, at: usize, thing: T) {
+        if self[at] != thing {
+            Arc::make_mut(&mut self.blocks[at / BLOCK])[at % BLOCK] = thing;
+        }
+    }
+    fn push(&mut self, thing: T) {
+        match self.blocks.last_mut().filter(|last| last.len() < BLOCK) {
+            Some(last) => Arc::make_mut(last).push(thing),
+            None => self.blocks.push(Arc::new(vec![thing])),
+        }
+        self.len += 1;
+    }
+    fn pop(&mut self) -> Option<T> {
+        let last = self.blocks.last_mut()?;
+        let thing = Arc::make_mut(last).pop();
+        if last.is_empty() {
+            self.blocks.pop();
+        }
+        self.len -= usize::from(thing.is_some());
+        thing
+    }
+}
+impl<T> std::ops::Index<usize> for Shared<T> {
+    type Output = T;
+    fn index(&self, at: usize) -> &T {
+        &self.blocks[at / BLOCK][at % BLOCK]
+    }
+}
+
+fn number(leaf: usize) -> u32 {
+    u32::try_from(leaf).unwrap_or(u32::MAX)
 }
 
 /// What a search asks of those who know the rules.
@@ -254,78 +332,76 @@ pub(crate) trait Search {
 
 impl Tree {
     fn first(&self) -> Option<NodeId> {
-        self.ids.first().copied()
+        self.nodes.get(0).map(|leaf| leaf.id)
     }
     fn insert(&mut self, id: NodeId) -> usize {
-        let leaf = self.ids.len();
-        self.ids.push(id);
-        self.keys.push(CLOSED);
+        let leaf = self.nodes.len;
+        self.nodes.push(Leaf { key: CLOSED, id });
         if leaf >= self.room {
             self.grow();
-        } else {
-            self.play(leaf);
         }
+        let at = self.room + leaf;
+        self.places.set(at, Place { winner: number(leaf), ..self.places[at] });
+        self.up(leaf);
         leaf
     }
     fn grow(&mut self) {
-        let before: Vec<Amounts> = self.free.get(self.room..).unwrap_or_default().to_vec();
+        let leaves: Vec<Place> = self.places.iter().skip(self.room).copied().collect();
         self.room = (self.room * 2).max(4);
-        self.winners = vec![u32::MAX; self.room * 2];
-        self.free = vec![Amounts::default(); self.room * 2];
-        for (leaf, free) in before.into_iter().enumerate() {
-            self.free[self.room + leaf] = free;
-        }
-        for leaf in 0..self.ids.len() {
-            self.winners[self.room + leaf] = u32::try_from(leaf).unwrap_or(u32::MAX);
-        }
+        let mut places = vec![EMPTY; self.room * 2];
+        places[self.room..self.room + leaves.len()].copy_from_slice(&leaves);
+        self.places = Shared::of(&places);
         for at in (1..self.room).rev() {
             self.settle(at);
         }
     }
     /// Takes a node out; the last one takes its leaf, and is named.
     fn remove(&mut self, leaf: usize) -> Option<NodeId> {
-        let last = self.ids.len().checked_sub(1)?;
-        self.ids.swap_remove(leaf);
-        self.keys.swap_remove(leaf);
+        let last = self.nodes.len.checked_sub(1)?;
         let (from, to) = (self.room + last, self.room + leaf);
-        self.free[to] = self.free[from];
-        self.free[from] = Amounts::default();
-        self.winners[from] = u32::MAX;
-        self.up(from / 2);
-        if leaf == last {
-            return None;
+        let free = self.places[from].free;
+        let moved = self.nodes.pop().filter(|_| leaf != last);
+        if let Some(moved) = moved {
+            self.nodes.set(leaf, moved);
+            self.places.set(to, Place { winner: number(leaf), free });
         }
-        self.up(to / 2);
-        Some(self.ids[leaf])
+        self.places.set(from, EMPTY);
+        self.up(last);
+        if moved.is_some() {
+            self.up(leaf);
+        }
+        moved.map(|moved| moved.id)
     }
     /// A node has this key now, and so much is free.
     pub(crate) fn set(&mut self, leaf: usize, key: Key, free: Amounts) {
         let at = self.room + leaf;
-        if self.keys[leaf] != key || self.free[at] != free {
-            self.keys[leaf] = key;
-            self.free[at] = free;
-            self.play(leaf);
+        if self.nodes[leaf].key != key || self.places[at].free != free {
+            self.nodes.set(leaf, Leaf { key, ..self.nodes[leaf] });
+            self.places.set(at, Place { free, ..self.places[at] });
+            self.up(leaf);
         }
     }
-    fn play(&mut self, leaf: usize) {
-        let at = self.room + leaf;
-        self.winners[at] = u32::try_from(leaf).unwrap_or(u32::MAX);
-        self.up(at / 2);
-    }
-    fn up(&mut self, mut at: usize) {
+    /// Plays again what a leaf takes part in, as far as it can matter.
+    fn up(&mut self, leaf: usize) {
+        let mut at = (self.room + leaf) / 2;
         while at >= 1 {
+            let before = self.places[at];
             self.settle(at);
+            // Who wins above is decided by the keys of those who win here: this leaf's may have changed.
+            if before == self.places[at] && before.winner != number(leaf) {
+                return;
+            }
             at /= 2;
         }
     }
     fn settle(&mut self, at: usize) {
-        let (left, right) = (self.winners[at * 2], self.winners[at * 2 + 1]);
-        self.winners[at] = if self.standing(right) < self.standing(left) { right } else { left };
-        self.free[at] = self.free[at * 2].most(self.free[at * 2 + 1]);
+        let (left, right) = (self.places[at * 2], self.places[at * 2 + 1]);
+        let right_wins = self.standing(right.winner) < self.standing(left.winner);
+        let winner = if right_wins { right.winner } else { left.winner };
+        self.places.set(at, Place { winner, free: left.free.most(right.free) });
     }
     fn standing(&self, leaf: u32) -> (Key, Option<NodeId>) {
-        let leaf = leaf as usize;
-        self.keys.get(leaf).map_or((CLOSED, None), |key| (*key, Some(self.ids[leaf])))
+        self.nodes.get(leaf as usize).map_or((CLOSED, None), |leaf| (leaf.key, Some(leaf.id)))
     }
     /// Proposes nodes on which so much is free, the most promising first, as long as one may be better.
     pub(crate) fn search(&self, need: Amounts, search: &mut dyn Search) {
@@ -334,8 +410,9 @@ impl Tree {
         }
     }
     fn down(&self, at: usize, need: Amounts, search: &mut dyn Search) {
-        let (key, Some(id)) = self.standing(self.winners[at]) else { return };
-        if key == CLOSED || !need.fits(self.free[at]) || !search.is_worth(key, id) {
+        let Place { winner, free } = self.places[at];
+        let (key, Some(id)) = self.standing(winner) else { return };
+        if key == CLOSED || !need.fits(free) || !search.is_worth(key, id) {
             return;
         }
         if at >= self.room {
@@ -343,8 +420,7 @@ impl Tree {
         }
         // The winner's side first: it bounds the other one.
         let (left, right) = (at * 2, at * 2 + 1);
-        let (first, second) =
-            if self.winners[at] == self.winners[left] { (left, right) } else { (right, left) };
+        let (first, second) = if winner == self.places[left].winner { (left, right) } else { (right, left) };
         self.down(first, need, search);
         self.down(second, need, search);
     }
@@ -374,7 +450,7 @@ mod tests {
         Amounts { cpus, ..Amounts::default() }
     }
     fn best(tree: &Tree, need: u64) -> (Option<NodeId>, usize) {
-        let keys = tree.ids.iter().copied().zip(tree.keys.iter().copied()).collect();
+        let keys = tree.nodes.iter().map(|leaf| (leaf.id, leaf.key)).collect();
         let mut best = Best { found: None, keys, looked_at: 0 };
         tree.search(free(need), &mut best);
         (best.found.map(|(_, id)| id), best.looked_at)
@@ -414,6 +490,23 @@ mod tests {
                 assert_eq!(best(&tree, need).0, wanted, "step {step}, need {need}");
             }
         }
+    }
+
+    #[test]
+    fn a_copy_changes_alone_and_shares_the_rest() {
+        let mut tree = Tree::default();
+        for n in 0..250 {
+            let leaf = tree.insert(node_id(n));
+            tree.set(leaf, Key::emptiest(0, 5, 0), free(4));
+        }
+        let mut copy = tree.clone();
+        copy.set(200, Key::emptiest(0, 1, 0), free(9));
+        tree.set(100, Key::emptiest(0, 2, 0), free(4));
+        assert_eq!((best(&tree, 1).0, best(&copy, 1).0), (Some(node_id(100)), Some(node_id(200))));
+        assert_eq!((best(&tree, 9).0, best(&copy, 9).0), (None, Some(node_id(200))));
+        let both = tree.places.blocks.iter().zip(&copy.places.blocks);
+        let shared = both.filter(|(one, other)| Arc::ptr_eq(one, other)).count();
+        assert!(shared >= 3, "of {} blocks only {shared} are shared", tree.places.blocks.len());
     }
 
     #[test]
