@@ -926,7 +926,8 @@ impl Plan {
     /// Ports published on every gateway are the cluster's: one service has each.
     fn ports(&mut self, world: &World, wanted: &AppSpec) {
         let mut taken = BTreeMap::<(u16, Protocol), Vec<(Option<std::net::IpAddr>, ServiceKey)>>::new();
-        for record in world.services().filter(|record| record.key.app != self.app && !record.removed) {
+        let others = world.published_services();
+        for record in others.filter(|record| record.key.app != self.app && !record.removed) {
             // What is about to take over has its ports already.
             for generation in BTreeSet::from([record.generation, record.wanted().0]) {
                 let Some(revision) = world.revision_of(&record.key, generation) else { continue };

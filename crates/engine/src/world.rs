@@ -236,6 +236,8 @@ pub struct World {
     pub(crate) index: Index,
     /// Which nodes have an image, by everything it is called.
     images: BTreeMap<String, BTreeSet<NodeId>>,
+    /// Services of which some known revision publishes ports or has routes: few, as a rule, of many.
+    published: BTreeSet<ServiceKey>,
     /// Tasks that were stopped to make room.
     preempted: BTreeSet<TaskId>,
     /// Nodes on which somebody works at certain times.
@@ -286,6 +288,11 @@ impl World {
     /// Every service of every app.
     pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceRecord>> {
         self.services.values()
+    }
+    /// The services that publish ports or have routes, or did in a revision that is still known: who else has what a file asks for is
+    /// found among these.
+    pub(crate) fn published_services(&self) -> impl Iterator<Item = &Arc<ServiceRecord>> {
+        self.published.iter().filter_map(|key| self.services.get(key))
     }
     /// The services of an app, removed ones that still have tasks among them.
     pub fn services_of(&self, app: &AppKey) -> impl Iterator<Item = &Arc<ServiceRecord>> {
@@ -438,6 +445,11 @@ impl World {
     fn known<'a>(&'a self, ids: Option<&'a BTreeSet<TaskId>>) -> impl Iterator<Item = &'a Arc<Task>> {
         ids.into_iter().flatten().filter_map(|id| self.tasks.get(id))
     }
+}
+
+/// Whether ports or routes lead to tasks of a revision.
+const fn is_published(revision: &ServiceRevision) -> bool {
+    !revision.spec.ports.is_empty() || !revision.spec.policy.routes.is_empty()
 }
 
 /// What other apps call a network: its own name if it has one, `<app>_<network>` otherwise.
@@ -622,6 +634,9 @@ impl World {
         self.index.group_by(asked, &self.nodes, &self.loads);
         let usual = Arc::new(Holding::of(&revision));
         self.usual_holdings.entry(key.clone()).or_default().insert(generation, usual);
+        if is_published(&revision) {
+            self.published.insert(key.clone());
+        }
         let revisions = self.revisions.entry(key.clone()).or_default();
         if revisions.insert(generation, Arc::new(revision)).is_none() {
             self.outlook.forget();
@@ -639,6 +654,9 @@ impl World {
     pub fn remove_revision(&mut self, key: &ServiceKey, generation: Generation) {
         if let Some(revisions) = self.revisions.get_mut(key) {
             revisions.remove(&generation);
+            if !revisions.values().any(|revision| is_published(revision)) {
+                self.published.remove(key);
+            }
             if revisions.is_empty() {
                 self.revisions.remove(key);
             }

@@ -372,7 +372,7 @@ fn is_ambiguous(one: &RouteSpec, other: &RouteSpec) -> bool {
 /// Refuses what other services have, or what is not there; warns of what is allowed and unwise.
 pub(crate) fn check(plan: &mut Plan, world: &World, wanted: &AppSpec) {
     let app = plan.app.clone();
-    let others = world.services().filter(|record| record.key.app != app && !record.removed);
+    let others = world.published_services().filter(|record| record.key.app != app && !record.removed);
     let others: Vec<_> = others
         .filter_map(|record| world.revision_of(&record.key, record.generation))
         .map(|revision| (&revision.key, &revision.spec))
