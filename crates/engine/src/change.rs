@@ -1,5 +1,7 @@
 //! What a decision consists of, and the generator of ids that it is handed.
 
+use std::sync::Arc;
+
 use wharf_model::{
     AppKey, AppRecord, Generation, NetworkId, NetworkRecord, NodeId, NodeStatus, RebalanceRun, Release,
     ReleaseNumber, ReleaseOutcome, Relocation, Rollout, ServiceKey, ServiceRecord, ServiceRevision, SlotOf,
@@ -44,7 +46,7 @@ impl Decision {
 )]
 pub enum Change {
     /// A new task, with its node and addresses: tasks are made when a node has been found for them.
-    CreateTask(Task),
+    CreateTask(Arc<Task>),
     /// A task is no longer wanted. Never taken back.
     StopTask {
         /// The task.

@@ -329,10 +329,11 @@ impl<'a> Pass<'a> {
         (TaskId::from_parts(at.0, self.ids.random()), at)
     }
     pub(crate) fn create(&mut self, task: Task) {
-        self.change(Change::CreateTask(task.clone()));
+        let task = Arc::new(task);
+        self.change(Change::CreateTask(Arc::clone(&task)));
         if task.hook.is_some() {
             self.newest.clear();
-            return self.hooks.push(Arc::new(task));
+            return self.hooks.push(task);
         }
         // New ones are never older than what there is.
         match self.newest.get_mut(&task.service) {
@@ -342,9 +343,9 @@ impl<'a> Pass<'a> {
             }
         }
         match self.tasks.get_mut(&task.service) {
-            Some(tasks) => tasks.push(Arc::new(task)),
+            Some(tasks) => tasks.push(task),
             None => {
-                self.tasks.insert(task.service.clone(), vec![Arc::new(task)]);
+                self.tasks.insert(task.service.clone(), vec![task]);
             }
         }
     }

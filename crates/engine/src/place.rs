@@ -180,7 +180,7 @@ pub(crate) struct Places<'a> {
     /// What the pass has promised of each node.
     promised: BTreeMap<NodeId, Load>,
     /// The same by service: how many of its tasks on each node.
-    promised_of: BTreeMap<ServiceKey, BTreeMap<NodeId, u32>>,
+    promised_of: BTreeMap<Arc<ServiceKey>, BTreeMap<NodeId, u32>>,
     /// What is kept free for slots that tasks have made room for.
     claims: BTreeMap<NodeId, Vec<Claim>>,
     /// Who is refused everywhere stays so: a pass gives nothing back.
@@ -268,14 +268,11 @@ impl<'a> Places<'a> {
 
     /// Counts a task that this pass puts on a node.
     pub(crate) fn promise(&mut self, node: NodeId, service: &ServiceKey, holding: &Holding) {
-        let service = self.world.interned(service);
+        // One copy of the key for all promises to the service.
+        let known = self.promised_of.get_key_value(service).map(|(key, _)| Arc::clone(key));
+        let service = known.unwrap_or_else(|| self.world.interned(service));
         self.promised.entry(node).or_default().add(&service, holding);
-        if !self.promised_of.contains_key(&*service) {
-            self.promised_of.insert(ServiceKey::clone(&service), BTreeMap::new());
-        }
-        if let Some(nodes) = self.promised_of.get_mut(&*service) {
-            *nodes.entry(node).or_default() += 1;
-        }
+        *self.promised_of.entry(Arc::clone(&service)).or_default().entry(node).or_default() += 1;
         if let Some(place) = self.world.node(node)
             && let Some(labels) = self.counts.get_mut().get_mut(&*service)
         {

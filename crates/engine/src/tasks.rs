@@ -169,6 +169,10 @@ impl Pass<'_> {
             stop_and_wait(self, &task, why);
             standings.push(Standing::Underway);
         }
+        // All of them at once: a large service has many.
+        let vacant = seats.iter().filter(|seat| seat.current.is_none()).count();
+        self.out.changes.reserve(vacant);
+        self.out.waiting.reserve(vacant);
         let mut turns = Queue {
             updates: self.turns(service, revision, &seats),
             drains: self.drain_turns(revision, &seats),
@@ -590,7 +594,6 @@ impl Pass<'_> {
         seat: &Seat,
         turns: &mut Queue,
     ) -> Standing {
-        let about = self.about_seat(revision, seat);
         let leaving: Vec<_> = seat.leaving.iter().filter(|(_, why)| *why != StopReason::Unhealthy).collect();
         let begun = !seat.ended.is_empty();
         // What ended before this rollout began has had no turn of it: a return finds the tasks of its release as they were stopped.
@@ -601,7 +604,7 @@ impl Pass<'_> {
         if (fresh || updated && !tried)
             && let Some(reason) = self.held()
         {
-            self.wait(about, reason);
+            self.wait(self.about_seat(revision, seat), reason);
             return Standing::Underway;
         }
         let drains = leaving.iter().any(|(_, why)| *why == StopReason::Drained);
@@ -609,7 +612,7 @@ impl Pass<'_> {
         let refused =
             refused.into_iter().filter(|(counts, _)| *counts).find_map(|(_, turns)| turns.refused());
         if let Some(reason) = refused {
-            self.wait(about, reason);
+            self.wait(self.about_seat(revision, seat), reason);
             return Standing::Underway;
         }
         let failures = match self.gate(service, revision, seat) {
@@ -626,6 +629,7 @@ impl Pass<'_> {
             }
             Gate::Shut(reason) => {
                 let gave_up = matches!(reason, Reason::GaveUp { .. });
+                let about = self.about_seat(revision, seat);
                 let text = Waiting { about: about.clone(), reason: reason.clone() }.to_string();
                 self.wait(about.clone(), reason);
                 let failed = gave_up.then_some(text).or_else(|| self.certain_failure(&about, seat));
@@ -645,6 +649,10 @@ impl Pass<'_> {
         } else {
             self.replace(revision, seat, failures, &leaving);
         }
+        if seat.ended.is_empty() {
+            return Standing::Underway;
+        }
+        let about = self.about_seat(revision, seat);
         self.certain_failure(&about, seat).map_or(Standing::Underway, Standing::Failed)
     }
     /// The newest task of the seat that has ended in this rollout.
@@ -909,9 +917,11 @@ impl Pass<'_> {
         match seat.ended.first() {
             // Only what has never been here waits for others: a task that is replaced does not start the app anew.
             None => {
-                let known = self.dependencies.take().filter(|(name, _)| name == service.name());
-                let missing = known.map_or_else(|| self.missing_dependency(service, revision), |(_, it)| it);
-                self.dependencies = Some((service.name().clone(), missing.clone()));
+                if self.dependencies.as_ref().is_none_or(|(name, _)| name != service.name()) {
+                    let missing = self.missing_dependency(service, revision);
+                    self.dependencies = Some((service.name().clone(), missing));
+                }
+                let missing = self.dependencies.as_ref().and_then(|(_, missing)| missing.clone());
                 missing.map_or(Gate::Open(0), Gate::Shut)
             }
             Some(last) => self.restart(revision, seat, last),

@@ -692,7 +692,7 @@ impl World {
                 return;
             }
         }
-        self.replace_task(task);
+        self.replace_task(Arc::new(task));
     }
     /// What is known of a task, as it is stored now.
     ///
@@ -701,7 +701,7 @@ impl World {
         let Some(old) = self.tasks.get(&id) else { return false };
         if old.status != status {
             let task = Task { status, ..Task::clone(old) };
-            self.replace_task(task);
+            self.replace_task(Arc::new(task));
         }
         true
     }
@@ -799,7 +799,10 @@ impl World {
     /// Carries a change out here, as the store's watch will report it. Doing it twice does no harm.
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::CreateTask(task) => self.insert_task(task.clone()),
+            Change::CreateTask(task) if !self.tasks.contains_key(&task.id) => {
+                self.replace_task(Arc::clone(task))
+            }
+            Change::CreateTask(task) => self.insert_task(Task::clone(task)),
             Change::StopTask { task, reason } => self.edit_task(*task, |task| task.stop = Some(*reason)),
             Change::PreemptTask { task, makes_room_for } => self.edit_task(*task, |task| {
                 if task.stop.is_none() {
@@ -857,11 +860,11 @@ impl World {
             let mut task = Task::clone(old);
             edit(&mut task);
             if task != **old {
-                self.replace_task(task);
+                self.replace_task(Arc::new(task));
             }
         }
     }
-    fn replace_task(&mut self, task: Task) {
+    fn replace_task(&mut self, task: Arc<Task>) {
         let old = self.tasks.remove(&task.id);
         if let Some(old) = &old {
             self.unindex(old);
@@ -872,18 +875,17 @@ impl World {
             self.preempted.insert(task.id);
         }
         if task.hook.is_some() {
-            self.hooks_of_app.entry(task.service.app.clone()).or_default().insert(task.id);
+            enter(&mut self.hooks_of_app, &task.service.app, task.id);
         } else {
-            self.tasks_of_service.entry(task.service.clone()).or_default().insert(task.id);
+            enter(&mut self.tasks_of_service, &task.service, task.id);
         }
         if let Some(node) = task.node {
-            self.tasks_on_node.entry(node).or_default().insert(task.id);
+            enter(&mut self.tasks_on_node, &node, task.id);
         }
         self.addresses.extend(task.addresses.values().map(|address| (*address, task.id)));
         if task.relocation.is_some() {
             self.relocated.insert(task.id);
         }
-        let task = Arc::new(task);
         self.count_holding(&task);
         self.tasks.insert(task.id, task);
     }
@@ -1087,6 +1089,13 @@ fn untagged(reference: &str) -> &str {
     }
 }
 
+/// Keys are copied only the first time.
+fn enter<K: Ord + Clone>(index: &mut BTreeMap<K, BTreeSet<TaskId>>, key: &K, id: TaskId) {
+    match index.get_mut(key) {
+        Some(ids) => drop(ids.insert(id)),
+        None => drop(index.insert(key.clone(), BTreeSet::from([id]))),
+    }
+}
 fn withdraw<K: Ord>(index: &mut BTreeMap<K, BTreeSet<TaskId>>, key: &K, id: TaskId) {
     if let Some(ids) = index.get_mut(key) {
         ids.remove(&id);

@@ -228,7 +228,7 @@ impl Places<'_> {
     fn kept_off(&self, demand: &Demand<'_>) -> Vec<(ServiceName, String, Around)> {
         let mut known = self.apart.borrow_mut();
         let app = &demand.service.app;
-        let apart = known.entry(app.clone()).or_insert_with(|| {
+        if !known.contains_key(app) {
             let mut apart = BTreeMap::<ServiceName, Vec<(ServiceName, String)>>::new();
             for record in self.world.services_of(app) {
                 let Some(spec) = self.world.current_spec(&record.key) else { continue };
@@ -241,9 +241,9 @@ impl Places<'_> {
                     }
                 }
             }
-            Rc::new(apart)
-        });
-        let apart = Rc::clone(apart);
+            known.insert(app.clone(), Rc::new(apart));
+        }
+        let apart = known.get(app).map(Rc::clone).unwrap_or_default();
         drop(known);
         let wishes = apart.get(&demand.service.name).map(Vec::as_slice).unwrap_or_default();
         let found = wishes.iter().map(|(by, scope)| {

@@ -3,7 +3,10 @@
 //! Each change expects the revision at which what it changes was read; each batch expects the leader's fence. A batch that was cut off
 //! or refused does no harm: the next pass reads again and decides again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use wharf_engine::{Change, Ids, Node};
 use wharf_model::{
@@ -159,7 +162,7 @@ impl<'a> Committer<'a> {
                     );
                     self.event(ids, EventKind::Task, self.about_task(&task), message);
                 }
-                self.put_task(task);
+                self.put_task(Arc::unwrap_or_clone(task));
             }
             Change::StopTask { task, reason } => {
                 let Some(task) = self.task(task) else { return };

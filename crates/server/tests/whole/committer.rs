@@ -66,7 +66,7 @@ async fn every_change_stands_on_what_it_was_decided_by() {
     assert_eq!(expected(batch), [fence.clone(), at(&of_task), (of_status.to_string(), None)].into());
 
     let new = task(2, node_id(1));
-    let batch = &batches(&world, vec![Change::CreateTask(new.clone())])[0];
+    let batch = &batches(&world, vec![Change::CreateTask(new.clone().into())])[0];
     assert_eq!(expected(batch), [fence.clone(), (Key::Task(new.id).to_string(), None)].into());
 
     let lose = Change::LoseTask { task: id, message: "n1 is down".into(), at: NOW };
@@ -97,7 +97,7 @@ async fn every_change_stands_on_what_it_was_decided_by() {
 #[tokio::test]
 async fn large_decisions_come_in_portions_every_store_takes_each_under_the_fence() {
     let world = World::new().await;
-    let changes: Vec<_> = (0..=250).map(|n| Change::CreateTask(task(n, node_id(1)))).collect();
+    let changes: Vec<_> = (0..=250).map(|n| Change::CreateTask(task(n, node_id(1)).into())).collect();
     let batches = batches(&world, changes);
     assert!(batches.len() > 2);
     assert_eq!(batches.iter().map(|batch| keys(batch).len()).sum::<usize>(), 251);
@@ -125,7 +125,7 @@ async fn what_is_changed_twice_keeps_both_changes_and_never_crosses_a_portion() 
     let Record::App(record) = value(&together[0], &Key::App(app().key)) else { panic!() };
     assert_eq!((record.removed, record.rollout.state), (true, RolloutState::Done));
 
-    let apart = twice((0..=250).map(|n| Change::CreateTask(task(n, node_id(1)))).collect());
+    let apart = twice((0..=250).map(|n| Change::CreateTask(task(n, node_id(1)).into())).collect());
     let writing = apart.iter().filter(|batch| keys(batch).contains(&Key::App(app().key).to_string())).count();
     assert_eq!(writing, 1, "the second change is left to the next pass");
 }
