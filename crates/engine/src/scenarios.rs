@@ -360,6 +360,37 @@ fn a_drained_node_is_left_by_as_many_slots_of_a_service_at_once_as_a_release_rep
 }
 
 #[test]
+fn a_slot_whose_new_task_is_lost_keeps_its_turn() {
+    let mut cluster = Cluster::of(4);
+    cluster.up(&app(&[("web", replicas(service("web"), 3))]));
+    cluster.settle();
+    let old: Vec<_> = cluster.ready("web").iter().map(|task| task.id).collect();
+    cluster.scripts.insert("web2".into(), Script::Refuse);
+    cluster.deaf.extend((1..=4).map(node_id));
+    cluster.up(&app(&[("web", replicas(service("web2"), 3))]));
+    let _ = cluster.pass();
+    let new = |cluster: &Cluster| -> Vec<_> {
+        cluster.tasks("web").into_iter().filter(|task| !old.contains(&task.id) && !task.is_over()).collect()
+    };
+    let [first] = &new(&cluster)[..] else { panic!("{:?}", new(&cluster)) };
+    let on = first.node.unwrap();
+    let number = (1..=4).find(|n| node_id(*n) == on).unwrap();
+    cluster.set_state(number, NodeState::Down);
+    let _ = cluster.pass();
+    let beside: Vec<_> = new(&cluster)
+        .into_iter()
+        .filter(|task| {
+            cluster
+                .tasks("web")
+                .iter()
+                .any(|other| other.slot == task.slot && old.contains(&other.id) && !other.is_over())
+        })
+        .map(|task| task.slot)
+        .collect();
+    assert_eq!(beside, [first.slot], "one at a time");
+}
+
+#[test]
 fn a_slot_that_cannot_leave_keeps_no_other_from_leaving() {
     let mut cluster = Cluster::of(3);
     let mut web = replicas(service("web"), 3);

@@ -357,7 +357,7 @@ impl Pass<'_> {
             return Turns::All;
         }
         let busy = seats.iter().filter(|seat| {
-            let failed = self.tried(seat).is_some_and(|task| failed(task));
+            let tried = self.tried(seat);
             match &seat.current {
                 Some(_) if seat.stopping.iter().any(|task| task.is_draining()) => true,
                 Some(current) => {
@@ -365,8 +365,9 @@ impl Pass<'_> {
                     let beside = seat.leaving.iter().any(|(task, _)| task.is_ready());
                     !current.is_ready() || beside || self.monitored_until(revision, current).is_some()
                 }
-                None if failed => !goes_on,
-                None => seat.leaving.is_empty(),
+                None if tried.is_some_and(|task| failed(task)) => !goes_on,
+                // One that was lost comes again on the turn that it had.
+                None => seat.leaving.is_empty() || tried.is_some(),
             }
         });
         let busy = busy.count();
