@@ -98,6 +98,30 @@ impl Notebook for FenceFile {
     }
 }
 
+/// The process, as an agent sees to it that it runs.
+#[derive(Debug)]
+pub struct Fence {
+    program: Option<Program>,
+    /// Who asks second finds what the first has started.
+    turn: tokio::sync::Mutex<()>,
+}
+impl Fence {
+    /// With this program; nobody ends anything if absent.
+    pub const fn new(program: Option<Program>) -> Self {
+        Self { program, turn: tokio::sync::Mutex::const_new(()) }
+    }
+
+    /// Returns when it runs.
+    ///
+    /// # Errors
+    /// If it cannot be started, or does not answer. It may be tried again.
+    pub async fn runs(&self) -> io::Result<()> {
+        let Some(program) = &self.program else { return Ok(()) };
+        let _turn = self.turn.lock().await;
+        program.reach().await.map(drop)
+    }
+}
+
 /// The process of an agent with this folder; `arguments` make the program become it.
 pub fn program(folder: &Path, arguments: Vec<std::ffi::OsString>) -> Program {
     Program::own(arguments, socket(folder))

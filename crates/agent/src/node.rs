@@ -38,6 +38,7 @@ use crate::{
     assignments::{Assignments, Refused},
     departed::Departed,
     facts::{Machine, listening_ports},
+    fence::Fence,
     housekeeping::{
         Housekeeper, Wanted,
         disks::{Disks, NoDisks},
@@ -385,6 +386,7 @@ impl NodeAgent {
             seed: config.seed,
             // What another process of this node has given is less: it grants this one nothing.
             lease: Lease::new(Arc::clone(&clock), clock.now().0 << 16),
+            fence: Fence::new(config.fence.clone()),
         });
         let inner = Inner {
             config,
@@ -763,8 +765,8 @@ impl Inner {
             if lease.standing() != standing {
                 self.nudge_all();
             }
-            if let Some(program) = self.config.fence.as_ref().filter(|_| lease.guards())
-                && let Err(error) = program.reach().await
+            if lease.guards()
+                && let Err(error) = self.shared.fence.runs().await
             {
                 tracing::error!(%error, "the process that ends containers does not run; it is tried again");
             }

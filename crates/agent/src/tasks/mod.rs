@@ -47,6 +47,7 @@ use self::{
 };
 use crate::{
     assignments::write_whole,
+    fence::Fence,
     housekeeping::Housekeeper,
     images::Images,
     lease::{self, Lease, Standing},
@@ -128,6 +129,8 @@ pub struct Shared {
     pub seed: u64,
     /// The right to run tasks that must not run twice.
     pub lease: Lease,
+    /// Who ends them with it if this agent does not.
+    pub fence: Fence,
 }
 
 impl Shared {
@@ -135,6 +138,16 @@ impl Shared {
     pub fn look_at_engine(&self) {
         self.untidy.store(true, Ordering::Release);
         self.wake.notify_one();
+    }
+
+    /// Has a container that is about to start end with the node's right to run it, whatever becomes of this agent.
+    async fn guard(&self, task: TaskId, container: &ContainerId) -> Result<(), RuntimeError> {
+        self.lease.guard(task, Some(container));
+        self.fence.runs().await.map_err(|error| {
+            RuntimeError::temporary(format!(
+                "the process that would end it if this node is cut off does not run: {error}"
+            ))
+        })
     }
 
     /// The addresses of a task are nobody's from now on.
@@ -449,10 +462,11 @@ impl TaskLoop {
                 self.status.image_id = Some(surroundings.image_id.clone());
                 self.status.message = "starting".to_owned();
                 self.publish();
-                if orders.task.fenced {
-                    shared.lease.guard(self.id, Some(&id));
+                let guarded = if orders.task.fenced { shared.guard(self.id, &id).await } else { Ok(()) };
+                match guarded {
+                    Ok(()) => shared.runtime.start(&id).await,
+                    Err(error) => Err(error),
                 }
-                shared.runtime.start(&id).await
             }
             // Something that was made ready has gone again: make it ready again.
             Err(error) if error.is_not_found() => {
@@ -805,7 +819,7 @@ impl TaskLoop {
                 // Before it runs: an agent that restarts in between counts this end once.
                 self.keep().await;
                 if task.fenced {
-                    self.shared.lease.guard(self.id, Some(&container.id));
+                    self.shared.guard(self.id, &container.id).await?;
                 }
                 self.shared.runtime.start(&container.id).await?;
                 self.again = true;
