@@ -771,7 +771,8 @@ impl TaskLoop {
             self.enter(Phase::Complete, String::new()).await;
         } else {
             let message = if error.is_empty() { exit.to_string() } else { format!("{exit}: {error}") };
-            self.fail(&message, exit_hint(*exit)).await;
+            let limited = task.spec.resources.limits.memory.is_some();
+            self.fail(&message, exit_hint(*exit, limited)).await;
         }
         Ok(Turn::Again)
     }
@@ -1047,8 +1048,8 @@ fn last_lines(text: &[u8]) -> Vec<String> {
     lines.into_iter().skip(skip).collect()
 }
 
-/// What people do next about an exit.
-fn exit_hint(exit: Exit) -> Option<String> {
+/// What people do next about an exit; whether its memory is limited.
+fn exit_hint(exit: Exit, limited: bool) -> Option<String> {
     let text = match (exit.oom, exit.code) {
         (true, _) => MORE_MEMORY,
         (false, 125..=127) => "check `command` and `entrypoint`: the program could not be run",
@@ -1063,6 +1064,10 @@ fn exit_hint(exit: Exit) -> Option<String> {
         (false, 133) => "it came to a trap, as of a debugger; see its output",
         (false, 135) => "it touched memory that is not there, such as a mapped file that was cut short",
         (false, 136) => "it divided by zero or the like; see its output",
+        // Engines lose the kernel's word when the first process goes with its control group.
+        (false, 137) if limited => {
+            "raise its memory limit (`deploy.resources.limits.memory`) if it came to that, which engines do not always notice; else it was killed from outside"
+        }
         (false, 137) => "it was killed from outside; look for the machine running out of memory",
         (false, 139) => "it crashed (segmentation fault); see its output",
         (false, 141) => "it wrote to somebody who had hung up; see what reads its output",
