@@ -167,7 +167,7 @@ impl Falls {
     }
 
     /// Whether no node but this one can be counted on for new tasks.
-    pub fn leave_alone(&self, node: &Node) -> bool {
+    pub fn stands_alone(&self, node: &Node) -> bool {
         self.sound == usize::from(node.is_sound())
     }
 }

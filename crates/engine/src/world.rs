@@ -800,7 +800,7 @@ impl World {
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::CreateTask(task) if !self.tasks.contains_key(&task.id) => {
-                self.replace_task(Arc::clone(task))
+                self.replace_task(Arc::clone(task));
             }
             Change::CreateTask(task) => self.insert_task(Task::clone(task)),
             Change::StopTask { task, reason } => self.edit_task(*task, |task| task.stop = Some(*reason)),

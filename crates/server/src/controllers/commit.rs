@@ -383,10 +383,14 @@ impl<'a> Committer<'a> {
                     status.lapses.len()
                 ));
             }
-            None if was_held.is_some() && status.held_until.is_none() && status.state == NodeState::Ready => {
-                said.push(format!("node {name} has been steady and takes tasks again"));
+            None => {
+                let takes = status.state == NodeState::Ready && status.suspected.is_none();
+                let free = was_held.filter(|_| takes && status.held_until.is_none());
+                said.extend(free.map(|until| match until <= self.now {
+                    true => format!("node {name} has been steady and takes tasks again"),
+                    false => format!("node {name} takes tasks again: no other can be counted on"),
+                }));
             }
-            None => {}
         }
         said
     }

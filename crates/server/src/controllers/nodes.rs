@@ -134,7 +134,7 @@ impl Controller for Nodes {
                 suspicion: suspected.nodes.get(&id).cloned(),
                 spared: falls.spares(id),
                 mass: falls.mass,
-                alone: falls.leave_alone(node),
+                alone: falls.stands_alone(node),
             };
             decision.extend(decide_node(&node.record, node.status.as_ref(), &seen, self.leases, now));
         }
