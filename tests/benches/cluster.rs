@@ -57,7 +57,9 @@ fn a_hundred_tasks(laps: usize) -> Result<Vec<String>> {
     }
     for (name, laps) in [("wharf up", &ours), ("Swarm", &swarm), ("floor", &floor)] {
         let told: Vec<_> = laps.iter().map(|lap| lap.told).collect();
-        println!("{name:18} {}", figures(&told));
+        let there: Vec<_> = laps.iter().map(|lap| lap.there).collect();
+        println!("{name:10} told    {}", figures(&told));
+        println!("{name:10} running {}", figures(&there));
     }
     let ratio = |others: &[Lap]| {
         let each = ours.iter().zip(others);
