@@ -93,9 +93,12 @@ pub fn swarm(cluster: &Cluster, lap: usize) -> Result<Interregnum> {
 
     let since = Instant::now();
     led.engine_kill()?;
-    let config = json!({"Name": format!("lap-{lap}"), "Data": "bGFw"});
+    let mut attempt = 0;
     try_wait_until(PATIENCE, "a change is accepted", || {
         let Some(node) = turns.next() else { return Ok(()) };
+        // What was not acknowledged may have been carried out, and its name is taken then.
+        attempt += 1;
+        let config = json!({"Name": format!("lap-{lap}-{attempt}"), "Data": "bGFw"});
         engine::ask_within(node, "POST", "/configs/create", Some(&config), ATTEMPT).map(drop)
     })?;
     let accepted = since.elapsed();
