@@ -701,6 +701,23 @@ fn requests_go_on_over_handovers_and_old_processes_hear_of_new_tasks() {
 }
 
 #[test]
+fn what_ends_right_after_a_table_is_served_is_told_to_have_ended() {
+    let (place, first, second) = (Place::new(), Web::start(1), Web::start(2));
+    let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+    let agent = place.agent(&wharf());
+    agent.publish_web(1, port, &[&first]);
+    let visitors = [(); 4].map(|()| Visitor::browsing(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+    // Short requests, no client that comes or goes: nothing but the end of what was under way makes the process speak again.
+    for round in 0..40 {
+        agent.publish_web(2 + round, port, &[if round % 2 == 0 { &second } else { &first }]);
+        agent.drains(&[]);
+    }
+    for visitor in visitors {
+        assert_eq!(visitor.end(), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn a_gateway_that_hangs_is_replaced() {
     let (place, first, second) = (Place::new(), Echo::start(1), Echo::start(2));
     let agent = place.agent(&wharf());

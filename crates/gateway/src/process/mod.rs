@@ -353,23 +353,33 @@ impl Process {
     }
 
     async fn listen_to(&self, first: Vec<u8>, mut reader: LinkReader, writer: LinkWriter) -> io::Result<()> {
-        let writer = tokio::sync::Mutex::new(writer);
+        let line = tokio::sync::Mutex::new(Line { writer, told: None });
         let hear = async {
             let mut frame = first;
             loop {
                 let answer = self.hear(&frame, &mut reader).await?;
-                writer.lock().await.write(&[&serde_json::to_vec(&answer)?]).await?;
+                let mut line = line.lock().await;
+                match answer {
+                    Answer::Say(say) => line.write(&say).await?,
+                    Answer::Served(number) => {
+                        let status = self.status();
+                        line.told = Some(status.clone());
+                        line.write(&Say::Served { number, status }).await?;
+                    }
+                    Answer::Status => line.tell(self.status()).await?,
+                }
+                drop(line);
                 frame = reader.read().await?;
             }
         };
         // Neither ends but by an error, and then the visit is over: nothing is cut off in the middle that goes on.
         tokio::select! {
             ended = hear => ended,
-            ended = self.tell(&writer) => ended,
+            ended = self.tell(&line) => ended,
         }
     }
 
-    async fn hear(&self, frame: &[u8], reader: &mut LinkReader) -> io::Result<Say> {
+    async fn hear(&self, frame: &[u8], reader: &mut LinkReader) -> io::Result<Answer> {
         Ok(match serde_json::from_slice(frame)? {
             Ask::Table { number, content } => {
                 if content {
@@ -379,19 +389,21 @@ impl Process {
                     });
                     let (table, written) = match parsed.await {
                         Ok(parsed) => parsed,
-                        Err(error) => return Ok(Say::NotUnderstood { why: error.to_string() }),
+                        Err(error) => {
+                            return Ok(Answer::Say(Say::NotUnderstood { why: error.to_string() }));
+                        }
                     };
                     self.keep(&table, &written)?;
                     self.gateway.apply(&table).await;
                     tracing::debug!(version = table.version.0, "table served");
                     blocking(move || drop((table, written))).await;
                 }
-                Say::Served { number, status: self.status() }
+                Answer::Served(number)
             }
-            Ask::Stats { number } => Say::Stats { number, stats: self.stats() },
+            Ask::Stats { number } => Answer::Say(Say::Stats { number, stats: self.stats() }),
             Ask::End => {
                 self.over.cancel();
-                Say::Status(self.status())
+                Answer::Status
             }
             Ask::HandOver | Ask::Took => return Err(io::ErrorKind::InvalidData.into()),
         })
@@ -402,22 +414,25 @@ impl Process {
         if self.retired.is_cancelled() { Ok(()) } else { self.held.keep(table, written) }
     }
 
-    /// Says how the process is, whenever that changes.
-    async fn tell(&self, writer: &tokio::sync::Mutex<LinkWriter>) -> io::Result<()> {
+    /// Says how the process is, whenever that is not what was said last.
+    async fn tell(&self, line: &tokio::sync::Mutex<Line>) -> io::Result<()> {
         let mut changes = self.gateway.changes();
-        let mut told = None;
         loop {
             changes.mark_unchanged();
-            let status = self.status();
-            let watched = status.retired || !status.draining.is_empty() || !status.problems.is_empty();
-            if told.as_ref() != Some(&status) {
-                writer.lock().await.write(&[&serde_json::to_vec(&Say::Status(status.clone()))?]).await?;
-                told = Some(status);
-            }
+            let (watched, retired) = {
+                let mut line = line.lock().await;
+                let status = self.status();
+                let watched = status.retired || !status.draining.is_empty() || !status.problems.is_empty();
+                let retired = status.retired;
+                if line.told.as_ref() != Some(&status) {
+                    line.tell(status).await?;
+                }
+                (watched, retired)
+            };
             tokio::select! {
                 // Cancel-safe all: they only wait.
                 _ = changes.changed() => sleep(TOGETHER).await,
-                () = self.retired.cancelled(), if !told.as_ref().is_some_and(|told| told.retired) => {}
+                () = self.retired.cancelled(), if !retired => {}
                 () = sleep(if watched { WATCHED } else { UNWATCHED }) => {}
             }
         }
@@ -462,6 +477,34 @@ impl Process {
             entry: self.gateway.entry_counters(),
         };
         GatewayStats { processes: vec![process], ..self.gateway.stats() }
+    }
+}
+
+/// What an agent is answered.
+enum Answer {
+    Say(Say),
+    /// The table of this number is served, and how the process is when that is said.
+    Served(u64),
+    /// How the process is.
+    Status,
+}
+
+/// The way to an agent. Everything that says how the process is goes through here in the order in which it was so: an agent believes
+/// what it hears last.
+struct Line {
+    writer: LinkWriter,
+    /// What was said last, with a table or without.
+    told: Option<Status>,
+}
+
+impl Line {
+    async fn write(&mut self, say: &Say) -> io::Result<()> {
+        self.writer.write(&[&serde_json::to_vec(say)?]).await
+    }
+
+    async fn tell(&mut self, status: Status) -> io::Result<()> {
+        self.told = Some(status.clone());
+        self.write(&Say::Status(status)).await
     }
 }
 
