@@ -7,12 +7,12 @@
 //! - Every wait ends: nodes that are away are waited for until their lease ends, connected ones that never say that a task is out for
 //!   [`PATIENCE`], names for as long as they may be remembered, and requests for as long as the service says.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cell::OnceCell, collections::BTreeMap, sync::Arc, time::Duration};
 
 use ipnet::Ipv4Net;
 use wharf_model::{
     AppKey, Fallback, NAME_TTL, NetworkMode, NodeId, NodeState, Phase, Revision, RouteSpec, ServiceKey,
-    StopReason, Task, TaskId, Timestamp, USUAL_DRAIN,
+    ServiceRevision, StopReason, Task, TaskId, Timestamp, USUAL_DRAIN,
 };
 
 use crate::{Node, Serving, Unacknowledged, Version, World, names, spec};
@@ -287,13 +287,13 @@ impl World {
         let mut laggards = self.laggards(since).peekable();
         laggards.peek().is_some() && {
             let ways = Ways::of(self, task);
-            laggards.any(|node| ways.begin_at(self, node))
+            laggards.any(|node| ways.begin_at(node))
         }
     }
     /// The same nodes, by name, and why each has not acknowledged.
     fn led_to_by(&self, task: &Task, since: Revision) -> Vec<(String, Unacknowledged)> {
         let ways = Ways::of(self, task);
-        let nodes = self.laggards(since).filter(|node| ways.begin_at(self, node));
+        let nodes = self.laggards(since).filter(|node| ways.begin_at(node));
         let why = |node: &Node| match node.state() {
             NodeState::Unreachable => Unacknowledged::Away,
             NodeState::Joining | NodeState::Ready | NodeState::EngineDown | NodeState::Down => {
@@ -345,7 +345,7 @@ impl World {
     fn is_reachable(&self, task: &Task) -> bool {
         self.under_way(task.id) > 0 || {
             let ways = Ways::from_which_it_goes(self, task);
-            ways.gateways || ways.is_asked_for(self, task)
+            ways.is_asked_for() || ways.gateways()
         }
     }
     /// How far a draining task is. What this pass decides of others is not seen yet.
@@ -367,7 +367,7 @@ impl World {
         if requests > 0 && now < most {
             return Drain::Waits(Draining::UnderWay { requests, left: most.since(now) }, most);
         }
-        if now < remembered && Ways::from_which_it_goes(self, task).is_asked_for(self, task) {
+        if now < remembered && Ways::from_which_it_goes(self, task).is_asked_for() {
             return Drain::Waits(Draining::Named { left: remembered.since(now) }, remembered);
         }
         Drain::Done(requests)
@@ -423,47 +423,28 @@ fn is_live(node: &Node) -> bool {
 }
 
 /// How requests and connections come to a task.
-struct Ways {
-    /// From gateways.
-    gateways: bool,
+struct Ways<'w> {
+    world: &'w World,
+    task: &'w Task,
     /// By name, from containers on these networks.
     subnets: Vec<Ipv4Net>,
+    /// From gateways, once that was asked: to find out means to look at every service of the app, and names mostly answer first.
+    gateways: OnceCell<bool>,
 }
 
-impl Ways {
+impl<'w> Ways<'w> {
     /// Those that matter of a task on its way in or out.
-    fn of(world: &World, task: &Task) -> Self {
+    fn of(world: &'w World, task: &'w Task) -> Self {
         if task.stop.is_some() { Self::from_which_it_goes(world, task) } else { Self::to(world, task) }
     }
     /// Those that matter when it goes: where nothing else serves names lead nowhere else, and to wait for them serves nobody. Gateways hold
     /// what comes meanwhile.
-    fn from_which_it_goes(world: &World, task: &Task) -> Self {
+    fn from_which_it_goes(world: &'w World, task: &'w Task) -> Self {
         let ways = Self::to(world, task);
         if world.is_served_beside(task) { ways } else { Self { subnets: Vec::new(), ..ways } }
     }
-    fn to(world: &World, task: &Task) -> Self {
-        let generations =
-            [world.service(&task.service).map(|record| record.generation), Some(task.generation)];
-        let revisions = generations.into_iter().flatten();
-        // Other services of the app may have it answer in their place, or send it copies.
-        let lends = |routes: &[RouteSpec]| {
-            routes.iter().any(|route| {
-                let stands_in = matches!(&route.fallback, Some(Fallback::Service { service, .. }) if *service == task.service.name);
-                stands_in || route.mirror.as_ref().is_some_and(|mirror| mirror.service == task.service.name)
-            })
-        };
-        let lent = world.services_of(&task.service.app).any(|record| {
-            let revision = world.revision_of(&record.key, record.generation);
-            revision.is_some_and(|revision| lends(&revision.spec.policy.routes))
-        });
-        let revisions: Vec<_> =
-            revisions.filter_map(|generation| world.revision_of(&task.service, generation)).collect();
-        let gateways = lent
-            || revisions.iter().any(|revision| {
-                spec::ingress_ports(&revision.spec).next().is_some()
-                    || !revision.spec.policy.routes.is_empty()
-            });
-        let on_host = revisions.iter().any(|revision| revision.spec.network_mode == NetworkMode::Host);
+    fn to(world: &'w World, task: &'w Task) -> Self {
+        let on_host = revisions(world, task).any(|revision| revision.spec.network_mode == NetworkMode::Host);
         let mut subnets: Vec<_> = task
             .addresses
             .iter()
@@ -478,20 +459,52 @@ impl Ways {
         if on_host {
             subnets.extend(names::beside_host(world, &task.service.app).map(|network| network.subnet));
         }
-        Self { gateways, subnets }
+        Self { world, task, subnets, gateways: OnceCell::new() }
+    }
+    /// Whether gateways lead to it.
+    fn gateways(&self) -> bool {
+        *self.gateways.get_or_init(|| {
+            let Self { world, task, .. } = self;
+            let routed = |revision: &ServiceRevision| {
+                spec::ingress_ports(&revision.spec).next().is_some()
+                    || !revision.spec.policy.routes.is_empty()
+            };
+            // Other services of the app may have it answer in their place, or send it copies.
+            let lends = |routes: &[RouteSpec]| {
+                routes.iter().any(|route| {
+                    let stands_in = matches!(&route.fallback, Some(Fallback::Service { service, .. }) if *service == task.service.name);
+                    stands_in || route.mirror.as_ref().is_some_and(|mirror| mirror.service == task.service.name)
+                })
+            };
+            let is_lent = || {
+                world.services_of(&task.service.app).any(|record| {
+                    let revision = world.revision_of(&record.key, record.generation);
+                    revision.is_some_and(|revision| lends(&revision.spec.policy.routes))
+                })
+            };
+            revisions(world, task).any(|revision| routed(revision)) || is_lent()
+        })
     }
     /// Whether some of them may begin at a node.
-    fn begin_at(&self, world: &World, node: &Node) -> bool {
+    fn begin_at(&self, node: &Node) -> bool {
         let here = |task: &Task| !task.is_over() && self.is_on(task);
-        self.gateways && node.record.roles.gateway || world.tasks_on(node.record.id).any(|task| here(task))
+        self.world.tasks_on(node.record.id).any(|task| here(task))
+            || node.record.roles.gateway && self.gateways()
     }
     fn is_on(&self, task: &Task) -> bool {
         task.addresses.values().any(|address| self.subnets.iter().any(|subnet| subnet.contains(address)))
     }
     /// Whether another task that goes on is where the name of this one is known.
-    fn is_asked_for(&self, world: &World, task: &Task) -> bool {
-        let others = self.subnets.iter().flat_map(|subnet| world.addresses_in(*subnet));
-        let mut others = others.filter(|(_, other)| other.id != task.id);
-        others.any(|(_, other)| world.is_wanted(other))
+    fn is_asked_for(&self) -> bool {
+        let others = self.subnets.iter().flat_map(|subnet| self.world.addresses_in(*subnet));
+        let mut others = others.filter(|(_, other)| other.id != self.task.id);
+        others.any(|(_, other)| self.world.is_wanted(other))
     }
+}
+
+/// What says how a task is made, and how the others of its service are now.
+fn revisions<'w>(world: &'w World, task: &Task) -> impl Iterator<Item = &'w Arc<ServiceRevision>> {
+    let current = world.service(&task.service).map(|record| record.generation);
+    let generations = [current, Some(task.generation)].into_iter().flatten();
+    generations.filter_map(|generation| world.revision_of(&task.service, generation))
 }
