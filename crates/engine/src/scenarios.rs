@@ -365,8 +365,6 @@ fn a_slot_whose_new_task_is_lost_keeps_its_turn() {
     cluster.up(&app(&[("web", replicas(service("web"), 3))]));
     cluster.settle();
     let old: Vec<_> = cluster.ready("web").iter().map(|task| task.id).collect();
-    cluster.scripts.insert("web2".into(), Script::Refuse);
-    cluster.deaf.extend((1..=4).map(node_id));
     cluster.up(&app(&[("web", replicas(service("web2"), 3))]));
     let _ = cluster.pass();
     let new = |cluster: &Cluster| -> Vec<_> {

@@ -359,15 +359,12 @@ impl Process {
             loop {
                 let answer = self.hear(&frame, &mut reader).await?;
                 let mut line = line.lock().await;
-                match answer {
-                    Answer::Say(say) => line.write(&say).await?,
-                    Answer::Served(number) => {
-                        let status = self.status();
-                        line.told = Some(status.clone());
-                        line.write(&Say::Served { number, status }).await?;
-                    }
-                    Answer::Status => line.tell(self.status()).await?,
-                }
+                let say = match answer {
+                    Answer::Say(say) => say,
+                    Answer::Served(number) => Say::Served { number, status: self.status() },
+                    Answer::Status => Say::Status(self.status()),
+                };
+                line.write(say).await?;
                 drop(line);
                 frame = reader.read().await?;
             }
@@ -425,7 +422,7 @@ impl Process {
                 let watched = status.retired || !status.draining.is_empty() || !status.problems.is_empty();
                 let retired = status.retired;
                 if line.told.as_ref() != Some(&status) {
-                    line.tell(status).await?;
+                    line.write(Say::Status(status)).await?;
                 }
                 (watched, retired)
             };
@@ -498,13 +495,12 @@ struct Line {
 }
 
 impl Line {
-    async fn write(&mut self, say: &Say) -> io::Result<()> {
-        self.writer.write(&[&serde_json::to_vec(say)?]).await
-    }
-
-    async fn tell(&mut self, status: Status) -> io::Result<()> {
-        self.told = Some(status.clone());
-        self.write(&Say::Status(status)).await
+    async fn write(&mut self, say: Say) -> io::Result<()> {
+        self.writer.write(&[&serde_json::to_vec(&say)?]).await?;
+        if let Say::Status(status) | Say::Served { status, .. } = say {
+            self.told = Some(status);
+        }
+        Ok(())
     }
 }
 
