@@ -62,8 +62,7 @@ fn a_failing_task_is_shown_with_its_end_its_output_its_node_and_what_to_do() {
         (
             "greedy",
             "{image: 'busybox:1', mem_limit: 16m, command: tail /dev/zero}",
-            // Engines do not always notice why the kernel killed it.
-            &["exit code 137", "hint: raise its memory limit"],
+            &["out of memory", "hint: raise its memory limit"],
         ),
         (
             "sick",

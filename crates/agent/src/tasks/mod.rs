@@ -140,14 +140,17 @@ impl Shared {
         self.wake.notify_one();
     }
 
-    /// Has a container that is about to start end with the node's right to run it, whatever becomes of this agent.
-    async fn guard(&self, task: TaskId, container: &ContainerId) -> Result<(), RuntimeError> {
-        self.lease.guard(task, Some(container));
-        self.fence.runs().await.map_err(|error| {
-            RuntimeError::temporary(format!(
-                "the process that would end it if this node is cut off does not run: {error}"
-            ))
-        })
+    /// Starts a container; one that must not run twice ends with the node's right to run it, whatever becomes of this agent.
+    async fn start(&self, task: TaskId, fenced: bool, container: &ContainerId) -> Result<(), RuntimeError> {
+        if fenced {
+            self.lease.guard(task, Some(container));
+            self.fence.runs().await.map_err(|error| {
+                RuntimeError::temporary(format!(
+                    "the process that would end it if this node is cut off does not run: {error}"
+                ))
+            })?;
+        }
+        self.runtime.start(container).await
     }
 
     /// The addresses of a task are nobody's from now on.
@@ -462,11 +465,7 @@ impl TaskLoop {
                 self.status.image_id = Some(surroundings.image_id.clone());
                 self.status.message = "starting".to_owned();
                 self.publish();
-                let guarded = if orders.task.fenced { shared.guard(self.id, &id).await } else { Ok(()) };
-                match guarded {
-                    Ok(()) => shared.runtime.start(&id).await,
-                    Err(error) => Err(error),
-                }
+                shared.start(self.id, orders.task.fenced, &id).await
             }
             // Something that was made ready has gone again: make it ready again.
             Err(error) if error.is_not_found() => {
@@ -819,10 +818,7 @@ impl TaskLoop {
                 self.not_ready_again(format!("its process ended ({exit}); its node starts it again"));
                 // Before it runs: an agent that restarts in between counts this end once.
                 self.keep().await;
-                if task.fenced {
-                    self.shared.guard(self.id, &container.id).await?;
-                }
-                self.shared.runtime.start(&container.id).await?;
+                self.shared.start(self.id, task.fenced, &container.id).await?;
                 self.again = true;
                 Ok(Some(Turn::Again))
             }
@@ -1066,7 +1062,7 @@ fn exit_hint(exit: Exit, limited: bool) -> Option<String> {
         (false, 136) => "it divided by zero or the like; see its output",
         // Engines lose the kernel's word when the first process goes with its control group.
         (false, 137) if limited => {
-            "raise its memory limit (`deploy.resources.limits.memory`) if it came to that, which engines do not always notice; else it was killed from outside"
+            "raise its memory limit (`deploy.resources.limits.memory`) if it ran out of memory, which engines do not always notice; else it was killed from outside"
         }
         (false, 137) => "it was killed from outside; look for the machine running out of memory",
         (false, 139) => "it crashed (segmentation fault); see its output",
