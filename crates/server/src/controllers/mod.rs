@@ -37,6 +37,15 @@ use crate::{
 const FULL_PASS: Duration = Duration::from_secs(60);
 /// After a store that does not answer.
 const RETRY: Duration = Duration::from_secs(1);
+/// What is looked at as a whole is looked at no more often than half of the time, so that what comes in while it is goes into one look; and
+/// nothing waits longer than this for it.
+const LONGEST_REST: Duration = Duration::from_millis(250);
+
+/// How long to rest before the next look: as long as the last one took, less what has passed since it ended.
+fn rest(clock: &dyn Clock, began: Duration, ended: Duration) -> Duration {
+    let took = ended.saturating_sub(began).min(LONGEST_REST);
+    took.saturating_sub(clock.monotonic().saturating_sub(ended))
+}
 
 /// Something that decides.
 pub trait Controller: Send {
@@ -99,6 +108,7 @@ pub async fn drive(mut context: Context, mut controller: impl Controller, shutdo
     let mut periodic = false;
     let mut full_at = context.clock.monotonic() + FULL_PASS;
     while !shutdown.is_cancelled() {
+        let began = context.clock.monotonic();
         concerns.borrow_and_update();
         other.borrow_and_update();
         let lead = *context.lead.borrow_and_update();
@@ -124,6 +134,7 @@ pub async fn drive(mut context: Context, mut controller: impl Controller, shutdo
                 }
             }
         };
+        let ended = context.clock.monotonic();
         tokio::select! {
             // Cancel-safe, all of them: flags, counters and a timer.
             () = shutdown.cancelled() => return,
@@ -144,6 +155,11 @@ pub async fn drive(mut context: Context, mut controller: impl Controller, shutdo
             full_at = context.clock.monotonic() + FULL_PASS;
         }
         periodic &= full;
+        let rest = rest(&*context.clock, began, ended);
+        // Dropped on shutdown only.
+        if !rest.is_zero() && shutdown.run_until_cancelled(context.clock.sleep(rest)).await.is_none() {
+            return;
+        }
     }
 }
 
@@ -203,4 +219,24 @@ async fn pass(
     }
     context.counters.changes.fetch_add(changes, Ordering::Relaxed);
     Pass::Again
+}
+
+#[cfg(test)]
+mod tests {
+    use wharf_process::{ManualClock, Millis};
+
+    use super::*;
+
+    #[test]
+    fn a_look_is_followed_by_as_much_rest_and_never_by_much() {
+        let ms = Duration::from_millis;
+        let clock = ManualClock::at(Millis(0));
+        clock.advance(ms(1_000));
+        assert_eq!(rest(&clock, ms(960), ms(1_000)), ms(40), "it has just ended");
+        clock.advance(ms(30));
+        assert_eq!(rest(&clock, ms(960), ms(1_000)), ms(10), "what passed while nothing woke it counts");
+        clock.advance(ms(30));
+        assert_eq!(rest(&clock, ms(960), ms(1_000)), ms(0), "who comes later does not wait");
+        assert_eq!(rest(&clock, ms(0), ms(1_060)), LONGEST_REST);
+    }
 }

@@ -20,7 +20,7 @@ use wharf_engine::{Assigner, Change, Version};
 use wharf_model::{AssignmentSet, NodeId, VolumeRecord};
 use wharf_process::{errors::chain, tasks::Tasks};
 
-use super::{Context, commit::Committer};
+use super::{Context, commit::Committer, rest};
 use crate::{
     ids::RandomIds,
     sessions::{NodeSession, Pushed, Sessions},
@@ -193,7 +193,7 @@ pub async fn assign(
     let mut senders = BTreeMap::<NodeId, Sender>::new();
     loop {
         // What changes together is looked at once: the sets are made from everything.
-        let again_at = context.clock.monotonic() + GATHER;
+        let began = context.clock.monotonic();
         concerns.borrow_and_update();
         changes.borrow_and_update();
         if context.lead.borrow_and_update().is_none() {
@@ -221,6 +221,7 @@ pub async fn assign(
             }
             context.state.told(told);
         }
+        let ended = context.clock.monotonic();
         tokio::select! {
             // Cancel-safe, all of them: flags and counters.
             () = shutdown.cancelled() => return,
@@ -228,7 +229,8 @@ pub async fn assign(
             _ = changes.changed() => {}
             changed = context.lead.changed() => if changed.is_err() { return },
         }
-        let pause = again_at.saturating_sub(context.clock.monotonic());
+        let gather = (began + GATHER).saturating_sub(context.clock.monotonic());
+        let pause = gather.max(rest(&*context.clock, began, ended));
         // Dropped on shutdown only.
         if shutdown.run_until_cancelled(context.clock.sleep(pause)).await.is_none() {
             return;
