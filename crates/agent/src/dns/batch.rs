@@ -25,11 +25,6 @@ pub(super) fn with<T>(work: impl FnOnce(&mut Batch) -> T) -> T {
     BATCH.with_borrow_mut(work)
 }
 
-/// Whether there may be more than `count` received ones waiting.
-pub(super) const fn is_full(count: usize) -> bool {
-    count == MANY
-}
-
 /// Questions, and the answers to them.
 pub(super) struct Batch {
     buffers: Box<[[u8; LARGEST]; MANY]>,
