@@ -1000,6 +1000,36 @@ mod tests {
     }
 
     #[test]
+    fn a_target_that_is_drained_meanwhile_ends_the_move_and_fills_no_slot_a_third_time() {
+        let mut cluster = settled(replicas(service("web"), 2), 2);
+        join(&mut cluster, 3);
+        let moved = cluster.ready("web").into_iter().find(|task| task.node == Some(node_id(1))).unwrap();
+        let relocation =
+            Relocation { to: node_id(3), at: cluster.now, why: "somebody wants it".into(), given_up: None };
+        cluster.apply(&[Change::MoveTask { task: moved.id, relocation }]);
+        let begun = cluster.pass();
+        cluster.apply(&begun.changes);
+        let of_slot = |cluster: &Cluster| {
+            let tasks =
+                cluster.tasks("web").into_iter().filter(|task| task.slot == moved.slot && !task.is_over());
+            tasks.map(|task| (task.node, task.stop.is_some())).collect::<Vec<_>>()
+        };
+        assert_eq!(of_slot(&cluster), [(Some(node_id(1)), false), (Some(node_id(3)), false)]);
+
+        cluster.set_availability(3, Availability::Drain);
+        let decision = cluster.pass();
+        cluster.apply(&decision.changes);
+        assert_eq!(
+            of_slot(&cluster),
+            [(Some(node_id(1)), false), (Some(node_id(3)), true)],
+            "it stays where it is"
+        );
+        let given_up: Vec<_> =
+            cluster.world.relocated().filter_map(|task| task.relocation.as_ref()?.given_up.clone()).collect();
+        assert_eq!(given_up, ["n3 is to have no tasks"]);
+    }
+
+    #[test]
     fn a_target_that_goes_meanwhile_ends_the_move() {
         let mut cluster = settled(replicas(service("web"), 2), 1);
         join(&mut cluster, 2);

@@ -427,7 +427,7 @@ impl Pass<'_> {
         Turns::Some { left, parallelism }
     }
 
-    /// Moves that have failed once, or take too long, are given up: the slot stays where it is.
+    /// Moves that have failed once, take too long, or lead to a node that is to have no tasks by now are given up: the slot stays where it is.
     fn give_up_moves(&mut self, service: &Service<'_>) {
         let moving: Vec<_> = self
             .living(&service.record.key)
@@ -442,7 +442,16 @@ impl Pass<'_> {
             let attempts: Vec<_> = attempts.cloned().collect();
             let until = relocation.at + MOVE_PATIENCE;
             let node = self.node_name(Some(relocation.to));
-            if let Some(ended) = attempts.iter().find(|other| other.is_over()) {
+            let target = self.world.node(relocation.to);
+            let is_left = target.is_none_or(|node| {
+                let spec = service.revision.map(|revision| &revision.spec);
+                self.availability(node) == Availability::Drain
+                    || spec.is_some_and(|spec| place::driven_off(spec, &node.record).is_some())
+            });
+            if is_left {
+                // Else its slot would be filled a third time, in place of the new task, which has to leave.
+                self.give_up_move(&task, format!("{node} is to have no tasks"));
+            } else if let Some(ended) = attempts.iter().find(|other| other.is_over()) {
                 self.give_up_move(&task, format!("its new task on {node} ended: {}", ending(ended)));
             } else if attempts.iter().any(|other| other.is_ready()) {
                 // It has moved, and the old task is about to stop.
