@@ -190,17 +190,11 @@ impl Gateway {
     /// where tokio runs.
     #[must_use]
     pub fn new(options: GatewayOptions, tasks: &Tasks) -> Self {
-        Self::with_access_log(options, tasks, AccessLog::new(None))
-    }
-
-    /// The same with a log, which somebody else [writes](AccessLog::run).
-    #[must_use]
-    pub fn with_access_log(options: GatewayOptions, tasks: &Tasks, access_log: AccessLog) -> Self {
         let requests = HttpOptions { hold: options.hold, ..HttpOptions::default() };
-        Self::with(options, requests, tasks, access_log)
+        Self::with(options, requests, tasks, AccessLog::new(None))
     }
 
-    /// The same, with options of its own for requests.
+    /// The same, with options of its own for requests, and a log that somebody else [writes](AccessLog::run).
     #[must_use]
     pub fn with(
         options: GatewayOptions,

@@ -21,7 +21,7 @@ use nix::{
     unistd::Pid,
 };
 use wharf_gateway::{
-    AccessLogOptions, GatewayOptions,
+    AccessLogOptions, GatewayOptions, HttpOptions,
     process::{self, GatewayProcess, ProcessOptions},
 };
 use wharf_model::{
@@ -450,7 +450,12 @@ fn gateway_process() {
     let privileges = Capabilities::NET_BIND_SERVICE | Capabilities::NET_ADMIN;
     detached::begin("gateway-of-test", privileges).unwrap();
     let access_log = Some(AccessLogOptions::at(log));
-    let options = ProcessOptions { folder, gateway: GatewayOptions::default(), access_log };
+    let options = ProcessOptions {
+        folder,
+        gateway: GatewayOptions::default(),
+        requests: HttpOptions::default(),
+        access_log,
+    };
     runtime.block_on(process::serve(options, &Shutdown::new())).unwrap();
 }
 

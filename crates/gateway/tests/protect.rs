@@ -56,8 +56,15 @@ struct Fixture {
 
 impl Fixture {
     async fn new() -> Self {
+        Self::behind(&[]).await
+    }
+
+    /// One that believes these proxies.
+    async fn behind(proxies: &[&str]) -> Self {
         let tasks = Tasks::new(&Shutdown::new());
-        let requests = HttpOptions { workers: 2, hold: Duration::from_millis(100), ..HttpOptions::default() };
+        let trusted = proxies.iter().map(|proxy| proxy.parse().unwrap()).collect();
+        let hold = Duration::from_millis(100);
+        let requests = HttpOptions { workers: 2, hold, trusted, ..HttpOptions::default() };
         let gateway = Gateway::with(GatewayOptions::default(), requests, &tasks, AccessLog::new(None));
         let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
         Self { gateway, tasks, port, version: AtomicU64::new(0) }
@@ -470,6 +477,36 @@ async fn clients_that_are_denied_stay_out() {
         assert_eq!(reply.status, status);
     }
     assert_eq!((web.requests(), fixture.stats().refused["denied"]), (1, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_trusted_proxy_the_client_is_whom_it_asks_for() {
+    let fixture = Fixture::behind(&["127.0.0.0/8", "10.0.0.0/8"]).await;
+    let [web] = servers(&fixture).await;
+    fixture.publish(json!({"allow": ["192.0.2.0/24", "2001:db8::/32"]}), &[&web]).await;
+    for (said, status) in [
+        ("X-Forwarded-For: 192.0.2.1", 200),
+        ("X-Forwarded-For: 198.51.100.1", 403),
+        // What stands left of the last one that is no such proxy may be anybody's invention.
+        ("X-Forwarded-For: 192.0.2.1, 198.51.100.1", 403),
+        ("X-Forwarded-For: 198.51.100.1, 192.0.2.1, 10.1.2.3", 200),
+        ("X-Forwarded-For: 198.51.100.1\r\nX-Forwarded-For: 192.0.2.1", 200),
+        ("X-Forwarded-For: 192.0.2.1:4711", 200),
+        ("X-Forwarded-For: [2001:db8::1]:4711", 200),
+        ("X-Forwarded-For: ::ffff:192.0.2.1", 200),
+        ("X-Forwarded-For: 192.0.2.1, unknown", 403),
+        ("X-Kept: nothing", 403),
+    ] {
+        assert_eq!(fixture.ask("GET /", &[said]).await.status, status, "{said}");
+    }
+    // By whom it asks for requests are counted, too.
+    fixture
+        .publish(json!({"rate_limit": {"requests": 1, "per": 60_000, "burst": 1, "by": "client"}}), &[&web])
+        .await;
+    for (said, status) in [("192.0.2.1", 200), ("192.0.2.2", 200), ("192.0.2.1", 429)] {
+        let reply = fixture.ask("GET /", &[&format!("X-Forwarded-For: {said}")]).await;
+        assert_eq!(reply.status, status, "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

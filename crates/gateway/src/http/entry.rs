@@ -3,7 +3,7 @@
 //! - It is written when nobody holds it any more: by then the answer is over, whichever way it ended.
 //! - Without a log there is none of it.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use http::{HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
 use parking_lot::Mutex;
@@ -31,6 +31,8 @@ struct Request {
     backend: Option<Arc<Backend>>,
     attempts: u8,
     status: u16,
+    /// Who asks, by what a trusted proxy says.
+    client: Option<IpAddr>,
     head: Option<Moment>,
     received: u64,
     sent: u64,
@@ -45,7 +47,8 @@ impl Entry {
         }
         let host = head.headers.get(header::HOST).cloned();
         let of_target = || HeaderValue::try_from(head.uri.authority()?.as_str()).ok();
-        let (request_id, route, backend, attempts, status, given, received, sent, why) = Default::default();
+        let (request_id, route, backend, attempts, status, client) = Default::default();
+        let (given, received, sent, why) = Default::default();
         Self(Some(Arc::new(Mutex::new(Request {
             conn: Arc::clone(conn),
             began: Moment::now(),
@@ -58,6 +61,7 @@ impl Entry {
             backend,
             attempts,
             status,
+            client,
             head: given,
             received,
             sent,
@@ -74,6 +78,11 @@ impl Entry {
     /// This is what tasks are told as its id.
     pub(crate) fn has_id(&self, id: Option<&HeaderValue>) {
         self.note(|entry| entry.request_id = id.cloned());
+    }
+
+    /// A proxy asks for this client.
+    pub(crate) fn is_from(&self, client: IpAddr) {
+        self.note(|entry| entry.client = Some(client));
     }
 
     /// A task is asked.
@@ -126,7 +135,7 @@ impl Drop for Request {
             route: self.route.as_ref().map(|route| &route.label),
             endpoint: self.backend.as_ref().map(|backend| &backend.label),
             protocol,
-            client: self.conn.address(),
+            client: self.client.unwrap_or_else(|| self.conn.address()),
             host: host.as_deref().unwrap_or_default(),
             method: self.method.as_str(),
             path: self.uri.path(),

@@ -11,6 +11,7 @@
 use std::{
     convert::Infallible,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc, OnceLock,
@@ -136,6 +137,8 @@ struct Message {
 struct Passage {
     under_way: UnderWay,
     message: Message,
+    /// Who asks.
+    client: IpAddr,
     upload: Option<Arc<Upload>>,
     watch: Option<Watched>,
     began: Moment,
@@ -164,6 +167,13 @@ impl Passage {
         let target = Target::of(&head)?;
         let has_body = !body.is_end_stream();
         let is_chunked = has_body && body.size_hint().exact().is_none();
+        let mut client = conn.address();
+        if conn.origin.is_trusted()
+            && let Some(behind) = head::client(&head.headers, |address| conn.worker.options().trusts(address))
+        {
+            client = behind;
+            entry.is_from(client);
+        }
         let wishes = head::request(&mut head, &target, &conn.origin, has_body)?;
         let is_idempotent = head.method.is_idempotent();
         entry.has_id(head.headers.get("x-request-id"));
@@ -172,7 +182,18 @@ impl Passage {
         let (body, upload) = Outgoing::of(body, has_body, conn, watch.as_deref().unwrap_or(&conn.watch));
         let message = Message { head, body, target, wishes, is_chunked, is_idempotent };
         let (attempts, tried, copy) = Default::default();
-        Ok(Self { under_way, message, upload, watch, began, attempts, tried, entry: entry.clone(), copy })
+        Ok(Self {
+            under_way,
+            message,
+            client,
+            upload,
+            watch,
+            began,
+            attempts,
+            tried,
+            entry: entry.clone(),
+            copy,
+        })
     }
 
     fn conn(&self) -> &Arc<Conn> {
@@ -191,7 +212,7 @@ impl Passage {
         Ask {
             port: conn.port,
             secure: conn.secure,
-            client: conn.address(),
+            client: self.client,
             method: &message.head.method,
             host: message.target.host(),
             path: message.head.uri.path(),

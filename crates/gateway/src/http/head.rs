@@ -8,7 +8,7 @@
 
 use std::{
     fmt::Write as _,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -52,6 +52,11 @@ impl Origin {
         }
     }
 
+    /// Whether it is a proxy that is believed.
+    pub(crate) const fn is_trusted(&self) -> bool {
+        self.trusted
+    }
+
     fn forwarded(&self, host: &HeaderValue) -> HeaderValue {
         let mut last = self.forwarded.lock();
         if let Some((_, made)) = last.as_ref().filter(|(of, _)| of == host) {
@@ -76,6 +81,28 @@ impl Origin {
         *last = Some((host.clone(), made.clone()));
         made
     }
+}
+
+/// For whom a proxy asks that is believed: of `X-Forwarded-For`, from the right, the first that is no such proxy itself. Whoever stands left
+/// of that, and whatever is no address, may be invented by anybody.
+pub(crate) fn client(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+    let all: Vec<_> = tokens(headers, &FORWARDED_FOR).collect();
+    let mut client = None;
+    for said in all.into_iter().rev() {
+        let Some(address) = forwarded_address(said) else { break };
+        client = Some(address);
+        if !is_trusted(address) {
+            break;
+        }
+    }
+    client
+}
+
+/// An address as proxies write it, some of them with the port.
+fn forwarded_address(said: &str) -> Option<IpAddr> {
+    let address = said.parse().ok().or_else(|| Some(said.parse::<SocketAddr>().ok()?.ip()));
+    let bracketed = || said.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    address.or_else(bracketed).map(|address: IpAddr| address.to_canonical())
 }
 
 /// What can only be what it is.

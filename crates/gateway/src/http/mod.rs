@@ -106,7 +106,8 @@ pub struct HttpOptions {
     pub retired_idle: Duration,
     /// How long a connection to a task waits for the next request. Shorter than servers usually wait: Node.js, Apache and uvicorn have 5 s.
     pub pool_idle: Duration,
-    /// Proxies before this one, whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` are believed.
+    /// Proxies before this one, whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` are believed: whom they ask for is who counts in access lists,
+    /// limits, hashes and logs.
     pub trusted: Vec<IpNet>,
 }
 
@@ -125,7 +126,7 @@ impl Default for HttpOptions {
 }
 
 impl HttpOptions {
-    fn trusts(&self, client: IpAddr) -> bool {
+    pub(crate) fn trusts(&self, client: IpAddr) -> bool {
         self.trusted.iter().any(|net| net.contains(&client))
     }
 }
@@ -161,7 +162,7 @@ pub(crate) struct Ask<'r> {
     pub(crate) port: u16,
     /// Over TLS.
     pub(crate) secure: bool,
-    /// Who asks: the client's address, an IPv4 one if it is one.
+    /// Who asks: the client's address, an IPv4 one if it is one; behind a trusted proxy, the one that it asks for.
     pub(crate) client: IpAddr,
     pub(crate) method: &'r Method,
     /// Lower case, without port and final dot; an IPv6 address without brackets. Empty if HTTP/1.0 gave none.

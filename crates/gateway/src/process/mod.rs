@@ -43,7 +43,7 @@ use self::{
     held::Held,
     protocol::{Ask, Say, Status},
 };
-use crate::{AccessLog, AccessLogOptions, Gateway, GatewayOptions, RouteKey};
+use crate::{AccessLog, AccessLogOptions, Gateway, GatewayOptions, HttpOptions, RouteKey};
 
 /// How long the process before this one has to hand its sockets over.
 const HAND_OVER: Duration = Duration::from_secs(3);
@@ -71,6 +71,8 @@ pub struct ProcessOptions {
     pub folder: PathBuf,
     /// How it deals with endpoints.
     pub gateway: GatewayOptions,
+    /// How it deals with requests.
+    pub requests: HttpOptions,
     /// Where requests are logged; nowhere if absent.
     pub access_log: Option<AccessLogOptions>,
 }
@@ -123,11 +125,11 @@ pub async fn serve(options: ProcessOptions, shutdown: &Shutdown) -> io::Result<(
     let connections = Tasks::staged(shutdown);
     // And the log, after the last of them.
     let logging = Tasks::staged(shutdown);
-    let ProcessOptions { folder, gateway, access_log } = options;
+    let ProcessOptions { folder, gateway, requests, access_log } = options;
     let access_log = AccessLog::new(access_log);
     let starting = Starting::wait(&folder.join("gateway.lock")).await?;
     let before = take_over(&folder).await;
-    let gateway = Gateway::with_access_log(gateway, &connections, access_log.clone());
+    let gateway = Gateway::with(gateway, requests, &connections, access_log.clone());
     let process = Arc::new(Process::new(folder, gateway, access_log.clone())?);
     let before = match before {
         Some((link, sockets)) => {

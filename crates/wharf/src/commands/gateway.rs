@@ -2,13 +2,15 @@
 
 use std::{
     ffi::OsString,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use wharf_gateway::{
-    AccessLogOptions, GatewayOptions,
+    AccessLogOptions, GatewayOptions, HttpOptions,
     process::{self, ProcessOptions},
 };
 use wharf_process::{
@@ -36,9 +38,20 @@ pub(crate) struct Gateway {
     /// Where a line of JSON is written for each request; `off` for nowhere
     #[arg(long, default_value = ACCESS_LOG, env = "WHARF_ACCESS_LOG", value_name = "FILE")]
     access_log: PathBuf,
+    /// Proxies and load balancers before the gateways whose `X-Forwarded-*` headers are believed: addresses and networks, with commas between
+    #[arg(long, env = "WHARF_TRUSTED_PROXIES", value_delimiter = ',', value_parser = network, value_name = "NETWORK")]
+    trusted_proxies: Vec<IpNet>,
     /// What to log: a level, or a list of target=level
     #[arg(long, default_value = "info", env = "WHARF_LOG", value_name = "FILTER")]
     log: String,
+}
+
+/// A network as `10.0.0.0/8`, or an address for itself alone.
+fn network(text: &str) -> Result<IpNet, String> {
+    let text = text.trim();
+    let alone = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    let wrong = || format!("`{text}` is no address and no network such as 10.0.0.0/8");
+    text.parse().ok().or_else(alone).ok_or_else(wrong)
 }
 
 /// The gateway process of an agent with this folder.
@@ -63,7 +76,9 @@ pub(crate) async fn run(args: Gateway) -> Result<Exit> {
     tasks.spawn("signals", async move { signals.forward(&asked).await });
     let folder = args.run_dir.display().to_string();
     let access_log = (args.access_log.as_os_str() != "off").then(|| AccessLogOptions::at(args.access_log));
-    let options = ProcessOptions { folder: args.run_dir, gateway: GatewayOptions::default(), access_log };
+    let requests = HttpOptions { trusted: args.trusted_proxies, ..HttpOptions::default() };
+    let gateway = GatewayOptions::default();
+    let options = ProcessOptions { folder: args.run_dir, gateway, requests, access_log };
     process::serve(options, &shutdown)
         .await
         .with_context(|| format!("cannot serve routes with {folder} as the folder"))?;
