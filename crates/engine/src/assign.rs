@@ -12,9 +12,9 @@ use std::{
 use ipnet::Ipv4Net;
 use wharf_model::{
     AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Ipv6Addresses, Mac,
-    NetworkAssignment, NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, RemoteBlock, Route,
-    RouteTable, ServiceKey, ServiceName, ServiceRevision, ServiceRoute, ShownCertificate, Target, Task,
-    TaskAssignment, TaskId, VolumeAssignment, VolumeId, VolumeRecord, tunnel_address,
+    NetworkAssignment, NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, Phase, RemoteBlock,
+    Route, RouteTable, ServiceKey, ServiceName, ServiceRevision, ServiceRoute, ShownCertificate, Target,
+    Task, TaskAssignment, TaskId, VolumeAssignment, VolumeId, VolumeRecord, tunnel_address,
 };
 
 use crate::{
@@ -47,6 +47,8 @@ pub struct Assigner<'a> {
     mesh: Mesh,
     /// Tasks of nodes that are suspected to be gone, where others of their service serve: nothing is sent there.
     shunned: BTreeSet<TaskId>,
+    /// Tasks of nodes that are suspected or given up, to which nothing is sent.
+    unheard: BTreeSet<TaskId>,
     ring: Ring,
 }
 
@@ -70,9 +72,11 @@ impl<'a> Assigner<'a> {
             entries: BTreeSet::new(),
             mesh: Mesh::of(world),
             shunned: BTreeSet::new(),
+            unheard: BTreeSet::new(),
             ring: Ring::of(world),
         };
         assigner.shunned = assigner.shun();
+        assigner.unheard = assigner.unheard();
         for task in world.tasks().filter(|task| !task.is_over()) {
             assigner.add_member(task);
             assigner.add_names(task);
@@ -137,6 +141,16 @@ impl<'a> Assigner<'a> {
             }
         }
         shunned
+    }
+
+    /// Tasks of nodes that are suspected to be gone, or are, to which nothing is sent: they may have something under way, and will not answer.
+    fn unheard(&self) -> BTreeSet<TaskId> {
+        let down = self.world.nodes().filter(|node| node.state() == NodeState::Down);
+        let nodes = down.map(|node| node.record.id).chain(nodes::suspected(self.world));
+        let tasks = nodes.flat_map(|node| self.world.tasks_on(node));
+        // What ended otherwise than with its node has answered what it would.
+        let is_away = |task: &&Arc<Task>| !task.is_over() || task.status.phase == Phase::Lost;
+        tasks.filter(|task| is_away(task) && !self.is_up(task)).map(|task| task.id).collect()
     }
 
     pub(crate) const fn world(&self) -> &'a World {
@@ -262,6 +276,7 @@ impl<'a> Assigner<'a> {
         let mut table = RouteTable {
             services: self.services.clone(),
             certificates: self.certificates.clone(),
+            unheard: self.unheard.clone(),
             ..RouteTable::of_ports(self.world.revision, self.routes.clone())
         };
         let ports = table.routes.iter_mut().flat_map(|route| &mut route.endpoints);

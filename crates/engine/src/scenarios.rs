@@ -1,10 +1,13 @@
 //! What happens to an app in the situations people meet, from release to removal, on a cluster that carries decisions out.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use wharf_model::*;
 
-use crate::{Change, Reason, Request, fixtures::*};
+use crate::{Assigner, Change, Reason, Request, fixtures::*};
 
 fn healthy() -> DependencyCondition {
     DependencyCondition::ServiceHealthy
@@ -451,6 +454,12 @@ fn nothing_is_sent_to_a_suspected_node_where_others_serve_and_nothing_is_replace
 
     cluster.set_suspected(n, true);
     cluster.settle();
+    let unheard = |cluster: &Cluster| Assigner::new(&cluster.world).for_node(node_id(1)).routes.unheard;
+    assert_eq!(
+        unheard(&cluster),
+        [shunned].into(),
+        "what is asked of it is not waited for; of the only one it is"
+    );
     for node in [1, asker] {
         let led_to = cluster.led_to(node, "web");
         assert!(led_to.len() == 2 && !led_to.contains(&shunned), "{led_to:?}");
@@ -467,7 +476,7 @@ fn nothing_is_sent_to_a_suspected_node_where_others_serve_and_nothing_is_replace
 
     cluster.set_suspected(n, false);
     cluster.settle();
-    assert_eq!(cluster.led_to(1, "web").len(), 6);
+    assert_eq!((cluster.led_to(1, "web").len(), unheard(&cluster)), (6, BTreeSet::new()));
 }
 
 #[test]
@@ -498,6 +507,9 @@ fn tasks_of_a_missing_node_that_may_run_twice_are_replaced_before_it_is_down_and
         );
         let lost = cluster.tasks("web").into_iter().find(|task| task.status.phase == Phase::Lost).unwrap();
         assert!(lost.status.message.contains("heard neither by other nodes nor by the server"));
+        let routes = Assigner::new(&cluster.world).for_node(node_id(1)).routes;
+        let serving = before.iter().flatten().filter(|task| routes.unheard.contains(task)).count();
+        assert_eq!((routes.unheard.contains(&lost.id), serving), (true, 0));
     }
 }
 

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 use wharf_gateway::{AccessLog, Gateway, GatewayOptions, HttpOptions};
@@ -99,8 +99,15 @@ impl Fixture {
     }
 
     async fn apply(&self, services: Vec<ServiceRoute>) {
+        self.apply_without(services, &[]).await;
+    }
+
+    /// The same, where these tasks are gone because their nodes do not answer.
+    async fn apply_without(&self, services: Vec<ServiceRoute>, unheard: &[Endpoint]) {
+        let unheard = unheard.iter().map(|endpoint| endpoint.task).collect();
         let version = Revision(self.version.fetch_add(1, Ordering::SeqCst) + 1);
-        within(self.gateway.apply(&RouteTable { version, services, ..RouteTable::default() })).await;
+        let table = RouteTable { version, services, unheard, ..RouteTable::default() };
+        within(self.gateway.apply(&table)).await;
         assert_eq!(self.gateway.problems(), [""; 0]);
     }
 
@@ -1462,4 +1469,76 @@ async fn a_short_body_is_sent_again_with_its_request_where_that_may_be() {
         assert_eq!((reply.status, reply.text().as_str()), (200, "whole"));
     }
     assert!(refused.load(Ordering::SeqCst) >= 1, "it was asked first at least once");
+}
+
+/// A task that takes requests and never answers, and how many it has taken.
+async fn silent(tasks: &Tasks, number: u8) -> (Endpoint, watch::Receiver<usize>) {
+    let (taken, requests) = watch::channel(0);
+    let taken = Arc::new(taken);
+    let endpoint = raw_task(tasks, number, move |_, mut task| {
+        let taken = Arc::clone(&taken);
+        async move {
+            while task.request().await.is_some() {
+                taken.send_modify(|taken| *taken += 1);
+            }
+        }
+    });
+    (endpoint.await, requests)
+}
+
+#[tokio::test]
+async fn a_request_does_not_wait_for_a_task_whose_node_does_not_answer() {
+    let fixture = Fixture::with(HttpOptions { workers: 1, ..HttpOptions::default() }).await;
+    let (dead, mut requests) = silent(&fixture.tasks, 1).await;
+    let (alive, seen) = numbered(&fixture.tasks, 2).await;
+    fixture.publish(&[dead]).await;
+    let (mut reading, mut writing) = (fixture.connect().await, fixture.connect().await);
+    let mut streams = fixture.http2().await;
+    reading.send("GET /read HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    writing.send("POST /write HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab").await;
+    let streamed = fixture
+        .tasks
+        .spawn("stream", streams.send_request(request(Version::HTTP_2, Method::GET, "/streamed", full(""))));
+    within(requests.wait_for(|requests| *requests == 3)).await.unwrap();
+
+    // One that only leaves has its time.
+    fixture.publish(&[alive]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!((fixture.under_way(), seen.last.lock().is_none()), (3, true));
+
+    // Its node is not heard: what may be asked twice is asked of another, and what may not goes on waiting.
+    fixture.apply_without(vec![fixture.route(&[alive])], &[dead]).await;
+    assert_eq!(reading.reply().await.status, 200);
+    assert_eq!(within(streamed).await.unwrap().unwrap().status(), 200);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(fixture.under_way(), 1, "the one that writes");
+    assert!(within(async { seen.last.lock().take() }).await.unwrap().headers.contains_key("x-forwarded-for"));
+    let written = tokio::time::timeout(Duration::from_millis(300), writing.reply()).await;
+    assert!(written.is_err(), "nobody knows what became of it");
+}
+
+#[tokio::test]
+async fn nor_for_one_that_is_spoken_to_over_http2() {
+    let fixture = Fixture::with(HttpOptions { workers: 1, ..HttpOptions::default() }).await;
+    let (dead, seen) = serve(&fixture.tasks, 1, Version::HTTP_2, |_| std::future::pending()).await;
+    let alive = serve(&fixture.tasks, 2, Version::HTTP_2, |_| async { Response::new(full("2")) }).await.0;
+    let route = |endpoint| {
+        let mut route = fixture.route(&[endpoint]);
+        route.spec.protocol = RouteProtocol::H2c;
+        vec![route]
+    };
+    fixture.apply(route(dead)).await;
+    let (mut reading, mut writing) = (fixture.connect().await, fixture.connect().await);
+    reading.send(get("/read")).await;
+    writing.send("POST /write HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab").await;
+    within(async {
+        while seen.requests.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    fixture.apply_without(route(alive), &[dead]).await;
+    assert_eq!(reading.reply().await.text(), "2");
+    let written = tokio::time::timeout(Duration::from_millis(300), writing.reply()).await;
+    assert!(written.is_err(), "nobody knows what became of it");
 }

@@ -348,6 +348,9 @@ pub struct RouteTable {
     /// What seals the sessions of TLS clients, the newest first: that one seals, all of them open. Never on a disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ticket_keys: Vec<crate::TicketKey>,
+    /// Tasks that are in no route any more because their nodes do not answer: what was asked of them and may be asked twice is asked of another.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unheard: BTreeSet<TaskId>,
     /// Keys and passwords are left out, because it was kept on a disk: a gateway that has them from the table before goes on with those.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub withheld: bool,
@@ -396,12 +399,14 @@ impl RouteTable {
     }
     /// Whether two tables differ in nothing but the revisions they were made from.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let Self { version: _, routes, services, certificates, challenges, ticket_keys, withheld } = self;
+        let Self { version: _, routes, services, certificates, challenges, ticket_keys, unheard, withheld } =
+            self;
         *routes == other.routes
             && *services == other.services
             && *certificates == other.certificates
             && *challenges == other.challenges
             && *ticket_keys == other.ticket_keys
+            && *unheard == other.unheard
             && *withheld == other.withheld
     }
 }

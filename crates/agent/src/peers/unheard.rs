@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use wharf_model::{AssignmentSet, DnsTable, Endpoint, NetworkId, NodeId, RouteTable, tunnel_address};
+use wharf_model::{AssignmentSet, DnsTable, Endpoint, NetworkId, NodeId, RouteTable, TaskId, tunnel_address};
 
 /// Where tasks are that cannot be reached from here.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -75,20 +75,22 @@ impl Unheard {
             return routes;
         }
         let mut routes = routes.into_owned();
-        for route in &mut routes.routes {
-            self.reduce(&mut route.endpoints);
+        let RouteTable { routes: ports, services, unheard, .. } = &mut routes;
+        for route in ports {
+            self.reduce(&mut route.endpoints, unheard);
         }
-        for route in &mut routes.services {
-            route.sets.iter_mut().for_each(|set| self.reduce(&mut set.endpoints));
-            self.reduce(&mut route.fallback);
-            self.reduce(&mut route.mirror);
+        for route in services {
+            route.sets.iter_mut().for_each(|set| self.reduce(&mut set.endpoints, unheard));
+            self.reduce(&mut route.fallback, unheard);
+            self.reduce(&mut route.mirror, unheard);
         }
         Cow::Owned(routes)
     }
-    fn reduce(&self, endpoints: &mut Vec<Endpoint>) {
+    fn reduce(&self, endpoints: &mut Vec<Endpoint>, unheard: &mut BTreeSet<TaskId>) {
         let there = |endpoint: &Endpoint| !self.all.contains(endpoint.address.ip());
         if endpoints.iter().any(there) {
-            endpoints.retain(there);
+            unheard
+                .extend(endpoints.extract_if(.., |endpoint| !there(endpoint)).map(|endpoint| endpoint.task));
         }
     }
 }
@@ -160,6 +162,7 @@ mod tests {
         assert_eq!((&service.tasks, &service.leaving), (&[NEAR].into(), &[FAR].into()));
         let routes = unheard.without_routes(Cow::Borrowed(&set.routes));
         assert_eq!(routes.routes.iter().map(|route| route.endpoints.len()).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(routes.unheard, [TaskId::from_parts(1, [2; 10])].into());
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Making {
         let kept = worker.options().pool_idle;
         let mut connection = Http1::new(connect.await?, kept).await.map_err(io::Error::other)?;
         let watch = worker.watch(worker.now().plus(timeouts.request));
-        let answered = connection.ask(request, &worker, &watch).await;
+        let answered = connection.ask(request, &worker, &watch, || false).await;
         let response = answered.map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))?;
         let (head, body) = response.into_parts();
         tracing::trace!(status = %head.status, "copy of a request answered");

@@ -386,7 +386,10 @@ impl Passage {
             let spare = self.spare(self.message.is_idempotent);
             let request = self.message.take();
             self.expect(&route);
-            match connection.ask(request, &worker, self.watch()).await {
+            let backend = lease.backend();
+            let gives_up = self.may_be_given_up(&spare);
+            let unheard = || gives_up && backend.is_unheard();
+            match connection.ask(request, &worker, self.watch(), unheard).await {
                 Ok(response) => return self.pass_on(response, connection, lease, &route, !speaks_proxy),
                 Err(Unanswered::NotSent(request)) => {
                     self.message.put_back(*request);
@@ -401,6 +404,7 @@ impl Passage {
                     lease.failed(Failure::Timeout, Moment::now());
                     return Attempt::Over(late());
                 }
+                Err(Unanswered::Unheard) => return self.leave_unheard(lease, spare),
                 Err(Unanswered::Failed(error)) => {
                     tracing::debug!(%error, endpoint = %lease.backend().endpoint.address, "not answered");
                     if let Some(refusal) = self.upload.as_ref().and_then(|upload| upload.broken()) {
@@ -481,6 +485,21 @@ impl Passage {
             self.message.head.headers.append(name, value);
         }
         true
+    }
+
+    /// Whether it need not wait for a task whose node does not answer: it can be asked again, and nothing more of it is on its way.
+    const fn may_be_given_up(&self, spare: &Option<Spare>) -> bool {
+        spare.is_some() && self.upload.is_none()
+    }
+
+    /// Asks another task in the place of one whose node does not answer. That takes nothing from the budget: such a node is asked nothing
+    /// more, and so nobody asks again and again.
+    fn leave_unheard(&mut self, mut lease: Lease, spare: Option<Spare>) -> Attempt {
+        tracing::debug!(endpoint = %lease.backend().endpoint.address, "not heard any more");
+        self.entry.because("unheard");
+        self.tried.push(Arc::clone(lease.backend()));
+        lease.failed(Failure::Abandoned, Moment::now());
+        if self.restore(spare) { Attempt::Again } else { Attempt::Over(unanswered()) }
     }
 
     /// Has another task asked what this one may have been asked, if the budget has room for it.
@@ -633,6 +652,7 @@ impl Passage {
         let spare = self.spare(true);
         let request = self.message.take();
         self.expect(route);
+        let gives_up = self.message.is_idempotent && self.may_be_given_up(&spare);
         let watch = Arc::clone(self.watch());
         let mut answer = std::pin::pin!(stream.send.try_send_request(request));
         let answered = std::future::poll_fn(|cx| {
@@ -640,6 +660,7 @@ impl Passage {
             match answer.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(answer.map_err(Unanswered::of)),
                 Poll::Pending if watch.is_due(worker.now()) => Poll::Ready(Err(Unanswered::Late)),
+                Poll::Pending if gives_up && backend.is_unheard() => Poll::Ready(Err(Unanswered::Unheard)),
                 Poll::Pending => Poll::Pending,
             }
         })
@@ -662,6 +683,10 @@ impl Passage {
             Err(Unanswered::Late) => {
                 lease.failed(Failure::Timeout, Moment::now());
                 Attempt::Over(late())
+            }
+            Err(Unanswered::Unheard) => {
+                self.message.head.uri = uri;
+                self.leave_unheard(lease, spare)
             }
             Err(Unanswered::Failed(error)) => {
                 tracing::debug!(%error, endpoint = %backend.endpoint.address, "not answered");

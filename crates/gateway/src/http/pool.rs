@@ -198,6 +198,8 @@ pub(crate) enum Unanswered {
     Failed(hyper::Error),
     /// The time was over.
     Late,
+    /// The task's node does not answer.
+    Unheard,
 }
 
 impl Unanswered {
@@ -264,13 +266,14 @@ impl Http1 {
         }))
     }
 
-    /// The head of the answer, unless the watch is due first.
+    /// The head of the answer, unless the watch is due first, or `unless`, which is asked whenever the watch is woken.
     pub(crate) fn ask<'a>(
         &'a mut self,
         request: Request<Outgoing>,
         worker: &'a Worker,
         watch: &'a Watch,
-    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + use<'a> {
+        unless: impl Fn() -> bool + 'a,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + 'a {
         // Not in the block: it would be moved once more.
         let answer = self.send.try_send_request(request);
         let Self { connection, ended, relay, waker, .. } = self;
@@ -282,8 +285,11 @@ impl Http1 {
                     Poll::Ready(answer) => Poll::Ready(answer.map_err(Unanswered::of)),
                     Poll::Pending => {
                         watch.register(cx.waker());
-                        let is_late = watch.is_due(worker.now());
-                        if is_late { Poll::Ready(Err(Unanswered::Late)) } else { Poll::Pending }
+                        match watch.is_due(worker.now()) {
+                            true => Poll::Ready(Err(Unanswered::Late)),
+                            false if unless() => Poll::Ready(Err(Unanswered::Unheard)),
+                            false => Poll::Pending,
+                        }
                     }
                 }
             })

@@ -64,6 +64,8 @@ pub(crate) struct Table {
     backends: HashMap<Spot, Arc<Backend>>,
     problems: Vec<String>,
     verified: Arc<access::Verified>,
+    /// Tasks that have left because their nodes do not answer.
+    unheard: BTreeSet<TaskId>,
     /// Answers by host and token.
     challenges: HashMap<(String, String), String>,
 }
@@ -134,8 +136,12 @@ struct Hit<'t, 'p> {
 impl Table {
     /// The routes of a table as gateways are sent it. What stays keeps what `before` knows of it.
     pub(crate) fn compile(table: &RouteTable, before: &Self, workers: usize, _now: Moment) -> Self {
-        let mut compiled =
-            Self { version: table.version, verified: Arc::clone(&before.verified), ..Self::default() };
+        let mut compiled = Self {
+            version: table.version,
+            verified: Arc::clone(&before.verified),
+            unheard: table.unheard.clone(),
+            ..Self::default()
+        };
         let mut services: Vec<&ServiceRoute> = table.services.iter().collect();
         services.sort_by(|one, other| one.id.cmp(&other.id));
         for service in services {
@@ -299,7 +305,8 @@ impl Table {
 
     /// Says that `before` is no longer the table: no lease begins any more from what only it has. Called once this one is where
     /// requests look. Whoever calls keeps `before` until nobody else has it, so that no request has to free it.
-    pub(crate) fn supersede(&self, before: &Self) {
+    /// Answers whether something is under way with tasks that are not heard any more: whoever waits for them is to be woken.
+    pub(crate) fn supersede(&self, before: &Self) -> bool {
         for (id, route) in &before.routes {
             if self.routes.get(id).is_none_or(|stays| !Arc::ptr_eq(stays, route)) {
                 route.superseded.store(true, SeqCst);
@@ -312,6 +319,24 @@ impl Table {
                 backend.retire();
             }
         }
+        !self.unheard.is_empty() && self.give_up()
+    }
+
+    /// Marks what has left the table and is not heard; whether anything is under way with it that was not marked before.
+    fn give_up(&self) -> bool {
+        let mut any = false;
+        for state in self.states.values() {
+            for member in state.members.lock().iter() {
+                let backend = &member.backend;
+                if backend.is_retired()
+                    && self.unheard.contains(&backend.endpoint.task)
+                    && !backend.unheard.swap(true, SeqCst)
+                {
+                    any |= backend.active() > 0;
+                }
+            }
+        }
+        any
     }
 
     /// A route, also one that no request finds because it is about connections.
@@ -481,6 +506,7 @@ pub(crate) struct Backend {
     keeps_client: AtomicBool,
     active: AtomicU64,
     retired: AtomicBool,
+    unheard: AtomicBool,
     /// Who wants to know when nothing is under way any more, once it is retired.
     draining: OnceLock<Arc<Draining>>,
 }
@@ -496,10 +522,10 @@ impl fmt::Debug for Backend {
 
 impl Backend {
     pub(crate) fn new(endpoint: Endpoint, workers: usize) -> Self {
-        let (active, retired, draining) = Default::default();
+        let (active, retired, unheard, draining) = Default::default();
         let keeps_client = AtomicBool::new(endpoint.keeps_client);
         let label = EndpointLabel::of(&endpoint);
-        Self { endpoint, label, pools: Pools::new(workers), keeps_client, active, retired, draining }
+        Self { endpoint, label, pools: Pools::new(workers), keeps_client, active, retired, unheard, draining }
     }
 
     /// It has left the table: closes its idle connections. For good; if it comes back, that is another one.
@@ -510,6 +536,11 @@ impl Backend {
 
     pub(crate) fn is_retired(&self) -> bool {
         self.retired.load(SeqCst)
+    }
+
+    /// Whether its node does not answer: it has left the table for that, or since. For good.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.unheard.load(SeqCst)
     }
 
     /// Requests and connections under way.

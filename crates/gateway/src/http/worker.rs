@@ -61,6 +61,8 @@ pub(crate) struct Http {
     log: AccessLog,
     retiring: AtomicBool,
     stopping: AtomicBool,
+    /// How often tasks that have something under way were found not to be heard: whoever waits for one is to look for itself.
+    given_up: AtomicU64,
     workers: Mutex<Vec<Hand>>,
 }
 
@@ -91,6 +93,7 @@ impl Http {
             log,
             retiring: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            given_up: AtomicU64::new(0),
             workers: Mutex::default(),
         }
     }
@@ -117,7 +120,9 @@ impl Http {
     pub(crate) fn serve(&self, table: Table) {
         let table = Arc::new(table);
         let before = self.table.swap(Arc::clone(&table));
-        table.supersede(&before);
+        if table.supersede(&before) {
+            self.given_up.fetch_add(1, Ordering::SeqCst);
+        }
         let stays: HashSet<*const Backend> = table.endpoints().map(Arc::as_ptr).collect();
         for gone in before.endpoints().filter(|backend| !stays.contains(&Arc::as_ptr(backend))) {
             gone.leave(&self.draining);
@@ -329,10 +334,15 @@ impl Worker {
 
     /// Keeps the clock, and wakes what is late, while there is anything to wake.
     async fn sweep(&self) {
+        let mut given_up = 0;
         for round in 0_u64.. {
             tokio::time::sleep(TICK).await;
             let now = Moment::now();
             self.clock.store(now.0, Ordering::Relaxed);
+            let latest = self.http.given_up.load(Ordering::SeqCst);
+            if std::mem::replace(&mut given_up, latest) != latest {
+                self.wake_all();
+            }
             let (late, is_empty) = {
                 let watches = self.watches.lock();
                 let late = watches.iter().filter(|watch| watch.is_due(now)).map(Arc::clone);

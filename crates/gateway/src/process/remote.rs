@@ -171,8 +171,16 @@ impl GatewayProcess {
                 return false;
             }
         };
-        let RouteTable { version, routes, services, certificates, challenges, ticket_keys: _, withheld: _ } =
-            table;
+        let RouteTable {
+            version,
+            routes,
+            services,
+            certificates,
+            challenges,
+            ticket_keys: _,
+            unheard: _,
+            withheld: _,
+        } = table;
         let is_empty =
             routes.is_empty() && services.is_empty() && certificates.is_empty() && challenges.is_empty();
         self.shared.wanted.send_if_modified(|wanted| {
