@@ -163,6 +163,14 @@ impl<'f> Witness<'f> {
         let story = self.story().unwrap();
         println!("{fault}: {:.1} s, {} events", began.elapsed().as_secs_f32(), story.len());
         story.iter().for_each(|message| println!("    {message}"));
+        // So that the next fault has something to lose, however fast the machine is.
+        let written = || self.acknowledged.lock().unwrap().len();
+        let before = written();
+        wait_until(SETTLING, &format!("{fault}: writes are acknowledged again"), || {
+            let more = written() - before;
+            ensure!(more >= 2, "{more} since then");
+            Ok::<_, anyhow::Error>(())
+        });
         self.begin();
     }
 
