@@ -19,14 +19,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use wharf_testkit::{
-    cluster::{Cluster, Running, Seed, try_wait_until},
+    cluster::{Cluster, Running, Seed},
     puppet,
 };
 use wharf_tests::{
     Fleet, Signal,
     contest::{figures, goal, median},
     exactness::ask,
-    items, skip, text,
+    skip,
 };
 
 const SERVICES: usize = 1_000;
@@ -92,16 +92,7 @@ fn bring_puppet(fleet: &Fleet) -> Result<Running> {
     let (line, address) = (fleet.join_line.trim(), machine.address().to_string());
     let folder = fleet.cluster.dir().join(PUPPET).display().to_string();
     let puppet = machine.spawn([this.as_str(), PUPPET, line, &address, &folder])?;
-    try_wait_until(PATIENCE, "every node is ready", || {
-        let nodes = fleet.try_json(["node", "ls"])?;
-        let states: Vec<_> = items(&nodes).iter().map(|node| text(&node["state"]).to_owned()).collect();
-        ensure!(
-            states.len() == usize::from(REAL) + 1 && states.iter().all(|state| state == "ready"),
-            "{states:?}"
-        );
-        Ok(())
-    })
-    .with_context(|| format!("the node without containers said: {}", puppet.log()))?;
+    fleet.wait_for_nodes().with_context(|| format!("the node without containers said: {}", puppet.log()))?;
     Ok(puppet)
 }
 

@@ -162,7 +162,7 @@ impl Pass<'_> {
             return vec![Standing::Underway];
         };
         self.dependencies = None;
-        self.give_up_moves(service);
+        self.give_up_moves(service, revision);
         let (seats, surplus) = self.seats(service, revision);
         let mut standings = Vec::new();
         for (task, why) in surplus {
@@ -294,6 +294,12 @@ impl Pass<'_> {
         seat
     }
 
+    /// Whether tasks of this kind are to leave a node: it is drained, or drives them off.
+    fn is_left(&self, revision: &ServiceRevision, node: &crate::Node) -> bool {
+        self.availability(node) == Availability::Drain
+            || place::driven_off(&revision.spec, &node.record).is_some()
+    }
+
     /// Why an unfinished task should make way for another, if it should.
     fn why_leave(
         &self,
@@ -311,11 +317,7 @@ impl Pass<'_> {
             return Some(StopReason::Unhealthy);
         }
         let node = task.node.and_then(|node| self.world.node(node));
-        let leaves = |node: &crate::Node| {
-            self.availability(node) == Availability::Drain
-                || place::driven_off(&revision.spec, &node.record).is_some()
-        };
-        if node.is_some_and(leaves) {
+        if node.is_some_and(|node| self.is_left(revision, node)) {
             return Some(StopReason::Drained);
         }
         if task.bound_for().is_some() {
@@ -428,7 +430,7 @@ impl Pass<'_> {
     }
 
     /// Moves that have failed once, take too long, or lead to a node that is to have no tasks by now are given up: the slot stays where it is.
-    fn give_up_moves(&mut self, service: &Service<'_>) {
+    fn give_up_moves(&mut self, service: &Service<'_>, revision: &ServiceRevision) {
         let moving: Vec<_> = self
             .living(&service.record.key)
             .filter(|task| task.bound_for().is_some() && service.owns(task))
@@ -443,12 +445,7 @@ impl Pass<'_> {
             let until = relocation.at + MOVE_PATIENCE;
             let node = self.node_name(Some(relocation.to));
             let target = self.world.node(relocation.to);
-            let is_left = target.is_none_or(|node| {
-                let spec = service.revision.map(|revision| &revision.spec);
-                self.availability(node) == Availability::Drain
-                    || spec.is_some_and(|spec| place::driven_off(spec, &node.record).is_some())
-            });
-            if is_left {
+            if target.is_none_or(|node| self.is_left(revision, node)) {
                 // Else its slot would be filled a third time, in place of the new task, which has to leave.
                 self.give_up_move(&task, format!("{node} is to have no tasks"));
             } else if let Some(ended) = attempts.iter().find(|other| other.is_over()) {

@@ -388,7 +388,6 @@ fn idle(proxy: &Proxy) -> Result<usize> {
         ensure!(stream.read(&mut buffer)? > 0, "{} closes connection {number}", proxy.name);
         held.push(stream);
     }
-    let count = held.len();
     let since = Instant::now();
     while since.elapsed() < SILENCE {
         wait_for(proxy.http)?;

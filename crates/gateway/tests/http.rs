@@ -1531,12 +1531,7 @@ async fn nor_for_one_that_is_spoken_to_over_http2() {
     let (mut reading, mut writing) = (fixture.connect().await, fixture.connect().await);
     reading.send(get("/read")).await;
     writing.send("POST /write HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab").await;
-    within(async {
-        while seen.requests.load(Ordering::SeqCst) < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    eventually("both are asked", async || seen.requests.load(Ordering::SeqCst) == 2).await;
     fixture.apply_without(route(alive), &[dead]).await;
     assert_eq!(reading.reply().await.text(), "2");
     let written = tokio::time::timeout(Duration::from_millis(300), writing.reply()).await;

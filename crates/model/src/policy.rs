@@ -178,6 +178,12 @@ pub struct RouteSpec {
     pub proxy_protocol: ProxyProtocol,
 }
 
+/// The clients that an address (for itself alone) or a network such as `10.0.0.0/8` stands for; nobody if it is neither.
+pub fn clients_at(text: &str) -> Option<IpNet> {
+    let alone = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse().ok().or_else(alone)
+}
+
 impl RouteSpec {
     /// The gateways' port: the one the file gives, or that of its protocol.
     pub const fn gateway_port(&self) -> u16 {

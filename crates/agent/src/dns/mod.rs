@@ -353,7 +353,7 @@ impl Server {
                 .and_then(|()| socket.try_io(Interest::READABLE, || self.serve_batch(&socket, &mut waiting)));
             match served {
                 Ok(()) => {}
-                // Also after a batch that was not full: the next datagram wakes us.
+                // Also after a datagram that came alone: the next one wakes us.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     tracing::debug!(%error, "datagrams not received");

@@ -31,8 +31,8 @@ struct Request {
     backend: Option<Arc<Backend>>,
     attempts: u8,
     status: u16,
-    /// Who asks, by what a trusted proxy says.
-    client: Option<IpAddr>,
+    /// Who asks.
+    client: IpAddr,
     head: Option<Moment>,
     received: u64,
     sent: u64,
@@ -47,8 +47,7 @@ impl Entry {
         }
         let host = head.headers.get(header::HOST).cloned();
         let of_target = || HeaderValue::try_from(head.uri.authority()?.as_str()).ok();
-        let (request_id, route, backend, attempts, status, client) = Default::default();
-        let (given, received, sent, why) = Default::default();
+        let (request_id, route, backend, attempts, status, given, received, sent, why) = Default::default();
         Self(Some(Arc::new(Mutex::new(Request {
             conn: Arc::clone(conn),
             began: Moment::now(),
@@ -61,7 +60,7 @@ impl Entry {
             backend,
             attempts,
             status,
-            client,
+            client: conn.address(),
             head: given,
             received,
             sent,
@@ -82,7 +81,7 @@ impl Entry {
 
     /// A proxy asks for this client.
     pub(crate) fn is_from(&self, client: IpAddr) {
-        self.note(|entry| entry.client = Some(client));
+        self.note(|entry| entry.client = client);
     }
 
     /// A task is asked.
@@ -135,7 +134,7 @@ impl Drop for Request {
             route: self.route.as_ref().map(|route| &route.label),
             endpoint: self.backend.as_ref().map(|backend| &backend.label),
             protocol,
-            client: self.client.unwrap_or_else(|| self.conn.address()),
+            client: self.client,
             host: host.as_deref().unwrap_or_default(),
             method: self.method.as_str(),
             path: self.uri.path(),

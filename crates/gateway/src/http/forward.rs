@@ -489,7 +489,7 @@ impl Passage {
 
     /// Whether it need not wait for a task whose node does not answer: it can be asked again, and nothing more of it is on its way.
     const fn may_be_given_up(&self, spare: &Option<Spare>) -> bool {
-        spare.is_some() && self.upload.is_none()
+        self.message.is_idempotent && spare.is_some() && self.upload.is_none()
     }
 
     /// Asks another task in the place of one whose node does not answer. That takes nothing from the budget: such a node is asked nothing
@@ -652,7 +652,7 @@ impl Passage {
         let spare = self.spare(true);
         let request = self.message.take();
         self.expect(route);
-        let gives_up = self.message.is_idempotent && self.may_be_given_up(&spare);
+        let gives_up = self.may_be_given_up(&spare);
         let watch = Arc::clone(self.watch());
         let mut answer = std::pin::pin!(stream.send.try_send_request(request));
         let answered = std::future::poll_fn(|cx| {

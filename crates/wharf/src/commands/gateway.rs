@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsString,
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +12,7 @@ use wharf_gateway::{
     AccessLogOptions, GatewayOptions, HttpOptions,
     process::{self, ProcessOptions},
 };
+use wharf_model::clients_at;
 use wharf_process::{
     Shutdown, Tasks,
     detached::{self, Capabilities, Program},
@@ -48,10 +48,8 @@ pub(crate) struct Gateway {
 
 /// A network as `10.0.0.0/8`, or an address for itself alone.
 fn network(text: &str) -> Result<IpNet, String> {
-    let text = text.trim();
-    let alone = || text.parse::<IpAddr>().ok().map(IpNet::from);
     let wrong = || format!("`{text}` is no address and no network such as 10.0.0.0/8");
-    text.parse().ok().or_else(alone).ok_or_else(wrong)
+    clients_at(text.trim()).ok_or_else(wrong)
 }
 
 /// The gateway process of an agent with this folder.

@@ -1,12 +1,10 @@
 //! `x-wharf.routes`: what the gateways pass to a service.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-
 use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
 use wharf_model::{
     Balance, BasicAuth, Breaker, Concurrency, ExternalHost, Fallback, HashBy, Millis, Mirror, ProxyProtocol,
-    RateLimit, Retries, RouteProtocol, RouteSpec, RouteTimeouts, RouteTls, ServiceSpec, Sticky,
+    RateLimit, Retries, RouteProtocol, RouteSpec, RouteTimeouts, RouteTls, ServiceSpec, Sticky, clients_at,
 };
 
 use crate::diagnostic::{Complaint, Key, Span};
@@ -523,8 +521,7 @@ impl Typing<'_, '_> {
         let mut clients = Vec::new();
         for (index, item) in entry.node.as_sequence().unwrap_or_default().iter().enumerate() {
             let Some(text) = item.as_str() else { continue };
-            let parsed = text.parse::<IpNet>().ok();
-            match parsed.or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from)) {
+            match clients_at(text) {
                 Some(network) => clients.push(network.trunc()),
                 None => {
                     let message = format!("`{text}` is neither an address nor a network");
