@@ -12,7 +12,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use wharf_model::{
     AppSpec, CanaryStep, Generation, Judge, Mode, Promote, ReleaseStrategy, Rollout, ServiceKey, ServiceName,
-    ServiceProgress, ServiceRecord, ServiceRevision, ServiceSpec, SetRole, StopReason, TaskSet, Timestamp,
+    ServiceProgress, ServiceRecord, ServiceRevision, ServiceSpec, SetRole, StopReason, Task, TaskSet,
+    Timestamp,
 };
 
 use crate::{
@@ -190,7 +191,13 @@ pub(crate) fn succeeded(
     let others = stored.sets.iter().filter(|set| !fits.contains(&set.generation));
     let mut sets: Vec<_> = others.map(|set| TaskSet { role: SetRole::Leaving, ..set.clone() }).collect();
     let something = has_tasks(stored) && wanted.mode != (Mode::Replicated { replicas: 0 });
-    let Some(strategy) = strategy.filter(|_| something && !fits.contains(&stored.generation)) else {
+    // Tasks like these serve already, where a release has not replaced them yet: there is nothing to try, and a second set would take
+    // them from those who serve.
+    let serves = |task: &Task| {
+        !task.is_over() && fits.contains(&task.generation) && set_of(world, stored, task.generation).is_none()
+    };
+    let serve = fits.contains(&stored.generation) || world.tasks_of(&wanted.key).any(|task| serves(task));
+    let Some(strategy) = strategy.filter(|_| something && !serve) else {
         return ServiceRecord { sets, ..wanted.clone() };
     };
     let mode = match strategy {

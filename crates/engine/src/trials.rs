@@ -713,6 +713,34 @@ fn an_abort_stops_the_command_that_runs_and_the_next_release_waits_for_its_end()
 
 // --- whatever happens ---
 
+#[test]
+fn what_serves_is_not_taken_away_to_be_tried() {
+    let mut cluster = Cluster::of(3);
+    let go_on = |cluster: &mut Cluster| {
+        let _ = cluster.pass();
+        cluster.now = cluster.now + Duration::from_millis(10);
+        cluster.step();
+    };
+    cluster.up(&app(&[("web", web("good", None))]));
+    go_on(&mut cluster);
+    cluster.scripts.insert("bad:1".to_owned(), Script::Exit(1));
+    cluster.up(&app(&[("web", web("bad", None))]));
+    go_on(&mut cluster);
+    // A release that has begun is given up for one with a second set that is as what still serves.
+    cluster.scripts.insert("before".to_owned(), Script::Exit(0));
+    let mut again = app(&[("web", web("good", blue_green(Promote::Auto)))]);
+    again.policy.hooks.before = vec![hook("web", "before")];
+    cluster.up(&again);
+    let served = std::cell::Cell::new(false);
+    cluster.settle_for(KEEP, &mut |cluster| {
+        let (names, ports, _) = led_to(cluster);
+        served.set(served.get() || !names.is_empty());
+        assert!(!served.get() || (!names.is_empty() && !ports.is_empty()), "{}", cluster.waiting());
+    });
+    assert!(served.get());
+    assert_eq!(live(&cluster), [("good:1".to_owned(), 2)].into());
+}
+
 mod properties {
     use proptest::prelude::*;
 
