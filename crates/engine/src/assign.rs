@@ -218,10 +218,11 @@ impl<'a> Assigner<'a> {
     }
 
     fn add_routes(&mut self) {
-        for record in self.world.services() {
+        let (live, removed): (Vec<_>, Vec<_>) = self.world.services().partition(|record| !record.removed);
+        for record in live.into_iter().chain(removed) {
             let app_is_removed = self.world.app(&record.key.app).is_none_or(|app| app.removed);
             let Some(revision) = self.world.revision_of(&record.key, record.generation) else { continue };
-            if app_is_removed || record.removed {
+            if app_is_removed {
                 continue;
             }
             for port in spec::ingress_ports(&revision.spec) {
@@ -237,16 +238,37 @@ impl<'a> Assigner<'a> {
                 let entries = endpoints.iter().filter_map(|endpoint| self.network_at(*endpoint.address.ip()));
                 let entries: Vec<_> = entries.collect();
                 self.entries.extend(entries);
-                self.routes.push(Route {
+                let route = Route {
                     service: record.key.clone(),
                     port: published,
                     protocol: port.protocol,
                     host_ip: port.host_ip,
                     endpoints,
-                });
+                };
+                if record.removed { self.hand_over(route) } else { self.routes.push(route) }
             }
         }
         self.routes.sort_by_key(|route| (route.port, route.protocol, route.service.clone()));
+    }
+    /// The port of a service that a release removes: whoever takes it over leads to its tasks beside its own.
+    fn hand_over(&mut self, left: Route) {
+        let same_address = |route: &Route| match (route.host_ip, left.host_ip) {
+            (Some(one), Some(other)) => one == other,
+            (None, _) | (_, None) => true,
+        };
+        let is_it = |route: &&mut Route| {
+            (route.port, route.protocol) == (left.port, left.protocol) && same_address(route)
+        };
+        match self.routes.iter_mut().find(is_it) {
+            Some(route) if route.service.app == left.service.app => {
+                route.endpoints.extend(left.endpoints);
+                route.endpoints.sort_unstable();
+            }
+            // Another app was given the port meanwhile.
+            Some(_) => {}
+            None if left.endpoints.is_empty() => {}
+            None => self.routes.push(left),
+        }
     }
     fn add_service_routes(&mut self) {
         self.services = routing::routes(self);

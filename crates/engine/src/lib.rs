@@ -34,6 +34,8 @@ mod plan;
 mod properties;
 mod quota;
 mod rebalance;
+#[cfg(test)]
+mod removal;
 mod rollout;
 mod routes;
 mod routing;

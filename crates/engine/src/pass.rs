@@ -12,8 +12,8 @@ use std::{
 use ipnet::Ipv4Net;
 use wharf_model::{
     AppKey, AppRecord, Availability, Generation, NetworkId, NetworkRecord, NodeId, NodeState, Phase,
-    PlacementStrategy, Release, Relocation, ServiceKey, ServiceName, ServiceRecord, ServiceRevision, Slot,
-    SlotOf, StopReason, Task, TaskId, Timestamp, VolumeId, VolumeRecord,
+    PlacementStrategy, Release, Relocation, RolloutState, ServiceKey, ServiceName, ServiceRecord,
+    ServiceRevision, Slot, SlotOf, StopReason, Task, TaskId, Timestamp, VolumeId, VolumeRecord,
 };
 
 use crate::{
@@ -58,6 +58,8 @@ pub(crate) struct Service<'a> {
     pub(crate) revision: Option<&'a ServiceRevision>,
     /// The generations whose tasks need no replacing: those whose containers are made just as the wanted ones.
     pub(crate) fitting: BTreeSet<Generation>,
+    /// The release under way removes it, and it serves until the rest of that is in place.
+    pub(crate) goes_last: bool,
     tasks: Whose,
 }
 
@@ -76,7 +78,7 @@ impl<'a> Service<'a> {
         revision: Option<&'a ServiceRevision>,
         fitting: BTreeSet<Generation>,
     ) -> Self {
-        Self { record, revision, fitting, tasks: Whose::Fitting }
+        Self { record, revision, fitting, goes_last: false, tasks: Whose::Fitting }
     }
 }
 impl Service<'_> {
@@ -95,7 +97,36 @@ impl Service<'_> {
     }
     /// Whether it wants no tasks.
     pub(crate) const fn is_unwanted(&self, app: &AppRecord) -> bool {
-        app.removed || self.record.removed || self.record.stopped
+        app.removed || self.record.stopped || (self.record.removed && !self.goes_last)
+    }
+}
+
+/// Notes which services go last: those that a release removes which is not in place yet. They serve until then, since what is to take
+/// over their names, routes and ports may not be there. Not those that have something which nobody else could have beside them, and not
+/// what depends on such a one.
+fn note_last(services: &mut [Service<'_>], app: &AppRecord) {
+    let returns = || app.previous.as_ref().is_some_and(|previous| rollout::is_return(app, previous));
+    let is_in_place = match app.rollout.state {
+        RolloutState::Progressing => false,
+        // What it has not replaced is left alone, also what it would have removed.
+        RolloutState::Failed => returns(),
+        RolloutState::Done | RolloutState::RolledBack | RolloutState::Superseded => true,
+    };
+    if app.removed || is_in_place {
+        return;
+    }
+    let mut first = BTreeSet::new();
+    for service in services.iter_mut().filter(|service| service.record.removed) {
+        let goes_first = service.record.stopped
+            || service.revision.is_some_and(|revision| {
+                let mut dependencies = spec::dependencies(&revision.spec).into_keys();
+                spec::stop_first(&revision.spec, None, true).is_some()
+                    || dependencies.any(|dependency| first.contains(&dependency))
+            });
+        service.goes_last = !goes_first;
+        if goes_first {
+            first.insert(service.name().clone());
+        }
     }
 }
 
@@ -139,18 +170,21 @@ impl<'a> Pass<'a> {
             let key = &service.record.key;
             (key.clone(), world.tasks_of(key).cloned().collect())
         });
+        let tasks = tasks.collect();
+        let mut services = spec::in_order(services, |service| {
+            let dependencies = service.revision.map(|revision| spec::dependencies(&revision.spec));
+            (service.name().clone(), dependencies.unwrap_or_default())
+        });
+        note_last(&mut services, app);
         Self {
             world,
             app,
             release: world.release(&app.key, app.release).map(|release| &**release),
             now,
             ids,
-            tasks: tasks.collect(),
+            tasks,
             hooks: world.hooks_of(&app.key).cloned().collect(),
-            services: spec::in_order(services, |service| {
-                let dependencies = service.revision.map(|revision| spec::dependencies(&revision.spec));
-                (service.name().clone(), dependencies.unwrap_or_default())
-            }),
+            services,
             networks: BTreeMap::new(),
             volumes: BTreeMap::new(),
             places: Places::new(world, now),
@@ -569,5 +603,5 @@ fn service<'a>(world: &'a World, record: &'a ServiceRecord) -> Service<'a> {
     let revision = world.revision_of(&record.key, record.generation).map(|revision| &**revision);
     let fitting = strategy::fitting(world, &record.key, record.generation);
     let others = strategy::beside(world, record).into_iter().flat_map(|(_, generations)| generations);
-    Service { record, revision, fitting, tasks: Whose::AllBut(others.collect()) }
+    Service { record, revision, fitting, goes_last: false, tasks: Whose::AllBut(others.collect()) }
 }

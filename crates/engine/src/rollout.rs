@@ -20,7 +20,7 @@ use crate::{
     pass::Pass,
     passage,
     strategy::{self, Course},
-    tasks::{ServiceStanding, Standing},
+    tasks::{self, ServiceStanding, Standing},
 };
 
 pub(crate) fn decide(pass: &mut Pass<'_>, services: &[ServiceStanding]) {
@@ -62,7 +62,7 @@ fn carry_out(pass: &mut Pass<'_>, rollout: &mut Rollout, services: &[ServiceStan
         Course::Underway => return Outcome::Underway,
         Course::Through => {}
     }
-    if !settled || !is_led_to_everywhere(pass) {
+    if !settled || !is_led_to_everywhere(pass) || tasks::let_last_go(pass) {
         return Outcome::Underway;
     }
     match hooks::run(pass, rollout, HookStage::After) {
@@ -102,7 +102,7 @@ fn returning(pass: &mut Pass<'_>, rollout: Rollout, services: &[ServiceStanding]
             let reason = format!("{reason}; and the return failed: {why}");
             end(pass, rollout, RolloutState::Failed, reason);
         }
-        None if settled(pass, services.iter()) && is_led_to_everywhere(pass) => {
+        None if settled(pass, services.iter()) && is_led_to_everywhere(pass) && !tasks::let_last_go(pass) => {
             end(pass, rollout, RolloutState::RolledBack, reason);
         }
         None => {}

@@ -5,6 +5,7 @@
 //!   that a task does not listen on.
 //! - A route that only tasks of an earlier generation have stays until these go. One that a release gives to another service is answered by
 //!   the first until the other is ready for it.
+//! - What a release removes serves until the rest of it is in place: a route that another service takes over leads to the tasks of both.
 //! - A route that a release adds begins when a task is ready for it; until then whatever answered before does. Once the release is over it
 //!   is there, with tasks or without.
 //! - Only ready tasks that nobody asked to stop are led to. Everything is sorted: equal states give equal tables.
@@ -63,7 +64,11 @@ pub(crate) fn routes(assigner: &Assigner<'_>) -> Vec<ServiceRoute> {
     let mut routes = Vec::new();
     for app in world.apps().filter(|app| !app.removed) {
         let services = world.services_of(&app.key).filter_map(|record| Routed::of(assigner, record));
-        let services: Vec<_> = services.collect();
+        let (mut services, removed): (Vec<_>, Vec<_>) = services.partition(|service| !service.record.removed);
+        for mut service in removed {
+            service.hand_over(&mut services);
+            services.push(service);
+        }
         let coming: Vec<_> = services.iter().flat_map(Routed::coming).cloned().collect();
         routes.extend(services.into_iter().flat_map(|service| service.routes(assigner, &coming)));
     }
@@ -289,6 +294,29 @@ impl<'w> Routed<'w> {
     }
     fn coming(&self) -> impl Iterator<Item = &RouteSpec> {
         self.coming.iter().filter_map(|number| self.drafts.get(*number)).map(|draft| &draft.route)
+    }
+    /// Of a service that a release removes: those that take over its routes lead to its tasks beside their own.
+    fn hand_over(&mut self, others: &mut [Self]) {
+        for draft in &mut self.drafts {
+            let mut left = Some(draft.route.clone());
+            for other in others.iter_mut().filter(|other| !other.record.removed) {
+                for (number, taken) in other.drafts.iter_mut().enumerate() {
+                    if !(has(&draft.route, &taken.route) || has(&taken.route, &draft.route)) {
+                        continue;
+                    }
+                    let tasks = self.serving.iter().filter(|task| task.share.is_led_to());
+                    taken.sets.extend(tasks.filter_map(|task| task.entry(&taken.route, draft.route.port)));
+                    if !taken.sets.is_empty() {
+                        other.coming.remove(&number);
+                    }
+                    left = left.and_then(|left| left_over(&left, std::slice::from_ref(&taken.route)));
+                }
+            }
+            match left {
+                Some(route) => draft.route = route,
+                None => draft.sets.clear(),
+            }
+        }
     }
 
     fn routes(mut self, assigner: &Assigner<'_>, coming: &[RouteSpec]) -> Vec<ServiceRoute> {

@@ -12,8 +12,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use wharf_model::{
     Availability, DependencyCondition, Generation, Health, Millis, Mode, NodeId, NodeState, Phase,
-    RestartCondition, RestartPolicy, RolloutState, ServiceKey, ServiceName, ServiceRevision, ServiceSpec,
-    Slot, SlotOf, StopReason, Task, TaskId, Timestamp, UpdatePolicy,
+    RestartCondition, RestartPolicy, RolloutState, ServiceKey, ServiceName, ServiceRecord, ServiceRevision,
+    ServiceSpec, Slot, SlotOf, StopReason, Task, TaskId, Timestamp, UpdatePolicy,
 };
 
 use crate::{
@@ -53,7 +53,11 @@ pub(crate) fn decide(pass: &mut Pass<'_>) -> Vec<ServiceStanding> {
     let services = pass.services.clone();
     let mut standings = Vec::new();
     for service in &services {
-        let seats = if service.is_unwanted(pass.app) {
+        let seats = if service.goes_last {
+            // What ends of it by itself is not replaced.
+            pass.wait(About::Service(service.record.key.clone()), Reason::GoesLast);
+            vec![Standing::Settled]
+        } else if service.is_unwanted(pass.app) {
             strategy::clear(pass, service);
             vec![stop_all(pass, service)]
         } else {
@@ -61,7 +65,22 @@ pub(crate) fn decide(pass: &mut Pass<'_>) -> Vec<ServiceStanding> {
         };
         standings.push(ServiceStanding { name: service.name().clone(), seats });
     }
+    // It makes room where there is none for what comes.
+    if pass.out.waiting.iter().any(|waiting| matches!(waiting.reason, Reason::NoPlace(_))) {
+        let_last_go(pass);
+    }
     standings
+}
+
+/// Has the services go now that a release removes last. Answers whether there are any.
+pub(crate) fn let_last_go(pass: &mut Pass<'_>) -> bool {
+    let last: Vec<_> = pass.services.iter().filter(|service| service.goes_last).cloned().collect();
+    pass.out.waiting.retain(|waiting| !matches!(waiting.reason, Reason::GoesLast));
+    for service in &last {
+        pass.put_service(ServiceRecord { stopped: true, sets: Vec::new(), ..service.record.clone() });
+        stop_all(pass, service);
+    }
+    !last.is_empty()
 }
 
 /// A service that wants no tasks: dependents stop before what they depend on.
@@ -92,7 +111,8 @@ fn stop_all(pass: &mut Pass<'_>, service: &Service<'_>) -> Standing {
 /// Services after this one in the order of start that are to stop too, depend on it, and still have tasks.
 fn stopping_dependents(pass: &Pass<'_>, service: &Service<'_>) -> Vec<ServiceName> {
     let later = pass.services.iter().skip_while(|other| other.name() != service.name()).skip(1);
-    let stopping = later.filter(|other| other.is_unwanted(pass.app)).filter(|other| {
+    let goes = |other: &&Service<'_>| other.goes_last || other.is_unwanted(pass.app);
+    let stopping = later.filter(goes).filter(|other| {
         let depends =
             |revision: &ServiceRevision| spec::dependencies(&revision.spec).contains_key(service.name());
         other.revision.is_some_and(depends)

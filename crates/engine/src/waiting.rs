@@ -97,6 +97,8 @@ pub enum Reason {
         /// How it is.
         state: DependencyState,
     },
+    /// The release removes the service, and it serves until the rest of the release is in place.
+    GoesLast,
     /// Services that depend on this one stop first.
     Dependents {
         /// Which still have tasks.
@@ -397,6 +399,7 @@ impl Waiting {
             Reason::NoPlace(because) | Reason::Stays { because, .. } => because.is_for_want_of_room(),
             Reason::NoNetwork { .. } | Reason::MakingRoom { .. } => true,
             Reason::Dependency { .. }
+            | Reason::GoesLast
             | Reason::Dependents { .. }
             | Reason::Backoff { .. }
             | Reason::CrashLoop { .. }
@@ -437,6 +440,7 @@ impl fmt::Display for Waiting {
                 write!(f, "{about} waits for room on {node}: {} {make} way for it", tasks.join(", "))
             }
             Reason::Dependency { on, condition, state } => dependency(f, about, on, *condition, state),
+            Reason::GoesLast => write!(f, "{about} goes once the rest of the release is in place"),
             Reason::Dependents { services } => {
                 let names = services.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
                 write!(f, "{about} stops once {names}, which depends on it, has stopped")
