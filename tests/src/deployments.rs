@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sched::{CloneFlags, setns};
 use wharf_testkit::cluster::{Cluster, Node, try_wait_until};
 
@@ -20,8 +20,6 @@ use crate::{
 
 /// How long anything of a cluster may take that is not measured.
 const SOON: Duration = Duration::from_secs(120);
-/// The host that clients ask for; with `sticky.` in front for those that keep their cookies.
-pub const HOST: &str = "app.test";
 
 /// What is done to a cluster in the middle of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,24 +34,45 @@ pub enum Fault {
     ServerKilled,
 }
 
+/// What the next deployment changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The version.
+    Version,
+    /// The version, and every other one has this in its environment besides: it fails, and the app has to be as it was.
+    Fails(&'static [(&'static str, &'static str)]),
+    /// The version, and another service takes the place of the one that there is, with its routes.
+    Service,
+    /// The number of tasks: by turns one, and as many as the case says.
+    Scale,
+}
+
 /// One thing that is tried.
 #[derive(Debug, Clone)]
 pub struct Case {
     /// What it is called.
     pub name: &'static str,
+    /// What the app is called. Its host is this and `.test`; with `sticky.` in front for those that keep their cookies.
+    pub app: String,
     /// Tasks of the service.
     pub replicas: u32,
     /// The nodes that are asked.
     pub gateways: Vec<u8>,
     /// The service's environment, beside its version.
     pub environment: Vec<(&'static str, &'static str)>,
+    /// `update_config` of the service.
+    pub update: &'static str,
     /// `x-wharf` of the service, beside its routes: lines with six spaces in front.
     pub wharf: &'static str,
     /// Who asks.
     pub clients: Vec<(Kind, usize)>,
+    /// How long each waits between an answer and the next request.
+    pub pause: Duration,
     /// How often the app is replaced.
     pub deployments: u32,
-    /// What happens in the middle of the second deployment, and every fourth after it.
+    /// What each deployment is.
+    pub change: Change,
+    /// What happens in the middle of every second deployment.
     pub fault: Option<Fault>,
 }
 
@@ -69,12 +88,16 @@ impl Case {
         ];
         Self {
             name,
+            app: "app".to_owned(),
             replicas: 3,
             gateways: vec![1, 2, 3],
             environment: vec![("START_DELAY_MS", "1000")],
+            update: "",
             wharf: "",
             clients,
+            pause: Duration::from_millis(3),
             deployments,
+            change: Change::Version,
             fault: None,
         }
     }
@@ -85,16 +108,71 @@ impl Case {
         Self { gateways: gateways.to_vec(), ..self }
     }
 
+    /// The host that its clients ask for.
+    pub fn host(&self) -> String {
+        format!("{}.test", self.app)
+    }
+
     /// The Compose file with this version.
     pub fn file(&self, version: u32, more: &[(&str, &str)]) -> String {
         let environment = self.environment.iter().chain(more);
         let environment: String = environment.map(|(name, value)| format!(", {name}: \"{value}\"")).collect();
+        let service =
+            if self.change == Change::Service { format!("web{}", version % 2) } else { "web".to_owned() };
+        let host = self.host();
         format!(
-            "name: app\nservices:\n  web:\n    image: wharf/testserver:1\n    environment: {{NAME: \"v{version}\"{environment}}}\n    \
-             deploy: {{replicas: {}}}\n    x-wharf:\n{}      routes:\n      - {{host: {HOST}, port: 8080}}\n      \
-             - {{host: sticky.{HOST}, port: 8080, sticky: true}}\n",
-            self.replicas, self.wharf
+            "name: {}\nservices:\n  {service}:\n    image: wharf/testserver:1\n    environment: {{NAME: \"v{version}\"{environment}}}\n    \
+             deploy: {{replicas: {}, update_config: {{{}}}}}\n    x-wharf:\n{}      routes:\n      - {{host: {host}, port: 8080}}\n      \
+             - {{host: sticky.{host}, port: 8080, sticky: true}}\n",
+            self.app, self.replicas, self.update, self.wharf
         )
+    }
+
+    /// How it is asked at these addresses.
+    fn plan(&self, targets: Vec<SocketAddr>) -> Plan {
+        Plan {
+            clients: self.clients.clone(),
+            targets,
+            resolve: None,
+            host: self.host(),
+            pause: self.pause,
+            // Such an answer of a version that fails is the app's own word.
+            may_fail: matches!(self.change, Change::Fails(_)),
+        }
+    }
+
+    /// Carries out a deployment, and answers whether it was done; a fault was to be had in the middle of it.
+    fn deploy(&self, fleet: &Fleet, version: u32) -> Result<()> {
+        let fails = match self.change {
+            Change::Scale => {
+                let tasks = if version % 2 == 1 { 1 } else { self.replicas };
+                let words = ["scale", "-p", &self.app, &format!("web={tasks}")];
+                return fleet.try_wharf(words)?.text().map(drop);
+            }
+            Change::Fails(environment) if version % 2 == 1 => Some(environment),
+            Change::Version | Change::Service | Change::Fails(_) => None,
+        };
+        let file = fleet.file(&self.app, &self.file(version, fails.unwrap_or_default()));
+        if self.fault.is_some() && version.is_multiple_of(2) {
+            return self.deploy_with_fault(fleet, &file);
+        }
+        let output = fleet.try_wharf(["up", "-y", "-f", &file])?;
+        let returned = || format!("{}{}", output.stdout, output.stderr).contains("returned to release");
+        let is_right = if fails.is_some() { output.code == 1 && returned() } else { output.is_success() };
+        ensure!(is_right, "deployment {version} of {}: {output:?}", self.name);
+        Ok(())
+    }
+
+    fn deploy_with_fault(&self, fleet: &Fleet, file: &str) -> Result<()> {
+        let Some(fault) = self.fault else { return Ok(()) };
+        let mut rollout = fleet.spawn(["up", "-y", "-f", file]);
+        thread::sleep(Duration::from_millis(1200));
+        happens(fleet, fault)?;
+        while rollout.is_running() {
+            thread::sleep(Duration::from_millis(50));
+        }
+        // Whoever watched may have lost its server: what counts is how the release ended.
+        try_wait_until(SOON, "the release is done", || settled(fleet, file))
     }
 }
 
@@ -115,11 +193,12 @@ impl Outcome {
         let all = load::total(&self.report);
         let mean = self.took.iter().sum::<Duration>().as_secs_f64() / self.took.len().max(1) as f64;
         format!(
-            "{name:44} {:>6} {:>9} {:>6} {:>8.4} {:>10} {:>9.2} {:>9.3}",
+            "{name:44} {:>6} {:>9} {:>6} {:>8.4} {:>8} {:>10} {:>9.2} {:>9.3}",
             self.took.len(),
             all.asked,
             all.lost,
             all.lost as f64 * 100.0 / all.asked.max(1) as f64,
+            all.failed,
             all.unanswered_at_close,
             mean,
             all.slowest.as_secs_f64(),
@@ -128,8 +207,8 @@ impl Outcome {
     /// What stands above the lines.
     pub fn head() -> String {
         format!(
-            "{:44} {:>6} {:>9} {:>6} {:>8} {:>10} {:>9} {:>9}",
-            "case", "deploy", "asked", "lost", "lost %", "ws closed", "s/deploy", "slowest s"
+            "{:44} {:>6} {:>9} {:>6} {:>8} {:>8} {:>10} {:>9} {:>9}",
+            "case", "deploy", "asked", "lost", "lost %", "app's 500", "ws closed", "s/deploy", "slowest s"
         )
     }
     /// Each kind that lost something, and how.
@@ -145,81 +224,35 @@ impl Outcome {
     }
 }
 
-/// Replaces the app of a case under load, on machines that have it not yet.
+/// Replaces the app of a case under load, on machines that have it not yet. Cases whose apps are called differently may go on at once.
 pub fn ours(fleet: &Fleet, case: &Case) -> Result<Outcome> {
-    up(fleet, &case.file(0, &[]))?;
-    let targets: Vec<_> =
-        case.gateways.iter().map(|node| SocketAddr::from((fleet.node(*node).address(), 80))).collect();
-    for target in &targets {
-        try_wait_until(SOON, "the app answers", || answers(fleet, *target))?;
-    }
-    let plan = Plan {
-        clients: case.clients.clone(),
-        targets,
-        resolve: None,
-        host: HOST.to_owned(),
-        pause: Duration::from_millis(3),
-        may_fail: false,
-    };
-    let mut notes = Vec::new();
-    let outcome = under_load(
+    up(fleet, &case.app, &case.file(0, &[]))?;
+    let plan = case.plan(targets(fleet, &case.gateways, &case.host())?);
+    let (report, took) = under_load(
         &plan,
         |work| fleet.cluster.in_network(work).and_then(|report| report),
         |version| {
-            let file = fleet.file("app", &case.file(version, &[]));
             let since = Instant::now();
-            let fault = case.fault.filter(|_| version % 4 == 2);
-            if let Some(fault) = fault {
-                let mut rollout = fleet.spawn(["up", "-y", "-f", &file]);
-                thread::sleep(Duration::from_millis(1200));
-                happens(fleet, fault)?;
-                while rollout.is_running() {
-                    thread::sleep(Duration::from_millis(50));
-                }
-                // Whoever watched may have lost its server: what counts is how the release ended.
-                try_wait_until(SOON, "the release is done", || settled(fleet, &file))?;
-            } else {
-                let output = fleet.try_wharf(["up", "-y", "-f", &file])?;
-                if !output.is_success() {
-                    bail!("deployment {version} of {}: {output:?}", case.name);
-                }
-            }
+            case.deploy(fleet, version)?;
             Ok(since.elapsed())
         },
         case.deployments,
     )?;
-    let (report, took) = outcome;
+    let mut notes = Vec::new();
     let newest = format!("v{}", case.deployments);
-    if !load::total(&report).names.contains_key(&newest) {
+    if case.change != Change::Scale && !load::total(&report).names.contains_key(&newest) {
         notes.push(format!("nobody was answered by {newest}"));
     }
-    fleet.try_wharf(["down", "-y", "-p", "app"])?.text()?;
+    fleet.try_wharf(["down", "-y", "-p", &case.app])?.text()?;
     Ok(Outcome { report, took, notes })
 }
 
-/// Asks the app that is there already at these gateways, without pause, as long as `work` goes on.
+/// Asks the app of a case, which is there already, without pause, as long as `work` goes on.
 ///
 /// # Errors
 /// If the clients cannot be started. What they meet is in the report.
-pub fn while_asked<T>(
-    fleet: &Fleet,
-    gateways: &[u8],
-    clients: &[(Kind, usize)],
-    work: impl FnOnce() -> T,
-) -> Result<(Report, T)> {
-    let targets: Vec<_> =
-        gateways.iter().map(|node| SocketAddr::from((fleet.node(*node).address(), 80))).collect();
-    for target in &targets {
-        try_wait_until(SOON, "the app answers", || answers(fleet, *target))?;
-    }
-    let plan = Plan {
-        clients: clients.to_vec(),
-        targets,
-        resolve: None,
-        host: HOST.to_owned(),
-        pause: Duration::from_millis(3),
-        may_fail: false,
-    };
+pub fn while_asked<T>(fleet: &Fleet, case: &Case, work: impl FnOnce() -> T) -> Result<(Report, T)> {
+    let plan = case.plan(targets(fleet, &case.gateways, &case.host())?);
     let watch = Arc::new(Watch::default());
     thread::scope(|scope| {
         let asking = Arc::clone(&watch);
@@ -229,6 +262,16 @@ pub fn while_asked<T>(
         let report = load.join().map_err(|_| anyhow!("the clients panicked"))???;
         Ok((report, done))
     })
+}
+
+/// Where gateways listen, once each answers for this host.
+fn targets(fleet: &Fleet, gateways: &[u8], host: &str) -> Result<Vec<SocketAddr>> {
+    let targets: Vec<_> =
+        gateways.iter().map(|node| SocketAddr::from((fleet.node(*node).address(), 80))).collect();
+    for target in &targets {
+        try_wait_until(SOON, "the app answers", || answers(fleet, *target, host))?;
+    }
+    Ok(targets)
 }
 
 /// `up` of what is there already ends at once.
@@ -257,22 +300,22 @@ fn under_load(
     })
 }
 
-fn up(fleet: &Fleet, file: &str) -> Result<()> {
-    fleet.try_wharf(["up", "-y", "-f", &fleet.file("app", file)])?.text().map(drop)
+fn up(fleet: &Fleet, app: &str, file: &str) -> Result<()> {
+    fleet.try_wharf(["up", "-y", "-f", &fleet.file(app, file)])?.text().map(drop)
 }
 
-/// Whether the app's own host is answered there.
-fn answers(fleet: &Fleet, target: SocketAddr) -> Result<()> {
+/// Whether this host is answered there.
+fn answers(fleet: &Fleet, target: SocketAddr, host: &str) -> Result<()> {
     let output = fleet.cluster.client_exec([
         "curl",
         "-sf",
         "--max-time",
         "5",
         "-H",
-        &format!("Host: {HOST}"),
+        &format!("Host: {host}"),
         &format!("http://{target}/"),
     ])?;
-    ensure!(output.is_success(), "{target} does not answer for {HOST}: {output:?}");
+    ensure!(output.is_success(), "{target} does not answer for {host}: {output:?}");
     Ok(())
 }
 
@@ -409,7 +452,7 @@ fn by_name(clients: &[(Kind, usize)]) -> Plan {
         targets: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))],
         resolve: Some("web".to_owned()),
         host: "web".to_owned(),
-        pause: Duration::from_millis(3),
+        pause: Duration::from_millis(10),
         may_fail: false,
     }
 }

@@ -74,7 +74,7 @@ pub struct Plan {
     pub host: String,
     /// How long a client waits between an answer and the next request.
     pub pause: Duration,
-    /// Answers in 5xx are right as well: for releases that are to fail.
+    /// Answers with 500 are right as well, which gateways do not give by themselves: for releases that are to fail.
     pub may_fail: bool,
 }
 
@@ -85,7 +85,7 @@ pub struct Figures {
     pub asked: u64,
     /// Those that were lost.
     pub lost: u64,
-    /// Answered by 5xx, where that may be. Not lost.
+    /// Answered with 500, where that may be. Not lost.
     pub failed: u64,
     /// Messages that a closed WebSocket had not answered.
     pub unanswered_at_close: u64,

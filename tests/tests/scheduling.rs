@@ -68,7 +68,8 @@ fn a_node_is_drained_and_takes_its_share_again_without_a_request_lost() {
     let fleet = Fleet::start(3);
     // What moves here moves because the test says so.
     exits(&fleet, 0, ["rebalance", "default", "--automatic", "off"]);
-    let case = Case { replicas: 6, ..Case::new("moves", 0) };
+    let clients = vec![(Kind::KeepAlive, 6), (Kind::Fresh, 3), (Kind::Post, 2), (Kind::Http2, 2)];
+    let case = Case { replicas: 6, clients, ..Case::new("moves", 0) };
     exits(&fleet, 0, ["up", "-y", "-f", &fleet.file("app", &case.file(1, &[]))]);
     let even: BTreeMap<_, _> = ["n1", "n2", "n3"].map(|node| (node.to_owned(), 2)).into();
     assert_eq!(on_each(&fleet).unwrap(), even);
@@ -78,8 +79,7 @@ fn a_node_is_drained_and_takes_its_share_again_without_a_request_lost() {
     assert_eq!(slots.len(), 6, "{explained}");
     assert!(slots.iter().all(|slot| slot["able"] == 3 && !items(&slot["why"]).is_empty()), "{explained}");
 
-    let clients = [(Kind::KeepAlive, 6), (Kind::Fresh, 3), (Kind::Post, 2), (Kind::Http2, 2)];
-    let (report, (most, moved)) = deployments::while_asked(&fleet, &[1, 2, 3], &clients, || {
+    let (report, (most, moved)) = deployments::while_asked(&fleet, &case, || {
         most_tasks(&fleet, || -> Result<Output> {
             let drained = fleet.try_wharf(["node", "drain", "n3", "--timeout", "100"])?;
             ensure!(drained.code == 0, "{drained:?}");

@@ -15,7 +15,7 @@ use hickory_proto::{
 };
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
-    Request, Response,
+    Request, Response, StatusCode,
     body::Incoming,
     client::conn::{http1, http2},
     header,
@@ -201,7 +201,7 @@ impl Client {
             Err(_) => return Err(format!("{status}, and the body did not end in time")),
         };
         self.figures.slowest = self.figures.slowest.max(since.elapsed());
-        if self.may_fail && status.is_server_error() {
+        if self.may_fail && status == StatusCode::INTERNAL_SERVER_ERROR {
             self.figures.failed += 1;
             return Ok(());
         }
@@ -254,7 +254,13 @@ impl Client {
                         unsent += 1;
                         Ok(())
                     }
-                    Err(error) => Err(chain(&error.into_error())),
+                    Err(error) => match error.into_error() {
+                        error if is_left_out(&error) => {
+                            unsent += 1;
+                            Ok(())
+                        }
+                        error => Err(chain(&error)),
+                    },
                 };
                 if let Err(error) = checked
                     && let Some(earlier) = lost.replace(error)
@@ -363,4 +369,13 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Whether an HTTP/2 connection was ended in order, and the server says that it has not looked at this request (RFC 9113, 6.8: those of
+/// streams above the last that a GOAWAY names), or it was not even sent. Other requests on it are answered.
+fn is_left_out(error: &hyper::Error) -> bool {
+    let error = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    error.is_some_and(|error| {
+        error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+    })
 }
