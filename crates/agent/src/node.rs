@@ -49,7 +49,7 @@ use crate::{
         KernelNetwork, Mend, host_subnets,
         sandbox::{Sandbox, sandboxes},
     },
-    peers::{self, Echoes, Unheard, Watching},
+    peers::{self, Echoes, Silence, Unheard, Watching},
     registry::RegistryLogins,
     reports::{Report, Reports},
     runtime::{
@@ -311,7 +311,7 @@ struct Inner {
     /// How other nodes are listened for, until somebody does.
     echoes: Mutex<Option<Box<dyn Echoes>>>,
     /// The nodes that do not answer this one.
-    silent: Mutex<BTreeSet<NodeId>>,
+    silence: Mutex<Silence>,
     /// What was last read of the machine.
     outside: Mutex<Option<Outside>>,
     /// When what the engine has was last found to be what is wanted.
@@ -411,7 +411,7 @@ impl NodeAgent {
             unkept: Mutex::default(),
             unserved: AtomicBool::new(false),
             echoes: Mutex::default(),
-            silent: Mutex::default(),
+            silence: Mutex::default(),
             outside: Mutex::default(),
             looked_at: Mutex::default(),
         };
@@ -722,12 +722,13 @@ impl Inner {
         let mut watching = Watching::default();
         loop {
             if let Some(set) = self.held() {
-                watching.watch(&set.watched);
+                watching.watch(&set.watched, &set.routes.gone.values().copied().collect());
             }
             let answered = echoes.answered();
             let before = watching.view();
             let ask = watching.round(&answered);
             let view = watching.view();
+            let silence = watching.silence();
             if view != before {
                 for node in view.silent.difference(&before.silent) {
                     tracing::warn!(%node, "a node does not answer");
@@ -736,10 +737,10 @@ impl Inner {
                     tracing::info!(%node, "a node is heard again, or not listened for any more");
                 }
                 self.reports.peers(&view);
-                if view.silent != before.silent {
-                    *self.silent.lock() = view.silent;
-                    self.wake.notify_one();
-                }
+            }
+            if *self.silence.lock() != silence {
+                *self.silence.lock() = silence;
+                self.wake.notify_one();
             }
             echoes.send(&ask);
             tokio::select! {
@@ -888,7 +889,7 @@ impl Inner {
         self.plane.prepare_tunnels(set.wireguard.as_ref()).await;
         let unready = self.plane.prepare(&set.networks).await;
         let departed = self.departed(&set);
-        let unheard = Unheard::of(&set, &self.silent.lock());
+        let unheard = Unheard::of(&set, &self.silence.lock());
         let (names, sources) = (unheard.without(departed.without(&set.dns)), sources(&set));
         let sandboxes = sandboxes(&set, &names);
         self.adopt_sandboxes(&set, &sandboxes).await;

@@ -49,6 +49,8 @@ pub struct Assigner<'a> {
     shunned: BTreeSet<TaskId>,
     /// Tasks of nodes that are suspected or given up, to which nothing is sent.
     unheard: BTreeSet<TaskId>,
+    /// Of these, the ones that are not waited for any more.
+    gone: BTreeMap<TaskId, NodeId>,
     ring: Ring,
 }
 
@@ -73,10 +75,12 @@ impl<'a> Assigner<'a> {
             mesh: Mesh::of(world),
             shunned: BTreeSet::new(),
             unheard: BTreeSet::new(),
+            gone: BTreeMap::new(),
             ring: Ring::of(world),
         };
         assigner.shunned = assigner.shun();
         assigner.unheard = assigner.unheard();
+        assigner.gone = assigner.gone();
         for task in world.tasks().filter(|task| !task.is_over()) {
             assigner.add_member(task);
             assigner.add_names(task);
@@ -151,6 +155,22 @@ impl<'a> Assigner<'a> {
         // What ended otherwise than with its node has answered what it would.
         let is_away = |task: &&Arc<Task>| !task.is_over() || task.status.phase == Phase::Lost;
         tasks.filter(|task| is_away(task) && !self.is_up(task)).map(|task| task.id).collect()
+    }
+
+    /// Those of them that are given up, with their nodes: the node counts as down, or the task was lost with it and will be removed should the
+    /// node come back. One of a node that is only suspected may go on any moment with what was begun. What left in order is not among them
+    /// while its node is there.
+    ///
+    /// That a server does not hear a node is no proof that nobody does. So this ends nothing yet: gateways hear of it only where their own
+    /// nodes do not hear the node either (see [`RouteTable::gone`]).
+    fn gone(&self) -> BTreeMap<TaskId, NodeId> {
+        let unheard = self.unheard.iter().filter_map(|task| self.world.task(*task));
+        let given_up = unheard.filter_map(|task| {
+            let node = self.world.node(task.node?)?;
+            let is_gone = node.state() == NodeState::Down || task.status.phase == Phase::Lost;
+            is_gone.then_some((task.id, node.record.id))
+        });
+        given_up.collect()
     }
 
     pub(crate) const fn world(&self) -> &'a World {
@@ -299,6 +319,7 @@ impl<'a> Assigner<'a> {
             services: self.services.clone(),
             certificates: self.certificates.clone(),
             unheard: self.unheard.clone(),
+            gone: self.gone.clone(),
             ..RouteTable::of_ports(self.world.revision, self.routes.clone())
         };
         let ports = table.routes.iter_mut().flat_map(|route| &mut route.endpoints);

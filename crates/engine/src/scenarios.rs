@@ -454,12 +454,13 @@ fn nothing_is_sent_to_a_suspected_node_where_others_serve_and_nothing_is_replace
 
     cluster.set_suspected(n, true);
     cluster.settle();
-    let unheard = |cluster: &Cluster| Assigner::new(&cluster.world).for_node(node_id(1)).routes.unheard;
+    let routes = |cluster: &Cluster| Assigner::new(&cluster.world).for_node(node_id(1)).routes;
     assert_eq!(
-        unheard(&cluster),
+        routes(&cluster).unheard,
         [shunned].into(),
         "what is asked of it is not waited for; of the only one it is"
     );
+    assert_eq!(routes(&cluster).gone, BTreeMap::new(), "it may come back to what was begun");
     for node in [1, asker] {
         let led_to = cluster.led_to(node, "web");
         assert!(led_to.len() == 2 && !led_to.contains(&shunned), "{led_to:?}");
@@ -476,7 +477,7 @@ fn nothing_is_sent_to_a_suspected_node_where_others_serve_and_nothing_is_replace
 
     cluster.set_suspected(n, false);
     cluster.settle();
-    assert_eq!((cluster.led_to(1, "web").len(), unheard(&cluster)), (6, BTreeSet::new()));
+    assert_eq!((cluster.led_to(1, "web").len(), routes(&cluster).unheard), (6, BTreeSet::new()));
 }
 
 #[test]
@@ -510,7 +511,44 @@ fn tasks_of_a_missing_node_that_may_run_twice_are_replaced_before_it_is_down_and
         let routes = Assigner::new(&cluster.world).for_node(node_id(1)).routes;
         let serving = before.iter().flatten().filter(|task| routes.unheard.contains(task)).count();
         assert_eq!((routes.unheard.contains(&lost.id), serving), (true, 0));
+        assert_eq!(routes.gone, [(lost.id, node_id(n))].into(), "what waits for certainty may go on");
     }
+}
+
+#[test]
+fn what_is_under_way_with_tasks_ends_once_their_node_is_down_and_not_because_they_leave() {
+    let mut cluster = Cluster::of(2);
+    let web = published(replicas(service("web"), 2), 8080, PublishMode::Ingress);
+    let db = published(with_volume(service("db"), "data"), 5432, PublishMode::Ingress);
+    cluster.up(&app(&[("web", web), ("db", db)]));
+    cluster.settle();
+    let gone = |cluster: &Cluster| Assigner::new(&cluster.world).for_node(node_id(1)).routes.gone;
+    let db = cluster.ready("db").remove(0);
+    let n = (1..=2).find(|n| db.node == Some(node_id(*n))).unwrap();
+    let there = |task: &&Task| task.node == db.node;
+    let web = cluster.ready("web").iter().find(there).unwrap().id;
+    cluster.ask(&Request::Scale([("web".parse().unwrap(), 0)].into()));
+    cluster.settle();
+    assert_eq!(gone(&cluster), BTreeMap::new(), "they are let go in order");
+    cluster.ask(&Request::Scale([("web".parse().unwrap(), 2)].into()));
+    cluster.settle();
+    let again = cluster.ready("web").iter().find(there).unwrap().id;
+
+    cluster.set_state(n, NodeState::Unreachable);
+    cluster.settle();
+    assert_eq!(gone(&cluster), BTreeMap::new(), "its agent may have been started anew");
+
+    cluster.set_state(n, NodeState::Down);
+    cluster.settle();
+    assert_eq!(
+        gone(&cluster),
+        [(again, node_id(n)), (db.id, node_id(n))].into(),
+        "also one that waits there for its data: {web} had ended before"
+    );
+
+    cluster.set_state(n, NodeState::Ready);
+    cluster.settle();
+    assert_eq!(gone(&cluster), BTreeMap::new());
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! - An endpoint is handed in when it has left the table and gets nothing new. What it still has was counted before that, so its number only
 //!   falls; a claim that finds its endpoint retired and gives up again may show for a moment.
 //! - A task counts by all its endpoints together, and not while the table has any of them.
+//! - What is under way with tasks that are [given up](Draining::give_up) is ended, each thing by whoever has it. A task that the table still leads to
+//!   is not given up, whoever says so.
 //! - Whoever watches [`Draining::changes`] hears at once when an endpoint has nothing left, and when the last client is gone. Numbers that merely
 //!   fall are for those who ask.
 
@@ -24,6 +26,8 @@ pub(crate) trait InUse: Send + Sync {
     fn task(&self) -> TaskId;
     /// Requests and connections that are under way with it (`SeqCst`: whoever was counted before it was retired is seen after).
     fn under_way(&self) -> u64;
+    /// Ends what is under way with it: nothing more comes of that. It is retired.
+    fn give_up(&self);
 }
 
 /// The gateway's endpoints that leave, and its clients.
@@ -55,6 +59,18 @@ impl Draining {
         state.leaving.retain(|endpoint| endpoint.under_way() > 0);
         drop(state);
         self.changed.send_replace(());
+    }
+
+    /// Ends what is under way with those of these tasks that the table does not have. Whether there is anything.
+    pub(crate) fn give_up(&self, is_gone: impl Fn(&TaskId) -> bool) -> bool {
+        let state = self.state.lock();
+        let away = |task| is_gone(&task) && !state.present.contains(&task);
+        let gone = state.leaving.iter().filter(|endpoint| away(endpoint.task()));
+        let gone: Vec<_> = gone.map(Arc::clone).collect();
+        drop(state);
+        // Not under the lock: what ends says so here.
+        gone.iter().for_each(|endpoint| endpoint.give_up());
+        !gone.is_empty()
     }
 
     /// A retired endpoint has nothing left.
@@ -116,6 +132,9 @@ mod tests {
         fn under_way(&self) -> u64 {
             self.1.load(Ordering::SeqCst)
         }
+        fn give_up(&self) {
+            self.1.store(0, Ordering::SeqCst);
+        }
     }
     fn task(number: u8) -> TaskId {
         TaskId::from_parts(1, [number; 10])
@@ -145,6 +164,19 @@ mod tests {
         draining.ended();
         assert_eq!(draining.now(), BTreeMap::new());
         assert!(changes.has_changed().unwrap());
+    }
+
+    #[test]
+    fn only_what_has_left_for_good_is_given_up() {
+        let draining = Draining::default();
+        let (gone, leaving, moved) = (used(1, 2), used(2, 3), used(3, 4));
+        for endpoint in [&gone, &leaving, &moved] {
+            draining.leave(Arc::clone(endpoint) as Arc<dyn InUse>);
+        }
+        draining.serve(BTreeSet::from([task(3)]));
+        assert!(draining.give_up(|it| [task(1), task(3)].contains(it)));
+        assert_eq!([gone, leaving, moved].map(|it| it.under_way()), [0, 3, 4]);
+        assert!(!draining.give_up(|it| *it == task(4)));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! - A table is served whole from the moment [`Gateway::apply`] returns: no connection made after that goes to an endpoint the table
 //!   does not have. That is what [`Gateway::version`] acknowledges.
-//! - A connection that is established is never cut by a new table: endpoints that are gone get no new ones, routes that are gone no longer listen,
-//!   and what was begun goes on until one of its two ends ends it.
+//! - A connection that is established is never cut by a new table: endpoints that left it get no new ones, routes that are gone no longer listen,
+//!   and what was begun goes on until one of its two ends ends it. Only with a task that is gone with its node it ends at once
+//!   ([`RouteTable::gone`]): nobody else would end it. That names none that this node can reach, so nothing is cut that goes on.
 //! - Until the first byte was sent to an endpoint, its failure is not the client's: another one is tried.
 //! - An endpoint sees a connection come from the client's own address where the table says that its answers come back here; if that does
 //!   not work, from the gateway's.
@@ -279,6 +280,9 @@ impl Gateway {
         }
         self.open(&mut serving).await;
         draining.serve(tasks_of(table));
+        if draining.give_up(|task| table.gone.contains_key(task)) {
+            http.have_look();
+        }
         self.shared.seen.lock().version = Some(table.version);
     }
 

@@ -16,6 +16,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 use wharf_model::{Endpoint, TaskId};
 
 use crate::{
@@ -71,6 +72,8 @@ pub(crate) struct Backend {
     pub(crate) endpoint: Endpoint,
     active: AtomicUsize,
     retired: AtomicBool,
+    /// Cancelled when nothing more comes of what is under way with it.
+    gone: CancellationToken,
     /// Who is told when it has left the table and nothing of it is left.
     leaving: OnceLock<Arc<Draining>>,
     /// When it last did not take a connection.
@@ -83,9 +86,9 @@ pub(crate) struct Backend {
 
 impl Backend {
     fn new(endpoint: Endpoint) -> Self {
-        let (active, retired, leaving, failed, unreachable) = Default::default();
+        let (active, retired, gone, leaving, failed, unreachable) = Default::default();
         let keeps_client = AtomicBool::new(endpoint.keeps_client);
-        Self { endpoint, active, retired, leaving, failed, keeps_client, unreachable }
+        Self { endpoint, active, retired, gone, leaving, failed, keeps_client, unreachable }
     }
 
     /// The address from which to connect to it for a client; none if that is the gateway's own.
@@ -111,6 +114,13 @@ impl Backend {
         self.retired.load(Ordering::SeqCst)
     }
 
+    /// Returns when its task is gone with its node, and nothing more comes of what is under way with it.
+    ///
+    /// Cancel-safe: waits for a flag.
+    pub(crate) async fn gone(&self) {
+        self.gone.cancelled().await;
+    }
+
     /// It has left the table.
     fn retire(self: &Arc<Self>, draining: &Arc<Draining>) {
         let _ = self.leaving.set(Arc::clone(draining));
@@ -125,6 +135,9 @@ impl InUse for Backend {
     }
     fn under_way(&self) -> u64 {
         self.active.load(Ordering::SeqCst) as u64
+    }
+    fn give_up(&self) {
+        self.gone.cancel();
     }
 }
 

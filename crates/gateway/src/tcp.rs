@@ -1,4 +1,4 @@
-//! Connections of one route: accepted, given to an endpoint, and copied until both ends are done.
+//! Connections of one route: accepted, given to an endpoint, and copied until both ends are done, or the endpoint is gone with its node.
 
 use std::{
     io,
@@ -78,13 +78,18 @@ async fn connection(
     options: &GatewayOptions,
 ) -> io::Result<()> {
     prepare(&client)?;
-    let Some((mut server, _claim)) = connect(from, route, options).await else {
+    let Some((mut server, claim)) = connect(from, route, options).await else {
         route.failures.fetch_add(1, Ordering::Relaxed);
         // Not an orderly end: the client must not take it for an empty answer.
         return reset(&client);
     };
     let _open = route.opened();
-    let copied = copy_both(&mut client, &mut server, route).await;
+    let copied = tokio::select! {
+        // Dropped when its other end is gone: then whatever of it is not passed on yet is lost with that.
+        copied = copy_both(&mut client, &mut server, route) => copied,
+        // Cancel-safe: waits for a flag.
+        () = claim.backend.gone() => Err(io::ErrorKind::ConnectionReset.into()),
+    };
     if copied.is_err() {
         // What one end did, the other is told.
         let (client, server) = (reset(&client), reset(&server));

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use wharf_gateway::{Gateway, GatewayOptions, RouteCounters};
-use wharf_model::{AppKey, Endpoint, Protocol, Revision, Route, RouteTable, ServiceKey, TaskId};
+use wharf_model::{AppKey, Endpoint, NodeId, Protocol, Revision, Route, RouteTable, ServiceKey, TaskId};
 use wharf_process::{Shutdown, Tasks};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -71,6 +71,15 @@ impl Fixture {
         let table = RouteTable::of_ports(Revision(self.version), routes);
         within(self.gateway.apply(&table)).await;
         assert_eq!(self.gateway.version(), Some(Revision(self.version)));
+    }
+
+    /// Where these tasks are gone with their nodes.
+    async fn publish_without(&mut self, endpoints: &[Endpoint], gone: &[Endpoint]) {
+        self.version += 1;
+        let gone = gone.iter().map(|endpoint| (endpoint.task, NodeId::from_parts(1, [1; 10]))).collect();
+        let routes = vec![self.route(endpoints)];
+        let table = RouteTable { gone, ..RouteTable::of_ports(Revision(self.version), routes) };
+        within(self.gateway.apply(&table)).await;
     }
 
     async fn connect(&self) -> io::Result<TcpStream> {
@@ -234,6 +243,30 @@ async fn an_endpoint_that_is_gone_finishes_what_it_has_and_gets_nothing_new() {
     }
     stream.write_all(b"x").await.unwrap();
     assert_eq!(within(stream.read_u8()).await.unwrap(), b'x', "the first connection goes on");
+}
+
+#[tokio::test]
+async fn what_was_begun_with_an_endpoint_ends_when_it_is_gone_with_its_node_and_nothing_else_does() {
+    let mut fixture = Fixture::tcp().await;
+    let [leaving, dead, there] = [1, 2, 3].map(|number| echo(&fixture.tasks, number));
+    let (leaving, dead, there) = (leaving.await, dead.await, there.await);
+    let mut streams = Vec::new();
+    for endpoint in [leaving, dead, there] {
+        fixture.publish(&[endpoint]).await;
+        let mut stream = fixture.connect().await.unwrap();
+        within(stream.read_u8()).await.unwrap();
+        streams.push(stream);
+    }
+    let [mut goes_on, mut ends, mut stays] = <[TcpStream; 3]>::try_from(streams).unwrap();
+    // Nothing that a table leads to is taken for gone, whatever else it says.
+    fixture.publish_without(&[there], &[dead, there]).await;
+    let error = within(ends.read_u8()).await.expect_err("nobody would ever answer");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    for stream in [&mut goes_on, &mut stays] {
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(within(stream.read_u8()).await.unwrap(), b'x');
+    }
+    eventually("nothing is left", async || fixture.gateway.draining() == [(leaving.task, 1)].into()).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::{
     convert::Infallible,
     io,
     net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -33,8 +34,8 @@ use tokio::{
 };
 use wharf_gateway::{AccessLog, Gateway, GatewayOptions, HttpOptions};
 use wharf_model::{
-    AppKey, Endpoint, EndpointSet, Generation, Revision, RouteId, RouteProtocol, RouteSpec, RouteTable,
-    ServiceKey, ServiceRoute, TaskId,
+    AppKey, Endpoint, EndpointSet, Generation, NodeId, Revision, RouteId, RouteProtocol, RouteSpec,
+    RouteTable, ServiceKey, ServiceRoute, TaskId,
 };
 use wharf_process::{Shutdown, Tasks};
 
@@ -104,9 +105,15 @@ impl Fixture {
 
     /// The same, where these tasks are gone because their nodes do not answer.
     async fn apply_without(&self, services: Vec<ServiceRoute>, unheard: &[Endpoint]) {
+        self.apply_given_up(services, unheard, &[]).await;
+    }
+
+    /// The same, where some of them do not come back.
+    async fn apply_given_up(&self, services: Vec<ServiceRoute>, unheard: &[Endpoint], gone: &[Endpoint]) {
         let unheard = unheard.iter().map(|endpoint| endpoint.task).collect();
+        let gone = gone.iter().map(|endpoint| (endpoint.task, NodeId::from_parts(1, [1; 10]))).collect();
         let version = Revision(self.version.fetch_add(1, Ordering::SeqCst) + 1);
-        let table = RouteTable { version, services, unheard, ..RouteTable::default() };
+        let table = RouteTable { version, services, unheard, gone, ..RouteTable::default() };
         within(self.gateway.apply(&table)).await;
         assert_eq!(self.gateway.problems(), [""; 0]);
     }
@@ -145,6 +152,15 @@ impl Fixture {
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         self.tasks.spawn("client", connection);
         send
+    }
+
+    /// With a log at this path, and one worker.
+    async fn logging(path: &Path) -> (Self, AccessLog) {
+        let mut fixture = Self::new().await;
+        let log = AccessLog::new(Some(wharf_gateway::AccessLogOptions::at(path.to_owned())));
+        let options = HttpOptions { workers: 1, hold: Duration::ZERO, ..HttpOptions::default() };
+        fixture.gateway = Gateway::with(GatewayOptions::default(), options, &fixture.tasks, log.clone());
+        (fixture, log)
     }
 
     fn under_way(&self) -> u64 {
@@ -1362,14 +1378,23 @@ async fn a_service_that_looks_on_gets_copies_and_delays_nobody() {
     }
 }
 
+/// So many lines of a log, once they are there.
+async fn written(log: &AccessLog, path: &Path, count: usize) -> Vec<serde_json::Value> {
+    let lines = async || {
+        let stop = tokio_util::sync::CancellationToken::new();
+        stop.cancel();
+        log.run(stop).await;
+        std::fs::read_to_string(path).unwrap_or_default()
+    };
+    eventually("all are written", async || lines().await.lines().count() == count).await;
+    lines().await.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 #[tokio::test]
 async fn each_request_has_a_line_in_the_log() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
-    let log = AccessLog::new(Some(wharf_gateway::AccessLogOptions::at(path.clone())));
-    let mut fixture = Fixture::new().await;
-    let options = HttpOptions { workers: 1, hold: Duration::ZERO, ..HttpOptions::default() };
-    fixture.gateway = Gateway::with(GatewayOptions::default(), options, &fixture.tasks, log.clone());
+    let (fixture, log) = Fixture::logging(&path).await;
     let (web, seen) = echo(&fixture.tasks, Version::HTTP_11).await;
     fixture.publish(&[web]).await;
     fixture.ask("POST /a?secret HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 3\r\n\r\nabc").await;
@@ -1380,16 +1405,8 @@ async fn each_request_has_a_line_in_the_log() {
     assert_eq!(fixture.ask("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await.status, 400);
     fixture.publish(&[]).await;
     assert_eq!(fixture.ask(get("/none")).await.status, 503);
-    let lines = async || {
-        let stop = tokio_util::sync::CancellationToken::new();
-        stop.cancel();
-        log.run(stop).await;
-        std::fs::read_to_string(&path).unwrap_or_default()
-    };
-    eventually("all are written", async || lines().await.lines().count() == 4).await;
-    let text = lines().await;
-    assert!(!text.contains("secret"), "{text}");
-    let all: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let all = written(&log, &path, 4).await;
+    assert!(!std::fs::read_to_string(&path).unwrap().contains("secret"), "{all:?}");
     let line = |path: &str, status: u16| {
         all.iter().find(|line| line["path"] == path && line["status"] == status).unwrap()
     };
@@ -1536,4 +1553,144 @@ async fn nor_for_one_that_is_spoken_to_over_http2() {
     assert_eq!(reading.reply().await.text(), "2");
     let written = tokio::time::timeout(Duration::from_millis(300), writing.reply()).await;
     assert!(written.is_err(), "nobody knows what became of it");
+    fixture.apply_given_up(route(alive), &[dead], &[dead]).await;
+    assert_eq!(writing.reply().await.status, 502);
+    eventually("nothing is under way", async || fixture.under_way() == 0).await;
+}
+
+/// A task that begins what it is asked and never comes to the end of it, and how much it was asked.
+async fn begins(tasks: &Tasks, number: u8) -> (Endpoint, watch::Receiver<usize>) {
+    let (taken, requests) = watch::channel(0);
+    let taken = Arc::new(taken);
+    let endpoint = raw_task(tasks, number, move |_, mut task| {
+        let taken = Arc::clone(&taken);
+        async move {
+            while let Some(head) = task.request().await {
+                taken.send_modify(|taken| *taken += 1);
+                if head[0].contains("/download") {
+                    task.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
+                } else if head[0].contains("/chat") {
+                    task.send(
+                        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
+                    )
+                    .await;
+                    let (mut read, mut write) = task.stream.get_mut().split();
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                    return;
+                }
+            }
+        }
+    });
+    (endpoint.await, requests)
+}
+
+#[tokio::test]
+async fn what_is_under_way_with_a_task_ends_when_it_is_gone_with_its_node_and_not_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let (fixture, log) = Fixture::logging(&path).await;
+    let (dead, mut asked) = begins(&fixture.tasks, 1).await;
+    let (leaving, mut asked_later) = begins(&fixture.tasks, 2).await;
+    let (alive, _) = numbered(&fixture.tasks, 3).await;
+    let say = async |chat: &mut Raw| {
+        chat.send("x").await;
+        within(chat.stream.read_u8()).await
+    };
+    let chat = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+
+    fixture.publish(&[leaving]).await;
+    let (mut other_chat, mut other_download) = (fixture.connect().await, fixture.connect().await);
+    other_chat.send(chat).await;
+    assert_eq!(other_chat.head().await.status, 101);
+    other_download.send(get("/download")).await;
+    assert_eq!(other_download.head().await.status, 200);
+    within(asked_later.wait_for(|asked| *asked == 2)).await.unwrap();
+
+    fixture.publish(&[dead]).await;
+    let [mut reading, mut writing, mut sending, mut chatting, mut loading] = [
+        fixture.connect().await,
+        fixture.connect().await,
+        fixture.connect().await,
+        fixture.connect().await,
+        fixture.connect().await,
+    ];
+    reading.send("GET /read HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    writing.send("POST /write HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    // Not all of it is there.
+    sending.send("PUT /send HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc").await;
+    chatting.send(chat).await;
+    assert_eq!(chatting.head().await.status, 101);
+    loading.send(get("/download")).await;
+    assert_eq!(loading.head().await.status, 200);
+    let mut http2 = fixture.http2().await;
+    let streamed = request(Version::HTTP_2, Method::GET, "/download", full(""));
+    let streamed = within(http2.send_request(streamed)).await.unwrap();
+    let posted = http2.send_request(request(Version::HTTP_2, Method::POST, "/post", full("ab")));
+    let posted = fixture.tasks.spawn("stream", posted);
+    within(asked.wait_for(|asked| *asked >= 7)).await.unwrap();
+
+    // Its node is missed: who waits for it has been woken, and nothing else has ended.
+    fixture.apply_without(vec![fixture.route(&[alive])], &[dead]).await;
+    assert_eq!(reading.reply().await.text(), "3");
+    assert_eq!((fixture.under_way(), say(&mut chatting).await.unwrap()), (8, b'x'));
+
+    // It does not come back.
+    fixture.apply_given_up(vec![fixture.route(&[alive])], &[dead], &[dead]).await;
+    for client in [&mut writing, &mut sending] {
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.text().contains("gone")), (502, true), "{reply:?}");
+    }
+    assert_eq!(within(posted).await.unwrap().unwrap().status(), 502);
+    let said = within(chatting.stream.read_u8()).await;
+    assert_eq!(said.expect_err("it is reset").kind(), io::ErrorKind::ConnectionReset);
+    let mut said = String::new();
+    let _ = within(loading.stream.read_to_string(&mut said)).await;
+    assert_eq!(said, "3\r\nabc\r\n", "it is not taken for the whole");
+    assert!(within(streamed.into_body().collect()).await.is_err());
+    eventually("nothing is left", async || !fixture.gateway.draining().contains_key(&dead.task)).await;
+
+    // What only leaves has its time.
+    assert_eq!(say(&mut other_chat).await.unwrap(), b'x');
+    assert_eq!(fixture.gateway.draining(), [(leaving.task, 2)].into());
+    assert_eq!(fixture.gateway.stats().routes[0].stats.refused["unheard"], 3);
+    let lines = written(&log, &path, 7).await;
+    let why = |path: &str| {
+        let line = lines.iter().find(|line| line["path"] == path).unwrap();
+        (line["status"].as_u64().unwrap(), line["why"].clone())
+    };
+    assert_eq!(
+        [why("/write"), why("/send"), why("/post")],
+        [502; 3].map(|status| (status, "unheard".into()))
+    );
+    assert_eq!([why("/download"), why("/chat")], [(200, "unheard".into()), (101, "unheard".into())]);
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_looks_into_ends_when_its_task_is_gone_with_its_node() {
+    let fixture = Fixture::new().await;
+    let (dead, _) = begins(&fixture.tasks, 1).await;
+    let (leaving, _) = begins(&fixture.tasks, 2).await;
+    let bytes = |endpoints: &[Endpoint]| {
+        let mut route = fixture.route(endpoints);
+        route.spec.protocol = RouteProtocol::Tcp;
+        vec![route]
+    };
+    let connect = async |endpoint| {
+        fixture.apply(bytes(&[endpoint])).await;
+        let mut client = fixture.connect().await;
+        client.send(get("/chat")).await;
+        assert_eq!(client.head().await.status, 101);
+        client
+    };
+    let (mut goes_on, mut ends) = (connect(leaving).await, connect(dead).await);
+    fixture.apply_without(bytes(&[]), &[dead]).await;
+    for client in [&mut goes_on, &mut ends] {
+        client.send("x").await;
+        assert_eq!(within(client.stream.read_u8()).await.unwrap(), b'x');
+    }
+    fixture.apply_given_up(bytes(&[]), &[dead], &[dead]).await;
+    let said = within(ends.stream.read_u8()).await;
+    assert_eq!(said.expect_err("it is reset").kind(), io::ErrorKind::ConnectionReset);
+    goes_on.send("x").await;
+    assert_eq!(within(goes_on.stream.read_u8()).await.unwrap(), b'x');
 }

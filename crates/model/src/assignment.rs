@@ -351,6 +351,11 @@ pub struct RouteTable {
     /// Tasks that are in no route any more because their nodes do not answer: what was asked of them and may be asked twice is asked of another.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unheard: BTreeSet<TaskId>,
+    /// Tasks that will not go on with what was begun with them, because their nodes are given up, and the nodes: what is under way with them
+    /// ends at once. Servers name all of them. A node's agent tells its gateway only of those whose nodes it does not hear itself: a server that
+    /// lost a node, or a node that lost its servers, is no reason to end what goes on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gone: BTreeMap<TaskId, NodeId>,
     /// Keys and passwords are left out, because it was kept on a disk: a gateway that has them from the table before goes on with those.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub withheld: bool,
@@ -399,14 +404,24 @@ impl RouteTable {
     }
     /// Whether two tables differ in nothing but the revisions they were made from.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let Self { version: _, routes, services, certificates, challenges, ticket_keys, unheard, withheld } =
-            self;
+        let Self {
+            version: _,
+            routes,
+            services,
+            certificates,
+            challenges,
+            ticket_keys,
+            unheard,
+            gone,
+            withheld,
+        } = self;
         *routes == other.routes
             && *services == other.services
             && *certificates == other.certificates
             && *challenges == other.challenges
             && *ticket_keys == other.ticket_keys
             && *unheard == other.unheard
+            && *gone == other.gone
             && *withheld == other.withheld
     }
 }

@@ -25,6 +25,9 @@ pub const INTERVAL: Duration = Duration::from_millis(150);
 const MISSES: u32 = 4;
 /// So many answers in a row, and a silent node is heard again.
 const ANSWERS: u32 = 2;
+/// So many rounds in a row without an answer, and a node has been silent for long: three seconds, which no hiccup lasts. Servers take longer to
+/// give one up.
+const MISSES_LONG: u32 = 20;
 
 /// Sends echo requests and takes the answers. Nothing of it waits.
 pub trait Echoes: Send {
@@ -32,6 +35,15 @@ pub trait Echoes: Send {
     fn send(&mut self, to: &BTreeSet<IpAddr>);
     /// Who has answered one of ours since this was last asked.
     fn answered(&mut self) -> BTreeSet<IpAddr>;
+}
+
+/// The nodes that are not heard any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Silence {
+    /// Of those that are to be watched.
+    pub nodes: BTreeSet<NodeId>,
+    /// Those that have not been heard for long, also of ones that are watched no more than for that.
+    pub long: BTreeSet<NodeId>,
 }
 
 /// What is known of the nodes that are watched.
@@ -43,6 +55,8 @@ pub struct Watching {
 #[derive(Debug)]
 struct Target {
     address: IpAddr,
+    /// Servers want to know of it.
+    wanted: bool,
     /// It was asked in the last round.
     asked: bool,
     /// Rounds in a row without an answer, and with one.
@@ -53,12 +67,19 @@ struct Target {
 }
 
 impl Watching {
-    /// Watches these from now on. What is known of those that were watched before stays.
-    pub fn watch(&mut self, nodes: &[WatchedNode]) {
+    /// Watches these from now on. What is known of those that were watched before stays. Of nodes that servers have `given_up`, and do not want
+    /// watched any more, those that were watched are watched on: whether they are silent here as well is to be known.
+    pub fn watch(&mut self, nodes: &[WatchedNode], given_up: &BTreeSet<NodeId>) {
         let wanted: BTreeMap<_, _> = nodes.iter().map(|node| (node.node, node.address)).collect();
-        self.targets.retain(|node, target| wanted.get(node) == Some(&target.address));
+        self.targets.retain(|node, target| match wanted.get(node) {
+            Some(address) => *address == target.address,
+            None => given_up.contains(node),
+        });
+        for (node, target) in &mut self.targets {
+            target.wanted = wanted.contains_key(node);
+        }
         for (node, address) in wanted {
-            let new = Target { address, asked: false, missed: 0, answered: 0, heard: None };
+            let new = Target { address, wanted: true, asked: false, missed: 0, answered: 0, heard: None };
             self.targets.entry(node).or_insert(new);
         }
     }
@@ -83,11 +104,21 @@ impl Watching {
 
     /// Who is heard, and who is not any more.
     pub fn view(&self) -> PeerView {
-        let those = |heard| {
-            let targets = self.targets.iter().filter(move |(_, target)| target.heard == Some(heard));
-            targets.map(|(node, _)| *node).collect()
-        };
+        let those = |heard| self.those(move |target| target.wanted && target.heard == Some(heard));
         PeerView { heard: those(true), silent: those(false) }
+    }
+
+    /// Who is not heard any more.
+    pub fn silence(&self) -> Silence {
+        let is_silent = |target: &Target| target.heard == Some(false);
+        Silence {
+            nodes: self.those(|target| target.wanted && is_silent(target)),
+            long: self.those(|target| is_silent(target) && target.missed >= MISSES_LONG),
+        }
+    }
+
+    fn those(&self, such: impl Fn(&Target) -> bool) -> BTreeSet<NodeId> {
+        self.targets.iter().filter(|(_, target)| such(target)).map(|(node, _)| *node).collect()
     }
 }
 
@@ -100,7 +131,7 @@ mod tests {
     }
     fn watching() -> Watching {
         let mut watching = Watching::default();
-        watching.watch(&[node(1), node(2)]);
+        watching.watch(&[node(1), node(2)], &BTreeSet::new());
         watching
     }
     /// A round in which these answer.
@@ -144,11 +175,33 @@ mod tests {
     }
 
     #[test]
+    fn who_is_given_up_is_listened_for_on_and_servers_are_not_told() {
+        let mut watching = watching();
+        round(&mut watching, &[1, 2]);
+        let long = |watching: &Watching| watching.silence().long.into_iter().collect::<Vec<_>>();
+        for _ in 0..MISSES_LONG - 1 {
+            round(&mut watching, &[1]);
+            assert_eq!(long(&watching), []);
+        }
+        // Servers have given up one that is silent, and one that is heard here.
+        let given_up = [1, 2, 3].map(|n| node(n).node).into();
+        watching.watch(&[], &given_up);
+        assert_eq!(round(&mut watching, &[1]), view(&[], &[]));
+        assert_eq!((long(&watching), watching.silence().nodes), (vec![node(2).node], BTreeSet::new()));
+        assert_eq!(round(&mut watching, &[1, 2]), view(&[], &[]));
+        assert_eq!(long(&watching), [], "it answers");
+        watching.watch(&[node(1), node(2)], &BTreeSet::new());
+        assert_eq!(watching.view(), view(&[1], &[2]), "what was known of them still is");
+        watching.watch(&[node(1)], &BTreeSet::new());
+        assert_eq!(watching.round(&BTreeSet::new()), [node(1).address].into());
+    }
+
+    #[test]
     fn who_is_watched_on_is_known_on_and_who_moved_is_asked_anew() {
         let mut watching = watching();
         round(&mut watching, &[1, 2]);
         let moved = WatchedNode { address: [10, 0, 0, 9].into(), ..node(2) };
-        watching.watch(&[node(1), moved, node(3)]);
+        watching.watch(&[node(1), moved, node(3)], &[node(2).node].into());
         assert_eq!(watching.view(), view(&[1], &[]));
         let asked = watching.round(&BTreeSet::new());
         assert_eq!(asked, [node(1), moved, node(3)].map(|node| node.address).into());

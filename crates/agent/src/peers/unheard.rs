@@ -1,6 +1,9 @@
 //! Takes the tasks of nodes that do not answer this one out of the names and routes that a server sent, whoever else they answer.
 //!
-//! Nothing is taken out where nothing else would be left: that a node does not answer is a suspicion. Reversed names stay.
+//! - Nothing is taken out where nothing else would be left: that a node does not answer is a suspicion. Reversed names stay.
+//! - What is under way with tasks ends only if a server has given them up with their node and this node has not heard theirs for long. A server may
+//!   be wrong about a node that goes on without it, so this node has a say; and this node may be the one that is cut off, from all others and
+//!   from the servers: then no server tells it of anybody who was given up since, and whom it still reaches it hears.
 
 use std::{
     borrow::Cow,
@@ -10,21 +13,25 @@ use std::{
 
 use wharf_model::{AssignmentSet, DnsTable, Endpoint, NetworkId, NodeId, RouteTable, TaskId, tunnel_address};
 
+use super::Silence;
+
 /// Where tasks are that cannot be reached from here.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Unheard {
+    /// The nodes that have been silent for long.
+    long: BTreeSet<NodeId>,
     by_network: BTreeMap<NetworkId, BTreeSet<Ipv4Addr>>,
     all: BTreeSet<Ipv4Addr>,
 }
 
 impl Unheard {
     /// What of a set is on these nodes.
-    pub fn of(set: &AssignmentSet, silent: &BTreeSet<NodeId>) -> Self {
-        let mut unheard = Self::default();
-        if silent.is_empty() {
+    pub fn of(set: &AssignmentSet, silence: &Silence) -> Self {
+        let mut unheard = Self { long: silence.long.clone(), ..Self::default() };
+        if silence.nodes.is_empty() {
             return unheard;
         }
-        let watched = set.watched.iter().filter(|node| silent.contains(&node.node));
+        let watched = set.watched.iter().filter(|node| silence.nodes.contains(&node.node));
         let nodes: BTreeSet<IpAddr> =
             watched.flat_map(|node| [node.address, IpAddr::V6(tunnel_address(node.node))]).collect();
         // Tasks that use their node's own network are where the node is.
@@ -69,13 +76,15 @@ impl Unheard {
         Cow::Owned(table)
     }
 
-    /// The routes without their endpoints.
+    /// The routes without their endpoints, and of those that servers have given up only the ones that are not heard here either.
     pub fn without_routes<'t>(&self, routes: Cow<'t, RouteTable>) -> Cow<'t, RouteTable> {
-        if self.all.is_empty() {
+        let is_heard = |node: &NodeId| !self.long.contains(node);
+        if self.all.is_empty() && !routes.gone.values().any(is_heard) {
             return routes;
         }
         let mut routes = routes.into_owned();
-        let RouteTable { routes: ports, services, unheard, .. } = &mut routes;
+        let RouteTable { routes: ports, services, unheard, gone, .. } = &mut routes;
+        gone.retain(|_, node| !is_heard(node));
         for route in ports {
             self.reduce(&mut route.endpoints, unheard);
         }
@@ -111,6 +120,10 @@ mod tests {
 
     fn node(number: u8) -> NodeId {
         NodeId::from_parts(1, [number; 10])
+    }
+    fn silence(nodes: &[u8], long: &[u8]) -> Silence {
+        let [nodes, long] = [nodes, long].map(|nodes| nodes.iter().map(|n| node(*n)).collect());
+        Silence { nodes, long }
     }
     fn set() -> (AssignmentSet, NetworkId) {
         let id = NetworkId::from_parts(1, [7; 10]);
@@ -154,7 +167,7 @@ mod tests {
     #[test]
     fn nothing_leads_to_a_node_that_does_not_answer_where_something_else_is_left() {
         let (set, id) = set();
-        let unheard = Unheard::of(&set, &[node(2)].into());
+        let unheard = Unheard::of(&set, &silence(&[2], &[]));
         let table = unheard.without(Cow::Borrowed(&set.dns));
         assert_eq!(table.networks[&id]["web"], [NEAR]);
         assert_eq!(table.networks[&id]["web.2"], [FAR], "there is no other");
@@ -168,12 +181,28 @@ mod tests {
     #[test]
     fn while_everybody_answers_nothing_is_copied() {
         let (set, _) = set();
-        for silent in [BTreeSet::new(), [node(9)].into()] {
-            let unheard = Unheard::of(&set, &silent);
+        for silent in [&[][..], &[9]] {
+            let unheard = Unheard::of(&set, &silence(silent, silent));
             let table = unheard.without(Cow::Borrowed(&set.dns));
             assert_eq!(*table, set.dns);
         }
-        let unheard = Unheard::of(&set, &BTreeSet::new());
+        let unheard = Unheard::of(&set, &Silence::default());
         assert!(matches!(unheard.without_routes(Cow::Borrowed(&set.routes)), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn what_a_server_has_given_up_is_given_up_here_only_if_it_is_not_heard_here_either() {
+        let (mut set, _) = set();
+        let task = |n| TaskId::from_parts(1, [n; 10]);
+        // Of this node itself, of one that is watched, and of one that is not.
+        set.routes.gone = [1, 2, 3].map(|n| (task(n), node(n))).into();
+        let given_up = |silence: &Silence| {
+            let routes = Unheard::of(&set, silence).without_routes(Cow::Borrowed(&set.routes));
+            routes.into_owned().gone.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(given_up(&Silence::default()), [], "they go on without their server");
+        assert_eq!(given_up(&silence(&[2], &[])), [], "it may be a hiccup");
+        assert_eq!(given_up(&silence(&[2], &[2])), [task(2)]);
+        assert_eq!(given_up(&silence(&[], &[2, 9])), [task(2)], "servers do not have it watched any more");
     }
 }

@@ -53,6 +53,8 @@ const FRESH: Duration = Duration::from_millis(1000);
 const KEPT: usize = 64 << 10;
 /// Ways in which a request may come to nothing and begin anew, beyond which it is given up.
 const ROUNDS: u32 = 1000;
+/// What was asked, or had begun, came to nothing because the task's node does not answer any more.
+pub(crate) const UNHEARD: &str = "unheard";
 /// Before endpoints that failed are asked again, while a request is held.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -388,7 +390,7 @@ impl Passage {
             self.expect(&route);
             let backend = lease.backend();
             let gives_up = self.may_be_given_up(&spare);
-            let unheard = || gives_up && backend.is_unheard();
+            let unheard = || backend.is_gone() || (gives_up && backend.is_unheard());
             match connection.ask(request, &worker, self.watch(), unheard).await {
                 Ok(response) => return self.pass_on(response, connection, lease, &route, !speaks_proxy),
                 Err(Unanswered::NotSent(request)) => {
@@ -493,13 +495,15 @@ impl Passage {
     }
 
     /// Asks another task in the place of one whose node does not answer. That takes nothing from the budget: such a node is asked nothing
-    /// more, and so nobody asks again and again.
+    /// more, and so nobody asks again and again. What may not be asked twice has come here only because the task is gone.
     fn leave_unheard(&mut self, mut lease: Lease, spare: Option<Spare>) -> Attempt {
         tracing::debug!(endpoint = %lease.backend().endpoint.address, "not heard any more");
-        self.entry.because("unheard");
+        self.entry.because(UNHEARD);
         self.tried.push(Arc::clone(lease.backend()));
+        // That a machine fails says nothing of the release that runs on it.
         lease.failed(Failure::Abandoned, Moment::now());
-        if self.restore(spare) { Attempt::Again } else { Attempt::Over(unanswered()) }
+        let is_whole = self.message.is_idempotent && self.restore(spare);
+        if is_whole { Attempt::Again } else { Attempt::Over(gone()) }
     }
 
     /// Has another task asked what this one may have been asked, if the budget has room for it.
@@ -660,7 +664,9 @@ impl Passage {
             match answer.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(answer.map_err(Unanswered::of)),
                 Poll::Pending if watch.is_due(worker.now()) => Poll::Ready(Err(Unanswered::Late)),
-                Poll::Pending if gives_up && backend.is_unheard() => Poll::Ready(Err(Unanswered::Unheard)),
+                Poll::Pending if backend.is_gone() || (gives_up && backend.is_unheard()) => {
+                    Poll::Ready(Err(Unanswered::Unheard))
+                }
                 Poll::Pending => Poll::Pending,
             }
         })
@@ -785,6 +791,11 @@ fn unclear() -> Refusal {
 
 fn unanswered() -> Refusal {
     Refusal::new(StatusCode::BAD_GATEWAY, "retries_over", "no task answered, and no more attempts are made")
+}
+
+fn gone() -> Refusal {
+    let text = "the machine of the task is gone, and nobody knows what became of the request";
+    Refusal::new(StatusCode::BAD_GATEWAY, UNHEARD, text)
 }
 
 fn late() -> Refusal {
@@ -1062,16 +1073,13 @@ impl Download {
                 }
             }
             Poll::Ready(None) => self.finish(cx),
-            Poll::Ready(Some(Err(_))) => {
-                if let Some(mut lease) = self.lease.take() {
-                    lease.failed(Failure::Cut, Moment::now());
-                    self.passed(&lease);
-                    self.entry.because("cut");
-                }
-                self.connection = None;
-            }
+            Poll::Ready(Some(Err(_))) => self.cut(Failure::Cut, "cut"),
             Poll::Pending => {
                 self.watch().register(cx.waker());
+                if self.lease.as_ref().is_some_and(|lease| lease.backend().is_gone()) {
+                    self.cut(Failure::Abandoned, UNHEARD);
+                    return Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::ConnectionReset).into())));
+                }
                 if self.watch().is_due(now) {
                     let nothing = io::Error::new(io::ErrorKind::TimedOut, "nothing came for too long");
                     return Poll::Ready(Some(Err(nothing.into())));
@@ -1079,6 +1087,16 @@ impl Download {
             }
         }
         polled.map_err(Into::into)
+    }
+
+    /// The rest of it does not come.
+    fn cut(&mut self, failure: Failure, why: &'static str) {
+        if let Some(mut lease) = self.lease.take() {
+            lease.failed(failure, Moment::now());
+            self.passed(&lease);
+            self.entry.because(why);
+        }
+        self.connection = None;
     }
 
     /// All of it has come.

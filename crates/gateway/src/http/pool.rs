@@ -198,7 +198,7 @@ pub(crate) enum Unanswered {
     Failed(hyper::Error),
     /// The time was over.
     Late,
-    /// The task's node does not answer.
+    /// The task's node does not answer, and it is not waited for.
     Unheard,
 }
 

@@ -322,8 +322,13 @@ async fn http1(conn: &Arc<Conn>, stream: Stream, first: Bytes) -> Option<(Stream
             if let Some(tunnel) = tunnel {
                 // What was not yet given to hyper comes after what it has read.
                 let read = if io.first.is_empty() { read } else { [&read[..], &io.first].concat().into() };
-                if let Err(error) = tunnel.run(io.stream, read, &conn.worker, &conn.watch).await {
+                let mut stream = io.stream;
+                if let Err(error) = tunnel.run(&mut stream, read, &conn.worker, &conn.watch).await {
                     tracing::debug!(%error, "upgraded connection ended");
+                    if error.kind() == io::ErrorKind::ConnectionReset {
+                        // The client is told what the task did, or that it is gone: what it has is not the whole.
+                        let _ = SockRef::from(stream.tcp()).set_linger(Some(Duration::ZERO));
+                    }
                 }
             } else {
                 linger(conn, io.stream).await;

@@ -507,6 +507,7 @@ pub(crate) struct Backend {
     active: AtomicU64,
     retired: AtomicBool,
     unheard: AtomicBool,
+    gone: AtomicBool,
     /// Who wants to know when nothing is under way any more, once it is retired.
     draining: OnceLock<Arc<Draining>>,
 }
@@ -522,10 +523,10 @@ impl fmt::Debug for Backend {
 
 impl Backend {
     pub(crate) fn new(endpoint: Endpoint, workers: usize) -> Self {
-        let (active, retired, unheard, draining) = Default::default();
+        let (active, retired, unheard, gone, draining) = Default::default();
         let keeps_client = AtomicBool::new(endpoint.keeps_client);
-        let label = EndpointLabel::of(&endpoint);
-        Self { endpoint, label, pools: Pools::new(workers), keeps_client, active, retired, unheard, draining }
+        let (label, pools) = (EndpointLabel::of(&endpoint), Pools::new(workers));
+        Self { endpoint, label, pools, keeps_client, active, retired, unheard, gone, draining }
     }
 
     /// It has left the table: closes its idle connections. For good; if it comes back, that is another one.
@@ -541,6 +542,16 @@ impl Backend {
     /// Whether its node does not answer: it has left the table for that, or since. For good.
     pub(crate) fn is_unheard(&self) -> bool {
         self.unheard.load(SeqCst)
+    }
+
+    /// Whether its task is gone with its node: nothing more comes of what is under way with it. For good.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(SeqCst)
+    }
+
+    /// What is under way with it is to end. Whoever has something looks by itself, when it is woken.
+    pub(crate) fn go(&self) {
+        self.gone.store(true, SeqCst);
     }
 
     /// Requests and connections under way.

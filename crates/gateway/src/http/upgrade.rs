@@ -1,7 +1,8 @@
 //! Connections that stop speaking HTTP (WebSocket and others): what both ends send from then on is passed on as it is.
 //!
 //! - Each direction ends for itself; an end that is done with sending may go on receiving.
-//! - It is under way with its endpoint until both directions have ended, or neither has sent anything for the route's idle time.
+//! - It is under way with its endpoint until both directions have ended, or neither has sent anything for the route's idle time, or the task is
+//!   gone with its node.
 
 use std::{
     io,
@@ -19,6 +20,7 @@ use tokio::{
 
 use super::{
     entry::Entry,
+    forward::UNHEARD,
     table::Lease,
     worker::{Watch, Worker},
 };
@@ -59,6 +61,10 @@ impl Tunnel {
             match (there, back) {
                 (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
                 (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),
+                _ if lease.backend().is_gone() => {
+                    entry.because(UNHEARD);
+                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                }
                 _ if watch.is_due(worker.now()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
                 _ => Poll::Pending,
             }

@@ -61,7 +61,7 @@ pub(crate) struct Http {
     log: AccessLog,
     retiring: AtomicBool,
     stopping: AtomicBool,
-    /// How often tasks that have something under way were found not to be heard: whoever waits for one is to look for itself.
+    /// How often tasks that have something under way were found not to be heard, or to be gone: whoever waits for one is to look for itself.
     given_up: AtomicU64,
     workers: Mutex<Vec<Hand>>,
 }
@@ -121,7 +121,7 @@ impl Http {
         let table = Arc::new(table);
         let before = self.table.swap(Arc::clone(&table));
         if table.supersede(&before) {
-            self.given_up.fetch_add(1, Ordering::SeqCst);
+            self.have_look();
         }
         let stays: HashSet<*const Backend> = table.endpoints().map(Arc::as_ptr).collect();
         for gone in before.endpoints().filter(|backend| !stays.contains(&Arc::as_ptr(backend))) {
@@ -131,6 +131,11 @@ impl Http {
         let mut past = self.past.lock();
         past.push(before);
         past.retain(|table| Arc::strong_count(table) > 1);
+    }
+
+    /// Endpoints with something under way are [gone](Backend::is_gone): whoever waits for one looks, within a tenth of a second.
+    pub(crate) fn have_look(&self) {
+        self.given_up.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Starts the workers, if they do not run yet. Each belongs to `tasks`: when these are asked to stop it accepts no more, and its
@@ -376,6 +381,10 @@ impl InUse for Backend {
 
     fn under_way(&self) -> u64 {
         self.active()
+    }
+
+    fn give_up(&self) {
+        self.go();
     }
 }
 

@@ -179,6 +179,7 @@ impl GatewayProcess {
             challenges,
             ticket_keys: _,
             unheard: _,
+            gone: _,
             withheld: _,
         } = table;
         let is_empty =
