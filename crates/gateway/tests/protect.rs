@@ -18,6 +18,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -435,6 +436,61 @@ async fn a_task_has_as_many_requests_as_it_may_and_others_wait_their_turn() {
     assert_eq!(fixture.stats().refused["queue_timeout"], 1);
     gate.notify_one();
     assert!(Reply::read(held).await.is(200, "1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_resets_its_connection_has_left_the_queue_and_who_is_done_with_sending_has_not() {
+    let fixture = Fixture::new().await;
+    let [web] = servers(&fixture).await;
+    fixture.publish(json!({"concurrency": {"requests": 1, "queue": 2, "wait": 60_000}}), &[&web]).await;
+    let gate = web.close_gate();
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let queued = async |count: u64| {
+        eventually(&format!("{count} wait"), async || fixture.stats().queued == count).await;
+    };
+    let reset = |stream: TcpStream| SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    let first = fixture.send(&get("/1")).await;
+    eventually("it is asked", async || web.requests() == 1).await;
+    let second = fixture.send(&get("/2")).await;
+    queued(1).await;
+    let mut third = fixture.send(&get("/3")).await;
+    queued(2).await;
+    reset(second);
+    queued(1).await;
+    within(third.shutdown()).await.unwrap();
+    // Of one that was done with sending it is known at the latest when its turn comes.
+    let mut fourth = fixture.send(&get("/4")).await;
+    queued(2).await;
+    within(fourth.shutdown()).await.unwrap();
+    assert_eq!(fixture.get().await.status, 503, "both have their places");
+    reset(fourth);
+    gate.notify_one();
+    assert!(Reply::read(first).await.is(200, "1"));
+    eventually("the next is asked", async || web.requests() == 2).await;
+    gate.notify_one();
+    assert!(Reply::read(third).await.is(200, "1"));
+    queued(0).await;
+    gate.notify_one();
+    assert!(fixture.get().await.is(200, "1"));
+    assert_eq!(web.requests(), 3, "nothing was asked for those who are gone");
+
+    // The same for one that is the first, and has its turn as soon as there is room.
+    fixture.publish(json!({"concurrency": {"requests": 1, "queue": 1, "wait": 60_000}}), &[&web]).await;
+    let held = fixture.send(&get("/5")).await;
+    eventually("it is asked", async || web.requests() == 4).await;
+    let mut alone = fixture.send(&get("/6")).await;
+    queued(1).await;
+    within(alone.shutdown()).await.unwrap();
+    for _ in 0..8 {
+        assert_eq!(fixture.get().await.status, 503, "it has its place");
+    }
+    reset(alone);
+    gate.notify_one();
+    assert!(Reply::read(held).await.is(200, "1"));
+    queued(0).await;
+    gate.notify_one();
+    assert!(fixture.get().await.is(200, "1"));
+    assert_eq!(web.requests(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -273,7 +273,7 @@ impl Passage {
                 },
                 Choice::Wait(mut turn) => {
                     self.watch().set(Moment(u64::MAX));
-                    match turn.turn().await {
+                    match conn.queued(turn.turn()).await {
                         Ok(()) => place = Some(turn),
                         Err(refusal) => return self.fall(&route, refusal).await,
                     }

@@ -106,6 +106,8 @@ pub(crate) struct Conn {
     body_open: AtomicBool,
     /// Requests under way, over HTTP/2.
     streams: AtomicU64,
+    /// Its request waits in a queue, over HTTP/1.1.
+    queued: AtomicBool,
     /// The task's half, after an upgrade was agreed on.
     pub(crate) tunnel: Mutex<Option<Tunnel>>,
 }
@@ -147,6 +149,22 @@ impl Conn {
             let after = if self.http2 { self.worker.options().keep_alive } else { PUT_AWAY };
             self.watch.set(self.worker.now().plus(after));
         }
+    }
+
+    /// Waits for a turn, unless the client is gone before: then the connection ends, and what waits is dropped with it.
+    ///
+    /// Over HTTP/1.1 nothing is read meanwhile, so that is [looked for](Io::look_for_client). Gone is who reset the connection: who merely
+    /// closed it cannot be told from one that is done with sending and still wants its answer.
+    pub(crate) async fn queued<T>(&self, turn: impl Future<Output = T>) -> T {
+        if self.http2 {
+            return turn.await;
+        }
+        self.queued.store(true, Ordering::Relaxed);
+        let turned = turn.await;
+        // Once more: nothing is asked for somebody who is gone.
+        tokio::task::yield_now().await;
+        self.queued.store(false, Ordering::Relaxed);
+        turned
     }
 
     /// A request that was read has a body.
@@ -205,6 +223,7 @@ async fn requests(worker: Arc<Worker>, conversation: Conversation, port: u16) {
         ends_by_closing: AtomicBool::new(false),
         body_open: AtomicBool::new(false),
         streams: AtomicU64::new(0),
+        queued: AtomicBool::new(false),
         tunnel: Mutex::default(),
         worker,
     };
@@ -445,6 +464,16 @@ impl Io {
         }
     }
 
+    /// An error if the client has reset the connection. Whatever happens on it wakes who looks, once: after the client's end, or more of what it
+    /// says, nothing does, and it is looked again when there is another reason.
+    fn look_for_client(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        let tcp = self.stream.tcp();
+        if tcp.poll_read_ready(cx).is_pending() {
+            return Ok(());
+        }
+        tcp.take_error()?.map_or(Ok(()), Err)
+    }
+
     fn wrote<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if self.conn.blocked.load(Ordering::Relaxed) != written.is_pending() {
             self.conn.blocked.store(written.is_pending(), Ordering::Relaxed);
@@ -492,6 +521,10 @@ impl AsyncWrite for Io {
         self.stream.is_write_vectored()
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // HTTP comes here whenever it has nothing else to do, also if nothing was written.
+        if self.conn.queued.load(Ordering::Relaxed) {
+            self.look_for_client(cx)?;
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
