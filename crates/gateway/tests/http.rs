@@ -34,7 +34,7 @@ use tokio::{
 };
 use wharf_gateway::{AccessLog, Gateway, GatewayOptions, HttpOptions};
 use wharf_model::{
-    AppKey, Endpoint, EndpointSet, Generation, NodeId, Revision, RouteId, RouteProtocol, RouteSpec,
+    AppKey, Endpoint, EndpointSet, Generation, Millis, NodeId, Revision, RouteId, RouteProtocol, RouteSpec,
     RouteTable, ServiceKey, ServiceRoute, TaskId,
 };
 use wharf_process::{Shutdown, Tasks};
@@ -1009,6 +1009,32 @@ async fn a_task_that_does_not_listen_costs_no_request_of_any_kind() {
     let gone = endpoint(1, free_port().await);
     fixture.publish(&[gone, web]).await;
     for number in 1..=20 {
+        let reply = fixture.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, "2"));
+        assert_eq!(seen.requests.load(Ordering::SeqCst), number);
+    }
+}
+
+#[tokio::test]
+async fn a_task_from_which_nothing_is_heard_is_left_for_another_before_its_time_is_over() {
+    let fixture = Fixture::new().await;
+    let (web, seen) = numbered(&fixture.tasks, 2).await;
+    // Somebody who takes no connections: the kernel drops what asks once as many wait as may.
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    listener.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    listener.listen(0).unwrap();
+    let port = listener.local_addr().unwrap().as_socket_ipv4().unwrap().port();
+    let mut waiting = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(("127.0.0.1", port))).await
+    {
+        waiting.push(stream.unwrap());
+    }
+    fixture
+        .publish_with(&[endpoint(1, port), web], |spec| {
+            spec.timeouts.connect = Some(Millis::from_secs(3600));
+        })
+        .await;
+    for number in 1..=4 {
         let reply = fixture.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").await;
         assert_eq!((reply.status, reply.text().as_str()), (200, "2"));
         assert_eq!(seen.requests.load(Ordering::SeqCst), number);

@@ -53,6 +53,8 @@ const FRESH: Duration = Duration::from_millis(1000);
 const KEPT: usize = 64 << 10;
 /// Ways in which a request may come to nothing and begin anew, beyond which it is given up.
 const ROUNDS: u32 = 1000;
+/// How long a connection may take while another task can be asked: nothing is lost with it.
+const HASTE: Duration = Duration::from_secs(1);
 /// What was asked, or had begun, came to nothing because the task's node does not answer any more.
 pub(crate) const UNHEARD: &str = "unheard";
 /// Before endpoints that failed are asked again, while a request is held.
@@ -344,6 +346,12 @@ impl Passage {
         Ok(response)
     }
 
+    /// How long a connection to the next task may take.
+    fn connect_limit(&self, route: &Route) -> Duration {
+        let limit = route.timeouts.connect;
+        if route.endpoints() > self.tried.len() + 1 { limit.min(HASTE) } else { limit }
+    }
+
     /// Asks one task.
     async fn attempt(&mut self, mut lease: Lease) -> Attempt {
         let route = Arc::clone(lease.route());
@@ -371,7 +379,8 @@ impl Passage {
             let mut connection = match pooled {
                 Some(connection) => connection,
                 None => {
-                    match Box::pin(connect_http1(self.conn(), lease.backend(), &route, speaks_proxy)).await {
+                    let limit = self.connect_limit(&route);
+                    match Box::pin(connect_http1(self.conn(), lease.backend(), speaks_proxy, limit)).await {
                         // Left the table while it took the connection: nothing was sent yet, and nothing shall be.
                         Ok(_) if lease.backend().is_retired() => return Attempt::Again,
                         Ok(connection) => connection,
@@ -634,7 +643,7 @@ impl Passage {
         let conn = Arc::clone(self.conn());
         let worker = &conn.worker;
         let backend = Arc::clone(lease.backend());
-        let reach = connect(&conn, &backend, route, false);
+        let reach = connect(&conn, &backend, false, self.connect_limit(route));
         let mut stream = match backend.pools.share(worker, reach).await {
             Ok(_) if backend.is_retired() => return Attempt::Again,
             Ok(stream) => stream,
@@ -748,8 +757,13 @@ pub(crate) async fn reach(backend: &Backend, limit: Duration) -> io::Result<TcpS
 }
 
 /// The same, and it is told who the client is if it wants to know that first.
-async fn connect(conn: &Conn, backend: &Backend, route: &Route, speaks_proxy: bool) -> io::Result<TcpStream> {
-    let mut stream = reach(backend, route.timeouts.connect).await?;
+async fn connect(
+    conn: &Conn,
+    backend: &Backend,
+    speaks_proxy: bool,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    let mut stream = reach(backend, limit).await?;
     if speaks_proxy {
         let header = proxy_protocol::header(Proxied { source: conn.client, destination: conn.destination });
         stream.write_all(&header).await?;
@@ -760,10 +774,10 @@ async fn connect(conn: &Conn, backend: &Backend, route: &Route, speaks_proxy: bo
 async fn connect_http1(
     conn: &Conn,
     backend: &Backend,
-    route: &Route,
     speaks_proxy: bool,
+    limit: Duration,
 ) -> io::Result<Box<Http1>> {
-    let stream = connect(conn, backend, route, speaks_proxy).await?;
+    let stream = connect(conn, backend, speaks_proxy, limit).await?;
     Http1::new(stream, conn.worker.options().pool_idle).await.map_err(io::Error::other)
 }
 

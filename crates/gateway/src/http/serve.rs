@@ -239,6 +239,8 @@ async fn requests(worker: Arc<Worker>, conversation: Conversation, port: u16) {
     while let Some((silent, unread)) = Box::pin(http1(&conn, stream, read)).await {
         stream = silent;
         read = if unread.is_empty() {
+            // Nothing, in a buffer that is as large as ever.
+            drop(unread);
             match wait(&conn, &mut stream, false).await {
                 Some(first) => first,
                 None => {

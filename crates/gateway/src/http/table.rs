@@ -939,6 +939,11 @@ impl Route {
 
     // --- who answers ---
 
+    /// How many tasks' endpoints it leads to.
+    pub(crate) const fn endpoints(&self) -> usize {
+        self.members.len()
+    }
+
     /// Who is to answer, of those that were not `tried`.
     pub(crate) fn choose(
         self: &Arc<Self>,
