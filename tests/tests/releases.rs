@@ -4,7 +4,11 @@ use std::{path::Path, process::Command, sync::LazyLock, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use wharf_tests::{Fleet, Output, items, skip, text, wait_until};
+use wharf_tests::{
+    Fleet, Output, deployments, items,
+    load::{self, Kind},
+    skip, text, wait_until,
+};
 
 /// One cluster for all tests here; each has an app of its own.
 static FLEET: LazyLock<Fleet> = LazyLock::new(|| Fleet::start(2));
@@ -401,4 +405,16 @@ fn a_canary_that_answers_500_is_taken_back_and_commands_around_a_release_stop_it
         replicas.map(|task| text(&task["id"]).to_owned()).collect()
     };
     assert_eq!(id(&FLEET.tasks("nest").unwrap()), id(&before), "nothing was replaced");
+}
+
+#[test]
+fn a_name_leads_to_no_task_that_does_not_listen_yet() {
+    if skip() {
+        return;
+    }
+    // It listens a second after its start, and nothing in the file tells where, or how to ask it.
+    let outcome = deployments::ours_by_name(&FLEET, 1, &[(Kind::Fresh, 2)], 2).unwrap();
+    let all = load::total(&outcome.report);
+    assert!(all.names.contains_key("v2") && all.asked > 100, "{all:?}");
+    assert_eq!(all.lost, 0, "{:?}", outcome.losses());
 }

@@ -12,6 +12,7 @@ pub mod fence;
 pub mod housekeeping;
 pub mod images;
 pub mod lease;
+mod listening;
 pub mod network;
 pub mod node;
 pub mod peers;

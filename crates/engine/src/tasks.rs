@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use wharf_model::{
     Availability, DependencyCondition, Generation, Health, Millis, Mode, NodeId, NodeState, Phase,
     RestartCondition, RestartPolicy, RolloutState, ServiceKey, ServiceName, ServiceRecord, ServiceRevision,
-    ServiceSpec, Slot, SlotOf, StopReason, Task, TaskId, Timestamp, UpdatePolicy,
+    ServiceSpec, Slot, SlotOf, StopReason, Task, TaskId, TaskStatus, Timestamp, UpdatePolicy,
 };
 
 use crate::{
@@ -156,9 +156,18 @@ const STEADY: Duration = Duration::from_secs(3);
 
 /// Whether a task that has ended was ready for long enough to count.
 fn came_up(task: &Task) -> bool {
-    let Some(ready_at) = task.status.ready_at else { return false };
-    let lasted = task.status.ended_at.map(|ended_at| ended_at.since(ready_at));
+    let Some(since) = up_since(task) else { return false };
+    let lasted = task.status.ended_at.map(|ended_at| ended_at.since(since));
     !is_guess(task) || lasted.is_some_and(|lasted| lasted >= STEADY)
+}
+
+/// Since when a task has been up, by its node's clock, if it was ready: of one that was taken for ready because it had run for long enough
+/// that is since it started.
+fn up_since(task: &Task) -> Option<Timestamp> {
+    let TaskStatus { started_at, ready_at, .. } = task.status;
+    let ready_at = ready_at?;
+    let ran = started_at.filter(|started_at| is_guess(task) && ready_at.since(*started_at) >= STEADY);
+    Some(ran.unwrap_or(ready_at))
 }
 
 /// Whether that a task is or was ready is all but a guess: it runs, and nobody checks it. Once its process has ended nobody knows any
@@ -421,7 +430,7 @@ impl Pass<'_> {
     fn monitored_until(&self, revision: &ServiceRevision, task: &Task) -> Option<Timestamp> {
         let monitor = self.update_policy(&revision.spec).monitor.duration();
         let watched = if is_guess(task) { monitor.max(STEADY) } else { monitor };
-        let until = self.moment(task, task.status.ready_at) + watched;
+        let until = self.moment(task, up_since(task)) + watched;
         let of_this_rollout = task.created_at >= self.app.rollout.started_at
             && !self.app.rollout.state.is_over()
             && !self.is_of_the_future(task);

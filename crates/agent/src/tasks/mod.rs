@@ -35,7 +35,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wharf_model::{
     Exit, Health, Image, MountSource, NetworkAssignment, NetworkId, NetworkMode, Phase, Protocol, Revision,
-    ServiceName, Target, TaskAssignment, TaskId, TaskStatus, Timestamp, VolumeAssignment, VolumeId,
+    RouteProtocol, ServiceName, Target, TaskAssignment, TaskId, TaskStatus, Timestamp, VolumeAssignment,
+    VolumeId,
 };
 use wharf_process::{Backoff, Clock, blocking};
 
@@ -51,6 +52,7 @@ use crate::{
     housekeeping::Housekeeper,
     images::Images,
     lease::{self, Lease, Standing},
+    listening::Listening,
     node::NetworkPlane,
     probe::{self, Verdict},
     registry::RegistryLogins,
@@ -74,6 +76,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(60);
 /// Between attempts to reach the first published port of a task without a check.
 const KNOCK: Duration = Duration::from_millis(250);
+/// How long a task without a check or published ports is waited for to listen: a port of a route or `expose` is meant seriously, and of
+/// others nobody knows whether they ever will.
+const LISTENS_LATE: Duration = Duration::from_secs(30);
+const LISTENS: Duration = Duration::from_secs(3);
+/// Between looks whether it does.
+const LISTEN: Duration = Duration::from_millis(100);
 /// What is said of a task that was stopped because the node's right to run it ended.
 const UNLEASED: &str = "stopped by its node, which had not heard from the leader: another node may run it, and it must not run twice";
 /// Between reports of a pull's progress.
@@ -620,6 +628,9 @@ impl TaskLoop {
             self.status.ready_at.get_or_insert(now(&*self.shared.clock));
         }
         let message = match health {
+            Health::Starting if task.spec.probe.is_none() && container.check.is_none() => {
+                "not ready yet: nothing listens".to_owned()
+            }
             Health::Starting => "waiting for its check to pass".to_owned(),
             Health::Unhealthy => "its check fails".to_owned(),
             Health::Unchecked | Health::Healthy => oom_message(self.status.oom_kills),
@@ -701,8 +712,37 @@ impl TaskLoop {
                     Ok((Health::Starting, Some(output), KNOCK))
                 }
             }
-            (Some(_) | None, _) => Ok((Health::Unchecked, None, LOOK)),
+            (Some(_) | None, _) => Ok(self.guess(task, container, started_at).await),
         }
+    }
+
+    /// Whether a task that nobody checks is up: once something in it listens where others can reach it, or it has run for some time.
+    async fn guess(
+        &mut self,
+        task: &TaskAssignment,
+        container: &Container,
+        started_at: Timestamp,
+    ) -> (Health, Option<String>, Duration) {
+        let up = (Health::Unchecked, None, LOOK);
+        let policy = &task.spec.policy;
+        let exposed = task.spec.expose.iter().filter_map(|port| port.trim_end_matches("/tcp").parse().ok());
+        let routed = policy.routes.iter().filter(|route| route.protocol != RouteProtocol::Udp);
+        let wanted: BTreeSet<u16> = routed.map(|route| route.port).chain(exposed).collect();
+        let patience = if wanted.is_empty() { LISTENS } else { LISTENS_LATE };
+        let left = patience.saturating_sub(now(&*self.shared.clock).since(started_at));
+        let own = matches!(task.spec.network_mode, NetworkMode::Networks | NetworkMode::Service(_));
+        if self.verdict.health == Health::Healthy || left.is_zero() || container.pid <= 0 || !own {
+            return up;
+        }
+        let pid = container.pid;
+        // One that cannot be looked at has ended, which is found out elsewhere.
+        let listens =
+            blocking(move || Listening::of(pid).map_or(true, |listening| listening.has_any_of(&wanted)));
+        if listens.await {
+            self.verdict.health = Health::Healthy;
+            return up;
+        }
+        (Health::Starting, Some("it does not listen yet".to_owned()), LISTEN.min(left))
     }
 
     /// Asks until the answer, or until there are other orders.

@@ -463,7 +463,7 @@ fn telling(task: &Task, status: &TaskStatus) -> Option<String> {
         Phase::Pending | Phase::Accepted | Phase::Preparing | Phase::Starting | Phase::Stopping => None,
         Phase::Running => match status.health {
             Health::Unchecked => Some("is running".into()),
-            Health::Starting => Some("is running; its check has not passed yet".into()),
+            Health::Starting => Some("is running, and not ready yet".into()),
             Health::Healthy => Some("is healthy".into()),
             Health::Unhealthy => Some("is unhealthy".into()),
         },
