@@ -12,7 +12,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{
         Arc,
@@ -28,9 +28,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use wharf_api::transport::node::{Prune, Pruned};
 use wharf_model::{
-    AssignmentSet, Backend, DnsTable, GatewayStats, HostSubnet, Image, NetworkAssignment, NetworkId, NodeId,
-    NodeReport, Phase, PullPolicy, RouteTable, TaskAssignment, TaskId, Timestamp, VolumeId,
-    WireguardAssignment, WireguardFacts,
+    AssignmentSet, Backend, DnsTable, Endpoint, GatewayStats, HostSubnet, Image, NetworkAssignment,
+    NetworkId, NodeId, NodeReport, Phase, PullPolicy, RouteTable, TaskAssignment, TaskId, Timestamp,
+    VolumeId, WireguardAssignment, WireguardFacts,
 };
 use wharf_process::{Clock, Tasks, blocking, detached::Program, errors};
 
@@ -47,7 +47,7 @@ use crate::{
     lease::Lease,
     network::{
         KernelNetwork, Mend, host_subnets,
-        sandbox::{Sandbox, sandboxes},
+        sandbox::{Family, Sandbox, sandboxes},
     },
     peers::{self, Echoes, Silence, Unheard, Watching},
     registry::RegistryLogins,
@@ -102,16 +102,16 @@ pub trait NetworkPlane: Send + Sync {
         true
     }
     /// A task's container runs as this process: what belongs there is programmed. Answers the gateways to which it can send answers back.
-    async fn started(&self, _task: TaskId, _pid: i64) -> BTreeSet<Ipv4Addr> {
+    async fn started(&self, _task: TaskId, _pid: i64) -> BTreeSet<IpAddr> {
         BTreeSet::new()
     }
     /// A task's container does not run any more.
     async fn ended(&self, _task: TaskId) {}
-    /// Whether a gateway runs here that connects from its clients' addresses.
+    /// Whether a gateway runs here that connects from its clients' addresses of this family.
     ///
     /// # Errors
     /// Why the node cannot bring it the answers, in words for people.
-    async fn serve_entry(&self, _wanted: bool) -> std::result::Result<(), String> {
+    async fn serve_entry(&self, _family: Family, _wanted: bool) -> std::result::Result<(), String> {
         Err("this node programs no ways back to its gateway".to_owned())
     }
     /// Removes what is left of networks that are no longer prepared, except the bridges in `keep`.
@@ -163,14 +163,14 @@ impl NetworkPlane for KernelNetwork {
     async fn program(&self, wanted: BTreeMap<TaskId, Sandbox>) -> bool {
         Self::program(self, wanted).await
     }
-    async fn started(&self, task: TaskId, pid: i64) -> BTreeSet<Ipv4Addr> {
+    async fn started(&self, task: TaskId, pid: i64) -> BTreeSet<IpAddr> {
         Self::started(self, task, pid).await
     }
     async fn ended(&self, task: TaskId) {
         Self::ended(self, task).await;
     }
-    async fn serve_entry(&self, wanted: bool) -> std::result::Result<(), String> {
-        Self::serve_entry(self, wanted).await
+    async fn serve_entry(&self, family: Family, wanted: bool) -> std::result::Result<(), String> {
+        Self::serve_entry(self, family, wanted).await
     }
     async fn clean_up(&self, keep: BTreeSet<String>) {
         if let Err(error) = self.remove_bridges(keep).await {
@@ -307,7 +307,7 @@ struct Inner {
     /// Containers that ran before this agent are known to the plane.
     adopted: AtomicBool,
     /// Why tasks do not see the addresses of clients of published ports.
-    unkept: Mutex<Option<String>>,
+    unkept: Mutex<Vec<String>>,
     /// How other nodes are listened for, until somebody does.
     echoes: Mutex<Option<Box<dyn Echoes>>>,
     /// The nodes that do not answer this one.
@@ -893,7 +893,9 @@ impl Inner {
         let (names, sources) = (unheard.without(departed.without(&set.dns)), sources(&set));
         let sandboxes = sandboxes(&set, &names);
         self.adopt_sandboxes(&set, &sandboxes).await;
-        let entries = sandboxes.iter().map(|(task, sandbox)| (*task, sandbox.entries.clone()));
+        let entries = sandboxes
+            .iter()
+            .map(|(task, sandbox)| (*task, &sandbox.answers(Family::V4) | &sandbox.answers(Family::V6)));
         let wanted_entries: BTreeMap<_, _> = entries.collect();
         let routed = async {
             let Some(entry) = &self.entry else { return true };
@@ -934,7 +936,7 @@ impl Inner {
     }
 
     /// Loops say which gateways their tasks can answer: those of which that has changed look again.
-    fn nudge_reachable(&self, entries: &BTreeMap<TaskId, BTreeSet<Ipv4Addr>>) {
+    fn nudge_reachable(&self, entries: &BTreeMap<TaskId, BTreeSet<IpAddr>>) {
         for (task, entries) in entries {
             let said = self.reports.of(*task);
             if said.is_some_and(|status| status.phase == Phase::Running && status.entries != *entries) {
@@ -945,16 +947,23 @@ impl Inner {
 
     /// The routes, with endpoints that are to see their clients' addresses only where the node can bring the answers back.
     async fn reachable_from_clients<'r>(&self, mut routes: Cow<'r, RouteTable>) -> Cow<'r, RouteTable> {
-        let keeps = |routes: &RouteTable| {
-            routes.routes.iter().flat_map(|route| &route.endpoints).any(|endpoint| endpoint.keeps_client)
-        };
-        let wanted = keeps(&routes);
-        let problem = self.plane.serve_entry(wanted).await.err().filter(|_| wanted);
-        if problem.is_some() {
-            let endpoints = routes.to_mut().routes.iter_mut().flat_map(|route| &mut route.endpoints);
-            endpoints.for_each(|endpoint| endpoint.keeps_client = false);
+        let mut problems = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let keeps = |endpoint: &Endpoint| match family {
+                Family::V4 => endpoint.keeps_client,
+                Family::V6 => endpoint.keeps_client6.is_some(),
+            };
+            let wanted = routes.routes.iter().flat_map(|route| &route.endpoints).any(keeps);
+            if let Some(problem) = self.plane.serve_entry(family, wanted).await.err().filter(|_| wanted) {
+                problems.push(problem);
+                let endpoints = routes.to_mut().routes.iter_mut().flat_map(|route| &mut route.endpoints);
+                endpoints.for_each(|endpoint| match family {
+                    Family::V4 => endpoint.keeps_client = false,
+                    Family::V6 => endpoint.keeps_client6 = None,
+                });
+            }
         }
-        *self.unkept.lock() = problem;
+        *self.unkept.lock() = problems;
         routes
     }
 

@@ -14,7 +14,7 @@ use wharf_model::{
     AssignmentSet, Attachment, Backend, Endpoint, FileAssignment, FileMount, FileSpec, Ipv6Addresses, Mac,
     NetworkAssignment, NetworkId, NetworkMode, NetworkRecord, NodeId, NodeState, Peer, Phase, RemoteBlock,
     Route, RouteTable, ServiceKey, ServiceName, ServiceRevision, ServiceRoute, ShownCertificate, Target,
-    Task, TaskAssignment, TaskId, VolumeAssignment, VolumeId, VolumeRecord, tunnel_address,
+    Task, TaskAssignment, TaskId, VolumeAssignment, VolumeId, VolumeRecord, ipv6_for, tunnel_address,
 };
 
 use crate::{
@@ -327,7 +327,7 @@ impl<'a> Assigner<'a> {
         let bytes = table.services.iter_mut().filter(|route| !route.spec.sees_requests());
         let bytes = bytes.flat_map(|route| route.sets.iter_mut().flat_map(|set| &mut set.endpoints));
         for endpoint in ports.chain(bytes) {
-            endpoint.keeps_client = self.keeps_client(endpoint, node);
+            (endpoint.keeps_client, endpoint.keeps_client6) = self.keeps_clients(endpoint, node);
         }
         for route in table.services.iter_mut().filter(|route| route.spec.basic_auth.is_some()) {
             route.users = routing::users(self.world, route);
@@ -335,12 +335,18 @@ impl<'a> Assigner<'a> {
         self.world.obtained.complete(&mut table);
         table
     }
-    /// Whether an endpoint answers the gateway of this node whatever address a connection is from.
-    fn keeps_client(&self, endpoint: &Endpoint, node: NodeId) -> bool {
-        let network = self.network_at(*endpoint.address.ip()).and_then(|id| self.world.network(id));
-        let entry = network.and_then(|network| network.gateways.get(&node));
-        let task = self.world.task(endpoint.task);
-        task.zip(entry).is_some_and(|(task, at)| task.status.entries.contains(at))
+    /// Whether an endpoint answers the gateway of this node whatever IPv4 address a connection is from, and at which address whatever IPv6
+    /// address one is from.
+    fn keeps_clients(&self, endpoint: &Endpoint, node: NodeId) -> (bool, Option<Ipv6Addr>) {
+        let address = *endpoint.address.ip();
+        let network = self.network_at(address).and_then(|id| self.world.network(id));
+        let entry = network.and_then(|network| Some((network, *network.gateways.get(&node)?)));
+        let (Some(task), Some((network, at))) = (self.world.task(endpoint.task), entry) else {
+            return (false, None);
+        };
+        let answers = |at: IpAddr| task.status.entries.contains(&at);
+        let six = self.ipv6.get(&network.id).filter(|ipv6| answers(ipv6_for(ipv6.subnet, at).into()));
+        (answers(at.into()), six.map(|ipv6| ipv6.of(address)))
     }
     /// The addresses of gateways on a network to which tasks can send answers back whatever address they go to. A routed packet keeps no
     /// sign of the node that it came through, a container on the physical segment answers by itself, and an internal network leads

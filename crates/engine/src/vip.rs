@@ -210,7 +210,8 @@ mod tests {
         let keeps = |cluster: &Cluster| set(cluster).routes.routes[0].endpoints[0].keeps_client;
         assert!(!keeps(&cluster), "the task has not said so");
         let task = cluster.ready("web").remove(0);
-        let status = TaskStatus { entries: only_gateways, sequence: 99, ..task.status.clone() };
+        let entries = only_gateways.into_iter().map(std::net::IpAddr::from).collect();
+        let status = TaskStatus { entries, sequence: 99, ..task.status.clone() };
         cluster.world.set_task_status(task.id, status);
         assert!(keeps(&cluster));
         cluster.up(&spec(true));

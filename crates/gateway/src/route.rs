@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use wharf_model::{Endpoint, TaskId};
 
 use crate::{
-    client,
+    client::{self, Way},
     draining::{Draining, InUse},
 };
 
@@ -78,24 +78,33 @@ pub(crate) struct Backend {
     leaving: OnceLock<Arc<Draining>>,
     /// When it last did not take a connection.
     failed: Mutex<Option<Instant>>,
-    /// Whether the table says that it can be reached from clients' addresses.
-    keeps_client: AtomicBool,
-    /// When that last did not work.
+    /// As the newest table has it: whether it can be reached from clients' addresses.
+    newest: Mutex<Endpoint>,
+    /// When that last did not work, for clients with IPv4 addresses and for those with IPv6 ones.
     unreachable: Mutex<Option<Instant>>,
+    unreachable6: Mutex<Option<Instant>>,
 }
 
 impl Backend {
     fn new(endpoint: Endpoint) -> Self {
-        let (active, retired, gone, leaving, failed, unreachable) = Default::default();
-        let keeps_client = AtomicBool::new(endpoint.keeps_client);
-        Self { endpoint, active, retired, gone, leaving, failed, keeps_client, unreachable }
+        let (active, retired, gone, leaving, failed) = Default::default();
+        let (unreachable, unreachable6) = Default::default();
+        let newest = Mutex::new(endpoint);
+        Self { endpoint, active, retired, gone, leaving, failed, newest, unreachable, unreachable6 }
     }
 
-    /// The address from which to connect to it for a client; none if that is the gateway's own.
-    pub(crate) fn source(&self, client: SocketAddr) -> Option<Ipv4Addr> {
-        let from = client::source(client, self.endpoint.address)?;
-        let works = || self.unreachable.lock().is_none_or(|at| at.elapsed() >= FALLBACK);
-        (self.keeps_client.load(Ordering::Relaxed) && works()).then_some(from)
+    /// How to connect to it so that it sees the client; none if it is to see the gateway.
+    pub(crate) fn way(&self, client: SocketAddr) -> Option<Way> {
+        let way = client::way(client, &self.newest.lock())?;
+        let works = self.unreachable(way).lock().is_none_or(|at| at.elapsed() >= FALLBACK);
+        works.then_some(way)
+    }
+
+    const fn unreachable(&self, way: Way) -> &Mutex<Option<Instant>> {
+        match way.from {
+            IpAddr::V4(_) => &self.unreachable,
+            IpAddr::V6(_) => &self.unreachable6,
+        }
     }
 
     /// Notes that it did not take a connection.
@@ -171,7 +180,7 @@ impl RouteState {
         let kept = |endpoint: &Endpoint| before.iter().find(|backend| backend.endpoint.is_same(endpoint));
         let backend = |endpoint: &Endpoint| {
             let backend = kept(endpoint).map_or_else(|| Arc::new(Backend::new(*endpoint)), Arc::clone);
-            backend.keeps_client.store(endpoint.keeps_client, Ordering::Relaxed);
+            *backend.newest.lock() = *endpoint;
             backend
         };
         self.endpoints.send_replace(wanted.iter().map(backend).collect());
@@ -199,14 +208,16 @@ impl RouteState {
     }
 
     /// Notes that an endpoint could not be reached from a client's address. It is reached from the gateway's for a while.
-    pub(crate) fn fell_back(&self, backend: &Backend, error: &io::Error) {
-        self.fallbacks.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn fell_back(&self, backend: &Backend, way: Way, error: &io::Error) {
         let now = Instant::now();
-        *backend.unreachable.lock() = Some(now);
-        let text = format!(
-            "{} is not reached from clients' addresses ({error}): it sees the gateway's",
-            backend.endpoint.address
-        );
+        *backend.unreachable(way).lock() = Some(now);
+        if way.to.is_ipv6() && error.kind() == io::ErrorKind::ConnectionRefused {
+            // It listens on IPv4 alone, as it may.
+            return;
+        }
+        self.fallbacks.fetch_add(1, Ordering::Relaxed);
+        let text =
+            format!("{} is not reached from clients' addresses ({error}): it sees the gateway's", way.to);
         *self.fallback.lock() = Some((now, text));
     }
 
@@ -304,14 +315,30 @@ mod tests {
         let route = route(1);
         let first = route.claim(&[]).unwrap();
         let client = "192.0.2.7:1000".parse().unwrap();
-        assert_eq!(first.backend.source(client), None);
+        assert_eq!(first.backend.way(client), None);
         route.set_endpoints(&[Endpoint { keeps_client: true, ..endpoint(0) }], &Arc::default());
         assert!(!first.backend.is_retired(), "its connections go on");
-        assert_eq!(first.backend.source(client), Some([192, 0, 2, 7].into()));
-        route.fell_back(&first.backend, &io::ErrorKind::TimedOut.into());
-        assert_eq!(first.backend.source(client), None, "for a while");
+        let way = first.backend.way(client).unwrap();
+        assert_eq!(way.from, IpAddr::from([192, 0, 2, 7]));
+        route.fell_back(&first.backend, way, &io::ErrorKind::TimedOut.into());
+        assert_eq!(first.backend.way(client), None, "for a while");
         assert!(route.problem().unwrap().contains("10.192.0.0:80 is not reached from clients' addresses"));
         assert_eq!(route.counters().fallbacks, 1);
+    }
+
+    #[test]
+    fn an_endpoint_that_listens_on_ipv4_alone_is_asked_there_and_that_is_no_problem() {
+        let route = route(0);
+        let both =
+            Endpoint { keeps_client: true, keeps_client6: Some("fd00::1".parse().unwrap()), ..endpoint(0) };
+        route.set_endpoints(&[both], &Arc::default());
+        let claim = route.claim(&[]).unwrap();
+        let way = |client: &str| claim.backend.way(client.parse().unwrap());
+        let six = way("[2001:db8::1]:1000").unwrap();
+        route.fell_back(&claim.backend, six, &io::ErrorKind::ConnectionRefused.into());
+        assert_eq!(way("[2001:db8::1]:1000"), None, "for a while");
+        assert!(way("192.0.2.7:1000").is_some(), "others are kept");
+        assert_eq!((route.problem(), route.counters().fallbacks), (None, 0));
     }
 
     #[test]

@@ -155,23 +155,21 @@ async fn reach(
 ) -> io::Result<TcpStream> {
     let address = backend.endpoint.address;
     let in_time = || io::Error::from(io::ErrorKind::TimedOut);
-    if let Some(from) = backend.source(client) {
-        match timeout(options.connect_timeout, client::tcp(from, address))
-            .await
-            .map_err(|_| in_time())
-            .flatten()
-        {
+    if let Some(way) = backend.way(client) {
+        match timeout(options.connect_timeout, client::tcp(way)).await.map_err(|_| in_time()).flatten() {
             Ok(stream) => {
                 route.kept.fetch_add(1, Ordering::Relaxed);
                 return Ok(stream);
             }
-            // That was its answer, and came back.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(error),
+            // That was its answer, and came back. What refuses IPv6 may listen on IPv4.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && way.to.is_ipv4() => {
+                return Err(error);
+            }
             Err(error) => {
                 // One that is gone is not reached from here either: then it is not about the client's address.
                 let plain = timeout(options.connect_timeout, TcpStream::connect(address)).await;
                 let plain = plain.map_err(|_| in_time()).flatten()?;
-                route.fell_back(backend, &error);
+                route.fell_back(backend, way, &error);
                 return Ok(plain);
             }
         }

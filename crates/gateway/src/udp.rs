@@ -2,6 +2,7 @@
 //!
 //! - Clients are told apart by address and port. There are at most so many; the longest silent one gives way to a new one.
 //! - A client whose endpoint does not answer any more (the kernel says so) is given another with its next datagram.
+//! - What an endpoint refuses at its IPv6 address before it has answered there is sent to it by IPv4: it may listen there alone.
 
 use std::{
     collections::HashMap,
@@ -23,13 +24,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use wharf_process::Tasks;
 
 use crate::{
-    GatewayOptions, client,
+    GatewayOptions,
+    client::{self, Way},
     draining::Draining,
     route::{Backend, Claim, RouteState},
 };
 
 const PAUSE: Duration = Duration::from_millis(50);
 const LARGEST: usize = 1 << 16;
+/// How much of what a client said is kept until its endpoint answers, if it may refuse: the kernel says so within a moment.
+const KEPT: usize = 8 << 10;
 
 /// Passes datagrams on until `stop`; the socket is closed when this and all its clients' tasks have ended. At `leave` it takes no more from
 /// clients, and their tasks go on for as long as endpoints answer: another process has the socket as well.
@@ -94,11 +98,82 @@ struct Clients {
 
 /// One client's way to its endpoint.
 struct Session {
-    upstream: Arc<UdpSocket>,
+    upstream: Arc<Upstream>,
     /// Milliseconds after the start at which the last datagram passed, either way.
     last: Arc<AtomicU64>,
     /// Ends the task that brings answers back.
     _stop: DropGuard,
+}
+
+/// A socket to an endpoint.
+struct Upstream {
+    socket: UdpSocket,
+    /// If the endpoint may yet refuse what goes there.
+    doubt: Option<Doubt>,
+}
+
+/// An endpoint that is spoken to at its IPv6 address, where it need not listen.
+struct Doubt {
+    way: Way,
+    backend: Arc<Backend>,
+    /// What was said; none once it has answered, or when that is too much to keep.
+    said: Mutex<Option<Vec<Vec<u8>>>>,
+}
+
+impl Upstream {
+    /// From the client's address if that is possible, else from the gateway's.
+    async fn open(client: SocketAddr, backend: &Arc<Backend>, route: &RouteState) -> io::Result<Self> {
+        if let Some(way) = backend.way(client) {
+            match client::udp(way).await {
+                Ok(socket) => {
+                    route.kept.fetch_add(1, Ordering::Relaxed);
+                    let doubt =
+                        || Doubt { way, backend: Arc::clone(backend), said: Mutex::new(Some(Vec::new())) };
+                    return Ok(Self { socket, doubt: way.to.is_ipv6().then(doubt) });
+                }
+                Err(error) => route.fell_back(backend, way, &error),
+            }
+        }
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+        socket.connect(backend.endpoint.address).await?;
+        Ok(Self { socket, doubt: None })
+    }
+
+    async fn send(&self, datagram: &[u8]) -> io::Result<usize> {
+        if let Some(doubt) = &self.doubt {
+            // Before it is sent: the refusal may be faster than this.
+            doubt.remember(datagram);
+        }
+        self.socket.send(datagram).await
+    }
+
+    async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.socket.recv(buffer).await?;
+        if let Some(doubt) = &self.doubt {
+            *doubt.said.lock() = None;
+        }
+        Ok(length)
+    }
+
+    /// After an error: what the endpoint was told here and has not taken, if it is to be told by IPv4.
+    fn refused(&self, route: &RouteState, error: &io::Error) -> Option<Vec<Vec<u8>>> {
+        let doubt = self.doubt.as_ref()?;
+        let said = doubt.said.lock().take()?;
+        route.fell_back(&doubt.backend, doubt.way, error);
+        Some(said)
+    }
+}
+
+impl Doubt {
+    fn remember(&self, datagram: &[u8]) {
+        let mut said = self.said.lock();
+        if let Some(before) = said.as_mut() {
+            before.push(datagram.to_vec());
+            if before.iter().map(Vec::len).sum::<usize>() > KEPT {
+                *said = None;
+            }
+        }
+    }
 }
 
 impl Clients {
@@ -113,7 +188,14 @@ impl Clients {
         };
         let sent = match upstream.send(datagram).await {
             // What the last datagram met is told to this one, which was not sent: the next endpoint has it.
-            Err(_) => self.admit(client, tasks).await?.send(datagram).await?,
+            Err(error) => {
+                let unheard = upstream.refused(&self.route, &error);
+                let other = self.admit(client, tasks).await?;
+                for datagram in unheard.unwrap_or_else(|| vec![datagram.to_vec()]) {
+                    other.send(&datagram).await?;
+                }
+                datagram.len()
+            }
             Ok(sent) => sent,
         };
         self.route.received.fetch_add(sent as u64, Ordering::Relaxed);
@@ -121,14 +203,16 @@ impl Clients {
     }
 
     /// Gives a client an endpoint, in place of the one it may have had.
-    async fn admit(&self, client: SocketAddr, tasks: &Tasks) -> io::Result<Arc<UdpSocket>> {
+    async fn admit(&self, client: SocketAddr, tasks: &Tasks) -> io::Result<Arc<Upstream>> {
         let claim = self.route.claim(&[]).ok_or_else(|| io::Error::other("no endpoint is ready"))?;
-        let upstream = self.reach(client, &claim.backend).await?;
+        let upstream = Upstream::open(client, &claim.backend, &self.route).await?;
         let (upstream, stop) = (Arc::new(upstream), self.stop.child_token());
         let last = Arc::new(AtomicU64::new(self.now()));
-        let back = Back {
+        let mut back = Back {
             client,
+            claim,
             upstream: Arc::clone(&upstream),
+            sessions: Arc::clone(&self.sessions),
             last: Arc::clone(&last),
             socket: Arc::clone(&self.socket),
             route: Arc::clone(&self.route),
@@ -146,35 +230,17 @@ impl Clients {
             }
             sessions.insert(client, session);
         }
-        let sessions = Arc::clone(&self.sessions);
         let (open, connected) = (self.route.opened(), self.draining.client());
         tasks.spawn("gateway datagrams", async move {
-            let (_open, _connected, own) = (open, connected, Arc::clone(&back.upstream));
+            let (_open, _connected) = (open, connected);
             // Dropped at any point: a datagram is lost at most, which is what datagrams are for.
-            stop.run_until_cancelled(back.bring(claim)).await;
-            let mut sessions = sessions.lock();
-            if sessions.get(&client).is_some_and(|session| Arc::ptr_eq(&session.upstream, &own)) {
+            stop.run_until_cancelled(back.bring()).await;
+            let mut sessions = back.sessions.lock();
+            if sessions.get(&client).is_some_and(|session| Arc::ptr_eq(&session.upstream, &back.upstream)) {
                 sessions.remove(&client);
             }
         });
         Ok(upstream)
-    }
-
-    /// A socket to an endpoint: from the client's address if that is possible, else from the gateway's.
-    async fn reach(&self, client: SocketAddr, backend: &Backend) -> io::Result<UdpSocket> {
-        let address = backend.endpoint.address;
-        if let Some(from) = backend.source(client) {
-            match client::udp(from, address).await {
-                Ok(socket) => {
-                    self.route.kept.fetch_add(1, Ordering::Relaxed);
-                    return Ok(socket);
-                }
-                Err(error) => self.route.fell_back(backend, &error),
-            }
-        }
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
-        socket.connect(address).await?;
-        Ok(socket)
     }
 
     fn now(&self) -> u64 {
@@ -185,7 +251,9 @@ impl Clients {
 /// The way back from an endpoint to its client.
 struct Back {
     client: SocketAddr,
-    upstream: Arc<UdpSocket>,
+    claim: Claim,
+    upstream: Arc<Upstream>,
+    sessions: Arc<Mutex<HashMap<SocketAddr, Session>>>,
     last: Arc<AtomicU64>,
     socket: Arc<UdpSocket>,
     route: Arc<RouteState>,
@@ -195,15 +263,18 @@ struct Back {
 
 impl Back {
     /// Ends when both have been silent for long enough, or the endpoint is not there.
-    async fn bring(self, _claim: Claim) {
+    async fn bring(&mut self) {
         let mut buffer = vec![0; LARGEST];
         loop {
             let silent = self.started.elapsed().saturating_sub(self.last());
             let Some(rest) = self.idle.checked_sub(silent).filter(|rest| !rest.is_zero()) else { return };
-            match timeout(rest, self.upstream.recv(&mut buffer)).await {
+            match timeout(rest, self.upstream.receive(&mut buffer)).await {
                 // Perhaps the client spoke meanwhile.
                 Err(_) => {}
-                Ok(Err(_)) => return,
+                Ok(Err(error)) => match self.upstream.refused(&self.route, &error) {
+                    Some(unheard) if self.say_by_another(&unheard).await.is_ok() => {}
+                    Some(_) | None => return,
+                },
                 Ok(Ok(length)) => {
                     self.last.store(millis(self.started.elapsed()), Ordering::Relaxed);
                     if self.socket.send_to(&buffer[..length], self.client).await.is_ok() {
@@ -212,6 +283,21 @@ impl Back {
                 }
             }
         }
+    }
+
+    /// Says it to the endpoint by another way, which is the client's from now on.
+    async fn say_by_another(&mut self, unheard: &[Vec<u8>]) -> io::Result<()> {
+        let other = Arc::new(Upstream::open(self.client, &self.claim.backend, &self.route).await?);
+        let before = std::mem::replace(&mut self.upstream, Arc::clone(&other));
+        if let Some(session) = self.sessions.lock().get_mut(&self.client)
+            && Arc::ptr_eq(&session.upstream, &before)
+        {
+            session.upstream = Arc::clone(&other);
+        }
+        for datagram in unheard {
+            other.send(datagram).await?;
+        }
+        Ok(())
     }
 
     fn last(&self) -> Duration {

@@ -196,7 +196,8 @@ pub struct NetworkAssignment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet6: Option<Ipv6Net>,
     /// The addresses on it of nodes with the gateway role, this one's among them: containers send answers to connections that came from
-    /// one of these back there, whatever address the connection is from. Empty where that is not possible.
+    /// one of these back there, whatever address the connection is from. Without those for which that is not possible. On a network with
+    /// IPv6 it goes for the addresses that follow from these as well.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub entries: BTreeSet<Ipv4Addr>,
 }
@@ -456,12 +457,16 @@ pub struct Endpoint {
     /// Whether it sends answers back to this gateway also if the connection is from the client's own address.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keeps_client: bool,
+    /// Where it answers clients with IPv6 addresses, if it sends answers back to this gateway also if the connection is from such a
+    /// client's own address. It need not listen there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeps_client6: Option<Ipv6Addr>,
 }
 
 impl Endpoint {
     /// An endpoint that can be reached from the gateway's own address only.
     pub const fn new(task: TaskId, address: SocketAddrV4) -> Self {
-        Self { task, address, keeps_client: false }
+        Self { task, address, keeps_client: false, keeps_client6: None }
     }
     /// Whether both are the same task at the same place.
     pub fn is_same(&self, other: &Self) -> bool {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use serde::{Deserialize, Serialize};
@@ -383,9 +383,9 @@ pub struct TaskStatus {
     /// Host ports the engine gave it: container port to host port.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub host_ports: BTreeMap<u16, u16>,
-    /// Addresses of gateways to which it sends answers back whatever address a connection through them is from.
+    /// Addresses of gateways to which it sends answers back whatever address of the same family a connection through them is from.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    pub entries: BTreeSet<Ipv4Addr>,
+    pub entries: BTreeSet<IpAddr>,
     /// How many of its processes the kernel has ended for want of memory since it was last started.
     #[serde(skip_serializing_if = "is_zero")]
     pub oom_kills: u32,

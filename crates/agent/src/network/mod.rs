@@ -31,7 +31,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc,
@@ -47,7 +47,7 @@ use wharf_process::{Tasks, detached::Program, errors};
 
 use self::{
     devices::Devices,
-    sandbox::{EntryRules, Sandbox, Sandboxes},
+    sandbox::{EntryRules, Family, Sandbox, Sandboxes},
     watch::{Change, Watch},
     wireguard::Tunnels,
 };
@@ -100,14 +100,32 @@ enum Names {
     Apart(DnsProcess),
 }
 
+/// What a gateway needs for clients with addresses of one family.
+struct ServedEntry {
+    rules: Arc<Mutex<EntryRules>>,
+    wanted: AtomicBool,
+}
+
+impl ServedEntry {
+    fn new(family: Family) -> Self {
+        Self { rules: Arc::new(Mutex::new(EntryRules::new(family))), wanted: AtomicBool::new(false) }
+    }
+
+    async fn ensure(&self, wanted: bool) -> Result<(), String> {
+        self.wanted.store(wanted, Ordering::Release);
+        let rules = Arc::clone(&self.rules);
+        wharf_process::blocking(move || rules.lock().ensure(wanted)).await.map(drop)
+    }
+}
+
 /// The networks of this node's kernel, with the names that are served on them.
 pub struct KernelNetwork {
     devices: Devices,
     tunnels: Option<Arc<Tunnels>>,
     names: Names,
     sandboxes: Sandboxes,
-    entry: Arc<Mutex<EntryRules>>,
-    serves_entry: AtomicBool,
+    entry: ServedEntry,
+    entry6: ServedEntry,
     /// The names that were published last, if what they lead to depends on which containers are programmed.
     latest: tokio::sync::Mutex<Option<(DnsTable, Sources)>>,
     state: Mutex<State>,
@@ -159,8 +177,8 @@ impl KernelNetwork {
                 Some(program) => Names::Apart(DnsProcess::start(program, options.upstreams, tasks)),
             },
             sandboxes: Sandboxes::default(),
-            entry: Arc::default(),
-            serves_entry: AtomicBool::new(false),
+            entry: ServedEntry::new(Family::V4),
+            entry6: ServedEntry::new(Family::V6),
             latest: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             mended: AtomicU64::new(0),
@@ -221,10 +239,12 @@ impl KernelNetwork {
     /// As [`KernelNetwork::prepare`].
     pub async fn repair(&self) -> Result<Pass, NetworkError> {
         let outcome = self.mend_devices().await;
-        if self.serves_entry.load(Ordering::Acquire)
-            && let Err(problem) = self.serve_entry(true).await
-        {
-            tracing::warn!(problem, "published ports not mended");
+        for entry in [&self.entry, &self.entry6] {
+            if entry.wanted.load(Ordering::Acquire)
+                && let Err(problem) = entry.ensure(true).await
+            {
+                tracing::warn!(problem, "published ports not mended");
+            }
         }
         let sandboxes = self.sandboxes.repair().await;
         if sandboxes.changed > 0 {
@@ -402,7 +422,7 @@ impl KernelNetwork {
 
     /// A task's container runs as this process: its namespace is programmed, and only then is it told of virtual addresses. Answers the
     /// gateways to which it can send answers back.
-    pub async fn started(&self, task: TaskId, pid: i64) -> BTreeSet<Ipv4Addr> {
+    pub async fn started(&self, task: TaskId, pid: i64) -> BTreeSet<IpAddr> {
         let (entries, changed) = self.sandboxes.started(task, pid).await;
         if changed {
             self.publish_again().await;
@@ -417,13 +437,13 @@ impl KernelNetwork {
         }
     }
 
-    /// Whether a gateway runs here that connects from its clients' addresses, so that the node brings it the answers. Says in words why
-    /// it cannot.
-    pub async fn serve_entry(&self, wanted: bool) -> Result<(), String> {
-        self.serves_entry.store(wanted, Ordering::Release);
-        let entry = Arc::clone(&self.entry);
-        let outcome = wharf_process::blocking(move || entry.lock().ensure(wanted)).await;
-        outcome.map(drop)
+    /// Whether a gateway runs here that connects from its clients' addresses of this family, so that the node brings it the answers. Says in
+    /// words why it cannot.
+    pub async fn serve_entry(&self, family: Family, wanted: bool) -> Result<(), String> {
+        match family {
+            Family::V4 => self.entry.ensure(wanted).await,
+            Family::V6 => self.entry6.ensure(wanted).await,
+        }
     }
 
     /// The namespaces of the containers, for their counters.

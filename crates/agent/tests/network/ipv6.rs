@@ -12,11 +12,11 @@ fn dual(gateway: u8, peers: &[(u8, &Node)]) -> NetworkAssignment {
     NetworkAssignment { subnet6, ..assignment(gateway, peers) }
 }
 
-fn at6(last: u8) -> Ipv6Addr {
+pub(crate) fn at6(last: u8) -> Ipv6Addr {
     ipv6_for("fd5a:7c1e:9b02:64::/64".parse().expect("a network"), at(last))
 }
 
-fn address(text: &str) -> Ipv6Addr {
+pub(crate) fn address(text: &str) -> Ipv6Addr {
     text.parse().expect("an address")
 }
 
@@ -33,7 +33,7 @@ fn dual_pair(one: Node, two: Node, wire: Wire) -> Pair {
     Pair { one, two, on_one, on_two, web, db, _wire: wire }
 }
 
-fn on_ipv4() -> Pair {
+pub(crate) fn on_ipv4() -> Pair {
     let wire = Wire::new();
     dual_pair(Node::new(&wire, 1), Node::new(&wire, 2), wire)
 }

@@ -6,13 +6,18 @@ use std::{
 };
 
 use nix::sys::{
-    socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt},
+    socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+    },
     time::TimeVal,
 };
-use wharf_agent::network::sandbox::{Behind, Sandbox, Sandboxes};
+use wharf_agent::network::sandbox::{Behind, Family, Sandbox, Sandboxes};
 use wharf_model::TaskId;
 
-use super::*;
+use super::{
+    ipv6::{address, at6},
+    *,
+};
 
 /// Where [`Echo`] listens.
 const ECHO: u16 = 7001;
@@ -21,7 +26,8 @@ const ECHO: u16 = 7001;
 struct Echo;
 
 impl Echo {
-    fn start(namespace: &Namespace, address: Ipv4Addr, name: &'static str) {
+    fn start(namespace: &Namespace, address: impl Into<IpAddr>, name: &'static str) {
+        let address = address.into();
         let (ready, is_ready) = mpsc::channel();
         // They end with the test's process.
         drop(namespace.run(move || {
@@ -238,21 +244,23 @@ fn a_virtual_address_spreads_keeps_resets_and_refuses() {
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
 /// A socket of a gateway that comes from its client's address.
-fn from_client(kind: SockType, client: Ipv4Addr) -> io::Result<OwnedFd> {
-    let socket = socket(AddressFamily::Inet, kind, SockFlag::empty(), None)?;
+fn from_client(kind: SockType, client: IpAddr) -> io::Result<OwnedFd> {
+    let family = if client.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, kind, SockFlag::empty(), None)?;
     setsockopt(&socket, sockopt::IpTransparent, &true)?;
     setsockopt(&socket, sockopt::Mark, &wharf_model::ENTRY_MARK)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(1, 0))?;
     setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(1, 0))?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(client, 0)))?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(client, 0)))?;
     Ok(socket)
 }
 
 /// What a task says to a node's gateway that comes from its client's address.
-fn call_from(node: &Node, client: Ipv4Addr, task: Ipv4Addr) -> io::Result<String> {
+fn call_from(node: &Node, client: impl Into<IpAddr>, task: impl Into<IpAddr>) -> io::Result<String> {
+    let (client, task) = (client.into(), task.into());
     let call = move || {
         let socket = from_client(SockType::Stream, client)?;
-        connect(socket.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(task, PORT)))?;
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(task, PORT)))?;
         let mut text = String::new();
         TcpStream::from(socket).read_to_string(&mut text)?;
         Ok(text)
@@ -260,7 +268,8 @@ fn call_from(node: &Node, client: Ipv4Addr, task: Ipv4Addr) -> io::Result<String
     node.namespace.run(call).join().expect("no panic")
 }
 
-fn send_from(node: &Node, client: Ipv4Addr, task: Ipv4Addr) -> io::Result<String> {
+fn send_from(node: &Node, client: impl Into<IpAddr>, task: impl Into<IpAddr>) -> io::Result<String> {
+    let (client, task) = (client.into(), task.into());
     let call = move || {
         let socket = UdpSocket::from(from_client(SockType::Datagram, client)?);
         socket.connect((task, ECHO))?;
@@ -270,6 +279,18 @@ fn send_from(node: &Node, client: Ipv4Addr, task: Ipv4Addr) -> io::Result<String
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
     };
     node.namespace.run(call).join().expect("no panic")
+}
+
+/// Has a node bring its gateway the answers to clients of these families.
+fn serve(node: &Node, families: &'static [Family]) {
+    for family in families {
+        let served = node.with(move |network, _| async move { network.serve_entry(*family, true).await });
+        assert_eq!(served, Ok(()), "{family:?}");
+    }
+}
+
+fn addresses<A: Into<IpAddr>>(addresses: impl IntoIterator<Item = A>) -> BTreeSet<IpAddr> {
+    addresses.into_iter().map(Into::into).collect()
 }
 
 #[test]
@@ -288,12 +309,11 @@ fn answers_to_clients_addresses_go_back_to_the_gateway_that_asked() {
     let processes = [Process::new(&pair.db.namespace), Process::new(&pair.web.namespace)];
     for (task, process) in [TASK, other].into_iter().zip(&processes) {
         let (entries, changed) = block_on(sandboxes.started(task, process.pid()));
-        assert_eq!((entries, changed), (BTreeSet::from([at(1), at(2)]), true), "{:?}", sandboxes.problems());
+        assert_eq!((entries, changed), (addresses([at(1), at(2)]), true), "{:?}", sandboxes.problems());
     }
-    let serve = |node: &Node| node.with(|network, _| async move { network.serve_entry(true).await });
     assert!(call_from(&pair.one, CLIENT, at(20)).is_err(), "the node does not know whose the answers are");
     for node in [&pair.one, &pair.two] {
-        assert_eq!(serve(node), Ok(()));
+        serve(node, &[Family::V4]);
     }
     // Either node's gateway, to a task on it or on the other one; from an address of the other node, and of a container.
     let everybody = [CLIENT, Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2), at(99)];
@@ -323,4 +343,114 @@ fn answers_to_clients_addresses_go_back_to_the_gateway_that_asked() {
         assert_eq!(block_on(sandboxes.repair()).changed, 0, "{damage}");
         works();
     }
+}
+
+#[test]
+fn answers_to_clients_with_ipv6_addresses_go_back_to_the_gateway_that_asked() {
+    if !can_run() {
+        return;
+    }
+    let pair = ipv6::on_ipv4();
+    let client6 = address("2001:db8:7::7");
+    let mut listeners = Vec::new();
+    for (container, own, name) in [(&pair.web, 10, "web"), (&pair.db, 20, "db")] {
+        listeners.push(Listener::new(&container.namespace, at6(own), name));
+        Echo::start(&container.namespace, at6(own), name);
+    }
+    let (sandboxes, other) = (Sandboxes::default(), TaskId::from_parts(1, [2; 10]));
+    let sandbox = |own| Sandbox {
+        own: [at(own)].into(),
+        entries: [at(1), at(2)].into(),
+        subnet6: pair.on_one.subnet6,
+        ..Sandbox::default()
+    };
+    let _ = block_on(sandboxes.set([(TASK, sandbox(20)), (other, sandbox(10))].into()));
+    let processes = [Process::new(&pair.db.namespace), Process::new(&pair.web.namespace)];
+    let both = &addresses([at(1), at(2)]) | &addresses([at6(1), at6(2)]);
+    for (task, process) in [TASK, other].into_iter().zip(&processes) {
+        let (entries, _) = block_on(sandboxes.started(task, process.pid()));
+        assert_eq!(entries, both, "{:?}", sandboxes.problems());
+    }
+    serve(&pair.one, &[Family::V4]);
+    assert!(call_from(&pair.one, client6, at6(20)).is_err(), "the node does not know whose the answers are");
+    for node in [&pair.one, &pair.two] {
+        serve(node, &[Family::V4, Family::V6]);
+    }
+    // Either node's gateway, to a task on it or on the other one; from an address of the world, and of a container.
+    for node in [&pair.one, &pair.two] {
+        for (task, name) in [(10, "web"), (20, "db")] {
+            for client in [client6, at6(99)] {
+                let seen = says(&format!("{name} {client}"));
+                eventually(&seen, || call_from(node, client, at6(task)).ok());
+                assert_eq!(send_from(node, client, at6(task)).ok(), seen, "{name}");
+            }
+            assert_eq!(call_from(node, CLIENT, at(task)).ok(), says(&format!("{name} {CLIENT}")));
+        }
+        // What is no gateway's.
+        assert_eq!(pair.web.namespace.call(at6(20), PORT).ok(), says(&format!("db {}", at6(10))));
+    }
+    // Both sides are exact, each family for itself.
+    let works = || {
+        assert_eq!(call_from(&pair.one, client6, at6(20)).ok(), says(&format!("db {client6}")));
+        assert_eq!(call_from(&pair.one, CLIENT, at(20)).ok(), says(&format!("db {CLIENT}")));
+    };
+    for damage in ["flush ruleset", "delete table ip6 wharf_entry"] {
+        nft(&pair.one.namespace, damage);
+        assert!(call_from(&pair.one, client6, at6(20)).is_err(), "{damage}");
+        let _ = pair.one.repair();
+        works();
+    }
+    let inside = &pair.db.namespace;
+    let damages: [(&str, &dyn Fn(&str)); 4] = [
+        ("-6 rule del priority 21333", &|damage| drop(inside.ip(damage))),
+        ("-6 route flush table 180355073", &|damage| drop(inside.ip(damage))),
+        ("delete table ip6 wharf", &|damage| drop(nft(inside, damage))),
+        ("flush ruleset", &|damage| drop(nft(inside, damage))),
+    ];
+    for (damage, harm) in damages {
+        assert_eq!(block_on(sandboxes.repair()).changed, 0, "before {damage}");
+        harm(damage);
+        assert!(call_from(&pair.one, client6, at6(20)).is_err(), "{damage}");
+        assert_eq!(block_on(sandboxes.repair()).changed, 1, "{damage}");
+        assert_eq!(block_on(sandboxes.repair()).changed, 0, "{damage}");
+        works();
+    }
+    // Nobody publishes any more.
+    let nothing = Sandbox { entries: BTreeSet::new(), ..sandbox(20) };
+    assert_eq!(block_on(sandboxes.set([(TASK, nothing), (other, sandbox(10))].into())).changed, 1);
+    assert!(!nft(inside, "list tables").contains("wharf"));
+    assert!(!inside.ip("-6 rule").contains("21333") && !inside.ip("rule").contains("21333"));
+}
+
+#[test]
+fn a_container_without_ipv6_answers_clients_with_ipv4_addresses() {
+    if !can_run() {
+        return;
+    }
+    let pair = ipv6::on_ipv4();
+    pair.db.namespace.does("sysctl", "-q -w net.ipv6.conf.all.disable_ipv6=1");
+    let sandboxes = Sandboxes::default();
+    let sandbox = Sandbox {
+        own: [at(20)].into(),
+        entries: [at(1)].into(),
+        subnet6: pair.on_one.subnet6,
+        ..Sandbox::default()
+    };
+    let _ = block_on(sandboxes.set([(TASK, sandbox)].into()));
+    let process = Process::new(&pair.db.namespace);
+    assert_eq!(block_on(sandboxes.started(TASK, process.pid())), (addresses([at(1)]), true));
+    assert_eq!(sandboxes.problems(), Vec::<String>::new());
+    serve(&pair.one, &[Family::V4]);
+    assert_eq!(call_from(&pair.one, CLIENT, at(20)).ok(), says(&format!("db {CLIENT}")));
+    // What was wrong for IPv6 alone keeps nothing else back: it is told, and there once it works.
+    pair.db.namespace.does("sysctl", "-q -w net.ipv6.conf.all.disable_ipv6=0");
+    pair.db.namespace.ip(&format!("-6 addr add {}/128 dev eth0 nodad", at6(20)));
+    assert_eq!(block_on(sandboxes.repair()).problems.len(), 1, "the gateway is not on the link");
+    assert_eq!(call_from(&pair.one, CLIENT, at(20)).ok(), says(&format!("db {CLIENT}")));
+    pair.db.namespace.ip(&format!("-6 addr add {}/64 dev eth0 nodad", at6(21)));
+    assert_eq!(block_on(sandboxes.repair()).problems.len(), 0);
+    assert_eq!(
+        block_on(sandboxes.started(TASK, process.pid())).0,
+        addresses([IpAddr::from(at(1)), at6(1).into()])
+    );
 }

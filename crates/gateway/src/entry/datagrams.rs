@@ -259,9 +259,9 @@ impl Clients {
 /// A socket to a task: from the client's address where its answers come back and it is not told of the client otherwise.
 async fn dial(route: &Route, backend: &Backend, client: SocketAddr) -> io::Result<UdpSocket> {
     let address = backend.endpoint.address;
-    let keeps = backend.keeps_client() && !route.proxy_protocol;
-    if let Some(from) = client::source(client, address).filter(|_| keeps)
-        && let Ok(socket) = client::udp(from, address).await
+    let way = client::way(client, &backend.newest()).filter(|_| !route.proxy_protocol);
+    if let Some(way) = way
+        && let Ok(socket) = client::udp(way).await
     {
         return Ok(socket);
     }

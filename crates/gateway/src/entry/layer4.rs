@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
-use wharf_model::{Endpoint, RouteId};
+use wharf_model::RouteId;
 
 use super::Conversation;
 use crate::{
@@ -161,10 +161,9 @@ async fn reach(route: &Route, backend: &Backend, whom: &Whom<'_>) -> io::Result<
 }
 
 async fn dial(route: &Route, backend: &Backend, client: SocketAddr) -> io::Result<TcpStream> {
-    let Endpoint { address, .. } = backend.endpoint;
-    let keeps = backend.keeps_client() && !route.proxy_protocol;
-    if let Some(from) = client::source(client, address).filter(|_| keeps) {
-        match timeout(route.timeouts.connect / 2, client::tcp(from, address)).await {
+    let way = client::way(client, &backend.newest()).filter(|_| !route.proxy_protocol);
+    if let Some(way) = way {
+        match timeout(route.timeouts.connect / 2, client::tcp(way)).await {
             Ok(Ok(stream)) => return Ok(stream),
             // That was its answer, and came back.
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(error),
@@ -172,5 +171,5 @@ async fn dial(route: &Route, backend: &Backend, client: SocketAddr) -> io::Resul
             Ok(Err(_)) | Err(_) => {}
         }
     }
-    TcpStream::connect(address).await
+    TcpStream::connect(backend.endpoint.address).await
 }

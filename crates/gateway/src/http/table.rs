@@ -559,9 +559,10 @@ impl Backend {
         self.active.load(SeqCst)
     }
 
-    /// Whether its answers come back also to a client's own address, as the newest table says.
-    pub(crate) fn keeps_client(&self) -> bool {
-        self.keeps_client.load(Relaxed)
+    /// With whether its answers come back also to a client's own address, as the newest table says. Not for clients with IPv6 addresses:
+    /// it may listen on IPv4 alone, and here nobody would remember that.
+    pub(crate) fn newest(&self) -> Endpoint {
+        Endpoint { keeps_client: self.keeps_client.load(Relaxed), keeps_client6: None, ..self.endpoint }
     }
 
     pub(crate) fn begin(&self) {

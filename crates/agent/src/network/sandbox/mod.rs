@@ -7,6 +7,7 @@
 //! - A namespace is entered only if it has one of the task's addresses: whatever process has the container's number by now, nobody else's
 //!   rules are changed.
 //! - Rules are replaced in one step. What is connected stays connected.
+//! - What cannot be done for IPv6 keeps nothing from being done for IPv4.
 //!
 //! `rules` decides; `ways` keeps rules and routes of IP, `flows` ends datagrams' flows, `nft` has the rules of nftables.
 
@@ -18,7 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::Arc,
@@ -30,14 +31,27 @@ use nix::sched::{CloneFlags, setns};
 use parking_lot::Mutex;
 use wharf_model::{AssignmentSet, DnsTable, ENTRY_MARK, PublishMode, TaskId};
 
-pub use self::rules::{Behind, Sandbox};
 use self::ways::{Hop, Ways};
+pub use self::{
+    rules::{Behind, Sandbox},
+    ways::Family,
+};
 use super::nft::{self, NftError, Place};
 
-/// The table in each namespace.
-const TABLE: &str = "ip wharf";
-/// The table of the node's own namespace, where a gateway runs.
-const ENTRY_TABLE: &str = "ip wharf_entry";
+/// A family's table in each namespace.
+const fn table(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip wharf",
+        Family::V6 => "ip6 wharf",
+    }
+}
+/// That of the node's own namespace, where a gateway runs.
+const fn entry_table(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip wharf_entry",
+        Family::V6 => "ip6 wharf_entry",
+    }
+}
 /// What answers to them are marked with.
 const ANSWER_MARK: u32 = 0x5748_0002;
 
@@ -120,8 +134,28 @@ struct Written {
     sandbox: Arc<Sandbox>,
     /// The kernel's count of changes after ours.
     generation: Option<u32>,
-    /// What our table looked like; asked for by the first repair.
+    rules: Rules,
+    /// Those for IPv6, with the ways. Absent if nothing of that belongs there, or it is not there: the container has no IPv6, or it could
+    /// not be written.
+    rules6: Option<Rules>,
+}
+
+/// One table that was written.
+#[derive(Clone, Default)]
+struct Rules {
+    /// What it looked like; asked for by the first repair.
     shown: Option<String>,
+}
+
+impl Written {
+    /// The gateways to which the task can send answers back.
+    fn answers(&self) -> BTreeSet<IpAddr> {
+        let mut answers = self.sandbox.answers(Family::V4);
+        if self.rules6.is_some() {
+            answers.append(&mut self.sandbox.answers(Family::V6));
+        }
+        answers
+    }
 }
 
 impl Sandboxes {
@@ -145,7 +179,7 @@ impl Sandboxes {
 
     /// Says that a task's container runs as this process, and writes what belongs there. Answers the gateways to which it can send answers
     /// back now, and whether its namespace was changed.
-    pub async fn started(&self, task: TaskId, pid: i64) -> (BTreeSet<Ipv4Addr>, bool) {
+    pub async fn started(&self, task: TaskId, pid: i64) -> (BTreeSet<IpAddr>, bool) {
         {
             let mut state = self.state.lock();
             if pid <= 1 || !state.wanted.contains_key(&task) {
@@ -156,13 +190,13 @@ impl Sandboxes {
                 state.running.insert(task, Running { pid, written: None });
             }
             if let Some(written) = state.up_to_date(task) {
-                return (written.sandbox.entries.clone(), false);
+                return (written.answers(), false);
             }
         }
         let pass = self.work(Look::One(task)).await;
         let state = self.state.lock();
-        let entries = state.up_to_date(task).map(|written| written.sandbox.entries.clone());
-        (entries.unwrap_or_default(), pass.changed > 0)
+        let answers = state.up_to_date(task).map(Written::answers);
+        (answers.unwrap_or_default(), pass.changed > 0)
     }
 
     /// Says that a task's container does not run any more. Answers whether that was news.
@@ -277,8 +311,7 @@ impl State {
             return;
         };
         match result {
-            Ok((written, changed)) => {
-                self.problems.remove(&job.task);
+            Ok(Done { written, changed, without_ipv6 }) => {
                 if changed {
                     pass.changed += 1;
                     self.counters.programmed += 1;
@@ -287,26 +320,31 @@ impl State {
                     self.counters.mended += u64::from(mended);
                 }
                 running.written = Some(written);
+                match without_ipv6 {
+                    Some(error) => self.complain(job.task, &error, pass),
+                    None => drop(self.problems.remove(&job.task)),
+                }
             }
             Err(error) if error.is_gone() => {
                 // The task's loop will hear of it.
                 running.written = None;
             }
             Err(error) => {
-                let text = format!(
-                    "virtual addresses and published ports: {}",
-                    wharf_process::errors::chain(&error)
-                );
-                if self.problems.get(&job.task) != Some(&text) {
-                    tracing::warn!(task = %job.task, problem = text, "container's network not programmed");
-                }
-                self.problems.insert(job.task, text.clone());
-                pass.problems.insert(job.task, text);
                 if running.written.as_ref().is_some_and(|written| !written.sandbox.is_empty()) {
                     pass.behind.insert(job.task);
                 }
+                self.complain(job.task, &error, pass);
             }
         }
+    }
+
+    fn complain(&mut self, task: TaskId, error: &SandboxError, pass: &mut SandboxPass) {
+        let text = format!("virtual addresses and published ports: {}", wharf_process::errors::chain(error));
+        if self.problems.get(&task) != Some(&text) {
+            tracing::warn!(%task, problem = text, "container's network not programmed");
+        }
+        self.problems.insert(task, text.clone());
+        pass.problems.insert(task, text);
     }
 }
 
@@ -318,9 +356,17 @@ struct Job {
     before: Option<Written>,
 }
 
+/// What a look at a namespace came to.
+struct Done {
+    written: Written,
+    changed: bool,
+    /// Why nothing is there for IPv6, if something should be.
+    without_ipv6: Option<SandboxError>,
+}
+
 struct Outcome {
     job: Job,
-    result: Result<(Written, bool), SandboxError>,
+    result: Result<Done, SandboxError>,
     took: Duration,
 }
 
@@ -331,46 +377,84 @@ impl Job {
         Outcome { job: self, result, took: start.elapsed() }
     }
 
-    fn ensure(&self) -> Result<(Written, bool), SandboxError> {
+    fn ensure(&self) -> Result<Done, SandboxError> {
         let namespace = self.enter()?;
         let before = self.before.as_ref().filter(|before| before.namespace == namespace);
-        let same = before.is_some_and(|before| before.sandbox == self.wanted);
-        let mut changed = false;
+        let same = before.filter(|before| before.sandbox == self.wanted);
         let generation = nft::generation().ok();
-        let untouched = same && generation.is_some() && before.is_some_and(|b| b.generation == generation);
-        let mut written = Written { namespace, sandbox: Arc::clone(&self.wanted), generation, shown: None };
-        if untouched {
-            // Nobody changed anything since: this is how it looks.
-            written.shown = match before.and_then(|before| before.shown.clone()) {
-                Some(shown) => Some(shown),
-                None => nft::list(Place::Here, TABLE)?,
-            };
-        } else {
-            let shown = before.filter(|_| same).and_then(|before| before.shown.clone());
-            let right = shown.is_some() && shown == nft::list(Place::Here, TABLE)?;
-            if right {
-                written.shown = shown;
-            } else {
-                self.write()?;
-                written.generation = nft::generation().ok();
-                changed = true;
+        // Nobody changed anything since.
+        let untouched = same.filter(|same| generation.is_some() && same.generation == generation).is_some();
+        let (rules, mut changed) = self.ensure_rules(Family::V4, same.map(|same| &same.rules), untouched)?;
+        changed |= self.ensure_ways(Family::V4, before)?;
+        let (mut rules6, mut without_ipv6) = (None, None);
+        match self.ensure_ipv6(before, same, untouched) {
+            Ok(Some((rules, changes))) => {
+                changed |= changes;
+                rules6 = Some(rules);
             }
+            Ok(None) => {}
+            Err(error) => without_ipv6 = Some(error),
         }
-        let ways = self.wanted.ways();
-        if !ways.is_empty() || before.is_none_or(|before| !before.sandbox.entries.is_empty()) {
-            changed |= ways::ensure(&ways).map_err(SandboxError::Ways)? > 0;
-        }
-        Ok((written, changed))
+        let generation = if changed { nft::generation().ok() } else { generation };
+        let written = Written { namespace, sandbox: Arc::clone(&self.wanted), generation, rules, rules6 };
+        Ok(Done { written, changed, without_ipv6 })
     }
 
-    fn write(&self) -> Result<(), SandboxError> {
-        let script = match self.wanted.body() {
-            Some(body) => nft::replacing(TABLE, &body),
-            None => nft::removing(TABLE),
+    /// What belongs there for IPv6, where the container has it; none if nothing does.
+    fn ensure_ipv6(
+        &self,
+        before: Option<&Written>,
+        same: Option<&Written>,
+        untouched: bool,
+    ) -> Result<Option<(Rules, bool)>, SandboxError> {
+        let Some(subnet) = self.wanted.subnet6 else { return Ok(None) };
+        let is_needed = !self.wanted.entries.is_empty();
+        let may_be_there = before.is_none_or(|before| before.rules6.is_some());
+        if !(is_needed || may_be_there) || !ways::is_on(subnet).map_err(SandboxError::Ways)? {
+            return Ok(None);
+        }
+        let known = same.and_then(|same| same.rules6.as_ref());
+        let (rules, changed) = self.ensure_rules(Family::V6, known, untouched)?;
+        let changed = self.ensure_ways(Family::V6, before)? || changed;
+        Ok(is_needed.then_some((rules, changed)))
+    }
+
+    /// Makes a family's table as it should be, unless it is as it was written. Answers whether that took a change.
+    fn ensure_rules(
+        &self,
+        family: Family,
+        known: Option<&Rules>,
+        untouched: bool,
+    ) -> Result<(Rules, bool), SandboxError> {
+        let list = || nft::list(Place::Here, table(family));
+        match known {
+            Some(Rules { shown: None }) if untouched => return Ok((Rules { shown: list()? }, false)),
+            Some(known) if untouched || known.shown.is_some() && known.shown == list()? => {
+                return Ok((known.clone(), false));
+            }
+            Some(_) | None => {}
+        }
+        self.write(family)?;
+        Ok((Rules::default(), true))
+    }
+
+    fn ensure_ways(&self, family: Family, before: Option<&Written>) -> Result<bool, SandboxError> {
+        let ways = self.wanted.ways(family);
+        if ways.is_empty() && before.is_some_and(|before| before.sandbox.entries.is_empty()) {
+            return Ok(false);
+        }
+        ways::ensure(family, &ways).map(|changes| changes > 0).map_err(SandboxError::Ways)
+    }
+
+    fn write(&self, family: Family) -> Result<(), SandboxError> {
+        let script = match self.wanted.body(family) {
+            Some(body) => nft::replacing(table(family), &body),
+            None => nft::removing(table(family)),
         };
         nft::apply(Place::Here, &script)?;
         let vips: BTreeSet<_> = self.wanted.vips.keys().copied().collect();
-        if !vips.is_empty()
+        if family == Family::V4
+            && !vips.is_empty()
             && let Err(error) = flows::forget(&vips, &self.wanted.alive())
         {
             // Datagrams from sockets that stay open go on to a task that is gone, and are refused.
@@ -408,25 +492,24 @@ pub fn sandboxes(set: &AssignmentSet, names: &DnsTable) -> BTreeMap<TaskId, Sand
         let vips = networks.filter_map(|network| names.vips.get(&network)).flatten();
         let publishes =
             |port: &wharf_model::PortSpec| port.mode == PublishMode::Ingress && port.published.is_some();
-        let entries = task
-            .attachments
-            .first()
-            .filter(|_| task.spec.ports.iter().any(publishes))
-            .and_then(|first| set.networks.get(&first.network))
-            .map(|network| network.entries.clone());
+        let first = task.attachments.first().and_then(|first| set.networks.get(&first.network));
+        let publishes = task.spec.ports.iter().any(publishes);
+        let entries = first.filter(|_| publishes).map(|network| network.entries.clone());
         Sandbox {
             own: task.attachments.iter().map(|attachment| attachment.address).collect(),
             vips: vips.map(|(address, service)| (*address, Behind::from(service))).collect(),
             entries: entries.unwrap_or_default(),
+            subnet6: first.and_then(|network| network.subnet6),
         }
     };
     tasks.map(|task| (task.id, sandbox(task))).collect()
 }
 
-/// What a gateway on this node needs so that answers to connections which it makes from its clients' addresses come back to it: kept in
-/// the network namespace of the thread that uses it.
-#[derive(Debug, Default)]
+/// What a gateway on this node needs so that answers to connections which it makes from its clients' addresses of one family come back to
+/// it: kept in the network namespace of the thread that uses it.
+#[derive(Debug)]
 pub struct EntryRules {
+    family: Family,
     kept: nft::Kept,
     there: bool,
     /// The kernel's count of changes when the rules were last right.
@@ -434,6 +517,12 @@ pub struct EntryRules {
 }
 
 impl EntryRules {
+    /// Nothing is there yet.
+    #[must_use]
+    pub fn new(family: Family) -> Self {
+        Self { family, kept: nft::Kept::default(), there: false, generation: None }
+    }
+
     /// Makes them be there, or not. Answers whether that took a change.
     ///
     /// # Errors
@@ -451,13 +540,16 @@ impl EntryRules {
         let generation = nft::generation().ok();
         let untouched = wanted && self.there && generation.is_some() && generation == self.generation;
         self.there = true;
-        let ways = ways::ensure(&ways).map_err(|error| format!("published ports: {error}"))?;
+        let problem = |why: String| match self.family {
+            Family::V4 => format!("published ports: {why}"),
+            Family::V6 => format!("published ports, clients with IPv6 addresses: {why}"),
+        };
+        let ways = ways::ensure(self.family, &ways).map_err(|error| problem(error.to_string()))?;
         if untouched {
             return Ok(ways > 0);
         }
-        let rules = self.kept.ensure(Place::Here, ENTRY_TABLE, wanted.then_some(&*body));
-        let rules =
-            rules.map_err(|error| format!("published ports: {}", wharf_process::errors::chain(&error)))?;
+        let rules = self.kept.ensure(Place::Here, entry_table(self.family), wanted.then_some(&*body));
+        let rules = rules.map_err(|error| problem(wharf_process::errors::chain(&error)))?;
         self.there = wanted;
         self.generation = nft::generation().ok().filter(|_| wanted);
         Ok(ways > 0 || rules)

@@ -9,12 +9,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
-use wharf_model::{VirtualService, mac_for};
+use ipnet::Ipv6Net;
+use wharf_model::{VirtualService, ipv6_for, mac_for};
 
-use super::ways::{Hop, Ways};
+use super::ways::{Family, Hop, Ways};
 
 /// What belongs into the namespace of a task's container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,6 +26,8 @@ pub struct Sandbox {
     pub vips: BTreeMap<Ipv4Addr, Behind>,
     /// Gateways on its first network that connect from their clients' addresses.
     pub entries: BTreeSet<Ipv4Addr>,
+    /// The IPv6 subnet of its first network, on which gateways have the addresses that follow from `entries`.
+    pub subnet6: Option<Ipv6Net>,
 }
 
 /// The tasks behind a virtual address.
@@ -49,15 +52,30 @@ impl Sandbox {
         self.vips.is_empty() && self.entries.is_empty()
     }
 
-    /// The content of the table; none if there shall be none.
-    pub(super) fn body(&self) -> Option<String> {
-        if self.is_empty() {
-            return None;
+    /// The addresses of gateways of a family to which it can send answers back once all is written that belongs there.
+    #[must_use]
+    pub fn answers(&self, family: Family) -> BTreeSet<IpAddr> {
+        self.entries.iter().filter_map(|entry| self.address(family, *entry)).collect()
+    }
+
+    /// The address of a gateway.
+    fn address(&self, family: Family, entry: Ipv4Addr) -> Option<IpAddr> {
+        match family {
+            Family::V4 => Some(entry.into()),
+            Family::V6 => Some(ipv6_for(self.subnet6?, entry).into()),
         }
+    }
+
+    /// The content of a family's table; none if there shall be none.
+    pub(super) fn body(&self, family: Family) -> Option<String> {
         let mut body = String::new();
         // Writing to a string does not fail.
-        let _ = self.write_vips(&mut body).and_then(|()| self.write_entries(&mut body));
-        Some(body)
+        let _ = match family {
+            Family::V4 => self.write_vips(&mut body).and_then(|()| self.write_entries(&mut body)),
+            Family::V6 if self.subnet6.is_some() => self.write_entries(&mut body),
+            Family::V6 => Ok(()),
+        };
+        (!body.is_empty()).then_some(body)
     }
 
     fn write_vips(&self, out: &mut String) -> std::fmt::Result {
@@ -120,8 +138,9 @@ impl Sandbox {
     }
 
     /// The ways back: what has a gateway's mark goes to that gateway.
-    pub(super) fn ways(&self) -> Ways {
-        self.entries.iter().map(|entry| (mark_of(*entry), Hop::Via(*entry))).collect()
+    pub(super) fn ways(&self, family: Family) -> Ways {
+        let way = |entry: &Ipv4Addr| Some((mark_of(*entry), Hop::Via(self.address(family, *entry)?)));
+        self.entries.iter().filter_map(way).collect()
     }
 }
 
@@ -148,7 +167,7 @@ mod tests {
 
     #[test]
     fn nothing_wanted_is_no_table() {
-        assert_eq!(Sandbox { own: [at(1)].into(), ..Sandbox::default() }.body(), None);
+        assert_eq!(Sandbox { own: [at(1)].into(), ..Sandbox::default() }.body(Family::V4), None);
     }
 
     #[test]
@@ -157,7 +176,7 @@ mod tests {
             vips: [(at(200), behind(&[2, 3], &[4])), (at(201), behind(&[], &[]))].into(),
             ..Sandbox::default()
         };
-        let body = sandbox.body().unwrap();
+        let body = sandbox.body(Family::V4).unwrap();
         for wanted in [
             "chain to_0a0900c8 {\n dnat to numgen random mod 2 map { 0 : 10.9.0.2, 1 : 10.9.0.3 }\n}",
             "set vips {\n type ipv4_addr\n elements = { 10.9.0.200, 10.9.0.201 }\n}",
@@ -171,18 +190,32 @@ mod tests {
     #[test]
     fn one_task_is_no_matter_of_chance() {
         let sandbox = Sandbox { vips: [(at(200), behind(&[2], &[]))].into(), ..Sandbox::default() };
-        assert!(sandbox.body().unwrap().contains(" dnat to 10.9.0.2\n"));
+        assert!(sandbox.body(Family::V4).unwrap().contains(" dnat to 10.9.0.2\n"));
     }
 
     #[test]
     fn answers_go_back_to_the_gateway_that_asked() {
         let sandbox = Sandbox { entries: [at(253), at(254)].into(), ..Sandbox::default() };
-        let body = sandbox.body().unwrap();
+        let body = sandbox.body(Family::V4).unwrap();
         let map = "02:42:0a:09:00:fd : 0x0a0900fd, 02:42:0a:09:00:fe : 0x0a0900fe";
         assert!(body.contains(&format!("ct mark set ether saddr map {{ {map} }}")), "{body}");
-        assert_eq!(
-            sandbox.ways(),
-            [(0x0a09_00fd, Hop::Via(at(253))), (0x0a09_00fe, Hop::Via(at(254)))].into()
-        );
+        let via = |last| Hop::Via(at(last).into());
+        assert_eq!(sandbox.ways(Family::V4), [(0x0a09_00fd, via(253)), (0x0a09_00fe, via(254))].into());
+        assert_eq!((sandbox.body(Family::V6), sandbox.ways(Family::V6)), (None, Ways::new()));
+    }
+
+    #[test]
+    fn on_a_network_with_ipv6_answers_go_back_by_both_families() {
+        let subnet6 = Some("fd00:1::/64".parse().unwrap());
+        let vips = [(at(200), behind(&[2], &[]))].into();
+        let sandbox = Sandbox { entries: [at(254)].into(), subnet6, vips, ..Sandbox::default() };
+        let body = sandbox.body(Family::V6).unwrap();
+        assert!(body.contains("ct mark set ether saddr map { 02:42:0a:09:00:fe : 0x0a0900fe }"), "{body}");
+        assert!(!body.contains("vips"), "virtual addresses are IPv4 ones");
+        let gateway: IpAddr = "fd00:1::a09:fe".parse().unwrap();
+        assert_eq!(sandbox.ways(Family::V6), [(0x0a09_00fe, Hop::Via(gateway))].into());
+        assert_eq!(sandbox.answers(Family::V6), [gateway].into());
+        let without = Sandbox { entries: BTreeSet::new(), ..sandbox };
+        assert_eq!(without.body(Family::V6), None);
     }
 }

@@ -6,9 +6,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::Ipv6Net;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
@@ -24,9 +25,27 @@ pub(super) type Ways = BTreeMap<u32, Hop>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hop {
     /// To this neighbour.
-    Via(Ipv4Addr),
+    Via(IpAddr),
     /// To a socket of this namespace, whatever their destination.
     Here,
+}
+
+/// Of addresses, and of what is programmed for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl From<Family> for AddressFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::Inet,
+            Family::V6 => Self::Inet6,
+        }
+    }
 }
 
 /// After the rule for local addresses and before that of the main table.
@@ -57,11 +76,11 @@ enum Operation {
     AddRule(u32),
 }
 
-/// Makes the ways of the calling thread's namespace those that are wanted; answers how many changes that took.
-pub(super) fn ensure(wanted: &Ways) -> io::Result<usize> {
+/// Makes the ways of a family in the calling thread's namespace those that are wanted; answers how many changes that took.
+pub(super) fn ensure(family: Family, wanted: &Ways) -> io::Result<usize> {
     let mut netlink = Netlink::open()?;
-    let operations = plan(wanted, &observe(&mut netlink)?);
-    let failed = netlink.apply(operations.iter().map(|operation| change(*operation)))?;
+    let operations = plan(wanted, &observe(&mut netlink, family)?);
+    let failed = netlink.apply(operations.iter().map(|operation| change(family, *operation)))?;
     match failed.into_iter().next() {
         Some((_, error)) => Err(error),
         None => Ok(operations.len()),
@@ -89,17 +108,17 @@ fn plan(wanted: &Ways, actual: &Actual) -> Vec<Operation> {
     operations
 }
 
-fn observe(netlink: &mut Netlink) -> io::Result<Actual> {
+fn observe(netlink: &mut Netlink, family: Family) -> io::Result<Actual> {
     let mut actual = Actual::default();
     let mut request = RuleMessage::default();
-    request.header.family = AddressFamily::Inet;
+    request.header.family = family.into();
     for message in netlink.dump(&RouteNetlinkMessage::GetRule(request))? {
         if let RouteNetlinkMessage::NewRule(rule) = message {
             actual.rules.extend(rule_of(&rule));
         }
     }
     let mut request = RouteMessage::default();
-    request.header.address_family = AddressFamily::Inet;
+    request.header.address_family = family.into();
     for message in netlink.dump(&RouteNetlinkMessage::GetRoute(request))? {
         if let RouteNetlinkMessage::NewRoute(route) = message {
             actual.routes.extend(route_of(&route));
@@ -131,7 +150,8 @@ fn route_of(route: &RouteMessage) -> Option<(u32, Hop)> {
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => via = Some(*address),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => via = Some((*address).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => via = Some((*address).into()),
             _ => {}
         }
     }
@@ -142,26 +162,26 @@ fn route_of(route: &RouteMessage) -> Option<(u32, Hop)> {
     }
 }
 
-fn change(operation: Operation) -> Change {
+fn change(family: Family, operation: Operation) -> Change {
     match operation {
         Operation::AddRule(mark) => {
-            Change { message: RouteNetlinkMessage::NewRule(rule(mark, mark)), flags: CREATE }
+            Change { message: RouteNetlinkMessage::NewRule(rule(family, mark, mark)), flags: CREATE }
         }
         Operation::RemoveRule(mark, table) => {
-            Change { message: RouteNetlinkMessage::DelRule(rule(mark, table)), flags: 0 }
+            Change { message: RouteNetlinkMessage::DelRule(rule(family, mark, table)), flags: 0 }
         }
         Operation::AddRoute(mark, hop) => {
-            Change { message: RouteNetlinkMessage::NewRoute(route(mark, hop)), flags: REPLACE }
+            Change { message: RouteNetlinkMessage::NewRoute(route(family, mark, hop)), flags: REPLACE }
         }
         Operation::RemoveRoute(mark, hop) => {
-            Change { message: RouteNetlinkMessage::DelRoute(route(mark, hop)), flags: 0 }
+            Change { message: RouteNetlinkMessage::DelRoute(route(family, mark, hop)), flags: 0 }
         }
     }
 }
 
-fn rule(mark: u32, table: u32) -> RuleMessage {
+fn rule(family: Family, mark: u32, table: u32) -> RuleMessage {
     let mut rule = RuleMessage::default();
-    rule.header.family = AddressFamily::Inet;
+    rule.header.family = family.into();
     rule.header.action = RuleAction::ToTable;
     rule.attributes = vec![
         RuleAttribute::Priority(PRIORITY),
@@ -173,16 +193,19 @@ fn rule(mark: u32, table: u32) -> RuleMessage {
     rule
 }
 
-fn route(table: u32, hop: Hop) -> RouteMessage {
+fn route(family: Family, table: u32, hop: Hop) -> RouteMessage {
     let mut route = RouteMessage::default();
-    route.header.address_family = AddressFamily::Inet;
+    route.header.address_family = family.into();
     route.header.protocol = RouteProtocol::Other(PROTOCOL);
     route.attributes.push(RouteAttribute::Table(table));
     match hop {
         Hop::Via(address) => {
             route.header.kind = RouteType::Unicast;
             route.header.scope = RouteScope::Universe;
-            route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(address)));
+            route.attributes.push(RouteAttribute::Gateway(match address {
+                IpAddr::V4(address) => RouteAddress::Inet(address),
+                IpAddr::V6(address) => RouteAddress::Inet6(address),
+            }));
         }
         Hop::Here => {
             route.header.kind = RouteType::Local;
@@ -195,15 +218,33 @@ fn route(table: u32, hop: Hop) -> RouteMessage {
 
 /// The IPv4 addresses of the calling thread's namespace.
 pub(super) fn own_addresses() -> io::Result<BTreeSet<Ipv4Addr>> {
+    let addresses = addresses(Family::V4)?.into_iter();
+    Ok(addresses
+        .filter_map(|address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        })
+        .collect())
+}
+
+/// Whether the calling thread's namespace has an address of this network: IPv6 may be switched off in there.
+pub(super) fn is_on(subnet: Ipv6Net) -> io::Result<bool> {
+    let is_there = |address: &IpAddr| match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => subnet.contains::<&Ipv6Addr>(address),
+    };
+    Ok(addresses(Family::V6)?.iter().any(is_there))
+}
+
+fn addresses(family: Family) -> io::Result<BTreeSet<IpAddr>> {
     use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
     let mut request = AddressMessage::default();
-    request.header.family = AddressFamily::Inet;
+    request.header.family = family.into();
     let mut addresses = BTreeSet::new();
     for message in Netlink::open()?.dump(&RouteNetlinkMessage::GetAddress(request))? {
         if let RouteNetlinkMessage::NewAddress(found) = message {
             addresses.extend(found.attributes.iter().filter_map(|attribute| match attribute {
-                AddressAttribute::Address(IpAddr::V4(address))
-                | AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                AddressAttribute::Address(address) | AddressAttribute::Local(address) => Some(*address),
                 _ => None,
             }));
         }
@@ -216,7 +257,7 @@ mod tests {
     use super::*;
 
     fn via(last: u8) -> Hop {
-        Hop::Via(Ipv4Addr::new(10, 9, 0, last))
+        Hop::Via(Ipv4Addr::new(10, 9, 0, last).into())
     }
 
     #[test]
