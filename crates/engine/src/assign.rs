@@ -348,16 +348,17 @@ impl<'a> Assigner<'a> {
         let six = self.ipv6.get(&network.id).filter(|ipv6| answers(ipv6_for(ipv6.subnet, at).into()));
         (answers(at.into()), six.map(|ipv6| ipv6.of(address)))
     }
-    /// The addresses of gateways on a network to which tasks can send answers back whatever address they go to. A routed packet keeps no
-    /// sign of the node that it came through, a container on the physical segment answers by itself, and an internal network leads
-    /// nowhere else.
-    fn entries_of(&self, record: &NetworkRecord) -> BTreeSet<Ipv4Addr> {
-        let possible = match record.backend {
+    /// The addresses of gateways on a network to which this node's tasks can send answers back whatever address they go to. A container on
+    /// the physical segment answers by itself, and an internal network leads nowhere else. A routed packet keeps no sign of the node that
+    /// it came through: there it is the gateway of the task's own node, which is its way out.
+    fn entries_of(&self, node: NodeId, record: &NetworkRecord) -> BTreeSet<Ipv4Addr> {
+        let possible = |entry: NodeId| match record.backend {
             Backend::Vxlan | Backend::Wireguard => !record.spec.internal,
-            Backend::Routed | Backend::Macvlan | Backend::Host => false,
+            Backend::Routed => !record.spec.internal && entry == node,
+            Backend::Macvlan | Backend::Host => false,
         };
-        let is_entry = |node: &NodeId| self.world.node(*node).is_some_and(|node| node.record.roles.gateway);
-        let entries = record.gateways.iter().filter(|(node, _)| possible && is_entry(node));
+        let is_entry = |node: NodeId| self.world.node(node).is_some_and(|node| node.record.roles.gateway);
+        let entries = record.gateways.iter().filter(|(node, _)| possible(**node) && is_entry(**node));
         entries.map(|(_, address)| *address).collect()
     }
     fn node_address(&self, task: &Task) -> Option<IpAddr> {
@@ -494,7 +495,7 @@ impl<'a> Assigner<'a> {
             blocks,
             remote_blocks,
             subnet6: record.subnet6,
-            entries: self.entries_of(record),
+            entries: self.entries_of(node, record),
         })
     }
     /// The parts of a routed network that are the node's, and those that are others'.

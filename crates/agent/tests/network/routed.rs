@@ -117,7 +117,7 @@ pub(crate) struct Routed {
     pub(crate) one: Node,
     pub(crate) two: Node,
     pub(crate) web: Container,
-    db: Container,
+    pub(crate) db: Container,
     /// Of network 101, on the first node.
     stranger: Container,
     wire: Wire,

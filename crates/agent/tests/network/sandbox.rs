@@ -16,6 +16,7 @@ use wharf_model::TaskId;
 
 use super::{
     ipv6::{address, at6},
+    routed::{on, routed_pair},
     *,
 };
 
@@ -453,4 +454,32 @@ fn a_container_without_ipv6_answers_clients_with_ipv4_addresses() {
         block_on(sandboxes.started(TASK, process.pid())).0,
         addresses([IpAddr::from(at(1)), at6(1).into()])
     );
+}
+
+#[test]
+fn a_task_on_a_routed_network_answers_clients_of_its_own_nodes_gateway() {
+    if !can_run() {
+        return;
+    }
+    let it = routed_pair();
+    let (own, gateway) = (on(100, 10), on(100, 1));
+    Echo::start(&it.web.namespace, own, "web");
+    let sandboxes = Sandboxes::default();
+    let sandbox = Sandbox { own: [own].into(), entries: [gateway].into(), ..Sandbox::default() };
+    let _ = block_on(sandboxes.set([(TASK, sandbox)].into()));
+    let process = Process::new(&it.web.namespace);
+    assert_eq!(block_on(sandboxes.started(TASK, process.pid())), (addresses([gateway]), true));
+    assert!(call_from(&it.one, CLIENT, own).is_err(), "the node does not know whose the answers are");
+    for node in [&it.one, &it.two] {
+        serve(node, &[Family::V4]);
+    }
+    // From an address of the world, of the other node, and of a container there, which is answered over the wire if it asks itself.
+    for client in [CLIENT, Ipv4Addr::new(192, 0, 2, 2), on(100, 74)] {
+        assert_eq!(call_from(&it.one, client, own).ok(), says(&format!("web {client}")));
+        assert_eq!(send_from(&it.one, client, own).ok(), says(&format!("web {client}")));
+    }
+    assert_eq!(it.db.namespace.call(own, PORT).ok(), says("web 10.100.0.74"));
+    // By the wire comes nothing that is not of the network, also from a gateway: it connects from its own address.
+    assert!(call_from(&it.two, CLIENT, own).is_err());
+    assert_eq!(it.two.namespace.call(own, PORT).ok(), says("web 10.100.0.65"));
 }
