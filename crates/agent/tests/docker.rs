@@ -145,8 +145,11 @@ async fn inner_ends() {
     let failed = node.until(greedy.id, "it fails", |status| status.phase == Phase::Failed).await;
     assert_eq!(failed.message, "out of memory (exit code 137)");
     assert!(failed.hint.is_some_and(|hint| hint.contains("memory limit")));
-    let goes_on = node.until(parent.id, "its child is killed", |status| status.oom_kills > 0).await;
-    assert!(goes_on.is_ready() && goes_on.message.starts_with("out of memory"), "{goes_on:?}");
+    let killed = |status: &TaskStatus| status.oom_kills > 0;
+    let told = node.until(parent.id, "its child is killed", killed).await;
+    assert!(told.message.starts_with("out of memory"), "{told:?}");
+    let goes_on = node.until(parent.id, "it goes on", TaskStatus::is_ready).await;
+    assert!(goes_on.oom_kills > 0 && goes_on.message.starts_with("out of memory"), "{goes_on:?}");
 
     // Nobody listens from here on, which means that no server answers.
     let container = node.until(orphan.id, "it runs", TaskStatus::is_ready).await.container.unwrap();

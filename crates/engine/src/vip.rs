@@ -218,4 +218,70 @@ mod tests {
         cluster.settle();
         assert!(set(&cluster).networks.values().all(|network| network.entries.is_empty()), "internal");
     }
+
+    /// A published service on one network, on which each of two nodes has a task.
+    fn published_on(network: NetworkSpec) -> Cluster {
+        let mut cluster = Cluster::of(2);
+        cluster.world.unique_local = Some("fd5a:7c1e:9b02::/48".parse().unwrap());
+        let mut web = replicas(published(service("web"), 8080, PublishMode::Ingress), 2);
+        web.placement.max_replicas_per_node = Some(1);
+        let mut spec = app(&[("web", web)]);
+        spec.networks.insert("default".parse().unwrap(), network);
+        cluster.up(&spec);
+        cluster.settle();
+        cluster
+    }
+    fn says_it_answers(cluster: &mut Cluster, task: &Task, entries: &[std::net::IpAddr]) {
+        let entries = entries.iter().copied().collect();
+        let status = TaskStatus { entries, sequence: task.status.sequence + 100, ..task.status.clone() };
+        cluster.world.set_task_status(task.id, status);
+    }
+    fn endpoint(cluster: &Cluster, task: TaskId) -> Endpoint {
+        let set = Assigner::new(&cluster.world).for_node(node_id(1));
+        *set.routes.routes[0].endpoints.iter().find(|endpoint| endpoint.task == task).unwrap()
+    }
+
+    #[test]
+    fn gateways_keep_clients_with_ipv6_addresses_where_the_task_says_that_it_answers_those() {
+        let mut cluster = published_on(NetworkSpec { enable_ipv6: true, ..NetworkSpec::default() });
+        let network = cluster.world.networks().next().unwrap().clone();
+        let subnet6 = network.subnet6.unwrap();
+        let entry = network.gateways[&node_id(1)];
+        for task in cluster.ready("web") {
+            let kept = |cluster: &Cluster| {
+                let endpoint = endpoint(cluster, task.id);
+                (endpoint.keeps_client, endpoint.keeps_client6)
+            };
+            assert_eq!(kept(&cluster), (false, None), "it has not said so");
+            says_it_answers(&mut cluster, &task, &[entry.into()]);
+            assert_eq!(kept(&cluster), (true, None), "its container has no IPv6");
+            let task = cluster.world.task(task.id).unwrap().as_ref().clone();
+            says_it_answers(&mut cluster, &task, &[entry.into(), ipv6_for(subnet6, entry).into()]);
+            let address = *task.addresses.values().next().unwrap();
+            assert_eq!(kept(&cluster), (true, Some(ipv6_for(subnet6, address))));
+        }
+    }
+
+    #[test]
+    fn a_task_on_a_routed_network_answers_the_clients_of_its_own_nodes_gateway() {
+        let mut cluster =
+            published_on(NetworkSpec { backend: Some(Backend::Routed), ..NetworkSpec::default() });
+        let network = cluster.world.networks().next().unwrap().clone();
+        let entries = |node: u8| {
+            let set = Assigner::new(&cluster.world).for_node(node_id(node));
+            set.networks[&network.id].entries.iter().copied().collect::<Vec<_>>()
+        };
+        let entry = network.gateways[&node_id(1)];
+        assert_eq!(
+            (entries(1), entries(2)),
+            (vec![entry], vec![]),
+            "by the wire it is not known which gateway asked"
+        );
+        for task in cluster.ready("web") {
+            let is_here = task.node == Some(node_id(1));
+            let answers: Vec<_> = is_here.then_some(entry.into()).into_iter().collect();
+            says_it_answers(&mut cluster, &task, &answers);
+            assert_eq!(endpoint(&cluster, task.id).keeps_client, is_here);
+        }
+    }
 }

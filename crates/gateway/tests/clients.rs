@@ -2,6 +2,8 @@
 //!
 //! Needs root and `ip`. Without root the tests say so and pass, unless `WHARF_REQUIRE_ENGINE` is `1`.
 
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
     process::Command,
