@@ -2,7 +2,8 @@
 //! what is not ours is left alone.
 
 use std::{
-    net::SocketAddr,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -141,6 +142,16 @@ fn containers_outlive_agent_engine_and_server_and_what_is_not_ours_is_left_alone
     assert_eq!(things(), made);
 }
 
+/// Asks for `/` over a connection that stays open.
+fn ask_again(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
+    let mut answer = [0; 1000];
+    match stream.read(&mut answer)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
+}
+
 #[test]
 fn what_a_dead_machine_ran_runs_elsewhere_and_never_twice() {
     if skip() {
@@ -160,6 +171,17 @@ fn what_a_dead_machine_ran_runs_elsewhere_and_never_twice() {
     // Power.
     let gateway = SocketAddr::from((fleet.node(1).address(), 8080));
     let stop = AtomicBool::new(false);
+    // One connection to each task, as they go where there are fewest.
+    let connect = || -> io::Result<Vec<TcpStream>> {
+        let connect = |_| {
+            let mut stream = TcpStream::connect_timeout(&gateway, NOTICED)?;
+            stream.set_read_timeout(Some(NOTICED))?;
+            ask_again(&mut stream).map(|()| stream)
+        };
+        (0..3).map(connect).collect()
+    };
+    let mut held = fleet.cluster.in_network(connect).unwrap().unwrap();
+    let on_it = tasks.iter().filter(|task| task["service"] == "web" && task["node"] == home).count();
     thread::scope(|scope| {
         let asking = scope.spawn(|| traffic(&fleet, gateway, &stop));
         let begin = Instant::now();
@@ -188,6 +210,12 @@ fn what_a_dead_machine_ran_runs_elsewhere_and_never_twice() {
         assert!(answers > 100, "{answers}");
         assert!(gap < Duration::from_secs(10), "traffic goes on through the other gateways: {gap:?}");
     });
+    let ended = held.iter_mut().filter_map(|stream| ask_again(stream).err());
+    let ended: Vec<_> = ended.map(|error| error.kind()).collect();
+    let is_reset =
+        |kind: &io::ErrorKind| matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
+    assert!(ended.iter().all(is_reset), "nobody waits for the dead: {ended:?}");
+    assert_eq!((ended.len(), on_it), (on_it, 1), "what goes on elsewhere goes on: {ended:?}");
     let waiting = fleet.wharf(["ps", "-p", "shop"]);
     let said = waiting.stderr.lines().find(|line| line.starts_with("waiting: ")).unwrap_or_default();
     assert!(said.contains("db") && said.contains("data") && said.contains(&home), "{waiting:?}");
