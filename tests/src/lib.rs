@@ -151,12 +151,14 @@ impl Fleet {
         let wanted = self.cluster.nodes().len();
         try_wait_until(JOINING, "every node is ready", || {
             let nodes = self.try_json(["node", "ls"])?;
-            let states: Vec<_> = items(&nodes).iter().map(|node| text(&node["state"])).collect();
-            if states.len() != wanted || states.iter().any(|state| *state != "ready") {
+            let states: Vec<_> =
+                items(&nodes).iter().map(|node| (text(&node["name"]), text(&node["state"]))).collect();
+            if states.len() != wanted || states.iter().any(|(_, state)| *state != "ready") {
                 bail!("{states:?}");
             }
             Ok(())
         })
+        .map_err(|error| error.context(self.cluster.log_tails()))
     }
 
     /// Node I, from 1.
