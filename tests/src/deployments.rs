@@ -141,7 +141,7 @@ impl Case {
         }
     }
 
-    /// Carries out a deployment, and answers whether it was done; a fault was to be had in the middle of it.
+    /// Carries out a deployment, with a fault in the middle of every second one if the case has one. An error if it does not end as it has to.
     fn deploy(&self, fleet: &Fleet, version: u32) -> Result<()> {
         let fails = match self.change {
             Change::Scale => {
@@ -153,8 +153,8 @@ impl Case {
             Change::Version | Change::Service | Change::Fails(_) => None,
         };
         let file = fleet.file(&self.app, &self.file(version, fails.unwrap_or_default()));
-        if self.fault.is_some() && version.is_multiple_of(2) {
-            return self.deploy_with_fault(fleet, &file);
+        if let Some(fault) = self.fault.filter(|_| version.is_multiple_of(2)) {
+            return deploy_with_fault(fleet, &file, fault);
         }
         let output = fleet.try_wharf(["up", "-y", "-f", &file])?;
         let returned = || format!("{}{}", output.stdout, output.stderr).contains("returned to release");
@@ -162,18 +162,17 @@ impl Case {
         ensure!(is_right, "deployment {version} of {}: {output:?}", self.name);
         Ok(())
     }
+}
 
-    fn deploy_with_fault(&self, fleet: &Fleet, file: &str) -> Result<()> {
-        let Some(fault) = self.fault else { return Ok(()) };
-        let mut rollout = fleet.spawn(["up", "-y", "-f", file]);
-        thread::sleep(Duration::from_millis(1200));
-        happens(fleet, fault)?;
-        while rollout.is_running() {
-            thread::sleep(Duration::from_millis(50));
-        }
-        // Whoever watched may have lost its server: what counts is how the release ended.
-        try_wait_until(SOON, "the release is done", || settled(fleet, file))
+fn deploy_with_fault(fleet: &Fleet, file: &str, fault: Fault) -> Result<()> {
+    let mut rollout = fleet.spawn(["up", "-y", "-f", file]);
+    thread::sleep(Duration::from_millis(1200));
+    happens(fleet, fault)?;
+    while rollout.is_running() {
+        thread::sleep(Duration::from_millis(50));
     }
+    // Whoever watched may have lost its server: what counts is how the release ended.
+    try_wait_until(SOON, "the release is done", || settled(fleet, file))
 }
 
 /// What came of a case.

@@ -68,6 +68,17 @@ pub fn wharf_binary() -> Result<PathBuf> {
     Ok(built)
 }
 
+/// Has `openssl` make a key and a certificate in a folder; `more` says whose, by whom it is signed if not by itself, and what the files are
+/// called. Panics if it cannot.
+#[track_caller]
+pub fn make_certificate(folder: &Path, more: &[&str]) {
+    let key = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let made =
+        Command::new("openssl").args(key).args(["-days", "90"]).args(more).current_dir(folder).output();
+    let made = made.expect("openssl runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
 /// Machines that are a Wharf cluster: node 1 is the server with an agent beside it, the others are agents, and all
 /// take published ports. The client's place on the switch has the context.
 #[derive(Debug)]

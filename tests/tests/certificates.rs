@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use wharf_testkit::cluster::Running;
-use wharf_tests::{Fleet, skip, text, wait_until};
+use wharf_tests::{Fleet, make_certificate, skip, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 /// An order, and every gateway that takes part in it.
@@ -114,24 +114,11 @@ impl Pebble {
 /// A certificate for the authority's own server, and the root that vouches for it.
 fn own_certificate(folder: &Path, address: &str) {
     let subject = format!("subjectAltName=IP:{address}");
-    let key = [
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "90",
-    ];
     let root = ["-subj", "/CN=root", "-keyout", "root.key", "-out", "root.pem"];
     let vouched = ["-CA", "root.pem", "-CAkey", "root.key", "-addext", "basicConstraints=critical,CA:FALSE"];
     let server = ["-subj", "/CN=pebble", "-addext", &subject, "-keyout", "server.key", "-out", "server.pem"];
     for more in [root.to_vec(), [&vouched[..], &server].concat()] {
-        let made =
-            Command::new("openssl").args(key).args(more).current_dir(folder).output().expect("openssl runs");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        make_certificate(folder, &more);
     }
 }
 

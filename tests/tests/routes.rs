@@ -1,11 +1,11 @@
 //! Routes on real nodes, asked by curl from outside: who answers what, what changes without a container being replaced, and what is refused.
 #![expect(clippy::unwrap_used, reason = "a test panics")]
 
-use std::{collections::BTreeSet, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use wharf_tests::{Fleet, items, skip, text, wait_until};
+use wharf_tests::{Fleet, items, make_certificate, skip, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -97,24 +97,9 @@ fn tasks(fleet: &Fleet, app: &str) -> BTreeSet<String> {
 
 /// A certificate of its own for a host, with its key.
 fn certificate(folder: &Path, host: &str) -> String {
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "90",
-        ])
-        .args(["-subj", &format!("/CN={host}"), "-addext", &format!("subjectAltName=DNS:{host}")])
-        .args(["-keyout", "key.pem", "-out", "chain.pem"])
-        .current_dir(folder)
-        .output()
-        .expect("openssl runs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (subject, name) = (format!("/CN={host}"), format!("subjectAltName=DNS:{host}"));
+    let more = ["-subj", &subject, "-addext", &name, "-keyout", "key.pem", "-out", "chain.pem"];
+    make_certificate(folder, &more);
     ["chain.pem", "key.pem"].map(|name| std::fs::read_to_string(folder.join(name)).unwrap()).concat()
 }
 

@@ -64,11 +64,10 @@ pub(crate) fn routes(assigner: &Assigner<'_>) -> Vec<ServiceRoute> {
     let mut routes = Vec::new();
     for app in world.apps().filter(|app| !app.removed) {
         let services = world.services_of(&app.key).filter_map(|record| Routed::of(assigner, record));
-        let (mut services, removed): (Vec<_>, Vec<_>) = services.partition(|service| !service.record.removed);
-        for mut service in removed {
-            service.hand_over(&mut services);
-            services.push(service);
-        }
+        let (mut removed, mut services): (Vec<_>, Vec<_>) =
+            services.partition(|service| service.record.removed);
+        removed.iter_mut().for_each(|service| service.hand_over(&mut services));
+        services.append(&mut removed);
         let coming: Vec<_> = services.iter().flat_map(Routed::coming).cloned().collect();
         routes.extend(services.into_iter().flat_map(|service| service.routes(assigner, &coming)));
     }
@@ -156,6 +155,11 @@ const fn layer(route: &RouteSpec) -> Layer {
 fn has(own: &RouteSpec, wanted: &RouteSpec) -> bool {
     let hosts = own.hosts.is_empty() || wanted.hosts.iter().any(|host| own.hosts.contains(host));
     hosts && takes_alike(own, wanted)
+}
+
+/// Whether two routes take the same requests, for some host.
+fn meet(one: &RouteSpec, other: &RouteSpec) -> bool {
+    has(one, other) || has(other, one)
 }
 
 /// A ready task that a service's routes may lead to.
@@ -279,8 +283,7 @@ impl<'w> Routed<'w> {
         let current: Vec<_> = self.drafts.iter().map(|draft| draft.route.clone()).collect();
         let mut moving = Vec::new();
         for own in before.into_iter().flatten().filter_map(|own| left_over(own, &current)) {
-            let awaited = |route: &RouteSpec| has(&own, route) || has(route, &own);
-            if !coming.iter().any(awaited) {
+            if !coming.iter().any(|route| meet(&own, route)) {
                 continue;
             }
             let followers = self
@@ -299,9 +302,9 @@ impl<'w> Routed<'w> {
     fn hand_over(&mut self, others: &mut [Self]) {
         for draft in &mut self.drafts {
             let mut left = Some(draft.route.clone());
-            for other in others.iter_mut().filter(|other| !other.record.removed) {
+            for other in &mut *others {
                 for (number, taken) in other.drafts.iter_mut().enumerate() {
-                    if !(has(&draft.route, &taken.route) || has(&taken.route, &draft.route)) {
+                    if !meet(&draft.route, &taken.route) {
                         continue;
                     }
                     let tasks = self.serving.iter().filter(|task| task.share.is_led_to());

@@ -137,6 +137,11 @@ impl Fixture {
         self.gateway.stats().routes.remove(0).stats
     }
 
+    /// Waits until so many requests wait their turn.
+    async fn queued(&self, count: u64) {
+        eventually(&format!("{count} wait"), async || self.stats().queued == count).await;
+    }
+
     fn state(&self, task: &Server) -> EndpointStats {
         self.stats().endpoints.into_iter().find(|it| it.endpoint == task.endpoint.address).unwrap()
     }
@@ -400,16 +405,18 @@ async fn clients_ask_as_often_as_they_may() {
     assert_eq!((web.requests(), fixture.stats().refused["rate_limited"]), (4, 2));
 }
 
+/// A request after which the connection is closed.
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_has_as_many_requests_as_it_may_and_others_wait_their_turn() {
     let fixture = Fixture::new().await;
     let [web] = servers(&fixture).await;
     fixture.publish(json!({"concurrency": {"requests": 1, "queue": 2, "wait": 60_000}}), &[&web]).await;
     let gate = web.close_gate();
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-    let queued = async |count: u64| {
-        eventually(&format!("{count} wait"), async || fixture.stats().queued == count).await;
-    };
+    let queued = |count| fixture.queued(count);
     let first = fixture.send(&get("/1")).await;
     eventually("it is asked", async || web.requests() == 1).await;
     let second = fixture.begin_http2().await;
@@ -444,10 +451,7 @@ async fn who_resets_its_connection_has_left_the_queue_and_who_is_done_with_sendi
     let [web] = servers(&fixture).await;
     fixture.publish(json!({"concurrency": {"requests": 1, "queue": 2, "wait": 60_000}}), &[&web]).await;
     let gate = web.close_gate();
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-    let queued = async |count: u64| {
-        eventually(&format!("{count} wait"), async || fixture.stats().queued == count).await;
-    };
+    let queued = |count| fixture.queued(count);
     let reset = |stream: TcpStream| SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     let first = fixture.send(&get("/1")).await;
     eventually("it is asked", async || web.requests() == 1).await;

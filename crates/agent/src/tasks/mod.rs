@@ -628,12 +628,10 @@ impl TaskLoop {
             self.status.ready_at.get_or_insert(now(&*self.shared.clock));
         }
         let message = match health {
-            Health::Starting
-                if task.spec.probe.is_none() && container.check.is_none() && self.status.oom_kills == 0 =>
-            {
+            Health::Starting if self.status.oom_kills > 0 => oom_message(self.status.oom_kills),
+            Health::Starting if task.spec.probe.is_none() && container.check.is_none() => {
                 "not ready yet: nothing listens".to_owned()
             }
-            Health::Starting if self.status.oom_kills > 0 => oom_message(self.status.oom_kills),
             Health::Starting => "waiting for its check to pass".to_owned(),
             Health::Unhealthy => "its check fails".to_owned(),
             Health::Unchecked | Health::Healthy => oom_message(self.status.oom_kills),
