@@ -36,8 +36,7 @@ use wharf_process::{Shutdown, Tasks};
 /// Connections of the load.
 const CONNECTIONS: usize = 32;
 const IDLE: usize = 10_000;
-/// How long they have been silent when memory is measured. Somebody else asks now and then meanwhile, as at any gateway: an allocator gives back
-/// what it has only while it is used.
+/// How long they have been silent when memory is measured. Somebody else asks now and then meanwhile, as at any gateway.
 const SILENCE: Duration = Duration::from_secs(6);
 const ROUTES: usize = 1_000;
 const SWAPPED: u32 = 10_000;
@@ -375,15 +374,17 @@ fn handshakes(proxy: &Proxy, how: &str, seconds: u64) -> Result<Turn> {
 fn idle(proxy: &Proxy) -> Result<usize> {
     let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)?;
-    // Some proxies count on two open files for each connection, and on some more.
-    let count = IDLE.min(usize::try_from(hard)? / 4);
+    // haproxy counts on two open files for each connection, and on some more.
+    let count = IDLE.min(usize::try_from(hard)? / 20 * 9);
+    let request = format!("GET /small HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
     IDLE_HELD.with(|keep| keep.borrow_mut().clear());
     let mut held = Vec::new();
     for number in 0..count {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.http))
             .with_context(|| format!("{} refuses connection {number}", proxy.name))?;
         stream.set_read_timeout(Some(SOON))?;
-        write!(stream, "GET /small HTTP/1.1\r\nHost: {HOST}\r\n\r\n")?;
+        // In one piece: several small ones wait for each other's acknowledgements.
+        stream.write_all(request.as_bytes())?;
         let mut buffer = [0; 2048];
         ensure!(stream.read(&mut buffer)? > 0, "{} closes connection {number}", proxy.name);
         held.push(stream);
@@ -686,8 +687,8 @@ fn nginx_file(folder: &Path, name: &str, server: &str, servers: &[u16; 2]) -> Re
     fs::write(
         &file,
         format!(
-            "worker_processes 1; daemon off; pid {0}/{name}.pid; error_log /dev/null; worker_rlimit_nofile 40000;\n\
-             events {{ worker_connections 30000; }}\nhttp {{ access_log off; keepalive_requests 100000000; keepalive_timeout 300s;\n\
+            "worker_processes 1; daemon off; pid {0}/{name}.pid; error_log /dev/null; worker_rlimit_nofile 12000;\n\
+             events {{ worker_connections 12000; }}\nhttp {{ access_log off; keepalive_requests 100000000; keepalive_timeout 300s;\n\
              server_names_hash_max_size 8192; server_names_hash_bucket_size 128;\n\
              upstream b {{ least_conn; server 127.0.0.1:{a}; server 127.0.0.1:{b}; keepalive 64; keepalive_requests 100000000; }}\n\
              proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;\n\
@@ -808,7 +809,8 @@ fn wait_for(port: u16) -> Result<()> {
         let asked = || -> Result<()> {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
             stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            write!(stream, "GET /small HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")?;
+            let request = format!("GET /small HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             ensure!(answer.starts_with("HTTP/1.1 200"), "{answer:.100}");

@@ -145,6 +145,9 @@ impl Program {
 /// Makes the calling process one of its own: it is in no terminal's and no other process's group any more, is called `name`, and has
 /// no privileges but these. To be called before there are other threads, which would keep theirs.
 ///
+/// Its memory is not joined to huge pages: there is one such process on each node, which mostly waits, and what it had in a burst and gave
+/// back would stay with it.
+///
 /// # Errors
 /// If the kernel refuses.
 pub fn begin(name: &str, privileges: Capabilities) -> io::Result<()> {
@@ -155,6 +158,8 @@ pub fn begin(name: &str, privileges: Capabilities) -> io::Result<()> {
         CapabilitySets { effective: privileges, permitted: privileges, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets)?;
     nix::sys::prctl::set_no_new_privs()?;
+    // Kernels may be built without them.
+    let _ = nix::sys::prctl::set_thp_disable(true);
     Ok(())
 }
 

@@ -78,7 +78,8 @@ impl Origin {
             };
         }
         let made = text(&value);
-        *last = Some((host.clone(), made.clone()));
+        // A copy: a piece of the request's head would keep the whole buffer in which it came.
+        *last = HeaderValue::from_bytes(host.as_bytes()).ok().map(|host| (host, made.clone()));
         made
     }
 }
@@ -505,4 +506,22 @@ pub(crate) fn keeps_for(headers: &HeaderMap) -> Option<std::time::Duration> {
     let said =
         tokens(headers, &KEEP_ALIVE).find_map(|token| token.strip_prefix("timeout=")?.parse::<u64>().ok())?;
     Some(std::time::Duration::from_secs(said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_a_client_keeps_no_request() {
+        let origin = Origin::of(IpAddr::from([192, 0, 2, 1]), 80, false, false);
+        // Headers are pieces of the buffer in which the whole head came.
+        let buffer = Bytes::from(vec![b'h'; 8192]);
+        let host = HeaderValue::from_maybe_shared(buffer.slice(..20)).unwrap();
+        let made = origin.forwarded(&host);
+        drop(host);
+        assert!(buffer.is_unique());
+        let again = HeaderValue::from_bytes(&buffer[..20]).unwrap();
+        assert_eq!(origin.forwarded(&again).as_bytes().as_ptr(), made.as_bytes().as_ptr(), "made once");
+    }
 }

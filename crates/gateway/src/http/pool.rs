@@ -32,8 +32,9 @@ use super::{
     worker::{Watch, Worker},
 };
 
-/// What is buffered for one connection at most, each way.
-const BUFFER: usize = 64 << 10;
+/// What is buffered for one connection at most, each way; as much only of large answers. Each piece wakes who sends and who receives: with
+/// 64 KiB a large answer costs 1.4 times the processor time.
+const BUFFER: usize = 256 << 10;
 /// So often a connection is driven before others have their turn.
 const TURNS: usize = 8;
 /// Streams of one HTTP/2 connection before another is made.

@@ -65,9 +65,12 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Serves a connection that was just accepted.
 pub(crate) async fn accepted(worker: Arc<Worker>, stream: TcpStream, from: SocketAddr, port: u16) {
     let counted = worker.http.draining.client();
-    match worker.http.entry.enter(stream, from, port).await {
+    // Boxes for what most connections are done with soon, or never come to: each is otherwise as large as the largest of what it may do.
+    match Box::pin(worker.http.entry.enter(stream, from, port)).await {
         Entered::Requests(conversation) => requests(worker, conversation, port).await,
-        Entered::Connection(conversation, route) => layer4::pass(&worker, conversation, route).await,
+        Entered::Connection(conversation, route) => {
+            Box::pin(layer4::pass(&worker, conversation, route)).await;
+        }
         Entered::Over => {}
     }
     drop(counted);
@@ -231,7 +234,7 @@ async fn requests(worker: Arc<Worker>, conversation: Conversation, port: u16) {
     conn.http2 = agreed.unwrap_or_else(|| first.starts_with(PREFACE));
     let conn = Arc::new(conn);
     if conn.http2 {
-        http2(conn, stream, first).await;
+        Box::pin(http2(conn, stream, first)).await;
         return;
     }
     let mut read = first;
