@@ -20,6 +20,8 @@ use super::{
 };
 
 const TABLE: &str = "inet wharf";
+/// Its chain for what enters a network from elsewhere.
+const ANSWERS: &str = "answers";
 /// Our chain of iptables.
 const CHAIN: &str = "WHARF-ROUTED";
 /// Where Docker lets others have their say first.
@@ -44,10 +46,8 @@ pub(super) fn rules(networks: &BTreeMap<u32, WantedNetwork>) -> Option<Rules> {
         let (bridge, subnet) = (bridge_name(*vni), network.subnet());
         // Writing to a string does not fail.
         let _ = write!(sources, "\n    ip saddr {subnet} fib saddr . iif oif missing drop");
-        let enters = format!("iifname != \"{bridge}\" oifname \"{bridge}\" ip saddr != {subnet}");
-        // Answers to what containers asked, and what a published port leads to.
-        let _ = write!(between, "\n    {enters} ct state established,related accept");
-        let _ = write!(between, "\n    {enters} ct status dnat accept\n    {enters} drop");
+        let enters = format!("oifname \"{bridge}\" iifname != \"{bridge}\" ip saddr != {subnet}");
+        let _ = write!(between, "\n    {enters} goto {ANSWERS}");
         if network.internal {
             let leaves = format!("iifname \"{bridge}\" oifname != \"{bridge}\" ip daddr != {subnet}");
             let _ = write!(between, "\n    {leaves} drop");
@@ -70,10 +70,7 @@ pub(super) fn rules(networks: &BTreeMap<u32, WantedNetwork>) -> Option<Rules> {
     }
     for (vni, _) in networks.iter().filter(|(_, network)| network.backend == Backend::Macvlan) {
         let shim = shim_name(*vni);
-        // What a published port leads to, and its answers.
-        let _ = write!(between, "\n    oifname \"{shim}\" ct state established,related accept");
-        let _ =
-            write!(between, "\n    oifname \"{shim}\" ct status dnat accept\n    oifname \"{shim}\" drop");
+        let _ = write!(between, "\n    oifname \"{shim}\" goto {ANSWERS}");
         let _ = write!(between, "\n    iifname \"{shim}\" ct state established,related accept");
         let _ = write!(between, "\n    iifname \"{shim}\" drop");
     }
@@ -83,8 +80,14 @@ pub(super) fn rules(networks: &BTreeMap<u32, WantedNetwork>) -> Option<Rules> {
     if between.is_empty() {
         return None;
     }
-    // Each a little before the usual place of its kind: what is dropped here, nobody else looks at.
-    let nft = chain("sources", "filter hook prerouting priority -305", sources)
+    // Answers to what containers asked, and what a published port leads to.
+    let answers = format!(
+        "  chain {ANSWERS} {{\n    ct state established,related accept\n    ct status dnat accept\n    drop\n  }}\n"
+    );
+    // Each a little before the usual place of its kind: what is dropped here, nobody else looks at. Every packet of the node comes by: what
+    // most of them are not is asked first.
+    let nft = answers
+        + &chain("sources", "filter hook prerouting priority -305", sources)
         + &chain("between", "filter hook forward priority -5", between)
         + &chain("out", "nat hook postrouting priority 95", out);
     Some(Rules { nft, iptables })

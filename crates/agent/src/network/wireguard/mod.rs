@@ -530,10 +530,10 @@ fn rules() -> String {
     let ours = format!("{{ \"{DEVICE}\", \"lo\" }}");
     format!(
         "chain in {{\n type filter hook prerouting priority -310; policy accept;\n \
-         iifname != {ours} ip6 daddr {prefix}/{length} drop\n \
-         iifname != {ours} udp dport {vxlan} drop\n}}\n\
+         ip6 daddr {prefix}/{length} iifname != {ours} drop\n \
+         udp dport {vxlan} iifname != {ours} drop\n}}\n\
          chain out {{\n type filter hook postrouting priority 310; policy accept;\n \
-         oifname != {ours} ip6 daddr {prefix}/{length} drop\n}}"
+         ip6 daddr {prefix}/{length} oifname != {ours} drop\n}}"
     )
 }
 
