@@ -7,6 +7,7 @@ mod app;
 mod assignment;
 mod build;
 mod device;
+pub mod difference;
 mod event;
 mod gateway;
 mod ids;
