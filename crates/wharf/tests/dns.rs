@@ -34,7 +34,9 @@ fn network() -> NetworkId {
 /// `web` leads to the version's number, as an address.
 fn table(version: u64) -> DnsTable {
     let address = Ipv4Addr::from(0x0a00_0000 + u32::try_from(version).unwrap());
-    let names = BTreeMap::from([("web".to_owned(), vec![address])]);
+    let mut names = BTreeMap::from([("web".to_owned(), vec![address])]);
+    // So much that what changes is little of it.
+    names.extend((0..100).map(|number| (format!("other{number}"), vec![Ipv4Addr::LOCALHOST])));
     DnsTable {
         version: Revision(version),
         networks: BTreeMap::from([(network(), names)]),
@@ -172,7 +174,7 @@ struct Agent {
 
 impl Agent {
     fn publish(&self, version: u64) -> bool {
-        self.runtime.block_on(self.process.publish(&table(version), &Sources::new()))
+        self.runtime.block_on(self.process.publish(table(version), &Sources::new()))
     }
 
     /// Publishes until it is acknowledged.
@@ -254,8 +256,32 @@ fn an_agent_that_comes_back_finds_the_process_and_its_names() {
     assert!(agent.runtime.block_on(agent.process.counters()).questions > 400);
     // Same names, another version: acknowledged as well.
     let same = DnsTable { version: Revision(3), ..table(2) };
-    assert!(agent.runtime.block_on(agent.process.publish(&same, &Sources::new())));
+    assert!(agent.runtime.block_on(agent.process.publish(same, &Sources::new())));
     assert_eq!(agent.process.version(), Some(Revision(3)));
+}
+
+#[test]
+fn names_are_told_by_what_changes_and_kept_so() {
+    let place = Place::new();
+    let agent = place.agent(&wharf());
+    let file = place.run_dir().join("dns-names.json");
+    let lines = || fs::read_to_string(&file).unwrap().lines().count();
+    agent.publish_surely(1);
+    assert_eq!(lines(), 2, "the boot and all names");
+    (2..6).for_each(|version| agent.publish_surely(version));
+    assert_eq!(lines(), 6, "and each change");
+    assert_eq!(ask(place.at, LOST).unwrap(), Some(5));
+    // However many there are, they are never much more than the names themselves.
+    let whole = fs::metadata(&file).unwrap().len();
+    (6..100).for_each(|version| agent.publish_surely(version));
+    assert!(fs::metadata(&file).unwrap().len() < 3 * whole);
+    assert_eq!(ask(place.at, LOST).unwrap(), Some(99));
+    // One that comes after begins with all of it, and is told all.
+    drop(agent);
+    place.signal(Signal::SIGKILL);
+    let agent = place.agent(&wharf());
+    agent.publish_surely(100);
+    assert_eq!(ask(place.at, LOST).unwrap(), Some(100));
 }
 
 #[test]

@@ -62,8 +62,9 @@ use self::{
     answer::{Answer, Asker, Forward, Known, Transport, answer, fail},
     connection::Connection,
     forward::{Forwarder, Outcome},
+    protocol::{Content, Difference},
     wire::{Request, code},
-    zone::Zone,
+    zone::{Leaving, Zone},
 };
 pub use self::{
     forward::Upstreams,
@@ -296,9 +297,20 @@ impl Responder {
         std::mem::replace(&mut self.shared.known.write().zone, zone)
     }
 
-    /// Says that what is served is of this version as well.
-    fn renumber(&self, version: Revision) {
-        self.shared.known.write().zone.version = Some(version);
+    /// What goes from what is served with a difference of the `names` that are served; none if a new zone has to be made.
+    fn leaving(&self, names: &Content, difference: &Difference) -> Option<Leaving> {
+        self.shared.known.read().zone.leaving(names, difference)
+    }
+
+    /// Serves the `names` that are left after the difference from now on, and no others, as [`Responder::publish`] says. Whether it does:
+    /// if not, a new zone has to be made.
+    fn alter(&self, leaving: Leaving, names: &Content) -> bool {
+        let alteration = self.shared.known.read().zone.alteration(leaving, names, rand::random());
+        let Some(alteration) = alteration else { return false };
+        // Waits for what is being sent.
+        let cast = self.shared.known.write().zone.alter(alteration);
+        drop(cast);
+        true
     }
 
     /// The version of the table that every answer comes from; none before the first.

@@ -28,6 +28,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use wharf_api::transport::Checksum;
 use wharf_process::{
     Shutdown, Tasks, blocking,
     detached::{self, Caller, Door, Link, LinkReader, LinkWriter, Starting},
@@ -36,7 +37,7 @@ use wharf_process::{
 use super::{
     Responder, Upstreams,
     held::Held,
-    protocol::{Ask, Content, Report, Say, Settings},
+    protocol::{Ask, Content, Difference, Report, Say, Settings},
     zone::Zone,
 };
 
@@ -68,6 +69,8 @@ struct Process {
     held: Held,
     /// What was last told.
     settings: Mutex<Option<Settings>>,
+    /// The names that are served, if this process was told them.
+    names: Mutex<Option<Names>>,
     /// Set once no other process answers any more.
     alone: CancellationToken,
     /// Set once this one shall not answer any more.
@@ -79,6 +82,12 @@ struct Process {
     leaving: AtomicBool,
     /// There is something that cannot be listened on.
     again: Notify,
+}
+
+/// Names that were told, and what stands for them.
+struct Names {
+    content: Content,
+    sum: Checksum,
 }
 
 /// Serves until somebody else takes over, nobody needs it, or the process is asked to stop.
@@ -182,6 +191,7 @@ impl Process {
             options,
             responder,
             settings: Mutex::default(),
+            names: Mutex::default(),
             alone: CancellationToken::new(),
             over: CancellationToken::new(),
             visit: Mutex::default(),
@@ -314,24 +324,20 @@ impl Process {
                 self.configure(settings).await;
                 Say::Report(self.report())
             }
-            Ask::Names { number, version, content: true } => {
-                let content = reader.read().await?;
+            Ask::Names { number } => {
+                let written = reader.read().await?;
                 // Whoever answers beside us knows nothing of it.
                 self.alone.cancelled().await;
-                let (zone, content) = blocking(move || {
-                    let names: Content = serde_json::from_slice(&content)?;
-                    io::Result::Ok((Zone::new(&names.table, &names.sources, rand::random()), content))
-                })
-                .await?;
-                self.held.keep_names(&content)?;
-                let before = self.responder.serve_zone(zone);
-                blocking(move || drop((before, content))).await;
-                tracing::debug!(version = version.0, "names served");
+                self.serve_names(written).await?;
                 Say::Served { number }
             }
-            Ask::Names { number, version, content: false } => {
-                self.responder.renumber(version);
-                Say::Served { number }
+            Ask::Change { number, base } => {
+                let written = reader.read().await?;
+                self.alone.cancelled().await;
+                match self.change_names(base, &written).await? {
+                    true => Say::Served { number },
+                    false => Say::Unknown { number },
+                }
             }
             Ask::Report => Say::Report(self.report()),
             Ask::End => {
@@ -343,11 +349,68 @@ impl Process {
         writer.write(&[&serde_json::to_vec(&answer)?]).await
     }
 
+    async fn serve_names(&self, written: Vec<u8>) -> io::Result<()> {
+        let (zone, names, written) = blocking(move || {
+            let content: Content = serde_json::from_slice(&written)?;
+            let zone = Zone::new(&content.table, &content.sources, rand::random());
+            io::Result::Ok((zone, Names { content, sum: Checksum::of(&written) }, written))
+        })
+        .await?;
+        // What differences start from is not known again before all of this is done.
+        let before = self.names.lock().take();
+        self.held.keep_names(&written)?;
+        let version = names.content.table.version.0;
+        let zone = self.responder.serve_zone(zone);
+        *self.names.lock() = Some(names);
+        blocking(move || drop((before, zone, written))).await;
+        tracing::debug!(version, "names served");
+        Ok(())
+    }
+
+    /// Serves the names that are left after the difference. Whether it starts from those that are served.
+    async fn change_names(&self, base: Checksum, written: &[u8]) -> io::Result<bool> {
+        // As above: also if this is cut off anywhere.
+        let Some(mut names) = self.names.lock().take_if(|names| names.sum == base) else {
+            tracing::warn!(%base, "a difference does not start from the names that are served; all of them are asked for");
+            return Ok(false);
+        };
+        let difference: Difference = serde_json::from_slice(written)?;
+        let leaving = self.responder.leaving(&names.content, &difference);
+        if names.content.amend(difference).is_err() {
+            tracing::warn!(%base, "a difference does not fit the names that are served; all of them are asked for");
+            return Ok(false);
+        }
+        names.sum = base.then(written);
+        self.held.add_to_names(written, names.sum)?;
+        let altered = leaving.is_some_and(|leaving| self.responder.alter(leaving, &names.content));
+        if !altered {
+            names = self.serve_anew(names).await;
+        }
+        tracing::debug!(version = names.content.table.version.0, altered, "names served");
+        *self.names.lock() = Some(names);
+        Ok(true)
+    }
+
+    async fn serve_anew(&self, names: Names) -> Names {
+        let (zone, names) = blocking(move || {
+            (Zone::new(&names.content.table, &names.content.sources, rand::random()), names)
+        })
+        .await;
+        let before = self.responder.serve_zone(zone);
+        blocking(move || drop(before)).await;
+        names
+    }
+
     /// Gives another process what we listen on, and ends once that one does. If it does not, nothing has happened.
     async fn hand_over(&self, link: Link) -> io::Result<()> {
         self.leaving.store(true, Ordering::Release);
         // What this one would still acknowledge, the other would not have.
         self.visit.lock().cancel();
+        // One of an older build knows nothing of differences. What is written whole is no longer what they start from.
+        self.names.lock().take();
+        if let Err(error) = self.held.join_names() {
+            tracing::warn!(%error, "names are not where the process after this one finds them");
+        }
         let ended = self.give(link).await;
         self.leaving.store(false, Ordering::Release);
         self.visited.store(false, Ordering::Release);
@@ -379,4 +442,63 @@ fn inode(file: &std::fs::Metadata) -> (u64, u64) {
 /// Whether the address is one of this machine's.
 fn is_here(address: SocketAddr) -> bool {
     UdpSocket::bind((address.ip(), 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use wharf_model::{DnsTable, NetworkId, Revision};
+
+    use super::*;
+    use crate::dns::Sources;
+
+    fn table(version: u64) -> DnsTable {
+        let mut table = DnsTable { version: Revision(version), ..DnsTable::default() };
+        let names = table.networks.entry(NetworkId::from_parts(1, [1; 10])).or_default();
+        let last = u8::try_from(version).unwrap();
+        names.extend([("db".to_owned(), vec![]), ("web".to_owned(), vec![Ipv4Addr::new(10, 0, 0, last)])]);
+        table
+    }
+
+    fn difference(old: u64, new: u64) -> Vec<u8> {
+        let sources = Sources::new();
+        let difference = Difference::between((&table(old), &sources), (&table(new), &sources)).unwrap();
+        serde_json::to_vec(&difference).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_difference_counts_only_for_the_names_that_it_starts_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let tasks = Tasks::new(&Shutdown::new());
+        let responder = Responder::new(Upstreams::Fixed(Vec::new()), &tasks);
+        let options = ProcessOptions { folder: folder.path().to_owned() };
+        let process = Process::new(options, responder).unwrap();
+        let version = || process.responder.version().map(|version| version.0);
+
+        let whole = Content::write(&table(1), &Sources::new()).unwrap();
+        let base = Checksum::of(&whole);
+        let second = difference(1, 2);
+        assert!(!process.change_names(base, &second).await.unwrap(), "it was told nothing yet");
+        process.serve_names(whole.clone()).await.unwrap();
+        assert!(!process.change_names(Checksum::of(b"else"), &second).await.unwrap());
+        assert_eq!(version(), Some(1));
+        assert!(process.change_names(base, &second).await.unwrap());
+        assert!(
+            !process.change_names(base, &difference(1, 3)).await.unwrap(),
+            "these are not served any more"
+        );
+        assert_eq!(version(), Some(2));
+        assert!(process.change_names(base.then(&second), &difference(2, 3)).await.unwrap());
+        assert_eq!(version(), Some(3));
+        assert_eq!(process.held.names().unwrap().table, table(3), "it is kept before it is acknowledged");
+
+        // One that does not fit leaves what is served as it is, and what it starts from is unknown until all is told again.
+        process.serve_names(whole).await.unwrap();
+        let misfit =
+            br#"{"table":{"part":{"networks":{"part":{"gone":["net_00000000000000000000000000"]}}}}}"#;
+        assert!(!matches!(process.change_names(base, misfit).await, Ok(true)));
+        assert!(!process.change_names(base, &second).await.unwrap());
+        assert_eq!((version(), process.held.names().unwrap().table), (Some(1), table(1)));
+    }
 }

@@ -1,13 +1,18 @@
 //! What the agent and the DNS process say to each other, and a DNS process to the one that takes its place.
 //!
-//! - A frame is one JSON document. [`Ask::Names`] with content is followed by a frame with the [`Content`], which is kept on disk as it came.
+//! - A frame is one JSON document. [`Ask::Names`] is followed by a frame with the [`Content`], [`Ask::Change`] by one with a [`Difference`];
+//!   both are kept on disk as they came.
 //! - Unknown fields are passed over, and new ones have defaults. Agent and process are of one build; only [`Ask::HandOver`],
 //!   [`Ask::Took`] and their answers are spoken between builds.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
-use wharf_model::{DnsTable, NetworkId, Revision};
+use wharf_api::transport::Checksum;
+use wharf_model::{
+    DnsTable, NetworkId,
+    difference::{Change, Differ, Unfit},
+};
 
 use super::{DnsCounters, Listen, Sources, Upstreams};
 
@@ -26,13 +31,16 @@ pub struct Settings {
 pub(super) enum Ask {
     /// Answer here from now on. Answered with a report.
     Settings(Settings),
-    /// Serve these names from now on. Answered with [`Say::Served`] once no others are.
+    /// Serve the names that follow from now on. Answered with [`Say::Served`] once no others are.
     Names {
-        /// Grows with each set of names of one agent process.
+        /// Grows with what one agent process says of names.
         number: u64,
-        version: Revision,
-        /// Whether they follow; otherwise they are those of the last version.
-        content: bool,
+    },
+    /// Change the names that are served by the difference that follows. Answered as [`Ask::Names`], or with [`Say::Unknown`].
+    Change {
+        number: u64,
+        /// Stands for the names that it starts from: as they came whole, and each difference since then.
+        base: Checksum,
     },
     /// Say how it is. Answered with a report.
     Report,
@@ -50,6 +58,8 @@ pub(super) enum Ask {
 pub(super) enum Say {
     /// These names and no others are served.
     Served { number: u64 },
+    /// What a difference starts from is not what is served here. Nothing has changed; the names have to be said whole.
+    Unknown { number: u64 },
     /// How it is.
     Report(Report),
     /// The addresses that are listened on. For each follow two open files: its UDP socket and its TCP listener.
@@ -65,7 +75,7 @@ pub(super) struct Report {
 }
 
 /// The names to serve.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(super) struct Content {
     pub(super) table: DnsTable,
     pub(super) sources: Sources,
@@ -81,33 +91,34 @@ impl Content {
         serde_json::to_vec(&Borrowed { table, sources })
     }
 
-    /// What was written, but for the version, which comes first: whether this differs says whether the names do.
-    pub(super) fn without_version(written: &[u8]) -> &[u8] {
-        let end = written.iter().position(|byte| *byte == b',').unwrap_or(0);
-        &written[end..]
+    /// Changes what the difference says.
+    ///
+    /// # Errors
+    /// If it does not start from these names. What is left then is of no use.
+    pub(super) fn amend(&mut self, difference: Difference) -> Result<(), Unfit> {
+        if let Some(table) = difference.table {
+            table.apply(&mut self.table)?;
+        }
+        if let Some(sources) = difference.sources {
+            sources.apply(&mut self.sources)?;
+        }
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use wharf_model::NetworkId;
+/// How names become others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Difference {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) table: Option<Change<DnsTable>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sources: Option<Change<Sources>>,
+}
 
-    use super::*;
-
-    #[test]
-    fn names_that_differ_in_their_version_alone_are_told_from_others() {
-        let mut table = DnsTable { version: Revision(7), ..DnsTable::default() };
-        let id = NetworkId::from_parts(1, [1; 10]);
-        table.networks.entry(id).or_default().insert("web".into(), vec![]);
-        let first = Content::write(&table, &Sources::new()).unwrap();
-        table.version = Revision(1234);
-        let second = Content::write(&table, &Sources::new()).unwrap();
-        assert_ne!(first, second);
-        assert_eq!(Content::without_version(&first), Content::without_version(&second));
-        table.networks.entry(id).or_default().insert("db".into(), vec![]);
-        let third = Content::write(&table, &Sources::new()).unwrap();
-        assert_ne!(Content::without_version(&second), Content::without_version(&third));
-        let read: Content = serde_json::from_slice(&third).unwrap();
-        assert_eq!(read.table, table);
+impl Difference {
+    /// What makes the old names the new ones; nothing if they are.
+    pub(super) fn between(old: (&DnsTable, &Sources), new: (&DnsTable, &Sources)) -> Option<Self> {
+        let difference = Self { table: old.0.diff(new.0), sources: old.1.diff(new.1) };
+        (difference.table.is_some() || difference.sources.is_some()).then_some(difference)
     }
 }

@@ -1,7 +1,9 @@
 //! The agent's side of the DNS process: starts it, or finds it running, and keeps it at what is wanted.
 //!
-//! - Whoever connects tells all: where to answer, and which names. What changes afterwards is told as it changes, one thing at a time;
-//!   what is overtaken meanwhile is not told at all.
+//! - Whoever connects tells all: where to answer, and which names. What changes afterwards is told as it changes, one thing at a time, and
+//!   of names the difference; what is overtaken meanwhile is not told at all.
+//! - Names are told whole again when the process does not have what a difference starts from, and once differences have come to as much as the
+//!   whole: so what they are kept in stays as small.
 //! - A process that does not acknowledge in time is ended and started again. One that ends is started again.
 //! - The agent's end, however it comes, is not the process's.
 
@@ -18,6 +20,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
+use wharf_api::transport::Checksum;
 use wharf_model::{DnsTable, NetworkId, Revision};
 use wharf_process::{
     Backoff, Tasks,
@@ -27,7 +30,7 @@ use wharf_process::{
 use super::{
     DnsCounters, Listen, Sources, Upstreams,
     process::ProcessOptions,
-    protocol::{Ask, Content, Report, Say, Settings},
+    protocol::{Ask, Content, Difference, Report, Say, Settings},
 };
 
 /// How long the process has to acknowledge: a large table on a busy machine, and the end of the process before it.
@@ -78,19 +81,56 @@ struct Wanted {
 #[derive(Clone)]
 struct Names {
     number: u64,
-    /// That of the first with the same content.
-    content: u64,
-    version: Revision,
-    written: Arc<[u8]>,
+    table: Arc<DnsTable>,
+    sources: Arc<Sources>,
 }
 
 /// What a process was told.
 #[derive(Default)]
 struct Told {
     settings: Option<Settings>,
-    names: u64,
-    content: u64,
+    /// The last number of names.
+    number: u64,
+    names: Option<ToldNames>,
     reports: u64,
+}
+
+/// Names that a process has acknowledged.
+struct ToldNames {
+    names: Names,
+    /// Stands for them.
+    sum: Checksum,
+    /// How many bytes they were when they were last told whole, and the differences since then.
+    whole: usize,
+    since: usize,
+}
+
+/// How names are told.
+struct Telling {
+    ask: Ask,
+    content: Vec<u8>,
+    told: ToldNames,
+}
+
+impl Telling {
+    /// The whole of them, or what is different from those that were told. Nothing if there is nothing.
+    fn of(names: &Names, told: Option<&ToldNames>) -> serde_json::Result<Option<Self>> {
+        let number = names.number;
+        if let Some(ToldNames { names: before, sum, whole, since }) = told {
+            let (old, new) = ((&*before.table, &*before.sources), (&*names.table, &*names.sources));
+            let Some(difference) = Difference::between(old, new) else { return Ok(None) };
+            let content = serde_json::to_vec(&difference)?;
+            let (base, whole, since) = (*sum, *whole, since + content.len());
+            if since <= whole {
+                let told = ToldNames { names: names.clone(), sum: base.then(&content), whole, since };
+                return Ok(Some(Self { ask: Ask::Change { number, base }, content, told }));
+            }
+        }
+        let content = Content::write(&names.table, &names.sources)?;
+        let (sum, whole) = (Checksum::of(&content), content.len());
+        let told = ToldNames { names: names.clone(), sum, whole, since: 0 };
+        Ok(Some(Self { ask: Ask::Names { number }, content, told }))
+    }
 }
 
 impl DnsProcess {
@@ -128,28 +168,14 @@ impl DnsProcess {
 
     /// Serves these names from now on. Whether they and no older ones are served already: if not, they will be, and
     /// [`DnsProcess::version`] says when. Called again, it goes on waiting.
-    pub async fn publish(&self, table: &DnsTable, sources: &Sources) -> bool {
-        let written: Arc<[u8]> = match Content::write(table, sources) {
-            Ok(written) => written.into(),
-            Err(error) => {
-                tracing::error!(%error, "names cannot be written");
-                return false;
-            }
-        };
-        let mut number = 0;
-        self.shared.wanted.send_if_modified(|wanted| {
+    pub async fn publish(&self, table: impl Into<Arc<DnsTable>>, sources: &Sources) -> bool {
+        let (mut number, table) = (0, table.into());
+        self.shared.wanted.send_modify(|wanted| {
             let before = wanted.names.as_ref();
-            let same = before.filter(|names| {
-                Content::without_version(&names.written) == Content::without_version(&written)
-            });
+            let same = before.map(|names| &names.sources).filter(|known| ***known == *sources);
+            let sources = same.map_or_else(|| Arc::new(sources.clone()), Arc::clone);
             number = before.map_or(1, |names| names.number + 1);
-            let content = same.map_or(number, |names| names.content);
-            if let Some(same) = same.filter(|names| names.version == table.version) {
-                number = same.number;
-                return false;
-            }
-            wanted.names = Some(Names { number, content, version: table.version, written });
-            true
+            wanted.names = Some(Names { number, table, sources });
         });
         let mut served = self.shared.served.subscribe();
         timeout(PATIENCE, served.wait_for(|(served, _)| *served >= number)).await.is_ok()
@@ -248,18 +274,11 @@ impl Shared {
         reader: &mut LinkReader,
         writer: &mut LinkWriter,
     ) -> io::Result<bool> {
-        let mut served = None;
         // Names first: a process that has none would deny nothing, and answer nothing either.
-        if let Some(names) = wanted.names.as_ref().filter(|names| names.number != told.names) {
-            let Names { number, content, version, .. } = *names;
-            let is_new = content != told.content;
-            writer.write(&[&serde_json::to_vec(&Ask::Names { number, version, content: is_new })?]).await?;
-            if is_new {
-                writer.write(&[&names.written]).await?;
-            }
-            (told.names, told.content) = (number, content);
-            served = Some((number, Some(version)));
-        } else if let Some(settings) = &wanted.settings
+        if let Some(names) = wanted.names.as_ref().filter(|names| names.number != told.number) {
+            return self.tell_names(names, told, reader, writer).await;
+        }
+        if let Some(settings) = &wanted.settings
             && told.settings.as_ref() != Some(settings)
         {
             writer.write(&[&serde_json::to_vec(&Ask::Settings(settings.clone()))?]).await?;
@@ -270,15 +289,39 @@ impl Shared {
         } else {
             return Ok(false);
         }
-        match (serde_json::from_slice(&reader.read().await?)?, served) {
-            (Say::Served { number }, Some(served)) if number == served.0 => {
-                self.served.send_replace(served);
-            }
-            (Say::Report(report), None) => {
-                self.report.send_replace(report);
-            }
-            (said, _) => return Err(io::Error::other(format!("it said {said:?}"))),
+        match serde_json::from_slice(&reader.read().await?)? {
+            Say::Report(report) => drop(self.report.send_replace(report)),
+            said => return Err(io::Error::other(format!("it said {said:?}"))),
         }
+        Ok(true)
+    }
+
+    /// Tells names, as [`Shared::tell_next`].
+    async fn tell_names(
+        &self,
+        names: &Names,
+        told: &mut Told,
+        reader: &mut LinkReader,
+        writer: &mut LinkWriter,
+    ) -> io::Result<bool> {
+        let number = names.number;
+        if let Some(Telling { ask, content, told: now }) = Telling::of(names, told.names.as_ref())? {
+            writer.write(&[&serde_json::to_vec(&ask)?]).await?;
+            writer.write(&[&content]).await?;
+            match serde_json::from_slice(&reader.read().await?)? {
+                Say::Served { number: served } if served == number => told.names = Some(now),
+                Say::Unknown { number: served } if served == number && told.names.is_some() => {
+                    tracing::warn!(
+                        "the DNS process does not have the names that a difference starts from; it is told all"
+                    );
+                    told.names = None;
+                    return Ok(true);
+                }
+                said => return Err(io::Error::other(format!("it said {said:?}"))),
+            }
+        }
+        told.number = number;
+        self.served.send_replace((number, Some(names.table.version)));
         Ok(true)
     }
 }

@@ -127,7 +127,7 @@ pub struct KernelNetwork {
     entry: ServedEntry,
     entry6: ServedEntry,
     /// The names that were published last, if what they lead to depends on which containers are programmed.
-    latest: tokio::sync::Mutex<Option<(DnsTable, Sources)>>,
+    latest: tokio::sync::Mutex<Option<(Arc<DnsTable>, Sources)>>,
     state: Mutex<State>,
     mended: AtomicU64,
     /// Until somebody listens.
@@ -383,8 +383,9 @@ impl KernelNetwork {
             tracing::warn!(error = errors::chain(&error), "containers on the segment not told");
         }
         let mut latest = self.latest.lock().await;
+        let table = Arc::new(table.clone());
         // Without virtual addresses it is all the same in which containers they would lead somewhere.
-        *latest = (!table.vips.is_empty()).then(|| (table.clone(), sources.clone()));
+        *latest = (!table.vips.is_empty()).then(|| (Arc::clone(&table), sources.clone()));
         self.serve(table, sources).await
     }
 
@@ -393,17 +394,17 @@ impl KernelNetwork {
         // Held meanwhile, so that nothing older is served last.
         let latest = self.latest.lock().await;
         if let Some((table, sources)) = &*latest {
-            self.serve(table, sources).await;
+            self.serve(Arc::clone(table), sources).await;
         }
     }
 
-    async fn serve(&self, table: &DnsTable, sources: &Sources) -> bool {
-        let programmed = (!table.vips.is_empty())
-            .then(|| DnsTable { programmed: self.sandboxes.programmed(), ..table.clone() });
-        let table = programmed.as_ref().unwrap_or(table);
+    async fn serve(&self, mut table: Arc<DnsTable>, sources: &Sources) -> bool {
+        if !table.vips.is_empty() {
+            Arc::make_mut(&mut table).programmed = self.sandboxes.programmed();
+        }
         match &self.names {
             Names::Here(responder) => {
-                responder.publish(table, sources);
+                responder.publish(&table, sources);
                 true
             }
             Names::Apart(process) => process.publish(table, sources).await,

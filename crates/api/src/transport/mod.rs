@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 
+pub mod checksum;
 pub mod client;
 pub mod diagnose;
 pub mod error;
@@ -25,6 +26,7 @@ pub mod tls;
 pub mod token;
 pub mod wire;
 
+pub use checksum::Checksum;
 pub use client::{Client, Remote, ServerAddress};
 pub use error::{CallError, Clocks, DialError};
 pub use frame::{Decoder, Frame, FrameError, FrameReader, FrameSender};
