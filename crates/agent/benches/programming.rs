@@ -1,4 +1,4 @@
-//! How long a node takes to serve a table: from the bytes of an assignment set to forwarding entries in the kernel and names that are answered.
+//! How long a node takes to serve a table: from the bytes of an assignment set, or of what changes of it, to forwarding entries in the kernel and names that are answered.
 //!
 //! `./x bench programming`; needs root and `ip`. One real node: its kernel's tables in a network namespace of its own, its set on disk, its DNS. Not in
 //! these figures: the server's part (making and sending the sets).
@@ -9,6 +9,7 @@ use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,7 @@ use wharf_agent::{
 };
 use wharf_model::{
     AssignmentSet, DnsTable, NetworkAssignment, NetworkId, NodeId, Peer, Revision, RouteTable,
+    difference::{Change, Differ},
 };
 use wharf_process::{Shutdown, Tasks};
 
@@ -57,15 +59,15 @@ fn main() -> Result<(), Error> {
         let network = KernelNetwork::open(options, &tasks)?;
         let mut held = Assignments::load(node(), folder.path())?;
 
-        let first = serde_json::to_vec(&set(0))?;
+        let first = serde_json::to_vec(&Change::Whole(set(0)))?;
         let start = serve(&network, &mut held, &first, 0).await?;
         println!("{ENDPOINTS} remote endpoints, {} names, {build} build:", ENDPOINTS + ENDPOINTS / TASKS);
         println!("  set {} bytes; first table {start}", first.len());
         let mut rounds = Vec::new();
         for round in 1..=ROUNDS {
-            let bytes = serde_json::to_vec(&set(round))?;
+            let bytes = serde_json::to_vec(&set(round - 1).diff(&set(round)))?;
             let took = serve(&network, &mut held, &bytes, round).await?;
-            println!("  {CHANGES} of them replaced: {took}");
+            println!("  {CHANGES} of them replaced, {} bytes: {took}", bytes.len());
             rounds.push(took.all());
         }
         rounds.sort_unstable();
@@ -107,7 +109,16 @@ async fn serve(
     round: u32,
 ) -> Result<Took, Error> {
     let begin = Instant::now();
-    let set: AssignmentSet = serde_json::from_slice(bytes)?;
+    let change: Change<AssignmentSet> = serde_json::from_slice(bytes)?;
+    let set = match (change, held.held()) {
+        (Change::Whole(set), _) => Arc::new(set),
+        (change @ Change::Part(_), Some(held)) => {
+            let mut set = Arc::clone(held);
+            change.apply(Arc::make_mut(&mut set))?;
+            set
+        }
+        (Change::Part(_), None) => return Err("the first set is whole".into()),
+    };
     let read = begin.elapsed();
     held.accept(set)?;
     let keep = begin.elapsed() - read;

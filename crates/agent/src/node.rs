@@ -457,8 +457,8 @@ impl NodeAgent {
     ///
     /// # Errors
     /// If it is another node's or older than the one held; then nothing has changed.
-    pub async fn apply(&self, set: AssignmentSet) -> Result<(), Refused> {
-        let inner = Arc::clone(&self.inner);
+    pub async fn apply(&self, set: impl Into<Arc<AssignmentSet>>) -> Result<(), Refused> {
+        let (inner, set) = (Arc::clone(&self.inner), set.into());
         // On a thread of its own: a set counts only when it is on disk.
         blocking(move || {
             inner.assignments.lock().accept(set)?;

@@ -360,7 +360,7 @@ async fn inner_node() {
     let text: Vec<u8> = logs.map(|frame| frame.unwrap().bytes.to_vec()).concat().await;
     let text = String::from_utf8_lossy(&text).into_owned();
     assert!(text.contains("hunter2") && text.contains("/data/file"), "{text}");
-    let kept = std::fs::read_to_string(engine.folder().join("state/assignments.json")).unwrap();
+    let kept = std::fs::read_to_string(engine.folder().join("state/assignments.log")).unwrap();
     assert!(!kept.contains("aHVudGVyMgo="), "a secret is on disk");
 
     // A restart of the agent, without a server, changes nothing about it.

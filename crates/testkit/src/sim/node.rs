@@ -345,14 +345,17 @@ impl SimNode {
     }
     /// No assignments can be kept, or they can again.
     pub fn set_disk_full(&self, full: bool) {
-        // A folder stands where the file would be written.
-        let path = self.folder.join("state").join("assignments.new");
+        // A folder stands where the file would be written anew; what would be added to it is refused by hand.
+        let path = self.no_room();
         if full {
             // If a file is there it is replaced by the next write, and the disk was not that full.
             let _ = std::fs::create_dir_all(path);
         } else {
             let _ = std::fs::remove_dir(path);
         }
+    }
+    fn no_room(&self) -> PathBuf {
+        self.folder.join("state").join("assignments.new")
     }
     /// What the agent holds; none without an agent.
     pub fn held(&self) -> Option<(u64, u64)> {
@@ -512,6 +515,9 @@ struct Ear {
 impl Ear {
     async fn take(&self, set: AssignmentSet) -> Result<Result<Have, Have>, Refusal> {
         let (node, order) = (set.node, (set.epoch, set.revision.0));
+        if self.machine.no_room().is_dir() {
+            return Err(Refusal::new(Code::Unavailable, "the disk is full"));
+        }
         let answer = self.life.during(Node::assign(&self.agent, set)).await;
         if let Ok(Ok(_)) = answer {
             self.machine.kept(node, order);
