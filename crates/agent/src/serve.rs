@@ -50,7 +50,7 @@ impl From<RuntimeError> for Refusal {
 
 #[async_trait]
 impl Node for NodeAgent {
-    async fn assign(&self, set: AssignmentSet) -> Result<Result<Have, Have>, Refusal> {
+    async fn assign(&self, set: Arc<AssignmentSet>) -> Result<Result<Have, Have>, Refusal> {
         let have = Have { epoch: set.epoch, revision: set.revision };
         match self.apply(set).await {
             Ok(()) => Ok(Ok(have)),

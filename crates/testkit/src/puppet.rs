@@ -182,7 +182,7 @@ fn nothing<T>() -> Result<T, Refusal> {
 
 #[async_trait]
 impl Node for Puppet {
-    async fn assign(&self, set: AssignmentSet) -> Result<Result<Have, Have>, Refusal> {
+    async fn assign(&self, set: Arc<AssignmentSet>) -> Result<Result<Have, Have>, Refusal> {
         Ok(self.take(&set))
     }
     fn reports(&self) -> BoxStream<'static, Report> {

@@ -3,7 +3,7 @@
 
 mod spine;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -23,12 +23,12 @@ use wharf_api::{
     },
     v1::{Code, ExecRequest},
 };
-use wharf_model::{Revision, Timestamp};
+use wharf_model::{AssignmentSet, NetworkId, NodeId, Revision, Timestamp};
 use wharf_process::{Clock, ManualClock};
 use wharf_server::{
     pki::{Authority, Lifetimes, Subject},
     records::TokenRole,
-    sessions::Pushed,
+    sessions::{Pushed, Telling},
 };
 
 #[tokio::test]
@@ -60,6 +60,51 @@ async fn a_machine_joins_and_its_agent_is_called_over_the_connection_it_dialled(
         (problem.code, problem.message.as_str()),
         (Code::NotFound, "there is no such task on this node")
     );
+    cluster.stop().await;
+}
+
+/// A set with so many names that what changes is little of it; `web` leads to the revision's number.
+fn large_set(node: NodeId, revision: u32) -> Arc<AssignmentSet> {
+    let mut set = spine::set_for(node, revision.into());
+    let names = set.dns.networks.entry(NetworkId::from_parts(1, [1; 10])).or_default();
+    names.extend((0..200).map(|number| (format!("other{number}"), vec![Ipv4Addr::LOCALHOST])));
+    names.insert("web".into(), vec![Ipv4Addr::from(revision)]);
+    Arc::new(set)
+}
+
+#[tokio::test]
+async fn a_node_is_sent_what_changes_and_takes_whole_sets() {
+    let cluster = Cluster::start(Lifetimes::default(), fast()).await;
+    let agent = cluster.agent("n1").await;
+    let session = cluster.session(agent.id).await;
+    let accepted = |revision: u32| Pushed::Accepted(Have { epoch: 1, revision: Revision(revision.into()) });
+    let mut telling = Telling::default();
+    for revision in 1..200 {
+        let set = large_set(agent.id, revision);
+        assert_eq!(telling.push(&session, &set).await.unwrap(), accepted(revision));
+        assert_eq!(agent.node.held(), Some(set));
+    }
+    let (whole, differences) = telling.counts();
+    // Whole once more whenever differences have come to as much.
+    assert!(
+        (2..10).contains(&whole) && whole + differences == 199,
+        "{whole} of {differences} were sent whole"
+    );
+
+    // Somebody else sent this session a set in between: what the next difference starts from is not there, and all is sent.
+    session.push_assignments(&large_set(agent.id, 300)).await.unwrap();
+    assert_eq!(telling.push(&session, &large_set(agent.id, 301)).await.unwrap(), accepted(301));
+    assert_eq!(agent.node.held(), Some(large_set(agent.id, 301)));
+    assert_eq!(telling.counts(), (whole + 1, differences));
+    assert_eq!(telling.push(&session, &large_set(agent.id, 302)).await.unwrap(), accepted(302));
+    assert_eq!(agent.node.held(), Some(large_set(agent.id, 302)));
+    assert_eq!(telling.counts(), (whole + 1, differences + 1), "and from there on what changes again");
+
+    // An older one is refused, however it is sent; the next one is sent whole.
+    let older = telling.push(&session, &large_set(agent.id, 7)).await.unwrap();
+    assert_eq!(older, Pushed::Older(Have { epoch: 1, revision: Revision(302) }));
+    assert_eq!(telling.push(&session, &large_set(agent.id, 303)).await.unwrap(), accepted(303));
+    assert_eq!(agent.node.held(), Some(large_set(agent.id, 303)));
     cluster.stop().await;
 }
 

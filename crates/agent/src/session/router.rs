@@ -5,23 +5,25 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{DefaultBodyLimit, Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 use futures::{Stream, StreamExt, stream::BoxStream};
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 use wharf_api::{
     transport::{
-        Frame, FrameReader, FrameSender,
+        Checksum, Frame, FrameReader, FrameSender,
         diagnose::{
             Heard, ListenRequest, Look, LookRequest, PathFacts, PathRequest, ProbeAnswer, ProbeRequest,
         },
         json_lines, lines,
         node::{
-            ArchiveQuery, Have, ImageFacts, LogsQuery, OutputLine, OutputStream, Prune, Pruned, Report,
-            ResolveImage, TaskUsage,
+            ArchiveQuery, ChangeAssignments, DIFFERENCES, Have, ImageFacts, LogsQuery, OutputLine,
+            OutputStream, Prune, Pruned, Report, ResolveImage, TaskUsage,
         },
         wire::Servers,
     },
@@ -67,7 +69,7 @@ pub trait Node: Send + Sync + 'static {
     ///
     /// # Errors
     /// With the set it holds, if that is newer.
-    async fn assign(&self, set: AssignmentSet) -> Result<Result<Have, Have>, Refusal>;
+    async fn assign(&self, set: Arc<AssignmentSet>) -> Result<Result<Have, Have>, Refusal>;
     /// Takes what the leader grants it: the right to run tasks that must not run twice.
     ///
     /// A node without such tasks may decline.
@@ -160,11 +162,19 @@ struct Served {
     node: Arc<dyn Node>,
     shared: Arc<Shared>,
     tasks: Tasks,
+    /// The last set that came from this server and was taken.
+    sent: Arc<Mutex<Option<Sent>>>,
+}
+
+/// A set that a server sent, and what stands for it.
+struct Sent {
+    set: Arc<AssignmentSet>,
+    sum: Checksum,
 }
 
 pub(super) fn routes(node: Arc<dyn Node>, shared: Arc<Shared>, tasks: Tasks) -> Router {
     Router::new()
-        .route("/v1/assignments", put(assign).layer(DefaultBodyLimit::max(MAX_SET)))
+        .route("/v1/assignments", put(assign).patch(change_assignments).layer(DefaultBodyLimit::max(MAX_SET)))
         .route("/v1/lease", put(lease))
         .route("/v1/reports", get(reports))
         .route("/v1/servers", put(servers))
@@ -184,7 +194,7 @@ pub(super) fn routes(node: Arc<dyn Node>, shared: Arc<Shared>, tasks: Tasks) -> 
         .route("/v1/diagnose/listen", post(listen))
         .route("/v1/diagnose/path", post(path))
         .fallback(unknown)
-        .with_state(Served { node, shared, tasks })
+        .with_state(Served { node, shared, tasks, sent: Arc::default() })
 }
 
 async fn unknown() -> Refusal {
@@ -192,9 +202,44 @@ async fn unknown() -> Refusal {
         .hint("is the server newer than the agent? `wharf node ls` shows both versions")
 }
 
-async fn assign(State(served): State<Served>, Json(set): Json<AssignmentSet>) -> Result<Response, Refusal> {
-    Ok(match served.node.assign(set).await? {
-        Ok(have) => Json(have).into_response(),
+async fn assign(State(served): State<Served>, body: Bytes) -> Result<Response, Refusal> {
+    let set: AssignmentSet = read(&body)?;
+    take(&served, Arc::new(set), Checksum::of(&body)).await
+}
+
+async fn change_assignments(State(served): State<Served>, body: Bytes) -> Result<Response, Refusal> {
+    let ChangeAssignments { base, change } = read(&body)?;
+    // Whatever happens now, the next difference starts from what this one makes, or from nothing that is known here.
+    let Some(Sent { mut set, sum: _ }) = served.sent.lock().take_if(|sent| sent.sum == base) else {
+        tracing::warn!(%base, "a difference does not start from the assignments that were sent; all of them are asked for");
+        return Ok(unknown_base());
+    };
+    if change.apply(Arc::make_mut(&mut set)).is_err() {
+        tracing::warn!(%base, "a difference does not fit the assignments that were sent; all of them are asked for");
+        return Ok(unknown_base());
+    }
+    take(&served, set, base.then(&body)).await
+}
+
+fn unknown_base() -> Response {
+    let problem =
+        Problem::new(Code::Conflict, "this node was not sent the assignments that the change starts from");
+    (StatusCode::PRECONDITION_FAILED, Json(problem)).into_response()
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body)
+        .map_err(|error| Refusal::new(Code::Invalid, format!("the assignments cannot be read: {error}")))
+}
+
+/// Gives a whole set to the node, however it came.
+async fn take(served: &Served, set: Arc<AssignmentSet>, sum: Checksum) -> Result<Response, Refusal> {
+    *served.sent.lock() = None;
+    Ok(match served.node.assign(Arc::clone(&set)).await? {
+        Ok(have) => {
+            *served.sent.lock() = Some(Sent { set, sum });
+            ([DIFFERENCES], Json(have)).into_response()
+        }
         Err(have) => (StatusCode::CONFLICT, Json(have)).into_response(),
     })
 }

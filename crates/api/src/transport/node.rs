@@ -3,6 +3,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `PUT /v1/assignments` | [`AssignmentSet`](wharf_model::AssignmentSet) | [`Have`]; 409 with [`Have`] if it holds a newer set |
+//! | `PATCH /v1/assignments` | [`ChangeAssignments`] | as above; 412 if what it starts from is not what this session was sent last |
 //! | `PUT /v1/lease` | [`LeaseGrant`](wharf_model::LeaseGrant) | [`LeaseAnswer`](wharf_model::LeaseAnswer) |
 //! | `GET /v1/reports` | | JSON lines of [`Report`], without end |
 //! | `PUT /v1/servers` | [`super::wire::Servers`] | nothing |
@@ -18,13 +19,33 @@
 //! | `GET /v1/node` | | [`NodeReport`] |
 //! | `GET /v1/gateway/routes` | | [`GatewayStats`](wharf_model::GatewayStats); 404 if it has no gateway |
 //!
+//! Whole sets are always taken. A node that also takes differences says so in its answer to a whole set ([`DIFFERENCES`]); without that, as
+//! from an older agent, it is sent whole sets.
+//!
 //! A refusal is a [`Problem`](crate::v1::Problem), as in the API.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use wharf_model::{Bytes, Cpus, NodeId, NodeReport, Revision, TaskReport, Timestamp, VolumeId};
+use wharf_model::{
+    AssignmentSet, Bytes, Cpus, NodeId, NodeReport, Revision, TaskReport, Timestamp, VolumeId,
+    difference::Change,
+};
+
+use super::Checksum;
+
+/// The header of an answer to a whole set by which a node says that it takes differences of this form.
+pub const DIFFERENCES: (&str, &str) = ("wharf-differences", "1");
+
+/// What makes the set that a session was sent last another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChangeAssignments {
+    /// Stands for the set that it starts from: the body of the last whole set, and the bodies of all changes since then.
+    pub base: Checksum,
+    /// What changes.
+    pub change: Change<AssignmentSet>,
+}
 
 /// The set of assignments a node holds. Sets are ordered by epoch and revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]

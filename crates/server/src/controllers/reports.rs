@@ -2,7 +2,8 @@
 //!
 //! - Every server listens to every node that is connected to it, and shows what it hears at once ([`State::report_task`]).
 //! - Only the leader writes reports to the store, many at a time, and only what is worth it.
-//! - Only the leader sends assignments: whole sets, whenever what a node should do differs from what it was last sent.
+//! - Only the leader sends assignments, whenever what a node should do differs from what it was last sent: the whole set first, and then
+//!   what is different ([`Telling`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +24,7 @@ use wharf_process::{errors::chain, tasks::Tasks};
 use super::{Context, commit::Committer, rest};
 use crate::{
     ids::RandomIds,
-    sessions::{NodeSession, Pushed, Sessions},
+    sessions::{NodeSession, Pushed, Sessions, Telling},
     state::LiveNode,
 };
 
@@ -254,10 +255,13 @@ impl Sender {
         let refused = Arc::clone(&older);
         let mut lead = context.lead.clone();
         tasks.spawn(format!("assignments of {}", session.node()), async move {
+            let mut telling = Telling::default();
             loop {
                 let set = wanted.borrow_and_update().clone();
                 let sent = match set {
-                    Some(set) if lead.borrow_and_update().is_some() => push(&session, &set, &refused).await,
+                    Some(set) if lead.borrow_and_update().is_some() => {
+                        push(&session, &mut telling, &set, &refused).await
+                    }
                     Some(_) | None => true,
                 };
                 tokio::select! {
@@ -300,8 +304,13 @@ fn says_the_same(a: &AssignmentSet, b: &AssignmentSet) -> bool {
         && a.watched == b.watched
 }
 
-async fn push(session: &NodeSession, set: &AssignmentSet, older: &AtomicBool) -> bool {
-    match session.push_assignments(set).await {
+async fn push(
+    session: &NodeSession,
+    telling: &mut Telling,
+    set: &Arc<AssignmentSet>,
+    older: &AtomicBool,
+) -> bool {
+    match telling.push(session, set).await {
         Ok(Pushed::Accepted(_)) => true,
         Ok(Pushed::Older(have)) => {
             tracing::warn!(node = %session.node(), have = have.revision.0, sent = set.revision.0,

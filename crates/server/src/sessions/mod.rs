@@ -19,6 +19,7 @@ use std::{
 use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -29,7 +30,10 @@ use wharf_api::{
         Body, CallError, LineReader, Peer, Remote, Timing,
         client::request,
         empty, full,
-        node::{Have, ImageFacts, LogsQuery, OutputLine, Prune, Pruned, Report, ResolveImage, TaskUsage},
+        node::{
+            DIFFERENCES, Have, ImageFacts, LogsQuery, OutputLine, Prune, Pruned, Report, ResolveImage,
+            TaskUsage,
+        },
         wire::Servers,
     },
     v1::{Code, Problem},
@@ -41,6 +45,12 @@ use wharf_process::{Clock, errors::chain};
 
 use crate::{http::failure::Failure, pki::now};
 
+mod telling;
+
+pub use telling::Telling;
+
+/// Where nodes take assignments.
+const ASSIGNMENTS: &str = "/v1/assignments";
 /// For an answer that may first have to ask a registry.
 const RESOLVE: Duration = Duration::from_secs(60);
 /// For the removal of many large images.
@@ -261,20 +271,43 @@ impl NodeSession {
     /// # Errors
     /// If the node does not answer or refuses the set for another reason than its age.
     pub async fn push_assignments(&self, set: &AssignmentSet) -> Result<Pushed, CallError> {
-        let unreadable = |status, source: serde_json::Error| CallError::Answer {
-            peer: self.remote.name().to_owned(),
-            status,
-            source: source.into(),
-        };
-        let content =
-            serde_json::to_vec(set).map_err(|source| unreadable(StatusCode::BAD_REQUEST, source))?;
-        let request = request(Method::PUT, "/v1/assignments", full(content));
+        Ok(self.put_assignments(self.written(set)?).await?.0)
+    }
+
+    /// Sends a set of assignments as it is written. Also answers whether the node takes differences from it.
+    async fn put_assignments(&self, content: Vec<u8>) -> Result<(Pushed, bool), CallError> {
+        let request = request(Method::PUT, ASSIGNMENTS, full(content));
         let response = self.remote.send(request, self.remote.timing().answer).await?;
+        let (header, form) = DIFFERENCES;
+        let differs = response.headers().get(header).is_some_and(|said| said == form);
+        Ok((self.pushed(response).await?, differs))
+    }
+
+    /// Sends what changes of the assignments, as it is written ([`ChangeAssignments`](wharf_api::transport::node::ChangeAssignments)); nothing
+    /// has changed if the node does not have what it starts from.
+    async fn patch_assignments(&self, content: Vec<u8>) -> Result<Option<Pushed>, CallError> {
+        let request = request(Method::PATCH, ASSIGNMENTS, full(content));
+        let response = self.remote.send(request, self.remote.timing().answer).await?;
+        match response.status() {
+            StatusCode::PRECONDITION_FAILED => Ok(None),
+            _ => self.pushed(response).await.map(Some),
+        }
+    }
+
+    async fn pushed(&self, response: Response<Incoming>) -> Result<Pushed, CallError> {
         match response.status() {
             status if status.is_success() => self.remote.read(response).await.map(Pushed::Accepted),
             StatusCode::CONFLICT => self.remote.read(response).await.map(Pushed::Older),
             _ => Err(self.remote.refusal(response).await),
         }
+    }
+
+    fn written(&self, value: &impl Serialize) -> Result<Vec<u8>, CallError> {
+        serde_json::to_vec(value).map_err(|source| CallError::Answer {
+            peer: self.remote.name().to_owned(),
+            status: StatusCode::BAD_REQUEST,
+            source: source.into(),
+        })
     }
 
     /// Grants the node the right to run tasks that must not run twice.

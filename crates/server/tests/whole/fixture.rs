@@ -560,6 +560,7 @@ fn routes(fake: Arc<Fake>) -> Router {
         .with_state(fake)
 }
 
+/// As an agent of an older build: it takes whole sets, and knows of nothing else.
 async fn assign(State(fake): State<Arc<Fake>>, Json(set): Json<AssignmentSet>) -> Response {
     assert_eq!(set.node, fake.id, "a node is sent its own assignments only");
     let have = Have { epoch: set.epoch, revision: set.revision };

@@ -513,7 +513,7 @@ struct Ear {
     tasks: Tasks,
 }
 impl Ear {
-    async fn take(&self, set: AssignmentSet) -> Result<Result<Have, Have>, Refusal> {
+    async fn take(&self, set: Arc<AssignmentSet>) -> Result<Result<Have, Have>, Refusal> {
         let (node, order) = (set.node, (set.epoch, set.revision.0));
         if self.machine.no_room().is_dir() {
             return Err(Refusal::new(Code::Unavailable, "the disk is full"));
@@ -532,7 +532,7 @@ fn lost() -> Refusal {
 
 #[async_trait]
 impl Node for Ear {
-    async fn assign(&self, set: AssignmentSet) -> Result<Result<Have, Have>, Refusal> {
+    async fn assign(&self, set: Arc<AssignmentSet>) -> Result<Result<Have, Have>, Refusal> {
         match self.machine.messages.fate() {
             Fate::Arrives => self.take(set).await,
             Fate::Lost => Err(lost()),
@@ -551,7 +551,7 @@ impl Node for Ear {
                     life: self.life.clone(),
                     tasks: self.tasks.clone(),
                 };
-                let second = set.clone();
+                let second = Arc::clone(&set);
                 self.tasks.spawn("a message that comes twice", async move {
                     tokio::time::sleep(Duration::from_millis(millis)).await;
                     let _unheard = again.take(second).await;

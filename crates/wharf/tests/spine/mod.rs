@@ -382,11 +382,16 @@ impl Drop for AgentHandle {
 pub(crate) struct FakeNode {
     name: String,
     have: Mutex<Have>,
+    /// The last set that it took.
+    set: Mutex<Option<Arc<AssignmentSet>>>,
     execs: Arc<AtomicUsize>,
 }
 impl FakeNode {
     fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), have: Mutex::default(), execs: Arc::default() }
+        Self { name: name.to_owned(), have: Mutex::default(), set: Mutex::default(), execs: Arc::default() }
+    }
+    pub(crate) fn held(&self) -> Option<Arc<AssignmentSet>> {
+        self.set.lock().unwrap().clone()
     }
     pub(crate) fn running_execs(&self) -> usize {
         self.execs.load(Relaxed)
@@ -434,13 +439,14 @@ fn check(task: TaskId) -> Result<(), Refusal> {
 }
 #[async_trait]
 impl Node for FakeNode {
-    async fn assign(&self, set: AssignmentSet) -> Result<Result<Have, Have>, Refusal> {
+    async fn assign(&self, set: Arc<AssignmentSet>) -> Result<Result<Have, Have>, Refusal> {
         let mut have = self.have.lock().unwrap();
         let offered = Have { epoch: set.epoch, revision: set.revision };
         if offered < *have {
             return Ok(Err(*have));
         }
         *have = offered;
+        *self.set.lock().unwrap() = Some(set);
         Ok(Ok(offered))
     }
     fn reports(&self) -> BoxStream<'static, Report> {
