@@ -537,7 +537,7 @@ impl NodeAgent {
     }
 
     /// The set that is held.
-    pub(crate) fn held_set(&self) -> Option<Arc<AssignmentSet>> {
+    pub fn held_set(&self) -> Option<Arc<AssignmentSet>> {
         self.inner.held()
     }
 

@@ -358,9 +358,9 @@ impl SimNode {
         self.folder.join("state").join("assignments.new")
     }
     /// What the agent holds; none without an agent.
-    pub fn held(&self) -> Option<(u64, u64)> {
+    pub fn held(&self) -> Option<Arc<AssignmentSet>> {
         let state = self.state.lock();
-        state.agent.as_ref()?.agent.held().map(|(epoch, revision)| (epoch, revision.0))
+        state.agent.as_ref()?.agent.held_set()
     }
 
     /// What was kept is never older than what was kept before.

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wharf_engine::{Decision, Reason, SeededIds, World, decide};
-use wharf_model::{AppKey, Mode, NodeState, Phase, RolloutState, ServiceKey, TaskId, Timestamp};
+use wharf_engine::{Assigner, Decision, Reason, SeededIds, World, decide};
+use wharf_model::{
+    AppKey, Mode, NodeState, Phase, RolloutState, ServiceKey, TaskId, Timestamp, difference::Differ,
+};
 use wharf_server::state::State;
 
 use super::{cluster::Cluster, scenario::Does};
@@ -123,7 +125,7 @@ pub fn unrest(cluster: &Cluster) -> Option<String> {
         return Some(silent);
     }
     let inner = state.read();
-    engines_differ(cluster, &inner.world)
+    engines_differ(cluster, &inner.world).or_else(|| assignments_differ(cluster, &inner.world))
 }
 
 /// Whether nothing about a service makes its tasks end or be unhealthy.
@@ -148,6 +150,22 @@ fn servers_differ(cluster: &Cluster) -> Option<String> {
         });
         if differs {
             return Some(format!("server {} sees something else than the store holds", server.number));
+        }
+    }
+    None
+}
+
+/// Every node holds what its leader would give it, whichever way that came: whole, by what changed, or from its disk.
+fn assignments_differ(cluster: &Cluster, world: &World) -> Option<String> {
+    let assigner = Assigner::new(world);
+    for node in &cluster.nodes {
+        let Some(held) = node.held() else { return Some(format!("node {} holds nothing", node.number)) };
+        let mut set = assigner.for_node(held.node);
+        // Nothing is sent that says the same.
+        (set.revision, set.dns.version, set.routes.version) =
+            (held.revision, held.dns.version, held.routes.version);
+        if let Some(differs) = held.diff(&set) {
+            return Some(format!("node {} holds assignments that differ: {differs:?}", node.number));
         }
     }
     None
