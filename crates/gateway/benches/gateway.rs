@@ -561,7 +561,13 @@ fn server(folder: &Path, port: u16) -> Result<Child> {
 fn pinned(processor: u8, program: &str, arguments: &[&std::ffi::OsStr]) -> Result<Child> {
     let mut command = Command::new("taskset");
     command.args(["-c", &processor.to_string(), program]).args(arguments);
-    command.env("GOMAXPROCS", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // The second as agents start ours.
+    command
+        .env("GOMAXPROCS", "1")
+        .env("MIMALLOC_ALLOW_THP", "0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     command.spawn().with_context(|| format!("cannot start {program}"))
 }
 

@@ -117,6 +117,8 @@ impl Program {
         }
         let mut child = tokio::process::Command::new(&self.executable)
             .args(&self.arguments)
+            // The allocator has its first huge pages before [`begin`] can do without them: 4 MiB.
+            .env("MIMALLOC_ALLOW_THP", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .current_dir("/")
