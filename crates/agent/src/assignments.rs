@@ -187,8 +187,7 @@ impl Assignments {
             return Err(Refused::Older { have: order(held), got: order(&set) });
         }
         self.keep(&set)
-            .map_err(|error| Refused::NotKept { path: self.path.clone(), reason: error.to_string() })?;
-        Ok(())
+            .map_err(|error| Refused::NotKept { path: self.path.clone(), reason: error.to_string() })
     }
 
     fn keep(&mut self, set: &Arc<AssignmentSet>) -> io::Result<()> {

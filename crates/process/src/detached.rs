@@ -117,7 +117,8 @@ impl Program {
         }
         let mut child = tokio::process::Command::new(&self.executable)
             .args(&self.arguments)
-            // The allocator has its first huge pages before [`begin`] can do without them: 4 MiB.
+            // No huge pages: it mostly waits, and what it had in a burst and gave back would stay with it. The allocator, which has its first
+            // pages before anything else runs, is told like this.
             .env("MIMALLOC_ALLOW_THP", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -147,9 +148,6 @@ impl Program {
 /// Makes the calling process one of its own: it is in no terminal's and no other process's group any more, is called `name`, and has
 /// no privileges but these. To be called before there are other threads, which would keep theirs.
 ///
-/// Its memory is not joined to huge pages: there is one such process on each node, which mostly waits, and what it had in a burst and gave
-/// back would stay with it.
-///
 /// # Errors
 /// If the kernel refuses.
 pub fn begin(name: &str, privileges: Capabilities) -> io::Result<()> {
@@ -160,8 +158,6 @@ pub fn begin(name: &str, privileges: Capabilities) -> io::Result<()> {
         CapabilitySets { effective: privileges, permitted: privileges, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets)?;
     nix::sys::prctl::set_no_new_privs()?;
-    // Kernels may be built without them.
-    let _ = nix::sys::prctl::set_thp_disable(true);
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
-use wharf_api::transport::Checksum;
+use wharf_api::transport::Sent;
 use wharf_model::{DnsTable, NetworkId, Revision};
 use wharf_process::{
     Backoff, Tasks,
@@ -98,11 +98,8 @@ struct Told {
 /// Names that a process has acknowledged.
 struct ToldNames {
     names: Names,
-    /// Stands for them.
-    sum: Checksum,
-    /// How many bytes they were when they were last told whole, and the differences since then.
-    whole: usize,
-    since: usize,
+    /// How.
+    sent: Sent,
 }
 
 /// How names are told.
@@ -116,19 +113,18 @@ impl Telling {
     /// The whole of them, or what is different from those that were told. Nothing if there is nothing.
     fn of(names: &Names, told: Option<&ToldNames>) -> serde_json::Result<Option<Self>> {
         let number = names.number;
-        if let Some(ToldNames { names: before, sum, whole, since }) = told {
+        if let Some(ToldNames { names: before, sent }) = told {
             let (old, new) = ((&*before.table, &*before.sources), (&*names.table, &*names.sources));
             let Some(difference) = Difference::between(old, new) else { return Ok(None) };
             let content = serde_json::to_vec(&difference)?;
-            let (base, whole, since) = (*sum, *whole, since + content.len());
-            if since <= whole {
-                let told = ToldNames { names: names.clone(), sum: base.then(&content), whole, since };
+            let base = sent.sum();
+            if let Some(sent) = sent.then(&content) {
+                let told = ToldNames { names: names.clone(), sent };
                 return Ok(Some(Self { ask: Ask::Change { number, base }, content, told }));
             }
         }
         let content = Content::write(&names.table, &names.sources)?;
-        let (sum, whole) = (Checksum::of(&content), content.len());
-        let told = ToldNames { names: names.clone(), sum, whole, since: 0 };
+        let told = ToldNames { names: names.clone(), sent: Sent::whole(&content) };
         Ok(Some(Self { ask: Ask::Names { number }, content, told }))
     }
 }

@@ -40,6 +40,35 @@ impl fmt::Display for Checksum {
     }
 }
 
+/// What was sent to one receiver: something whole, and the differences that followed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    sum: Checksum,
+    /// How many bytes the whole was, and the differences since then.
+    whole: usize,
+    since: usize,
+}
+
+impl Sent {
+    /// Something whole.
+    pub fn whole(content: &[u8]) -> Self {
+        Self { sum: Checksum::of(content), whole: content.len(), since: 0 }
+    }
+
+    /// Stands for all of it.
+    pub const fn sum(&self) -> Checksum {
+        self.sum
+    }
+
+    /// That, with a difference behind it. None once differences come to more bytes than the whole: it costs no more to send that again, and
+    /// whatever might have gone wrong unnoticed does not last.
+    #[must_use]
+    pub fn then(self, difference: &[u8]) -> Option<Self> {
+        let since = self.since + difference.len();
+        (since <= self.whole).then(|| Self { sum: self.sum.then(difference), since, ..self })
+    }
+}
+
 /// What is no checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a checksum is 16 hexadecimal digits")]
@@ -68,6 +97,16 @@ impl From<Checksum> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn differences_follow_until_they_are_as_much_as_the_whole() {
+        let sent = Sent::whole(b"whole");
+        assert_eq!(sent.sum(), Checksum::of(b"whole"));
+        let then = sent.then(b"ab").unwrap();
+        assert_eq!(then.sum(), Checksum::of(b"whole").then(b"ab"));
+        assert_eq!(then.then(b"cde").unwrap().sum(), then.sum().then(b"cde"));
+        assert_eq!(then.then(b"cdef"), None);
+    }
 
     #[test]
     fn it_is_of_everything_in_its_order() {

@@ -26,7 +26,7 @@ pub mod tls;
 pub mod token;
 pub mod wire;
 
-pub use checksum::Checksum;
+pub use checksum::{Checksum, Sent};
 pub use client::{Client, Remote, ServerAddress};
 pub use error::{CallError, Clocks, DialError};
 pub use frame::{Decoder, Frame, FrameError, FrameReader, FrameSender};

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use wharf_api::transport::{CallError, Checksum, node::ChangeAssignments};
+use wharf_api::transport::{CallError, Sent, node::ChangeAssignments};
 use wharf_model::{AssignmentSet, difference::Differ};
 
 use super::{NodeSession, Pushed};
@@ -24,11 +24,8 @@ pub struct Telling {
 #[derive(Debug)]
 struct Base {
     set: Arc<AssignmentSet>,
-    /// Stands for it.
-    sum: Checksum,
-    /// How many bytes it was when it was last sent whole, and the differences since then.
-    whole: usize,
-    since: usize,
+    /// How.
+    sent: Sent,
 }
 
 impl Telling {
@@ -57,10 +54,10 @@ impl Telling {
             }
         }
         let content = session.written(&**set)?;
-        let (sum, whole) = (Checksum::of(&content), content.len());
+        let sent = Sent::whole(&content);
         let (pushed, differs) = session.put_assignments(content).await?;
         if is_taken(pushed) {
-            self.base = differs.then(|| Base { set: Arc::clone(set), sum, whole, since: 0 });
+            self.base = differs.then(|| Base { set: Arc::clone(set), sent });
             self.counts.0 += 1;
         }
         Ok(pushed)
@@ -79,12 +76,10 @@ impl Base {
         session: &NodeSession,
         set: &Arc<AssignmentSet>,
     ) -> Result<Option<(Vec<u8>, Self)>, CallError> {
-        let Self { set: before, sum: base, whole, since } = self;
-        let Some(change) = before.diff(set) else { return Ok(None) };
-        let content = session.written(&ChangeAssignments { base, change })?;
-        let (since, sum) = (since + content.len(), base.then(&content));
-        let next = Self { set: Arc::clone(set), sum, whole, since };
-        Ok((since <= whole).then_some((content, next)))
+        let Some(change) = self.set.diff(set) else { return Ok(None) };
+        let content = session.written(&ChangeAssignments { base: self.sent.sum(), change })?;
+        let sent = self.sent.then(&content);
+        Ok(sent.map(|sent| (content, Self { set: Arc::clone(set), sent })))
     }
 }
 
