@@ -1,12 +1,14 @@
 //! What a network costs between containers on two machines: ours, the same made by hand, and Docker Swarm's.
 //!
 //! - Paths: machine to machine; our `routed`, `vxlan` and `wireguard`; a route and a VXLAN made by hand with `docker network create`
-//!   and `ip`; Swarm's overlay. Every container is one of Docker's; ours run in one test cluster, the others in another like it.
-//! - In each round every path has its turn, in an order that rotates; ratios are of the same round, and their median is the figure.
+//!   and `ip`; Swarm's overlay. Every container is one of Docker's. Each path has two machines of its own, with an engine and nothing but what
+//!   it needs: a packet pays for the rules of all networks of its machine.
+//! - In each round every path has its turn, in an order that rotates and turns about; ratios are of the same round, and their median is the figure.
 //! - Sender and receiver are threads of this process inside the containers' network namespaces. Processor time is the whole machine's
 //!   (`/proc/stat`), because most of it is spent in soft interrupts that no process is charged for: run it on a quiet machine.
 //!
-//! `./x bench network [ROUNDS] [SECONDS]`, 7 rounds of 2 seconds unless said otherwise. Needs root and what the test cluster needs.
+//! `./x bench network [ROUNDS] [SECONDS] [PATH…]`, 7 rounds of 2 seconds unless said otherwise, of every path or of these (`'vxlan by hand'`).
+//! Needs root and what the test cluster needs.
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::{
@@ -51,35 +53,40 @@ fn main() -> Result<()> {
     if skip() {
         return Ok(());
     }
-    let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let numbers: Vec<u64> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    let named: Vec<&str> =
+        words.iter().filter(|word| word.parse::<u64>().is_err()).map(String::as_str).collect();
+    let wanted = |path: &str| named.is_empty() || named.contains(&path);
     let rounds = usize::try_from(numbers.first().copied().unwrap_or(7))?;
     let time = Duration::from_secs(numbers.get(1).copied().unwrap_or(2));
 
-    let fleet = Fleet::start(2);
-    let others = others()?;
-    let mut paths = vec![Path {
-        name: "host",
-        from: namespace(fleet.node(1).init_pid().context("node 1 runs")?),
-        to: namespace(fleet.node(2).init_pid().context("node 2 runs")?),
-        address: fleet.node(2).address(),
-    }];
-    let mut missing = Vec::new();
-    for backend in ["routed", "vxlan", "wireguard"] {
+    // Dropped last: the paths lead through them.
+    let (mut fleets, mut clusters) = (Vec::new(), Vec::new());
+    let (mut paths, mut missing) = (Vec::new(), Vec::new());
+    for backend in ["routed", "vxlan", "wireguard"].into_iter().filter(|backend| wanted(backend)) {
+        let fleet = Fleet::start(2);
         match ours(&fleet, backend) {
             Ok(path) => paths.push(path),
             Err(error) => missing.push(format!("{backend}: {error:#}")),
         }
+        fleets.push(fleet);
     }
-    for (name, made) in [
-        ("route by hand", route_by_hand(&others)),
-        ("vxlan by hand", vxlan_by_hand(&others)),
-        ("swarm overlay", swarm(&others)),
-    ] {
-        match made {
+    let by_others: [(&str, fn(&Cluster) -> Result<Path>); 4] = [
+        ("host", host),
+        ("route by hand", route_by_hand),
+        ("vxlan by hand", vxlan_by_hand),
+        ("swarm overlay", swarm),
+    ];
+    for (name, make) in by_others.into_iter().filter(|(name, _)| *name == "host" || wanted(name)) {
+        let cluster = others()?;
+        match make(&cluster) {
             Ok(path) => paths.push(path),
             Err(error) => missing.push(format!("{name}: {error:#}")),
         }
+        clusters.push(cluster);
     }
+    paths.sort_by_key(|path| path.name != "host");
     println!("load of the machine before: {}", fs::read_to_string("/proc/loadavg")?.trim());
     let mut turns: BTreeMap<&str, Vec<Turn>> = BTreeMap::new();
     for path in &paths {
@@ -88,7 +95,8 @@ fn main() -> Result<()> {
     }
     for round in 0..rounds {
         for turn in 0..paths.len() {
-            let path = &paths[(round + turn) % paths.len()];
+            let place = (round / 2 + turn) % paths.len();
+            let path = &paths[if round % 2 == 0 { place } else { paths.len() - 1 - place }];
             turns.entry(path.name).or_default().push(measure(path, time)?);
         }
     }
@@ -323,6 +331,13 @@ fn container(node: &Node, id: &str) -> Result<(PathBuf, Ipv4Addr)> {
         found.ok_or_else(|| anyhow!("none yet"))
     })?;
     Ok((namespace(pid), address.parse()?))
+}
+
+/// From machine to machine.
+fn host(cluster: &Cluster) -> Result<Path> {
+    let [from, to] = [cluster.node(1), cluster.node(2)];
+    let namespace = |node: &Node| Ok::<_, anyhow::Error>(namespace(node.init_pid().context("it runs")?));
+    Ok(Path { name: "host", from: namespace(&from)?, to: namespace(&to)?, address: to.address() })
 }
 
 /// Two machines with engines on which nothing of Wharf runs, and which may be a swarm.
