@@ -7,6 +7,8 @@ mod fixture;
 mod mending;
 #[path = "network/routed.rs"]
 mod routed;
+#[path = "network/seek.rs"]
+mod seek;
 #[path = "network/segment.rs"]
 mod segment;
 

@@ -26,8 +26,9 @@ const AGAIN: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(
 /// Says on this bridge of the calling thread's namespace which hardware addresses these have: now, and again within two seconds, for
 /// which nobody waits.
 pub(super) fn announce(bridge: &str, addresses: &BTreeMap<Ipv4Addr, Mac>) -> io::Result<()> {
-    let (socket, from) = open(bridge)?;
-    let frames: Vec<_> = addresses.iter().map(|(address, mac)| frame(from, *address, *mac)).collect();
+    let (socket, from) = open(|name, _| name == bridge)?;
+    let claim = |(address, mac): (&Ipv4Addr, &Mac)| frame(from, (*address, *mac), *address);
+    let frames: Vec<_> = addresses.iter().map(claim).collect();
     say(&socket, &frames)?;
     // What is said again is said into the same namespace: the socket stays in it.
     let again = move || {
@@ -43,10 +44,12 @@ pub(super) fn announce(bridge: &str, addresses: &BTreeMap<Ipv4Addr, Mac>) -> io:
     thread::Builder::new().name("announce".to_owned()).spawn(again).map(drop)
 }
 
-/// A socket that sends on this device, and the device's hardware address.
-fn open(device: &str) -> io::Result<(OwnedFd, Mac)> {
-    let links = getifaddrs()?.filter(|interface| interface.interface_name == device);
-    let mut links = links.filter_map(|interface| interface.address?.as_link_addr().copied());
+/// A socket that sends on the device with this name and index, and the device's hardware address.
+pub(super) fn open(is: impl Fn(&str, u32) -> bool) -> io::Result<(OwnedFd, Mac)> {
+    let mut links = getifaddrs()?.filter_map(|interface| {
+        let link = *interface.address?.as_link_addr()?;
+        is(&interface.interface_name, u32::try_from(link.ifindex()).ok()?).then_some(link)
+    });
     let link = links.next().ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ENODEV))?;
     // Without a protocol it hears nothing.
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
@@ -54,7 +57,7 @@ fn open(device: &str) -> io::Result<(OwnedFd, Mac)> {
     Ok((socket, link.addr().unwrap_or_default()))
 }
 
-fn say(socket: &OwnedFd, frames: &[[u8; FRAME]]) -> io::Result<()> {
+pub(super) fn say(socket: &OwnedFd, frames: &[[u8; FRAME]]) -> io::Result<()> {
     for frame in frames {
         match send(socket.as_raw_fd(), frame, MsgFlags::empty()) {
             // A full queue somewhere: it is said again.
@@ -67,8 +70,9 @@ fn say(socket: &OwnedFd, frames: &[[u8; FRAME]]) -> io::Result<()> {
 
 const FRAME: usize = 42;
 
-/// A request to everybody for `address`, from the address itself with `mac`; sent by the device with the hardware address `from`.
-fn frame(from: Mac, address: Ipv4Addr, mac: Mac) -> [u8; FRAME] {
+/// A request to everybody for `wanted`, in the name of who has this address and this hardware address; sent by the device with the hardware
+/// address `from`.
+pub(super) fn frame(from: Mac, (address, mac): (Ipv4Addr, Mac), wanted: Ipv4Addr) -> [u8; FRAME] {
     let mut frame = [0; FRAME];
     frame[..6].fill(0xff);
     frame[6..12].copy_from_slice(&from);
@@ -76,6 +80,6 @@ fn frame(from: Mac, address: Ipv4Addr, mac: Mac) -> [u8; FRAME] {
     frame[12..22].copy_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
     frame[22..28].copy_from_slice(&mac);
     frame[28..32].copy_from_slice(&address.octets());
-    frame[38..].copy_from_slice(&address.octets());
+    frame[38..].copy_from_slice(&wanted.octets());
     frame
 }

@@ -185,16 +185,25 @@ fn device(message: &RouteMessage) -> Option<u32> {
 
 /// Where packets for a node would go first; none if nowhere.
 fn hop(netlink: &mut Netlink, node: IpAddr) -> io::Result<Option<Hop>> {
+    Ok(way(netlink, node)?.and_then(|way| first_hop(&way, node)))
+}
+
+/// Where packets for `to` that take this way go first.
+pub(super) fn first_hop(way: &RouteMessage, to: IpAddr) -> Option<Hop> {
+    next_hop(way).or_else(|| Some(Hop { via: to, device: device(way)? }))
+}
+
+/// The route that packets for `to` would take; none if they would not leave, or not this machine.
+pub(super) fn way(netlink: &mut Netlink, to: IpAddr) -> io::Result<Option<RouteMessage>> {
     let mut request = RouteMessage::default();
-    (request.header.address_family, request.header.destination_prefix_length) = match node {
+    (request.header.address_family, request.header.destination_prefix_length) = match to {
         IpAddr::V4(_) => (AddressFamily::Inet, 32),
         IpAddr::V6(_) => (AddressFamily::Inet6, 128),
     };
-    request.attributes.push(RouteAttribute::Destination(node.into()));
+    request.attributes.push(RouteAttribute::Destination(to.into()));
     match netlink.ask(&RouteNetlinkMessage::GetRoute(request)) {
         Ok(Some(RouteNetlinkMessage::NewRoute(answer))) if answer.header.kind == RouteType::Unicast => {
-            let direct = || Some(Hop { via: node, device: device(&answer)? });
-            Ok(next_hop(&answer).or_else(direct))
+            Ok(Some(answer))
         }
         Ok(_) => Ok(None),
         Err(error)

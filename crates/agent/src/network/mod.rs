@@ -22,6 +22,7 @@ mod nft;
 mod plan;
 pub mod router;
 pub mod sandbox;
+mod seek;
 mod segment;
 mod watch;
 pub mod wireguard;
@@ -55,6 +56,7 @@ pub use self::{
     devices::{NetworkError, Pass},
     docker::{DockerNetwork, NETWORK_LABEL, VNI_LABEL, docker_network_options},
     hosts::host_subnets,
+    seek::Seeker,
 };
 use crate::dns::{self, DnsCounters, DnsProcess, Listen, Responder, Sources, Upstreams};
 

@@ -9,7 +9,7 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Echoes;
-use crate::diagnose::ping::checksum;
+use crate::{diagnose::ping::checksum, network::Seeker};
 
 /// Type, code, checksum, identifier, number; and our mark.
 const HEADER: usize = 8;
@@ -28,6 +28,10 @@ pub struct IcmpEchoes {
     v6: Option<UdpSocket>,
     mark: [u8; MARK],
     number: u16,
+    /// Who was asked and has not answered yet.
+    asked: BTreeSet<IpAddr>,
+    /// If the kernel can be asked whom it has lost.
+    seeker: Option<Seeker>,
 }
 
 impl IcmpEchoes {
@@ -48,6 +52,8 @@ impl IcmpEchoes {
             v6: open(Domain::IPV6, Protocol::ICMPV6).ok(),
             mark: rand::random(),
             number: 0,
+            asked: BTreeSet::new(),
+            seeker: Seeker::open().ok(),
         })
     }
 
@@ -73,7 +79,14 @@ impl Echoes for IcmpEchoes {
             let target = SocketAddr::new(*address, 0);
             // A machine without a way there is not answered either.
             let _ = socket.map(|socket| socket.send_to(&self.request(address.is_ipv4()), target));
+            if self.asked.contains(address)
+                && let Some(seeker) = &mut self.seeker
+            {
+                // Without the right to, it is heard when the kernel finds it.
+                let _ = seeker.seek(*address);
+            }
         }
+        self.asked.clone_from(to);
     }
 
     fn answered(&mut self) -> BTreeSet<IpAddr> {
@@ -88,6 +101,7 @@ impl Echoes for IcmpEchoes {
                 }
             }
         }
+        self.asked.retain(|address| !answered.contains(address));
         answered
     }
 }

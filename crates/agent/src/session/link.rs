@@ -1,6 +1,7 @@
 //! The link to one server: a connection that is made again whenever it breaks, and replaced when the certificate is renewed.
 
 use std::{
+    convert::Infallible,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,12 +24,18 @@ use wharf_model::Timestamp;
 use wharf_process::{Backoff, Task, Tasks, errors::chain};
 
 use super::{Membership, Node, Shared, router, tls_time};
+use crate::network::Seeker;
 
 const FIRST_DELAY: Duration = Duration::from_millis(200);
-/// Short, since until a server is back nobody here hears what has ended elsewhere.
-const LONGEST_DELAY: Duration = Duration::from_secs(1);
-/// For a TCP connection: the kernel asks a silent server again after one second and after three, and a new attempt asks at once.
+/// Short, since until a server is back nobody here hears what has ended elsewhere. Who refuses a connection is alive, and it costs little.
+const LONGEST_DELAY: Duration = Duration::from_millis(500);
+/// For a TCP connection.
 const CONNECT: Duration = Duration::from_millis(1500);
+/// Between questions to a server that is silent. What is stale here after a cut is so for this long, and for what connecting takes.
+const AGAIN: Duration = Duration::from_millis(250);
+/// The same once it has been away for [`LONG`], and may well stay so.
+const AGAIN_LATER: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(120);
 /// A connection that lasted so long was a good one.
 const LASTED: Duration = Duration::from_secs(5);
 /// How long an old connection is kept beside a new one that the server has not used yet.
@@ -89,15 +96,19 @@ impl Link {
         let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
         let mut old: Option<Connection> = None;
         let mut last_failure = String::new();
+        let mut lost = Instant::now();
         loop {
             let membership = Arc::clone(&memberships.borrow_and_update());
-            let failure = match self.connect(&membership).await {
+            let asked = Instant::now();
+            let again = if lost.elapsed() < LONG { AGAIN } else { AGAIN_LATER };
+            let failure = match self.connect(&membership, again).await {
                 Ok(mut new) => {
                     let began = Instant::now();
                     tracing::debug!(server = %self.server.id, address = %new.address, "connected");
                     let end = self.watch(&mut new, &mut old, &mut memberships).await;
                     if began.elapsed() > LASTED {
                         backoff.reset();
+                        lost = Instant::now();
                     }
                     match end {
                         End::Renewed => {
@@ -113,6 +124,10 @@ impl Link {
             if failure != last_failure {
                 tracing::warn!(server = %self.server.id, reason = failure, "not connected to server");
                 last_failure = failure;
+            }
+            if asked.elapsed() >= CONNECT {
+                // It was asked all the time, and is asked on: nobody is spared by a pause.
+                continue;
             }
             let delay = backoff.next_delay(&mut rand::rng());
             // Dropped when the membership changes: a new certificate may be what helps.
@@ -147,15 +162,22 @@ impl Link {
         }
     }
 
-    async fn connect(&self, membership: &Membership) -> Result<Connection, LinkError> {
+    /// Asks a server that does not answer after each `again`.
+    async fn connect(&self, membership: &Membership, again: Duration) -> Result<Connection, LinkError> {
         let anchor = Anchor::Authority(membership.trust.clone());
         let time = tls_time(&self.shared.clock);
         let timing = Timing { connect: CONNECT.min(self.shared.timing.connect), ..self.shared.timing };
         let dialer = Dialer::new(&anchor, Some(&membership.identity), Protocol::Node, timing, time)?;
+        let dialer = dialer.insisting(again);
         let expires = membership.identity.peer()?.expires;
         let mut first = None;
         for address in self.server.addresses.iter().filter_map(|text| text.parse::<ServerAddress>().ok()) {
-            match dialer.connect(&address).await {
+            // Dropped: what seeks waits for nothing but its turns.
+            let connected = tokio::select! {
+                connected = dialer.connect(&address) => connected,
+                never = seek(&address, again) => match never {},
+            };
+            match connected {
                 Ok(stream) => return Ok(self.serve(stream, dialer, address, expires)),
                 Err(error) => first = first.or(Some(error)),
             }
@@ -198,6 +220,19 @@ impl Link {
         });
         Connection { task, used, retire, dialer, address, fault }
     }
+}
+
+/// Seeks a server on the wire after each `again`, if the kernel has lost it.
+async fn seek(address: &ServerAddress, again: Duration) -> Infallible {
+    if let (Ok(to), Ok(mut seeker)) = (address.host().parse(), Seeker::open()) {
+        loop {
+            tokio::time::sleep(again).await;
+            if let Err(error) = seeker.seek(to) {
+                tracing::trace!(%address, %error, "not sought");
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 async fn farewell(stop: &CancellationToken) {

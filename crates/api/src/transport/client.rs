@@ -7,7 +7,7 @@
 
 use std::{
     fmt, io,
-    net::Ipv6Addr,
+    net::{Ipv6Addr, SocketAddr},
     pin::Pin,
     str::FromStr,
     sync::{Arc, OnceLock},
@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::{body::Incoming, client::conn::http2::SendRequest, rt::Executor};
@@ -27,7 +28,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, lookup_host},
     sync::watch,
-    time::timeout,
+    time::{Instant, interval, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use wharf_model::Timestamp;
@@ -129,6 +130,7 @@ pub struct Dialer {
     me: Option<Peer>,
     time: Arc<dyn TimeProvider>,
     timing: Timing,
+    again: Option<Duration>,
 }
 
 impl Dialer {
@@ -145,7 +147,14 @@ impl Dialer {
     ) -> Result<Self, InvalidIdentity> {
         let config = Arc::new(tls::client_config(anchor, identity, protocol, Arc::clone(&time))?);
         let me = identity.map(Identity::peer).transpose()?;
-        Ok(Self { config, me, time, timing })
+        Ok(Self { config, me, time, timing, again: None })
+    }
+
+    /// As long as nobody answers, tries another TCP connection after each `again`, beside those that it tried before. The kernel asks a silent
+    /// machine a second time only after one second, and a third time two seconds later. `Timing::connect` bounds all of them together.
+    #[must_use]
+    pub fn insisting(self, again: Duration) -> Self {
+        Self { again: Some(again), ..self }
     }
 
     /// Connects and shakes hands. A server that refuses our certificate may say so only when the stream is first read: the stream keeps it.
@@ -204,22 +213,20 @@ impl Dialer {
 
     async fn connect_tcp(&self, address: &ServerAddress) -> Result<TcpStream, DialError> {
         let after = self.timing.connect;
-        let connecting = async {
-            let found = lookup_host((address.host.as_str(), address.port)).await;
-            let found = found.map_err(|source| DialError::NoSuchHost { address: address.clone(), source })?;
-            let mut last = None;
-            for socket in found {
-                match TcpStream::connect(socket).await {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => last = Some(error),
-                }
-            }
-            let error = last.unwrap_or_else(|| io::ErrorKind::NotFound.into());
-            Err(DialError::from_connect(address, error))
+        let deadline = Instant::now() + after;
+        let found = timeout_at(deadline, lookup_host((address.host.as_str(), address.port))).await;
+        let late = || DialError::TimedOut { address: address.clone(), after };
+        let found = found
+            .map_err(|_| late())?
+            .map_err(|source| DialError::NoSuchHost { address: address.clone(), source })?;
+        let connected = match self.again {
+            None => timeout_at(deadline, one_after_another(found)).await.unwrap_or(Err(None)),
+            Some(again) => again_and_again(found.collect(), again, deadline).await,
         };
-        let stream = timeout(after, connecting)
-            .await
-            .map_err(|_| DialError::TimedOut { address: address.clone(), after })??;
+        let stream = connected.map_err(|error| match error {
+            Some(error) => DialError::from_connect(address, error),
+            None => late(),
+        })?;
         tune(&stream, &self.timing);
         Ok(stream)
     }
@@ -227,6 +234,64 @@ impl Dialer {
     fn now(&self) -> Timestamp {
         Timestamp(self.time.current_time().map_or(0, |time| time.as_secs().saturating_mul(1000)))
     }
+}
+
+/// Connects to the first of these that lets it; else why the last did not.
+async fn one_after_another(found: impl Iterator<Item = SocketAddr>) -> Result<TcpStream, Option<io::Error>> {
+    let mut last = None;
+    for socket in found {
+        match TcpStream::connect(socket).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(Some(last.unwrap_or_else(|| io::ErrorKind::NotFound.into())))
+}
+
+/// Connects to whichever of these answers first. Tries the next of them after each `again`, whether or not those before it have failed, until one
+/// answers, all that are there refuse, or the deadline; else why the last failed, if it did.
+async fn again_and_again(
+    mut found: Vec<SocketAddr>,
+    again: Duration,
+    deadline: Instant,
+) -> Result<TcpStream, Option<io::Error>> {
+    let (mut attempts, mut last) = (FuturesUnordered::new(), None);
+    let mut turns = interval(again);
+    for turn in 0_usize.. {
+        // Cancel-safe: what is under way is kept.
+        let ended = async {
+            while let Some((socket, ended)) = attempts.next().await {
+                match ended {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) if is_silence(&error) => last = Some(error),
+                    Err(error) => {
+                        found.retain(|other| *other != socket);
+                        if found.is_empty() {
+                            return Err(Some(error));
+                        }
+                        last = Some(error);
+                    }
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = ended => return ended,
+            _ = turns.tick() => {}
+            () = sleep_until(deadline) => break,
+        }
+        match found.get(turn % found.len().max(1)) {
+            Some(&socket) => attempts.push(async move { (socket, TcpStream::connect(socket).await) }),
+            None => break,
+        }
+    }
+    Err(last)
+}
+
+/// Whether nobody has answered, which may be otherwise in a moment.
+fn is_silence(error: &io::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
+    matches!(error.kind(), HostUnreachable | NetworkDown | NetworkUnreachable | TimedOut)
 }
 
 /// Has the kernel send small writes at once and notice a dead peer as fast as HTTP/2 does. A kernel that cannot is no reason to stop.
@@ -536,7 +601,70 @@ fn first_line(content: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use socket2::{Domain, Socket, Type};
+
     use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+    const AGAIN: Duration = Duration::from_millis(10);
+
+    /// One whose queue is full: who connects is not answered until somebody accepts.
+    fn full() -> (Socket, SocketAddr) {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        std::net::TcpStream::connect(address).unwrap();
+        (listener, address)
+    }
+
+    /// Connections to this address that are not answered yet.
+    fn unanswered(to: SocketAddr) -> usize {
+        let sockets = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let to = format!("0100007F:{:04X} 02", to.port());
+        sockets.lines().filter(|line| line.contains(&to)).count()
+    }
+
+    #[tokio::test]
+    async fn who_insists_tries_beside_what_is_not_answered() {
+        let (listener, address) = full();
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener.into()).unwrap();
+        let deadline = Instant::now() + SOON;
+        let open = async {
+            while unanswered(address) < 3 {
+                assert!(Instant::now() < deadline);
+                sleep_until(Instant::now() + AGAIN).await;
+            }
+            // The second is one of ours.
+            listener.accept().await.unwrap();
+            listener.accept().await.unwrap()
+        };
+        let (tried, _theirs) = tokio::join!(again_and_again(vec![address], AGAIN, deadline), open);
+        tried.unwrap();
+        assert_eq!(unanswered(address), 0, "the others are given up");
+    }
+
+    #[tokio::test]
+    async fn who_insists_ends_when_all_refuse_or_it_is_time() {
+        let gone = |listener: Socket| listener.local_addr().unwrap().as_socket().unwrap();
+        let refusing = gone(full().0);
+        let (_listener, silent) = full();
+        let late = || Instant::now() + AGAIN * 10;
+        let refused =
+            again_and_again(vec![refusing], AGAIN, Instant::now() + SOON).await.unwrap_err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(
+            again_and_again(vec![silent], AGAIN, late()).await.unwrap_err().is_none(),
+            "nobody has said anything"
+        );
+        let said = again_and_again(vec![refusing, silent], AGAIN, late()).await.unwrap_err().unwrap();
+        assert_eq!(said.kind(), io::ErrorKind::ConnectionRefused);
+        let there = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let all = vec![silent, refusing, there.local_addr().unwrap()];
+        let stream = again_and_again(all, AGAIN, Instant::now() + SOON).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), there.local_addr().unwrap());
+    }
 
     #[test]
     fn addresses_are_read_as_people_write_them() {
