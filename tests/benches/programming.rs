@@ -124,10 +124,10 @@ fn place(fleet: &Fleet, index: u8) -> Result<UdpSocket> {
     let [(_, pid)] = &containers[..] else { bail!("node {index} runs {containers:?}, and one was to be") };
     let pid = *pid;
     let opened = thread::spawn(move || -> Result<UdpSocket> {
-        let gateway = ask::gateway(pid)?;
+        let resolver = ask::resolver(pid)?;
         setns(File::open(format!("/proc/{pid}/ns/net"))?, CloneFlags::CLONE_NEWNET)?;
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect(SocketAddr::from((gateway, 53)))?;
+        socket.connect(SocketAddr::from((resolver, 53)))?;
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;
         Ok(socket)
     });

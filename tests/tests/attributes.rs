@@ -593,7 +593,7 @@ const MAIN_ROWS: &[Row] = &[
         "linked",
         Inside("wget -q -O - http://contained:8080/ | grep -o main-lan-1 | head -1", "main-lan-1"),
     ),
-    row("services.*.dns", "names", Container("/HostConfig/Dns", r#"["10.9.9.9"]"#)),
+    row("services.*.dns", "names", Listed("/HostConfig/Dns", r#""10.9.9.9""#)),
     row("services.*.dns_search", "names", Container("/HostConfig/DnsSearch", r#"["s.example"]"#)),
     row("services.*.dns_search", "names", Inside("grep search /etc/resolv.conf", "search s.example")),
     row("services.*.dns_opt", "names", Container("/HostConfig/DnsOptions", r#"["ndots:3"]"#)),

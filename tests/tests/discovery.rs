@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use wharf_testkit::cluster::{Node, wait_until};
-use wharf_tests::{Fleet, skip};
+use wharf_tests::{Fleet, exactness::ask::resolver, skip};
 
 const SOON: Duration = Duration::from_secs(40);
 /// Longer than any pause of a resolver: what was not answered by then was lost.
@@ -35,6 +35,12 @@ const APP: &str = "services:
     command: [sleep, infinity]
     stop_grace_period: 0s
     deploy: {mode: global}
+  own:
+    image: busybox:1
+    command: [sleep, infinity]
+    dns: [127.0.0.1]
+    stop_grace_period: 0s
+    deploy: {placement: {constraints: [node.hostname == n2]}}
 ";
 
 /// `web`, A.
@@ -82,6 +88,24 @@ fn ask_from(pid: u32, at: Ipv4Addr, stop: &AtomicBool) -> Result<(usize, usize)>
     Ok((asked, lost))
 }
 
+/// Answers every question at a container's 127.0.0.1 with one address, until `stop`.
+fn be_resolver(pid: u32, stop: &AtomicBool) -> Result<()> {
+    setns(fs::File::open(format!("/proc/{pid}/ns/net"))?, CloneFlags::CLONE_NEWNET)?;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53))?;
+    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let mut message = [0; 512];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length, asker)) = socket.recv_from(&mut message) else { continue };
+        // What follows the question is left out: its name, and type and class.
+        let name = message[12..length].iter().position(|byte| *byte == 0).unwrap_or_default();
+        let mut answer = message[..12 + name + 5].to_vec();
+        answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 9, 8, 7]);
+        socket.send_to(&answer, asker)?;
+    }
+    Ok(())
+}
+
 /// The container of a service's task on a node, as the root namespace sees its first process.
 fn container(node: &Node, name: &str) -> (String, u32) {
     wait_until(SOON, "the container runs", || {
@@ -92,15 +116,6 @@ fn container(node: &Node, name: &str) -> (String, u32) {
         }
         anyhow::bail!("no container of {name}")
     })
-}
-
-fn gateway(pid: u32) -> Ipv4Addr {
-    let table = fs::read_to_string(format!("/proc/{pid}/net/route")).unwrap();
-    let route = table.lines().find_map(|line| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        (*fields.get(1)? == "00000000").then(|| u32::from_str_radix(fields[2], 16).ok())?
-    });
-    Ipv4Addr::from(route.expect("a default route").to_le_bytes())
 }
 
 /// The DNS process of a node, as the root namespace sees it: exactly one.
@@ -169,7 +184,7 @@ fn no_question_is_lost_when_an_agent_is_killed_or_replaced_and_names_are_back_at
     fleet.ok(["up", "-y", "-f", &file]);
     let node = fleet.node(2);
     let (asker, pid) = container(&node, "asker");
-    let at = gateway(pid);
+    let at = resolver(pid).unwrap();
     let agent = node.service("wharf");
     let inside = |command: &str| node.docker(["exec", &asker, "sh", "-c", command]);
 
@@ -183,6 +198,29 @@ fn no_question_is_lost_when_an_agent_is_killed_or_replaced_and_names_are_back_at
     });
     assert!(inside("nslookup -type=a nothing").is_err());
     assert_eq!(ask_by_tcp(pid, at).unwrap(), 2);
+
+    let (own, own_pid) = container(&node, "own");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| be_resolver(own_pid, &stop));
+        wait_until(SOON, "names of the cluster, and those that another resolver knows", || {
+            let inside = |name: &str| node.docker(["exec", &own, "nslookup", "-type=a", name]);
+            let (web, elsewhere) = (inside("web")?, inside("elsewhere.example")?);
+            ensure!(web.matches("Address").count() >= 3 && !web.contains("10.9.8.7"), "{web}");
+            ensure!(elsewhere.contains("10.9.8.7"), "{elsewhere}");
+            Ok(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        serving.join().unwrap().unwrap();
+    });
+
+    // A container made by hand gets no address that may be somebody's, and can be where a task is.
+    let by_hand = |network: &str| {
+        node.docker(["run", "--rm", "--network", network, "busybox:1", "nslookup", "-type=a", "web"])
+    };
+    let refused = by_hand("shop_default").unwrap_err().to_string();
+    assert!(refused.contains("no available IPv4 addresses"), "{refused}");
+    assert!(by_hand(&format!("container:{asker}")).unwrap().matches("Address").count() >= 3);
 
     let first = dns_process(&node).unwrap();
     assert_eq!(field(first, "CapEff:"), "0000000000000400", "the right to port 53, and no other");
@@ -208,6 +246,13 @@ fn no_question_is_lost_when_an_agent_is_killed_or_replaced_and_names_are_back_at
             Ok(())
         });
     });
+
+    under_questions("an engine is killed and started", pid, at, || {
+        node.engine_kill().unwrap();
+        thread::sleep(Duration::from_secs(1));
+        node.engine_start().unwrap();
+    });
+    assert_eq!(container(&node, "asker").1, pid, "its containers run on");
 
     let mut times = Vec::new();
     for _ in 0..5 {

@@ -12,7 +12,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -37,6 +37,7 @@ use wharf_process::{Clock, Tasks, blocking, detached::Program, errors};
 use crate::{
     assignments::{Assignments, Refused},
     departed::Departed,
+    dns::{Source, Sources},
     facts::{Machine, listening_ports},
     fence::Fence,
     housekeeping::{
@@ -93,9 +94,9 @@ pub trait NetworkPlane: Send + Sync {
     }
     /// The largest packet of networks with this backend, if that is known.
     async fn mtu(&self, backend: Backend) -> Option<u32>;
-    /// Serves these names from now on; `sources` says which networks the tasks of this node are on. Whether none of an older table is served
+    /// Serves these names from now on; `sources` says who asks. Whether none of an older table is served
     /// any more: if not, they will be, and this is asked again.
-    async fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool;
+    async fn publish(&self, table: &DnsTable, sources: &Sources) -> bool;
     /// Programs virtual addresses and ways back to gateways into the containers that run, as these say. Whether none is left in which
     /// connections may begin that should not.
     async fn program(&self, _wanted: BTreeMap<TaskId, Sandbox>) -> bool {
@@ -157,7 +158,7 @@ impl NetworkPlane for KernelNetwork {
             .inspect_err(|error| tracing::warn!(error = errors::chain(error), "MTU not known"))
             .ok()
     }
-    async fn publish(&self, table: &DnsTable, sources: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool {
+    async fn publish(&self, table: &DnsTable, sources: &Sources) -> bool {
         Self::publish(self, table, sources).await
     }
     async fn program(&self, wanted: BTreeMap<TaskId, Sandbox>) -> bool {
@@ -1214,12 +1215,15 @@ fn is_same(known: &NetworkAssignment, network: &NetworkAssignment) -> bool {
 }
 
 /// Which networks each address of this node's tasks is on.
-fn sources(set: &AssignmentSet) -> BTreeMap<Ipv4Addr, Vec<NetworkId>> {
-    let mut sources = BTreeMap::new();
+fn sources(set: &AssignmentSet) -> Sources {
+    let mut sources = Sources::new();
     for task in set.tasks.values() {
-        let networks: Vec<_> = task.attachments.iter().map(|attachment| attachment.network).collect();
+        let source = Source {
+            networks: task.attachments.iter().map(|attachment| attachment.network).collect(),
+            asks_others: !task.spec.container.dns.is_empty(),
+        };
         for attachment in &task.attachments {
-            sources.insert(attachment.address, networks.clone());
+            sources.insert(attachment.address, source.clone());
         }
     }
     sources

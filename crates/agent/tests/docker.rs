@@ -213,7 +213,7 @@ impl NetworkPlane for BridgesOnly {
     async fn mtu(&self, _: Backend) -> Option<u32> {
         Some(1450)
     }
-    async fn publish(&self, _: &DnsTable, _: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool {
+    async fn publish(&self, _: &DnsTable, _: &wharf_agent::dns::Sources) -> bool {
         true
     }
     async fn clean_up(&self, _: BTreeSet<String>) {}

@@ -528,7 +528,7 @@ fn containers_ask_their_gateway_for_names() {
     for node in [&pair.one, &pair.two] {
         let table = table.clone();
         let version = node.with(move |network, _| async move {
-            network.publish(&table, &Sources::from([(at(10), vec![id])])).await;
+            network.publish(&table, &Sources::from([(at(10), vec![id].into())])).await;
             network.version()
         });
         assert_eq!(version, Some(Revision(5)));

@@ -62,14 +62,14 @@ impl Observer<'_> {
     }
 
     fn ask_from(&self, place: &Tracked, stop: &AtomicBool) -> io::Result<()> {
-        let gateway = gateway(place.pid)?;
+        let resolver = resolver(place.pid)?;
         setns(File::open(format!("/proc/{}/ns/net", place.pid))?, CloneFlags::CLONE_NEWNET)?;
         let mut id = 0_u16;
         let mut turn = 0;
         while !stop.load(Ordering::Relaxed) && self.place().is_some_and(|now| now.pid == place.pid) {
             let begin = Instant::now();
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            socket.connect(SocketAddr::from((gateway, 53)))?;
+            socket.connect(SocketAddr::from((resolver, 53)))?;
             let mut questions = self.questions.to_vec();
             questions.extend(self.addresses(&mut turn));
             let heard = self.round(&socket, questions, &mut id);
@@ -157,16 +157,11 @@ pub fn count_addresses(socket: &UdpSocket, names: &[String]) -> io::Result<Vec<O
     Ok(counts)
 }
 
-/// The default route of a process's network: where its node answers.
-pub fn gateway(pid: u32) -> io::Result<Ipv4Addr> {
-    let table = fs::read_to_string(format!("/proc/{pid}/net/route"))?;
-    let route = table.lines().find_map(|line| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        let (to, via) = (fields.get(1)?, fields.get(2)?);
-        (*to == "00000000").then(|| u32::from_str_radix(via, 16).ok())?
-    });
-    let route = route.ok_or_else(|| io::Error::other("no default route"))?;
-    Ok(Ipv4Addr::from(route.to_le_bytes()))
+/// Whom a container's C library asks for names.
+pub fn resolver(pid: u32) -> io::Result<Ipv4Addr> {
+    let text = fs::read_to_string(format!("/proc/{pid}/root/etc/resolv.conf"))?;
+    let first = text.lines().find_map(|line| line.strip_prefix("nameserver ")?.trim().parse().ok());
+    first.ok_or_else(|| io::Error::other(format!("no name server in: {text}")))
 }
 
 /// A question as DNS has it.

@@ -2,6 +2,7 @@
 //!
 //! - Without input or output: the message, who asked and what is known go in, the answer's bytes come out.
 //! - A name with one label is ours alone: what the table does not have does not exist, and nobody is asked.
+//! - Who has resolvers of its own is told of everything that we do not have that we cannot say: they are asked next.
 //! - A name the table has exists for every type; for types we have nothing of, the answer is empty.
 //! - Answers from the table allocate nothing.
 
@@ -171,12 +172,19 @@ fn find<'a>(question: &Question<'_>, asker: Asker, known: &'a Known) -> Found<'a
     if let Some(entry) = known.zone.find(asker.address, asker.network, name) {
         return follow(entry, question, asker, known);
     }
+    let elsewhere = || {
+        if known.zone.asks_others(asker.address) {
+            // What makes an engine's resolver ask the next one.
+            return Found::Refused(code::SERVER_FAILURE);
+        }
+        upstream(name, Vec::new(), question)
+    };
     if let Some(address) = reverse(name) {
         return match known.zone.host(asker.address, asker.network, address) {
             Some(name) if matches!(question.kind, kind::PTR | kind::ANY) => Found::Host(name),
             Some(_) => Found::NoRecords,
             None if known.ours.iter().any(|network| network.contains(&address)) => Found::NoName,
-            None => upstream(name, Vec::new(), question),
+            None => elsewhere(),
         };
     }
     if let Some(address) = reverse6(name) {
@@ -184,13 +192,16 @@ fn find<'a>(question: &Question<'_>, asker: Asker, known: &'a Known) -> Found<'a
             Some(name) if matches!(question.kind, kind::PTR | kind::ANY) => Found::Host(name),
             Some(_) => Found::NoRecords,
             None if known.zone.is_ours6(address) => Found::NoName,
-            None => upstream(name, Vec::new(), question),
+            None => elsewhere(),
         };
     }
-    if is_ours_alone(name, question.kind) || is_below_ours(name, asker, known) {
+    if is_below_ours(name, asker, known) {
         return Found::NoName;
     }
-    upstream(name, Vec::new(), question)
+    if is_ours_alone(name, question.kind) && !known.zone.asks_others(asker.address) {
+        return Found::NoName;
+    }
+    elsewhere()
 }
 
 /// What is behind a name that may lead on to others, of ours or of the world.

@@ -71,7 +71,7 @@ pub use self::{
     process::{ProcessOptions, serve},
     protocol::Settings,
     remote::{DnsProcess, program},
-    zone::Sources,
+    zone::{Source, Sources},
 };
 
 /// The port of DNS.
@@ -284,8 +284,7 @@ impl Responder {
         self.shared.retired.cancel();
     }
 
-    /// Serves these names from now on, and none of any other table: see the module's guarantee. `sources` says which networks the tasks
-    /// of this node are on.
+    /// Serves these names from now on, and none of any other table: see the module's guarantee. `sources` says who asks.
     pub fn publish(&self, table: &DnsTable, sources: &Sources) {
         let mut zone = Zone::new(table, sources, rand::random());
         // Waits for what is being sent.

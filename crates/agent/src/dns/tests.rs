@@ -31,7 +31,7 @@ use wharf_model::{DnsTable, ExternalHost, Ipv6Addresses, NamedPort, NetworkId, P
 use wharf_process::{Shutdown, Tasks};
 
 use super::{
-    Listen, Responder, Sources, Upstreams,
+    Listen, Responder, Source, Sources, Upstreams,
     answer::{Answer, Asker, Known, Transport, answer},
     zone::Zone,
 };
@@ -201,7 +201,7 @@ fn a_task_sees_the_names_of_its_networks_in_their_order_and_no_others() {
         (2, "web", &[]),
         (3, "secret", &[address(8)]),
     ]);
-    let known = known_by(&table, &Sources::from([(address(50), vec![network(2), network(1)])]));
+    let known = known_by(&table, &Sources::from([(address(50), vec![network(2), network(1)].into())]));
     let a = |from, name: &str| sent(ask_from(&known, &query(name, RecordType::A), from, Transport::Udp)).1;
     assert_eq!(addresses(&a(address(50), "db.")), [address(6)]);
     assert_eq!(addresses(&a(address(50), "cache.")), [address(7)]);
@@ -212,9 +212,32 @@ fn a_task_sees_the_names_of_its_networks_in_their_order_and_no_others() {
 }
 
 #[test]
+fn who_has_resolvers_of_its_own_is_told_what_is_ours_and_asks_them_for_the_rest() {
+    let table = with_externals(
+        with_hosts(table(&[(1, "db", &[address(5)]), (1, "web", &[])]), &[(address(5), "shop-db-1")]),
+        &[("outside", "db.example.org")],
+    );
+    let own = Source { networks: vec![network(1)], asks_others: true };
+    let known = known_by(&table, &Sources::from([(address(50), own)]));
+    let a = |name: &str| sent(ask_from(&known, &query(name, RecordType::A), address(50), Transport::Udp)).1;
+    assert_eq!(addresses(&a("db.")), [address(5)]);
+    assert_eq!((code(&a("web.")), a("web.").answers.len()), (ResponseCode::NoError, 0), "ours, and nowhere");
+    assert_eq!(code(&a("_http._tcp.db.")), ResponseCode::NXDomain, "ours, too");
+    for theirs in ["nothing.", "www.example.org.", "8.8.8.8.in-addr.arpa.", "0.0.0.0.ip6.arpa."] {
+        assert_eq!(code(&a(theirs)), ResponseCode::ServFail, "{theirs}");
+    }
+    let asked = query("outside.", RecordType::A);
+    let outside = ask_from(&known, &asked, address(50), Transport::Udp);
+    assert!(matches!(outside.0, Answer::Forward(_)), "they do not know that it is an alias");
+    let pointed = query("9.0.192.10.in-addr.arpa.", RecordType::PTR);
+    let pointed = sent(ask_from(&known, &pointed, address(50), Transport::Udp)).1;
+    assert_eq!(code(&pointed), ResponseCode::NXDomain, "an address of ours");
+}
+
+#[test]
 fn an_address_is_called_as_its_task() {
     let table = with_hosts(table(&[]), &[(address(5), "shop-web-1")]);
-    let known = known_by(&table, &Sources::from([(address(50), vec![network(2)])]));
+    let known = known_by(&table, &Sources::from([(address(50), vec![network(2)].into())]));
     let of = |name: &str, from| sent(ask_from(&known, &query(name, RecordType::PTR), from, Transport::Udp)).1;
     assert_eq!(
         answers(&of("5.0.192.10.IN-ADDR.arpa.", address(1))),
@@ -246,7 +269,7 @@ fn an_address_is_called_as_its_task() {
 fn names_lead_to_ipv6_addresses_where_the_network_has_them() {
     let table = table(&[(1, "web", &[address(5), address(6)]), (1, "idle", &[]), (2, "db", &[address(7)])]);
     let table = with_externals(with_ipv6(table, address(6), "fd00:1:2:3::cafe"), &[("here", "web")]);
-    let known = known_by(&table, &Sources::from([(address(50), vec![network(1), network(2)])]));
+    let known = known_by(&table, &Sources::from([(address(50), vec![network(1), network(2)].into())]));
     let of = |name: &str, kind| {
         let reply = sent(ask_from(&known, &query(name, kind), address(50), Transport::Udp)).1;
         assert_eq!(code(&reply), ResponseCode::NoError, "{name} {kind}");
@@ -268,7 +291,7 @@ fn names_lead_to_ipv6_addresses_where_the_network_has_them() {
 fn an_ipv6_address_is_called_as_its_task() {
     let hosts = [(address(5), "shop-web-1"), (address(6), "shop-db-1")];
     let table = with_ipv6(with_hosts(table(&[]), &hosts), address(6), "fd00:1:2:3::cafe");
-    let known = known_by(&table, &Sources::from([(address(50), vec![network(2)])]));
+    let known = known_by(&table, &Sources::from([(address(50), vec![network(2)].into())]));
     let name = |of: &str| {
         let digits = u128::from(of.parse::<std::net::Ipv6Addr>().unwrap());
         let labels: String = (0..32).map(|place| format!("{:x}.", digits >> (4 * place) & 15)).collect();
@@ -349,7 +372,7 @@ fn names_outside_lead_to_their_address_or_to_another_name() {
             ("far", "db.example.org"),
         ],
     );
-    let known = known_by(&table, &Sources::from([(address(50), vec![network(2)])]));
+    let known = known_by(&table, &Sources::from([(address(50), vec![network(2)].into())]));
     assert_eq!(answers(&ask(&known, &query("DB.", RecordType::A))), ["DB. A 192.0.2.7"]);
     assert_eq!(answers(&ask(&known, &query("db6.", RecordType::AAAA))), ["db6. AAAA 2001:db8::7"]);
     for (name, kind) in [("db.", RecordType::AAAA), ("db6.", RecordType::A)] {

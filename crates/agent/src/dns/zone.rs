@@ -16,9 +16,10 @@ use std::{
     },
 };
 
+use serde::{Deserialize, Serialize};
 use wharf_model::{
     DnsTable, ExternalHost, Ipv6Addresses, NamedPort, NetworkId, Revision, VirtualService,
-    difference::{Change, Differ, Key, MapDifference},
+    difference::{Change, Differ, Key, MapDifference, Never, Unfit},
 };
 
 use super::{
@@ -26,8 +27,54 @@ use super::{
     wire,
 };
 
-/// Which networks each address of this node's tasks is on, the task's first network first.
-pub type Sources = BTreeMap<Ipv4Addr, Vec<NetworkId>>;
+/// Who asks from the addresses of this node's tasks.
+pub type Sources = BTreeMap<Ipv4Addr, Source>;
+
+/// A task that asks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Said", into = "Said")]
+pub struct Source {
+    /// The networks that it is on, its first one first.
+    pub networks: Vec<NetworkId>,
+    /// It has resolvers of its own for what is not ours, which its engine asks when we say that we cannot.
+    pub asks_others: bool,
+}
+impl From<Vec<NetworkId>> for Source {
+    fn from(networks: Vec<NetworkId>) -> Self {
+        Self { networks, asks_others: false }
+    }
+}
+
+/// How a [`Source`] is written: as earlier builds did, as far as it was known to them.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Said {
+    Networks(Vec<NetworkId>),
+    Whole { networks: Vec<NetworkId>, asks_others: bool },
+}
+impl From<Said> for Source {
+    fn from(said: Said) -> Self {
+        match said {
+            Said::Networks(networks) => networks.into(),
+            Said::Whole { networks, asks_others } => Self { networks, asks_others },
+        }
+    }
+}
+impl From<Source> for Said {
+    fn from(Source { networks, asks_others }: Source) -> Self {
+        if asks_others { Self::Whole { networks, asks_others } } else { Self::Networks(networks) }
+    }
+}
+
+impl Differ for Source {
+    type Difference = Never;
+    fn diff(&self, new: &Self) -> Option<Change<Self>> {
+        (self != new).then(|| Change::Whole(new.clone()))
+    }
+    fn amend(&mut self, difference: Never) -> Result<(), Unfit> {
+        match difference {}
+    }
+}
 
 type Map<K, V> = HashMap<K, V, BuildHasherDefault<Fnv>>;
 
@@ -38,11 +85,18 @@ pub(super) struct Zone {
     networks: Vec<Names>,
     /// Where in `networks` each one is.
     places: Map<NetworkId, usize>,
-    sources: Map<Ipv4Addr, Box<[usize]>>,
+    sources: Map<Ipv4Addr, Places>,
     /// Askers for whom virtual addresses lead somewhere.
     programmed: BTreeSet<Ipv4Addr>,
     /// Somewhere two things are called the same: what one of them was is not known any more.
     tangled: bool,
+}
+
+/// What a [`Source`] may ask for.
+#[derive(Debug, Default, Clone)]
+struct Places {
+    networks: Box<[usize]>,
+    asks_others: bool,
 }
 
 /// The names of one network.
@@ -139,14 +193,15 @@ impl Zone {
             }
         }
         zone.tangled = tangled;
-        for (address, networks) in sources {
-            zone.sources.insert(*address, zone.places_of(networks));
+        for (address, source) in sources {
+            zone.sources.insert(*address, zone.places_of(source));
         }
         zone
     }
 
-    fn places_of(&self, networks: &[NetworkId]) -> Box<[usize]> {
-        networks.iter().filter_map(|id| self.places.get(id).copied()).collect()
+    fn places_of(&self, Source { networks, asks_others }: &Source) -> Places {
+        let networks = networks.iter().filter_map(|id| self.places.get(id).copied()).collect();
+        Places { networks, asks_others: *asks_others }
     }
 
     fn network(&mut self, id: NetworkId) -> &mut Names {
@@ -189,9 +244,14 @@ impl Zone {
             .any(|ipv6| ipv6.subnet.contains(&address))
     }
 
+    /// Whether somebody else is asked for what we do not know.
+    pub(super) fn asks_others(&self, asker: Ipv4Addr) -> bool {
+        self.sources.get(&asker).is_some_and(|source| source.asks_others)
+    }
+
     /// An asker that is no task of ours is on the network it asked on: a container made by hand, or the node itself.
     fn visible(&self, asker: Ipv4Addr, network: NetworkId) -> impl Iterator<Item = &Names> {
-        let known = self.sources.get(&asker).map(AsRef::as_ref);
+        let known = self.sources.get(&asker).map(|source| &*source.networks);
         let asked = if known.is_none() { self.places.get(&network) } else { None };
         known.unwrap_or_default().iter().chain(asked).map(|place| &self.networks[*place])
     }
@@ -313,7 +373,7 @@ pub(super) type Cast = Vec<Option<Entry>>;
 pub(super) struct Alteration {
     version: Revision,
     networks: Vec<Changes>,
-    sources: Vec<(Ipv4Addr, Option<Box<[usize]>>)>,
+    sources: Vec<(Ipv4Addr, Option<Places>)>,
     programmed: Option<BTreeSet<Ipv4Addr>>,
 }
 
@@ -382,10 +442,7 @@ impl Zone {
             }
             networks.push(changes);
         }
-        let of_source = |address: Ipv4Addr| {
-            let networks = names.sources.get(&address)?;
-            Some(self.places_of(networks))
-        };
+        let of_source = |address: Ipv4Addr| names.sources.get(&address).map(|source| self.places_of(source));
         Some(Alteration {
             version: names.table.version,
             networks,
@@ -564,7 +621,10 @@ mod tests {
                 vips,
                 programmed,
             });
-        let sources = btree_map(address(), vec((1..5_u8).prop_map(network), 0..3), 0..4);
+        let networks = vec((1..5_u8).prop_map(network), 0..3);
+        let source =
+            (networks, any::<bool>()).prop_map(|(networks, asks_others)| Source { networks, asks_others });
+        let sources = btree_map(address(), source, 0..4);
         (table, sources).prop_map(|(table, sources)| Content { table, sources })
     }
 
@@ -600,7 +660,9 @@ mod tests {
         let sources: BTreeMap<_, _> = zone
             .sources
             .iter()
-            .map(|(address, places)| (*address, places.iter().map(|place| ids[place]).collect::<Vec<_>>()))
+            .map(|(address, Places { networks, asks_others })| {
+                (*address, (networks.iter().map(|place| ids[place]).collect::<Vec<_>>(), *asks_others))
+            })
             .collect();
         format!("{:?} {networks:?} {sources:?} {:?}", zone.version, zone.programmed)
     }
@@ -674,7 +736,7 @@ mod tests {
             ..VirtualService::default()
         };
         old.table.vips.insert(network(1), BTreeMap::from([(at(9), vip)]));
-        old.sources.insert(at(1), vec![network(1)]);
+        old.sources.insert(at(1), vec![network(1)].into());
         let mut new = old.clone();
         new.table.version = Revision(2);
         let of = new.table.networks.get_mut(&network(1)).unwrap();
@@ -682,7 +744,7 @@ mod tests {
         of.insert("cache".into(), vec![]);
         new.table.hosts.insert(network(1), BTreeMap::from([(at(4), "shop-web-3".to_owned())]));
         new.table.vips.get_mut(&network(1)).unwrap().get_mut(&at(9)).unwrap().names.insert("db.shop".into());
-        new.sources.insert(at(4), vec![network(1)]);
+        new.sources.insert(at(4), vec![network(1)].into());
         new.table.programmed.insert(at(4));
         let changed = change(&old, &new).expect("it is changed in place");
         assert_eq!(said(&changed), said(&zone(&new)));
@@ -691,6 +753,17 @@ mod tests {
             panic!("no port")
         };
         assert_eq!(addresses.all[..], [at(2), at(4)], "ports follow their service's tasks");
+    }
+
+    #[test]
+    fn a_source_is_written_as_earlier_builds_read_it_and_read_as_they_wrote_it() {
+        let mut source = Source::from(vec![network(1)]);
+        let old = serde_json::to_string(&source.networks).unwrap();
+        assert_eq!(serde_json::to_string(&source).unwrap(), old);
+        assert_eq!(serde_json::from_str::<Source>(&old).unwrap(), source);
+        source.asks_others = true;
+        let new = serde_json::to_string(&source).unwrap();
+        assert_eq!(serde_json::from_str::<Source>(&new).unwrap(), source);
     }
 
     #[test]

@@ -370,12 +370,12 @@ impl KernelNetwork {
         self.devices.mtu(backend).await
     }
 
-    /// Serves these names from now on. `sources` says which networks the tasks of this node are on. Whether no others are served any
+    /// Serves these names from now on. `sources` says who asks. Whether no others are served any
     /// more; if not, [`KernelNetwork::version`] says when.
     pub async fn publish(&self, table: &DnsTable, sources: &Sources) -> bool {
         let mut local = BTreeMap::<_, BTreeSet<_>>::new();
-        for (address, networks) in sources {
-            for network in networks {
+        for (address, source) in sources {
+            for network in &source.networks {
                 local.entry(*network).or_default().insert(*address);
             }
         }

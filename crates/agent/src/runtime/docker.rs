@@ -5,6 +5,7 @@
 //! that out when they are made again.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,8 +22,8 @@ use bollard::{
         ContainerInspectResponse, ContainerStateStatusEnum, ContainerStatsResponse,
         ContainerSummaryStateEnum, CreateImageInfo, ExecConfig, GenericResourcesInner,
         GenericResourcesInnerDiscreteResourceSpec, GenericResourcesInnerNamedResourceSpec, HealthStatusEnum,
-        Ipam, IpamConfig, Network, NetworkConnectRequest, NetworkCreateRequest, SystemInfoCgroupVersionEnum,
-        VolumeCreateRequest,
+        Ipam, IpamConfig, Network, NetworkConnectRequest, NetworkCreateRequest, SystemInfo,
+        SystemInfoCgroupVersionEnum, VolumeCreateRequest,
     },
     query_parameters::{
         CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
@@ -84,10 +85,30 @@ pub struct DockerRuntime {
     client: Arc<Mutex<Option<Client>>>,
     /// What registries refused, and when.
     refusals: Arc<Mutex<HashMap<String, (tokio::time::Instant, String)>>>,
-    /// Where the output of containers goes of which nothing is said, once the engine has told.
-    logging_driver: Arc<Mutex<Option<String>>>,
+    /// How the engine makes containers, once it has told.
+    ways: Arc<Mutex<Option<Ways>>>,
     /// Containers that were made here and not started yet.
     made: Arc<Mutex<HashSet<ContainerId>>>,
+}
+
+/// What an engine is set to do with every container.
+#[derive(Debug, Clone)]
+struct Ways {
+    /// Where the output goes of a container of which nothing is said.
+    logging_driver: String,
+    /// A file of the node is one that a container can read. Not under SELinux, where it would have to be labelled first, nor where users of
+    /// containers are others on the node.
+    shares_files: bool,
+}
+impl Ways {
+    fn of(info: &SystemInfo) -> Self {
+        let guards = ["name=selinux", "name=userns", "name=rootless"];
+        let has_guard = |option: &String| option.split(',').any(|part| guards.contains(&part));
+        Self {
+            logging_driver: info.logging_driver.clone().unwrap_or_default(),
+            shares_files: !info.security_options.iter().flatten().any(has_guard),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -110,7 +131,7 @@ impl DockerRuntime {
             labels,
             client: Arc::default(),
             refusals: Arc::default(),
-            logging_driver: Arc::default(),
+            ways: Arc::default(),
             made: Arc::default(),
         }
     }
@@ -118,6 +139,17 @@ impl DockerRuntime {
     /// The API version in use, once the engine has answered.
     pub fn api_version(&self) -> Option<ApiVersion> {
         self.client.lock().as_ref().map(|client| client.api)
+    }
+
+    /// Asked once; an engine that is asked for its facts tells them, too.
+    async fn ways(&self) -> Result<Ways> {
+        if let Some(ways) = self.ways.lock().clone() {
+            return Ok(ways);
+        }
+        let client = self.client().await?;
+        let ways = Ways::of(&self.within(QUICK, "describe itself", client.docker.info()).await?);
+        *self.ways.lock() = Some(ways.clone());
+        Ok(ways)
     }
 
     async fn client(&self) -> Result<Client> {
@@ -407,7 +439,7 @@ impl Runtime for DockerRuntime {
     async fn facts(&self) -> Result<RuntimeFacts> {
         let client = self.client().await?;
         let info = self.within(QUICK, "describe itself", client.docker.info()).await?;
-        self.logging_driver.lock().clone_from(&info.logging_driver);
+        *self.ways.lock() = Some(Ways::of(&info));
         let labels = info.labels.unwrap_or_default();
         Ok(RuntimeFacts {
             engine: EngineFacts {
@@ -507,14 +539,13 @@ impl Runtime for DockerRuntime {
     async fn create(&self, container: &NewContainer<'_>) -> Result<ContainerId> {
         let client = self.client().await?;
         let name = ContainerId(container_name(container.task));
-        let mut creation =
-            container_config(container.task, container.surroundings, &self.labels, client.api)?;
-        if self.logging_driver.lock().is_none() {
-            // Asked once; an engine that is asked for its facts tells it, too.
-            self.facts().await?;
+        let ways = self.ways().await?;
+        let mut surroundings = Cow::Borrowed(container.surroundings);
+        if !ways.shares_files && surroundings.resolv_conf.is_some() {
+            surroundings.to_mut().resolv_conf = None;
         }
-        let driver = self.logging_driver.lock().clone().unwrap_or_default();
-        bound_output(&mut creation.body, &driver, engine_bounds_output());
+        let mut creation = container_config(container.task, &surroundings, &self.labels, client.api)?;
+        bound_output(&mut creation.body, &ways.logging_driver, engine_bounds_output());
         let options = CreateContainerOptionsBuilder::default().name(&name.0).build();
         let call = client.docker.create_container(Some(options), creation.body);
         match self.within(SLOW, "create the container", call).await {
@@ -1219,7 +1250,9 @@ fn pools(wanted: &DockerNetwork) -> Vec<IpamConfig> {
         ..IpamConfig::default()
     };
     let second = wanted.ipv6.map(|(subnet, gateway)| pool(subnet.to_string(), gateway.to_string()));
-    let first = pool(wanted.subnet.to_string(), wanted.gateway.to_string());
+    // The engine itself has none to give: a container made by hand would get what may be a task's on another node.
+    let none = Some(format!("{}/32", wanted.gateway));
+    let first = IpamConfig { ip_range: none, ..pool(wanted.subnet.to_string(), wanted.gateway.to_string()) };
     [first].into_iter().chain(second).collect()
 }
 

@@ -266,6 +266,8 @@ pub struct Surroundings {
     pub volumes: BTreeMap<VolumeName, String>,
     /// Its configs and secrets, as files of the node.
     pub files: Vec<FileBind>,
+    /// A file of the node that says how it looks up names; without it the engine's resolver does. For the container alone.
+    pub resolv_conf: Option<String>,
     /// The containers with which it shares something, by service.
     pub companions: BTreeMap<ServiceName, ContainerId>,
 }
@@ -284,6 +286,9 @@ pub struct Connection {
     /// What the engine is told of the connection.
     pub endpoint: EndpointSpec,
 }
+
+/// Where a container, as any machine, has how it looks up names (`resolv.conf(5)`).
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// A file of the node that is mounted read-only.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use wharf_model::{
     TaskAssignment, TaskDevice, VolumesFrom, WHOLE, mac_for,
 };
 
-use super::{Connection, ContainerId, Labels, Result, RuntimeError, Surroundings};
+use super::{Connection, ContainerId, Labels, RESOLV_CONF, Result, RuntimeError, Surroundings};
 
 /// How long a container may take to stop if its service does not say.
 pub const DEFAULT_GRACE: Millis = Millis::from_secs(10);
@@ -228,7 +228,7 @@ fn fill_container(
     if !annotations.is_empty() && api < ApiVersion::ANNOTATIONS {
         return Err(too_old("annotations", "24", api));
     }
-    let (bind_mounts, binds) = split_mounts(mounts, surroundings, api)?;
+    let (bind_mounts, binds) = split_mounts(mounts, *read_only, surroundings, api)?;
 
     body.cmd.clone_from(command);
     // Docker clears the image's entry point for a list with one empty string; an empty list would leave it.
@@ -472,6 +472,7 @@ fn health_config(check: &Healthcheck, api: ApiVersion) -> Result<HealthConfig> {
 /// making a missing folder before API 1.42.
 fn split_mounts(
     specs: &[MountSpec],
+    read_only_root: bool,
     surroundings: &Surroundings,
     api: ApiVersion,
 ) -> Result<(Vec<Mount>, Vec<String>)> {
@@ -575,6 +576,14 @@ fn split_mounts(
         source: Some(file.source.clone()),
         target: Some(file.target.clone()),
         read_only: Some(true),
+        ..Mount::default()
+    }));
+    mounts.extend(surroundings.resolv_conf.iter().map(|file| Mount {
+        typ: Some(MountType::BIND),
+        source: Some(file.clone()),
+        target: Some(RESOLV_CONF.to_owned()),
+        // As the engine mounts its own.
+        read_only: Some(read_only_root),
         ..Mount::default()
     }));
     Ok((mounts, binds))
@@ -701,18 +710,16 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// The node answers DNS on each of its bridges; one that shares another's network has that one's resolver.
+/// The node answers DNS on each of its bridges; one that shares another's network has that one's resolver. Those of the container's own come
+/// behind it, for what the node does not know.
 fn name_servers(
     own: &[std::net::IpAddr],
     task: &TaskAssignment,
     surroundings: &Surroundings,
 ) -> Option<Vec<String>> {
-    if !own.is_empty() {
-        return filled(own.iter().map(ToString::to_string));
-    }
     let shares = !matches!(task.spec.network_mode, NetworkMode::Networks);
-    let gateway = surroundings.networks.first().filter(|_| !shares)?.gateway;
-    Some(vec![gateway.to_string()])
+    let node = surroundings.networks.first().filter(|_| !shares).map(|first| first.gateway.to_string());
+    filled(node.into_iter().chain(own.iter().map(ToString::to_string)))
 }
 
 /// The engine refuses a host name for a container in somebody else's network or UTS namespace.
@@ -1000,6 +1007,7 @@ mod tests {
         assert_eq!(error, "the volume `data` was not assigned to this node");
         surroundings.volumes = BTreeMap::from([(data.clone(), "shop_data".to_owned())]);
         surroundings.files = vec![FileBind { source: "/run/s".into(), target: "/run/secrets/s".into() }];
+        surroundings.resolv_conf = Some("/run/names".into());
 
         let host = made(&task, &surroundings, OLD).body.host_config.unwrap();
         assert_eq!(host.binds.unwrap(), ["/srv:/t:ro", "/srv:/t:ro,z"], "what only the older form can say");
@@ -1013,6 +1021,7 @@ mod tests {
                 (MountType::TMPFS, None),
                 (MountType::BIND, Some("/srv".to_owned())),
                 (MountType::BIND, Some("/run/s".to_owned())),
+                (MountType::BIND, Some("/run/names".to_owned())),
             ]
         );
         assert_eq!(

@@ -13,7 +13,7 @@ use std::{
 use base64::Engine;
 use wharf_model::{FileAssignment, TaskId};
 
-use crate::runtime::{FileBind, RuntimeError};
+use crate::runtime::{FileBind, RESOLV_CONF, RuntimeError};
 
 const DEFAULT_MODE: u32 = 0o444;
 
@@ -85,6 +85,27 @@ impl FileFolders {
         files.iter().enumerate().map(one).collect()
     }
 
+    /// Writes what the task's container is to have as its [`RESOLV_CONF`], and says where it is. Everybody in the container may read it, and root
+    /// change it, as with the engine's.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_resolver(&self, task: TaskId, text: &str) -> Result<String, FileError> {
+        let folder = self.folder(false).join(task.to_string());
+        let path = folder.join("resolv.conf");
+        if !fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
+            write(&folder, &path, text.as_bytes(), |new| {
+                fs::set_permissions(new, Permissions::from_mode(0o644))
+            })
+            .map_err(|source| FileError::Write {
+                what: "file",
+                name: RESOLV_CONF.to_owned(),
+                source,
+            })?;
+        }
+        Ok(path.to_string_lossy().into_owned())
+    }
+
     /// Deletes the task's files.
     pub fn remove(&self, task: TaskId) {
         for secret in [false, true] {
@@ -123,16 +144,28 @@ fn write_file(folder: &Path, path: &Path, file: &FileAssignment) -> io::Result<(
     if fs::read(path).is_ok_and(|there| there == content) {
         return Ok(());
     }
+    write(folder, path, &content, |new| {
+        if file.mount.uid.is_some() || file.mount.gid.is_some() {
+            chown(new, file.mount.uid.or(Some(0)), file.mount.gid.or(Some(0)))?;
+        }
+        fs::set_permissions(new, Permissions::from_mode(file.mount.mode.unwrap_or(DEFAULT_MODE)))
+    })
+}
+
+/// In one step, once `finish` has done with it what there is to do.
+fn write(
+    folder: &Path,
+    path: &Path,
+    content: &[u8],
+    finish: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     make_folder(folder)?;
     let beside = path.with_extension("new");
     // A leftover of an earlier attempt may not be writable by its own mode.
     let _ = fs::remove_file(&beside);
     let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    new.write_all(&content)?;
-    if file.mount.uid.is_some() || file.mount.gid.is_some() {
-        chown(&beside, file.mount.uid.or(Some(0)), file.mount.gid.or(Some(0)))?;
-    }
-    fs::set_permissions(&beside, Permissions::from_mode(file.mount.mode.unwrap_or(DEFAULT_MODE)))?;
+    new.write_all(content)?;
+    finish(&beside)?;
     fs::rename(&beside, path)
 }
 
@@ -176,7 +209,18 @@ mod tests {
         folders.write(task, &files, false).unwrap();
         assert_eq!(meta(&binds[0]).ino(), before, "what is right is not touched");
 
+        let names = folders.write_resolver(task, "nameserver ::1\n").unwrap();
+        let names = |text: &str| {
+            assert_eq!(folders.write_resolver(task, text).unwrap(), names);
+            let meta = fs::metadata(&names).unwrap();
+            assert_eq!((fs::read_to_string(&names).unwrap(), meta.mode() & 0o777), (text.to_owned(), 0o644));
+            meta.ino()
+        };
+        assert_eq!(names("nameserver ::1\n"), names("nameserver ::1\n"));
+        names("nameserver ::2\n");
+
         folders.remove(task);
+        assert!(!folders.configs.join(task.to_string()).exists());
         let error = folders.write(task, &stripped, true).unwrap_err().to_string();
         assert_eq!(error, "waiting for a server to send the secret `key` again");
     }

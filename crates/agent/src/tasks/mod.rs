@@ -11,11 +11,13 @@
 pub mod files;
 mod hooks;
 mod life;
+pub mod resolver;
 pub mod restart;
 pub mod step;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{
@@ -41,8 +43,9 @@ use wharf_model::{
 use wharf_process::{Backoff, Clock, blocking};
 
 use self::{
-    files::FileFolders,
+    files::{FileError, FileFolders},
     life::{Ended, Life},
+    resolver::resolv_conf,
     restart::{Fate, fate},
     step::{Step, next_step},
 };
@@ -59,7 +62,7 @@ use crate::{
     reports::{Reports, not_ready},
     runtime::{
         Connection, Container, ContainerId, ContainerState, LocalImage, LocalNetwork, LogQuery, NewContainer,
-        Result, Runtime, RuntimeError, Surroundings, container_name, spec::DEFAULT_GRACE,
+        RESOLV_CONF, Result, Runtime, RuntimeError, Surroundings, container_name, spec::DEFAULT_GRACE,
     },
 };
 
@@ -517,12 +520,20 @@ impl TaskLoop {
             volumes.insert(name.clone(), self.shared.runtime.ensure_volume(volume).await?.name);
         }
         let (shared, wanted) = (Arc::clone(&self.shared), orders.clone());
-        let files =
-            blocking(move || shared.files.write(wanted.task.id, &wanted.task.files, wanted.from_disk))
-                .await?;
+        let server = networks.first().map(|first| first.gateway);
+        let (files, resolv_conf) = blocking(move || {
+            let task = &wanted.task;
+            let files = shared.files.write(task.id, &task.files, wanted.from_disk)?;
+            // A node without the file has nothing to say.
+            let of_node = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+            let text = server.and_then(|server| resolv_conf(task, server, &of_node));
+            let resolver = text.map(|text| shared.files.write_resolver(task.id, &text)).transpose()?;
+            Ok::<_, FileError>((files, resolver))
+        })
+        .await?;
         let image_id = image.id.clone();
         self.image = Some(image);
-        Ok(Surroundings { image_id, networks, volumes, files, companions })
+        Ok(Surroundings { image_id, networks, volumes, files, resolv_conf, companions })
     }
 
     /// Waits until the node has worked through the set these orders are of, or a later one.

@@ -30,7 +30,7 @@ fn plugged(node: &Node, last: u8, name: &str) -> (Namespace, Listener) {
 fn publish(node: &Node, network: &NetworkAssignment, address: Ipv4Addr) {
     let id = network.id;
     node.with(move |network, _| async move {
-        network.publish(&DnsTable::default(), &Sources::from([(address, vec![id])])).await;
+        network.publish(&DnsTable::default(), &Sources::from([(address, vec![id].into())])).await;
     });
 }
 

@@ -367,7 +367,7 @@ pub(super) static SECTIONS: &[Section] = &[
             honoured("services.*.expose", "the engine's `Config.ExposedPorts`").takes(&[r#"["80"]"#]),
             honoured("services.*.links", "started first, and found under the alias").takes(&[r#"["other"]"#, r#"["other:alias"]"#]),
             refused("services.*.external_links").refuses(&[r#"["a:b"]"#]),
-            honoured("services.*.dns", "the engine's `HostConfig.Dns`; without it the node's own DNS, which knows the services")
+            honoured("services.*.dns", "servers that are asked for what is not of the cluster ([how](names.md))")
                 .takes(&[r#""1.1.1.1""#, r#"["1.1.1.1", "::1"]"#]),
             honoured("services.*.dns_search", "the engine's `HostConfig.DnsSearch`").takes(&[r#""a.example""#, r#"["a.example"]"#]),
             honoured("services.*.dns_opt", "the engine's `HostConfig.DnsOptions`").takes(&[r#"["ndots:1"]"#]),
@@ -564,7 +564,7 @@ pub(super) static SECTIONS: &[Section] = &[
             partly("networks.*.driver_opts", "the engine's `Options`", &[r#"{"com.docker.network.bridge.name": "x"}"#])
                 .takes(&[r#"{"com.docker.network.driver.mtu": "1400"}"#, r#"{"encrypted": ""}"#])
                 .many("the engine's `Options`; `encrypted` is the backend `wireguard`"),
-            honoured("networks.*.attachable", "containers made by hand may join"),
+            honoured("networks.*.attachable", "the engine's flag; containers made by hand [get no address](../howto/networks.md#containers-made-by-hand)"),
             honoured("networks.*.internal", "no way out").many("no way out of the cluster"),
             honoured("networks.*.external", "the network of another app of the same environment, by its name"),
             honoured("networks.*.external.name", "the old form of `name`"),

@@ -19,6 +19,7 @@ use futures::{StreamExt, stream::BoxStream};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use wharf_agent::{
+    dns::Sources,
     facts::Machine,
     lease::Notebook,
     node::{Entry, NetworkPlane, NodeAgent, NodeConfig},
@@ -643,7 +644,7 @@ impl NetworkPlane for Kernel {
     async fn mtu(&self, _: Backend) -> Option<u32> {
         None
     }
-    async fn publish(&self, _: &DnsTable, _: &BTreeMap<Ipv4Addr, Vec<NetworkId>>) -> bool {
+    async fn publish(&self, _: &DnsTable, _: &Sources) -> bool {
         tokio::time::sleep(Duration::from_millis(2)).await;
         true
     }
