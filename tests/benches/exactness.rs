@@ -1,6 +1,6 @@
 //! How exact names are under constant change and every fault there is: the longer version of the test of that name.
 //!
-//! `./x bench exactness [ROUNDS]`; a round takes about five minutes. Needs root and what the test cluster needs.
+//! `./x bench exactness [ROUNDS]`; a round takes about seven minutes. Needs root and what the test cluster needs.
 #![expect(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::time::Duration;

@@ -40,6 +40,9 @@ struct Path {
     address: Ipv4Addr,
 }
 
+/// How a path is made on two machines.
+type Make = fn(&Cluster) -> Result<Path>;
+
 /// What one turn of a path gave.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
@@ -72,7 +75,7 @@ fn main() -> Result<()> {
         }
         fleets.push(fleet);
     }
-    let by_others: [(&str, fn(&Cluster) -> Result<Path>); 4] = [
+    let by_others: [(&str, Make); 4] = [
         ("host", host),
         ("route by hand", route_by_hand),
         ("vxlan by hand", vxlan_by_hand),

@@ -10,6 +10,8 @@ pub mod truth;
 
 use std::{fmt::Write as _, time::Duration};
 
+use wharf_testkit::cluster::clock::Step;
+
 use self::{
     check::{Figures, Run, longest, median},
     run::{Break, Plan},
@@ -20,6 +22,9 @@ pub const NODE_LEASE: Duration = Duration::from_secs(15);
 /// How long an address may be answered after its task's end on a live node.
 pub const PROMISE: Duration = Duration::from_secs(1);
 
+/// How far clocks are set wrong.
+const HOUR: Duration = Duration::from_hours(1);
+
 /// Each fault once, in little more than a minute.
 pub fn short() -> Plan {
     let s = Duration::from_secs;
@@ -29,6 +34,8 @@ pub fn short() -> Plan {
         (Break::Engine(3, s(2)), s(6)),
         (Break::Server(s(2)), s(7)),
         (Break::Partition(2, s(10)), s(6)),
+        (Break::Clock(1, Step::Ahead(HOUR), s(3)), s(2)),
+        (Break::Clock(2, Step::Back(HOUR), s(3)), s(2)),
         (Break::Power(3, s(20)), s(0)),
     ]
 }
@@ -48,6 +55,10 @@ pub fn long(rounds: u32) -> Plan {
         (Break::Isolation(3, s(10)), s(10)),
         (Break::Partition(3, s(30)), s(15)),
         (Break::Isolation(2, s(30)), s(15)),
+        (Break::Clock(1, Step::Ahead(HOUR), s(10)), s(10)),
+        (Break::Clock(1, Step::Back(HOUR), s(10)), s(10)),
+        (Break::Clock(2, Step::Ahead(HOUR), s(10)), s(10)),
+        (Break::Clock(3, Step::Back(HOUR), s(10)), s(10)),
         (Break::Power(3, s(25)), s(15)),
     ];
     (0..rounds).flat_map(|_| round).collect()

@@ -27,7 +27,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
-use wharf_testkit::cluster::{Builder, Cluster, Node, Running, Seed, try_wait_until};
+use wharf_testkit::cluster::{Builder, Cluster, Node, Running, Seed, clock, try_wait_until};
 
 pub use wharf_testkit::cluster::{Output, Signal, skip, wait_until};
 
@@ -155,6 +155,22 @@ impl Fleet {
     pub fn join(&self, node: Node) -> Result<()> {
         node.run(self.join_line.split_whitespace())?;
         node.service("wharf").run(["wharf", "agent", "run"])
+    }
+
+    /// Starts servers and agents again so that they go by clocks of their nodes' own, which can be set. Whether that can be had: not by a
+    /// program that asks the kernel itself.
+    pub fn wind_clocks(&self) -> Result<bool> {
+        if !clock::is_possible(&self.binary)? {
+            return Ok(false);
+        }
+        for node in self.cluster.nodes() {
+            let role: &[_] =
+                if node.index() == 1 { &["server", "run", "--with-agent"] } else { &["agent", "run"] };
+            let clock = node.with_clock()?;
+            let words = clock.iter().map(String::as_str).chain(["wharf"]).chain(role.iter().copied());
+            node.service("wharf").run(words)?;
+        }
+        self.wait_for_nodes().map(|()| true)
     }
 
     /// Waits until every machine is a ready node.

@@ -20,10 +20,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use wharf_testkit::cluster::{
-    Node,
-    clock::{self, Step},
-};
+use wharf_testkit::cluster::{Node, clock::Step};
 use wharf_tests::{
     Fleet, Output, items,
     servers::three_servers,
@@ -222,17 +219,8 @@ fn after_each_fault_nothing_is_lost_nothing_is_doubled_and_the_events_tell_the_s
         return;
     }
     let fleet = Fleet::start(3);
-    let settable = clock::is_possible(&fleet.binary).unwrap();
-    if settable {
-        // Servers and agents that go by a clock of their node's own.
-        for (index, command) in [(1, ["server", "run", "--with-agent"].as_slice()), (3, &["agent", "run"])] {
-            let node = fleet.node(index);
-            let clock = node.with_clock().unwrap();
-            let words = clock.iter().map(String::as_str).chain(["wharf"]).chain(command.iter().copied());
-            node.service("wharf").run(words).unwrap();
-        }
-        fleet.wait_for_nodes().unwrap();
-    } else {
+    let settable = fleet.wind_clocks().unwrap();
+    if !settable {
         println!("the program asks the kernel itself what time it is: its clock is not set");
     }
     fleet.ok(["up", "-y", "-f", &fleet.file("shop", &shop(3))]);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use wharf_testkit::cluster::{Node, try_wait_until};
+use wharf_testkit::cluster::{Node, clock::Step, try_wait_until};
 
 use super::{
     ask::Observer,
@@ -54,6 +54,8 @@ pub enum Break {
     Isolation(u8, Duration),
     /// This node loses its power, and gets it again after this.
     Power(u8, Duration),
+    /// The clock of this node's server and agent is set, and set right after this.
+    Clock(u8, Step, Duration),
 }
 
 impl Break {
@@ -66,6 +68,9 @@ impl Break {
             Self::Partition(node, lasts) => format!("n{node} cut off from the server {} s", lasts.as_secs()),
             Self::Isolation(node, lasts) => format!("n{node} cut off from all {} s", lasts.as_secs()),
             Self::Power(node, lasts) => format!("n{node} without power {} s", lasts.as_secs()),
+            Self::Clock(node, Step::Ahead(by), _) => format!("clock of n{node} {} s ahead", by.as_secs()),
+            Self::Clock(node, Step::Back(by), _) => format!("clock of n{node} {} s back", by.as_secs()),
+            Self::Clock(node, Step::Right, _) => format!("clock of n{node} right"),
         }
     }
 }
@@ -124,6 +129,8 @@ fn questions() -> Vec<Question> {
 /// # Errors
 /// If the cluster cannot be had, or does not come to rest.
 pub fn run(fleet: &Fleet, plan: &Plan) -> Result<Run> {
+    let sets_clocks = plan.iter().any(|(what, _)| matches!(what, Break::Clock(..)));
+    ensure!(!sets_clocks || fleet.wind_clocks()?, "the program asks the kernel itself what time it is");
     let truth = Truth::new(APP);
     let (heard, stop, changing) = (Mutex::new(Vec::new()), AtomicBool::new(false), AtomicBool::new(true));
     let nodes = fleet.cluster.nodes();
@@ -255,6 +262,12 @@ fn breaking(fleet: &Fleet, truth: &Truth, what: Break, faults: &mut Vec<Fault>) 
             fleet.node(node).power_off()?;
             thread::sleep(lasts);
             fleet.node(node).boot()?;
+        }
+        // Nothing that anybody could not know.
+        Break::Clock(node, step, lasts) => {
+            fleet.node(node).set_clock(step)?;
+            thread::sleep(lasts);
+            fleet.node(node).set_clock(Step::Right)?;
         }
     }
     Ok(())
