@@ -51,6 +51,17 @@ enum LinkError {
     Identity(#[from] InvalidIdentity),
 }
 
+impl LinkError {
+    /// Whether no server has said anything at all.
+    fn is_silence(&self) -> bool {
+        match self {
+            Self::Dial(DialError::TimedOut { after, .. }) => *after <= CONNECT,
+            Self::Dial(error) => matches!(error, DialError::Unreachable { .. }),
+            Self::Identity(_) => false,
+        }
+    }
+}
+
 /// A connection, served by a task of its own.
 struct Connection {
     task: Task<Result<(), String>>,
@@ -100,6 +111,7 @@ impl Link {
         loop {
             let membership = Arc::clone(&memberships.borrow_and_update());
             let asked = Instant::now();
+            let mut silent = false;
             let again = if lost.elapsed() < LONG { AGAIN } else { AGAIN_LATER };
             let failure = match self.connect(&membership, again).await {
                 Ok(mut new) => {
@@ -118,14 +130,18 @@ impl Link {
                         End::Broken(why) => why,
                     }
                 }
-                Err(error) => chain(&error),
+                Err(error) => {
+                    silent = error.is_silence() && asked.elapsed() >= CONNECT;
+                    // In one word: the kernel has several for it, and takes turns.
+                    if silent { self.nobody() } else { chain(&error) }
+                }
             };
             // Once for each reason: a server that is away for a day is one line in the diary.
             if failure != last_failure {
                 tracing::warn!(server = %self.server.id, reason = failure, "not connected to server");
                 last_failure = failure;
             }
-            if asked.elapsed() >= CONNECT {
+            if silent {
                 // It was asked all the time, and is asked on: nobody is spared by a pause.
                 continue;
             }
@@ -133,6 +149,10 @@ impl Link {
             // Dropped when the membership changes: a new certificate may be what helps.
             let _ = timeout(delay, memberships.changed()).await;
         }
+    }
+
+    fn nobody(&self) -> String {
+        format!("nobody answers at {}", self.server.addresses.join(" or "))
     }
 
     /// Watches a connection until it ends or its certificate is renewed. Retires the old one as soon as this one is in use.
