@@ -5,6 +5,8 @@
 mod fixture;
 #[path = "network/mending.rs"]
 mod mending;
+#[path = "network/parts.rs"]
+mod parts;
 #[path = "network/routed.rs"]
 mod routed;
 #[path = "network/seek.rs"]

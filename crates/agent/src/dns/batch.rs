@@ -2,12 +2,23 @@
 //!
 //! The buffers belong to the thread, not to a network: a node may have many networks and answers few questions at once.
 
-use std::{cell::RefCell, io, io::IoSlice, io::IoSliceMut, net::SocketAddrV4, ops::Range, os::fd::RawFd};
+use std::{
+    cell::RefCell,
+    io,
+    io::IoSlice,
+    io::IoSliceMut,
+    net::SocketAddrV4,
+    ops::Range,
+    os::fd::{AsFd, RawFd},
+};
 
 use nix::{
     errno::Errno,
-    sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg},
+    sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, sendto},
 };
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
+
+use super::wire;
 
 /// Datagrams with one call.
 const MANY: usize = 32;
@@ -15,6 +26,12 @@ const MANY: usize = 32;
 const LARGEST: usize = 1536;
 /// An answer's usual size.
 const USUAL: usize = 256;
+
+/// Has answers go whole or not at all (RFC 9715, 3.1): one in parts is lost with any of them, and parts can be forged. It also spares the kernel
+/// numbers for packets that are never cut. One that is too large for the way is [cut](wire::cut) here.
+pub(super) fn never_in_parts(socket: &impl AsFd) -> io::Result<()> {
+    Ok(set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?)
+}
 
 thread_local! {
     static BATCH: RefCell<Batch> = RefCell::new(Batch::new());
@@ -76,7 +93,7 @@ impl Batch {
     pub(super) fn send(&mut self, socket: RawFd) -> usize {
         let Self { answers, outgoing, to_send, .. } = self;
         let (mut rest, mut unsent) = (to_send.as_slice(), 0);
-        while !rest.is_empty() {
+        while let [(first, to), behind @ ..] = rest {
             let slice =
                 |index| rest.get::<usize>(index).map_or(&[][..], |(range, _)| &answers[range.clone()]);
             let slices: [_; MANY] = std::array::from_fn(|index| [IoSlice::new(slice(index))]);
@@ -89,10 +106,15 @@ impl Batch {
                 Ok(sent) => &rest[sent.clamp(1, count)..],
                 Err(Errno::EINTR) => rest,
                 Err(Errno::EAGAIN) => return unsent + rest.len(),
+                Err(Errno::EMSGSIZE) => {
+                    let cut = wire::cut(&mut answers[first.clone()]);
+                    unsent += usize::from(sendto(socket, cut, to, MsgFlags::MSG_DONTWAIT).is_err());
+                    behind
+                }
                 // The first of them has nowhere to go.
                 Err(_) => {
                     unsent += 1;
-                    &rest[1..]
+                    behind
                 }
             };
         }

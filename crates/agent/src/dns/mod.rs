@@ -230,13 +230,17 @@ impl Responder {
     }
 
     async fn sockets_at(&self, address: SocketAddr) -> io::Result<Sockets> {
-        if let Some(adopted) = self.shared.adopted.lock().remove(&address) {
-            return Ok(adopted);
-        }
-        let udp = UdpSocket::bind(address).await?;
-        // Sets SO_REUSEADDR: connections of the last process do not keep the port.
-        let tcp = TcpListener::bind(address).await?;
-        Ok(Sockets { udp: Arc::new(udp), tcp: Arc::new(tcp) })
+        let adopted = self.shared.adopted.lock().remove(&address);
+        let sockets = match adopted {
+            Some(adopted) => adopted,
+            None => Sockets {
+                udp: Arc::new(UdpSocket::bind(address).await?),
+                // Sets SO_REUSEADDR: connections of the last process do not keep the port.
+                tcp: Arc::new(TcpListener::bind(address).await?),
+            },
+        };
+        batch::never_in_parts(&sockets.udp)?;
+        Ok(sockets)
     }
 
     /// Asks these for names that are not ours from now on.
@@ -436,7 +440,13 @@ impl Server {
                 Some(changed) => forward = changed,
                 None => {
                     // Still behind the lock: nothing newer can have been published.
-                    if socket.try_send_to(&out, client.into()).is_err() {
+                    let sent = match socket.try_send_to(&out, client.into()) {
+                        Err(error) if error.raw_os_error() == Some(nix::libc::EMSGSIZE) => {
+                            socket.try_send_to(wire::cut(&mut out), client.into())
+                        }
+                        sent => sent,
+                    };
+                    if sent.is_err() {
                         self.shared.unsent.fetch_add(1, Ordering::Relaxed);
                     }
                     return;

@@ -122,6 +122,20 @@ pub(super) fn labels(name: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// Makes an answer one without records that says that it was cut, on which an asker comes by TCP; what is left of it.
+pub(super) fn cut(answer: &mut [u8]) -> &[u8] {
+    let question = answer.get(HEADER..).unwrap_or_default();
+    let name: usize =
+        labels(question).take_while(|label| !label.is_empty()).map(|label| label.len() + 1).sum();
+    let end = (HEADER + name + 1 + 4).min(answer.len());
+    if let Some(header) = answer.get_mut(..HEADER) {
+        header[2] |= flag::TRUNCATED.to_be_bytes()[0];
+        // Neither answers, nor authorities, nor what is said beside.
+        header[6..].fill(0);
+    }
+    &answer[..end]
+}
+
 /// What an asker said in its extension record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Extension {
