@@ -1459,6 +1459,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn containers_read_files_of_the_node_where_nothing_stands_between() {
+        let ways = |options: &[&str]| {
+            let security_options = Some(options.iter().map(ToString::to_string).collect());
+            Ways::of(&SystemInfo { security_options, ..SystemInfo::default() }).shares_files
+        };
+        assert!(ways(&["name=apparmor", "name=seccomp,profile=builtin", "name=cgroupns"]));
+        for guard in ["name=selinux", "name=userns", "name=rootless"] {
+            assert!(!ways(&["name=seccomp,profile=builtin", guard]), "{guard}");
+        }
+        assert!(Ways::of(&SystemInfo::default()).shares_files, "older engines do not say");
+    }
+
+    #[test]
     fn references_are_taken_apart() {
         let parse = |text: &'static str| {
             let reference = Reference::parse(text);
