@@ -445,7 +445,16 @@ impl Typing<'_, '_> {
                 "name" => spec.name = values::text(value).filter(|name| !name.is_empty()),
                 "external" => spec.external = values::flag(value).unwrap_or_default(),
                 "internal" => spec.internal = values::flag(value).unwrap_or_default(),
-                "attachable" => spec.attachable = values::flag(value).unwrap_or_default(),
+                "attachable" => {
+                    spec.attachable = values::flag(value).unwrap_or_default();
+                    if spec.attachable {
+                        let message = "containers made by hand (`docker run --network …`) get no address on it, \
+                                       which may be a task's on another node";
+                        self.report().warn(Complaint::Note, value.key, &key, message).hint(
+                            "`docker run --network container:NAME` puts one where a task of the same machine is",
+                        );
+                    }
+                }
                 "labels" => spec.labels = values::text_map(value),
                 "driver_opts" => spec.driver_opts = self.network_options(value, &key, &mut spec.backend),
                 // With the backend, before.

@@ -181,7 +181,12 @@ networks:
   unused: {}
 ",
     );
-    assert_eq!(folder.complaints(), "");
+    // What can be said of it, and cannot be had.
+    let complaints = folder.complaints();
+    assert!(
+        complaints.matches("warning: ").count() == 1 && complaints.contains("(networks.fixed.attachable)"),
+        "{complaints}"
+    );
     insta::assert_json_snapshot!(folder.app(), @r#"
     {
       "name": "app",
