@@ -18,7 +18,7 @@ use rtnetlink::packet_route::{
 use wharf_api::transport::diagnose::{Device, Route, VxlanPort};
 use wharf_model::Mac;
 
-use crate::network::netlink::Netlink;
+use crate::network::netlink::{self, Netlink};
 
 /// The interfaces of a network namespace.
 pub(super) struct Links {
@@ -245,11 +245,7 @@ fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
 
 /// The route that the kernel would take.
 pub(super) fn route_to(netlink: &mut Netlink, links: &Links, to: IpAddr) -> io::Result<Route> {
-    let mut request = RouteMessage::default();
-    let (family, length) = if to.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
-    (request.header.address_family, request.header.destination_prefix_length) = (family, length);
-    request.attributes.push(RouteAttribute::Destination(to.into()));
-    let message = match netlink.ask(&RouteNetlinkMessage::GetRoute(request)) {
+    let message = match netlink.ask(&netlink::route_to(to)) {
         Ok(Some(RouteNetlinkMessage::NewRoute(message))) => message,
         Ok(_) => return Ok(Route { unreachable: Some("the kernel names none".into()), ..Route::default() }),
         Err(error) => return Ok(Route { unreachable: Some(error.to_string()), ..Route::default() }),

@@ -28,7 +28,7 @@ use rtnetlink::{
 use super::{
     announce::announce,
     members,
-    netlink::{Change, Netlink},
+    netlink::{Change, Netlink, route_to},
     plan::{
         Actual, Bridge, Hop, Mac, Operation, Plan, Port, PortMake, Route, Underlay, Underlays, bridge_name,
         port_name, vni_of,
@@ -195,13 +195,7 @@ pub(super) fn first_hop(way: &RouteMessage, to: IpAddr) -> Option<Hop> {
 
 /// The route that packets for `to` would take; none if they would not leave, or not this machine.
 pub(super) fn way(netlink: &mut Netlink, to: IpAddr) -> io::Result<Option<RouteMessage>> {
-    let mut request = RouteMessage::default();
-    (request.header.address_family, request.header.destination_prefix_length) = match to {
-        IpAddr::V4(_) => (AddressFamily::Inet, 32),
-        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-    };
-    request.attributes.push(RouteAttribute::Destination(to.into()));
-    match netlink.ask(&RouteNetlinkMessage::GetRoute(request)) {
+    match netlink.ask(&route_to(to)) {
         Ok(Some(RouteNetlinkMessage::NewRoute(answer))) if answer.header.kind == RouteType::Unicast => {
             Ok(Some(answer))
         }

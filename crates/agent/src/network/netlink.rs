@@ -7,6 +7,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     time::Duration,
 };
@@ -19,7 +20,10 @@ use rtnetlink::{
     packet_core::{
         NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
     },
-    packet_route::RouteNetlinkMessage,
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        route::{RouteAttribute, RouteMessage},
+    },
     sys::{
         Socket, SocketAddr,
         protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
@@ -36,6 +40,17 @@ const ANSWER: Duration = Duration::from_secs(5);
 const DUMPS: usize = 8;
 /// Set in the messages of a dump that is not consistent.
 const DUMP_INTERRUPTED: u16 = 0x10;
+
+/// Which route the kernel would take to an address, as a question for [`Netlink::ask`].
+pub(crate) fn route_to(to: IpAddr) -> RouteNetlinkMessage {
+    let mut request = RouteMessage::default();
+    (request.header.address_family, request.header.destination_prefix_length) = match to {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    request.attributes.push(RouteAttribute::Destination(to.into()));
+    RouteNetlinkMessage::GetRoute(request)
+}
 
 /// A change and the flags that say whether it may create or replace.
 pub(super) struct Change {
