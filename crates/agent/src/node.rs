@@ -1214,7 +1214,7 @@ fn is_same(known: &NetworkAssignment, network: &NetworkAssignment) -> bool {
         == NetworkAssignment { peers, ..network.clone() }
 }
 
-/// Which networks each address of this node's tasks is on.
+/// Who asks from the addresses of these tasks.
 fn sources(set: &AssignmentSet) -> Sources {
     let mut sources = Sources::new();
     for task in set.tasks.values() {

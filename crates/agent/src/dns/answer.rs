@@ -195,10 +195,8 @@ fn find<'a>(question: &Question<'_>, asker: Asker, known: &'a Known) -> Found<'a
             None => elsewhere(),
         };
     }
-    if is_below_ours(name, asker, known) {
-        return Found::NoName;
-    }
-    if is_ours_alone(name, question.kind) && !known.zone.asks_others(asker.address) {
+    let alone = is_ours_alone(name, question.kind) && !known.zone.asks_others(asker.address);
+    if alone || is_below_ours(name, asker, known) {
         return Found::NoName;
     }
     elsewhere()

@@ -93,16 +93,12 @@ impl FileFolders {
     pub fn write_resolver(&self, task: TaskId, text: &str) -> Result<String, FileError> {
         let folder = self.folder(false).join(task.to_string());
         let path = folder.join("resolv.conf");
-        if !fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
-            write(&folder, &path, text.as_bytes(), |new| {
-                fs::set_permissions(new, Permissions::from_mode(0o644))
-            })
-            .map_err(|source| FileError::Write {
-                what: "file",
-                name: RESOLV_CONF.to_owned(),
-                source,
-            })?;
-        }
+        let readable = |new: &Path| fs::set_permissions(new, Permissions::from_mode(0o644));
+        write(&folder, &path, text.as_bytes(), readable).map_err(|source| FileError::Write {
+            what: "file",
+            name: RESOLV_CONF.to_owned(),
+            source,
+        })?;
         Ok(path.to_string_lossy().into_owned())
     }
 
@@ -141,9 +137,6 @@ fn write_file(folder: &Path, path: &Path, file: &FileAssignment) -> io::Result<(
     let content = base64::engine::general_purpose::STANDARD
         .decode(&file.content)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    if fs::read(path).is_ok_and(|there| there == content) {
-        return Ok(());
-    }
     write(folder, path, &content, |new| {
         if file.mount.uid.is_some() || file.mount.gid.is_some() {
             chown(new, file.mount.uid.or(Some(0)), file.mount.gid.or(Some(0)))?;
@@ -152,13 +145,16 @@ fn write_file(folder: &Path, path: &Path, file: &FileAssignment) -> io::Result<(
     })
 }
 
-/// In one step, once `finish` has done with it what there is to do.
+/// In one step, once `finish` has done with it what there is to do. What is there already is not touched.
 fn write(
     folder: &Path,
     path: &Path,
     content: &[u8],
     finish: impl FnOnce(&Path) -> io::Result<()>,
 ) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|there| there == content) {
+        return Ok(());
+    }
     make_folder(folder)?;
     let beside = path.with_extension("new");
     // A leftover of an earlier attempt may not be writable by its own mode.
