@@ -33,6 +33,18 @@ pub(super) fn never_in_parts(socket: &impl AsFd) -> io::Result<()> {
     Ok(set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?)
 }
 
+/// Sends one answer.
+pub(super) fn send(socket: RawFd, answer: &mut [u8], to: &SockaddrIn) -> nix::Result<()> {
+    match sendto(socket, answer, to, MsgFlags::MSG_DONTWAIT) {
+        Err(Errno::EMSGSIZE) => send_cut(socket, answer, to),
+        sent => sent.map(drop),
+    }
+}
+
+fn send_cut(socket: RawFd, answer: &mut [u8], to: &SockaddrIn) -> nix::Result<()> {
+    sendto(socket, wire::cut(answer), to, MsgFlags::MSG_DONTWAIT).map(drop)
+}
+
 thread_local! {
     static BATCH: RefCell<Batch> = RefCell::new(Batch::new());
 }
@@ -107,8 +119,7 @@ impl Batch {
                 Err(Errno::EINTR) => rest,
                 Err(Errno::EAGAIN) => return unsent + rest.len(),
                 Err(Errno::EMSGSIZE) => {
-                    let cut = wire::cut(&mut answers[first.clone()]);
-                    unsent += usize::from(sendto(socket, cut, to, MsgFlags::MSG_DONTWAIT).is_err());
+                    unsent += usize::from(send_cut(socket, &mut answers[first.clone()], to).is_err());
                     behind
                 }
                 // The first of them has nowhere to go.

@@ -35,8 +35,8 @@ mod tests;
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -49,8 +49,8 @@ use ipnet::Ipv4Net;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::Interest,
-    net::{TcpListener, UdpSocket},
+    io::unix::AsyncFd,
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
@@ -73,6 +73,7 @@ pub use self::{
     remote::{DnsProcess, program},
     zone::{Source, Sources},
 };
+use crate::readable::readable;
 
 /// The port of DNS.
 pub const PORT: u16 = 53;
@@ -158,8 +159,16 @@ struct Listening {
 /// Where questions to one address come in.
 #[derive(Debug, Clone)]
 struct Sockets {
-    udp: Arc<UdpSocket>,
+    /// Waited on for questions only: the kernel would tell with every answer that goes out that more may go, too.
+    udp: Arc<AsyncFd<OwnedFd>>,
     tcp: Arc<TcpListener>,
+}
+
+impl Sockets {
+    fn new(udp: OwnedFd, tcp: TcpListener) -> io::Result<Self> {
+        batch::never_in_parts(&udp)?;
+        Ok(Self { udp: Arc::new(readable(udp)?), tcp: Arc::new(tcp) })
+    }
 }
 
 impl Responder {
@@ -231,16 +240,16 @@ impl Responder {
 
     async fn sockets_at(&self, address: SocketAddr) -> io::Result<Sockets> {
         let adopted = self.shared.adopted.lock().remove(&address);
-        let sockets = match adopted {
-            Some(adopted) => adopted,
-            None => Sockets {
-                udp: Arc::new(UdpSocket::bind(address).await?),
+        match adopted {
+            Some(adopted) => Ok(adopted),
+            None => {
+                let udp = UdpSocket::bind(address)?;
+                // A process that takes it over may count on it.
+                udp.set_nonblocking(true)?;
                 // Sets SO_REUSEADDR: connections of the last process do not keep the port.
-                tcp: Arc::new(TcpListener::bind(address).await?),
-            },
-        };
-        batch::never_in_parts(&sockets.udp)?;
-        Ok(sockets)
+                Sockets::new(udp.into(), TcpListener::bind(address).await?)
+            }
+        }
     }
 
     /// Asks these for names that are not ours from now on.
@@ -253,10 +262,7 @@ impl Responder {
         let mut files = files.into_iter();
         let mut sockets = || -> Option<io::Result<Sockets>> {
             let (udp, tcp) = (files.next()?, files.next()?);
-            Some(UdpSocket::from_std(udp.into()).and_then(|udp| {
-                let tcp = TcpListener::from_std(tcp.into())?;
-                Ok(Sockets { udp: Arc::new(udp), tcp: Arc::new(tcp) })
-            }))
+            Some(TcpListener::from_std(tcp.into()).and_then(|tcp| Sockets::new(udp, tcp)))
         };
         for address in addresses {
             match sockets() {
@@ -360,24 +366,24 @@ struct Waiting {
 }
 
 impl Server {
-    async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
+    async fn serve_udp(self: Arc<Self>, socket: Arc<AsyncFd<OwnedFd>>) {
         let mut waiting = Vec::new();
         loop {
-            let ready = socket.readable().await;
-            let served = ready
-                .and_then(|()| socket.try_io(Interest::READABLE, || self.serve_batch(&socket, &mut waiting)));
+            let served = match socket.readable().await {
+                Ok(mut ready) => ready.try_io(|socket| self.serve_batch(socket.as_raw_fd(), &mut waiting)),
+                Err(error) => Ok(Err(error)),
+            };
             match served {
-                Ok(()) => {}
-                // Also after a datagram that came alone: the next one wakes us.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => {
+                // The latter also after a datagram that came alone: the next one wakes us.
+                Ok(Ok(())) | Err(_) => {}
+                Ok(Err(error)) => {
                     tracing::debug!(%error, "datagrams not received");
                     tokio::time::sleep(PAUSE).await;
                 }
             }
             for waiting in waiting.drain(..) {
                 let (server, socket) = (Arc::clone(&self), Arc::clone(&socket));
-                let task = async move { server.answer_later(&socket, waiting).await };
+                let task = async move { server.answer_later(socket.as_raw_fd(), waiting).await };
                 self.tasks.spawn("dns question", self.stop.child_token().run_until_cancelled_owned(task));
             }
             // A socket that never runs dry does not keep others from their turn.
@@ -387,9 +393,8 @@ impl Server {
 
     /// Receives what is there, and sends what can be answered at once. Where several came together more have come meanwhile, most likely: these
     /// are looked for at once, which costs less than to be woken for them.
-    fn serve_batch(&self, socket: &UdpSocket, waiting: &mut Vec<Waiting>) -> io::Result<()> {
+    fn serve_batch(&self, socket: RawFd, waiting: &mut Vec<Waiting>) -> io::Result<()> {
         batch::with(|batch| {
-            let socket = socket.as_raw_fd();
             for _ in 0..BATCHES {
                 let count = batch.receive(socket)?;
                 self.shared.questions.fetch_add(count as u64, Ordering::Relaxed);
@@ -428,7 +433,7 @@ impl Server {
         }
     }
 
-    async fn answer_later(&self, socket: &UdpSocket, waiting: Waiting) {
+    async fn answer_later(&self, socket: RawFd, waiting: Waiting) {
         let Waiting { message, client, mut forward, _permit } = waiting;
         let Some(asker) = self.asker(client.ip()) else { return };
         let mut out = Vec::new();
@@ -440,13 +445,7 @@ impl Server {
                 Some(changed) => forward = changed,
                 None => {
                     // Still behind the lock: nothing newer can have been published.
-                    let sent = match socket.try_send_to(&out, client.into()) {
-                        Err(error) if error.raw_os_error() == Some(nix::libc::EMSGSIZE) => {
-                            socket.try_send_to(wire::cut(&mut out), client.into())
-                        }
-                        sent => sent,
-                    };
-                    if sent.is_err() {
+                    if batch::send(socket, &mut out, &client.into()).is_err() {
                         self.shared.unsent.fetch_add(1, Ordering::Relaxed);
                     }
                     return;
