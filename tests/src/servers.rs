@@ -75,6 +75,7 @@ pub fn three_servers() -> Result<Fleet> {
         serve(index)?;
     }
     fleet.wait_for_nodes()?;
+    fleet.cluster.nodes().iter().try_for_each(|node| fleet.share_disk(node))?;
     try_wait_until(SETTLING, "all servers know each other", || {
         let nodes = fleet.try_json(["node", "ls"])?;
         let roles =

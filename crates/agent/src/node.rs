@@ -462,7 +462,12 @@ impl NodeAgent {
         let (inner, set) = (Arc::clone(&self.inner), set.into());
         // On a thread of its own: a set counts only when it is on disk.
         blocking(move || {
+            let marks = set.disk_marks;
+            let others = inner.held().is_none_or(|held| held.disk_marks != marks);
             inner.assignments.lock().accept(set)?;
+            if others {
+                inner.shared.house.look_soon();
+            }
             inner.from_disk.store(false, Ordering::Release);
             inner.wake.notify_one();
             Ok(())
@@ -693,7 +698,7 @@ impl Inner {
         let Some(set) = self.held() else { return Wanted { data_root, ..Wanted::default() } };
         let ids = set.tasks.keys().filter_map(|task| self.reports.of(*task)?.image_id);
         Wanted {
-            marks: set.disk_marks,
+            marks: Some(set.disk_marks),
             assigned: set.tasks.values().map(|task| task.image.clone()).collect(),
             running: ids.collect(),
             data_root,

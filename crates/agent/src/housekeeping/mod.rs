@@ -95,7 +95,8 @@ impl Told {
 /// What the node is to do, as far as it matters here.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wanted {
-    pub(crate) marks: DiskMarks,
+    /// Nothing is removed by itself before these are known.
+    pub(crate) marks: Option<DiskMarks>,
     /// The images of the tasks that are assigned to it.
     pub(crate) assigned: Vec<Image>,
     /// The engine's identifiers of those that tasks run from.
@@ -159,6 +160,11 @@ impl Housekeeper {
         self.changed.notify_one();
     }
 
+    /// Has the next look come now.
+    pub(crate) fn look_soon(&self) {
+        self.changed.notify_one();
+    }
+
     /// What the node says of it.
     pub(crate) fn told(&self) -> Told {
         let state = self.state.lock();
@@ -184,11 +190,15 @@ impl Housekeeper {
         let before = self.told();
         self.look_at_disks(wanted).await;
         self.look_at_images(wanted).await;
-        if self.is_above(wanted.marks.high) && self.clock.monotonic() >= self.state.lock().next_cleanup {
-            self.make_room(wanted).await;
-        }
-        if !self.is_above(wanted.marks.high) {
-            self.state.lock().in_vain = None;
+        if let Some(marks) = wanted.marks {
+            if self.is_above(marks.high) && self.clock.monotonic() >= self.state.lock().next_cleanup {
+                self.make_room(wanted, marks).await;
+            }
+            if !self.is_above(marks.high) {
+                let mut state = self.state.lock();
+                // Above another mark the next attempt is the first one.
+                (state.in_vain, state.next_cleanup) = (None, Duration::ZERO);
+            }
         }
         self.told() != before
     }
@@ -238,11 +248,10 @@ impl Housekeeper {
         state.disks.iter().any(|disk| disk.holds.contains(&DiskUse::Engine) && disk.percent() >= mark)
     }
 
-    async fn make_room(&self, wanted: &Wanted) {
-        let mark = wanted.marks.low;
+    async fn make_room(&self, wanted: &Wanted, marks: DiskMarks) {
         let ask = Prune { dry_run: false, everything: false };
-        let done = self.clean(&ask, wanted, RECENT, Some(mark)).await;
-        let still = self.is_above(wanted.marks.high);
+        let done = self.clean(&ask, wanted, RECENT, Some(marks.low)).await;
+        let still = self.is_above(marks.high);
         let mut state = self.state.lock();
         state.next_cleanup = self.clock.monotonic() + if still { IN_VAIN } else { Duration::ZERO };
         state.in_vain = still.then(|| match done {

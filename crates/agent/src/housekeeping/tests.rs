@@ -113,7 +113,11 @@ impl House {
 }
 
 fn wanted() -> Wanted {
-    Wanted { data_root: Some("/var/lib/engine".into()), ..Wanted::default() }
+    Wanted {
+        data_root: Some("/var/lib/engine".into()),
+        marks: Some(DiskMarks::default()),
+        ..Wanted::default()
+    }
 }
 
 #[tokio::test]
@@ -143,6 +147,22 @@ async fn room_is_made_down_to_the_low_mark_and_the_least_recently_used_goes_firs
         "removed 3 images that nobody needs, because its disk was too full: a:1, a:3, a:4"
     );
     assert_eq!(told.problem, None);
+}
+
+#[tokio::test]
+async fn nothing_goes_before_it_is_known_how_full_the_disk_may_be() {
+    let house = House::new().await;
+    house.server_needs(&[]);
+    *house.disk.other.lock() = 470;
+    house.keeper.look(&Wanted { marks: None, ..wanted() }).await;
+    assert_eq!(house.keeper.told().disks[0].percent(), 92);
+    assert_eq!(house.removed(), Vec::<String>::new());
+    assert_eq!(house.keeper.told().problem, None);
+    let marks = Some("94,95,96".parse().unwrap());
+    house.keeper.look(&Wanted { marks, ..wanted() }).await;
+    assert_eq!(house.removed(), Vec::<String>::new());
+    house.keeper.look(&wanted()).await;
+    assert_eq!(house.removed(), ["a:1", "a:2", "a:3"], "that is too full by the marks that every node has");
 }
 
 #[tokio::test]
