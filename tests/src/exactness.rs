@@ -32,7 +32,7 @@ pub fn short() -> Plan {
         (Break::Nothing, s(12)),
         (Break::Agent(2), s(6)),
         (Break::Engine(3, s(2)), s(6)),
-        (Break::Server(s(2)), s(7)),
+        (Break::Server(s(8)), s(7)),
         (Break::Partition(2, s(10)), s(6)),
         (Break::Clock(1, Step::Ahead(HOUR), s(3)), s(2)),
         (Break::Clock(2, Step::Back(HOUR), s(3)), s(2)),

@@ -164,20 +164,37 @@ impl Fleet {
         node.service("wharf").run(["wharf", "agent", "run"])
     }
 
-    /// Starts servers and agents again so that they go by clocks of their nodes' own, which can be set. Whether that can be had: not by a
-    /// program that asks the kernel itself.
+    /// Whether servers and agents can go by clocks of their nodes' own, which can be set: not a program that asks the kernel itself.
+    pub fn has_clocks(&self) -> Result<bool> {
+        clock::is_possible(&self.binary)
+    }
+
+    /// Starts servers and agents again so that they go by clocks of their nodes' own. Whether that can be had.
     pub fn wind_clocks(&self) -> Result<bool> {
-        if !clock::is_possible(&self.binary)? {
+        if !self.has_clocks()? {
             return Ok(false);
         }
         for node in self.cluster.nodes() {
-            let role: &[_] =
-                if node.index() == 1 { &["server", "run", "--with-agent"] } else { &["agent", "run"] };
-            let clock = node.with_clock()?;
-            let words = clock.iter().map(String::as_str).chain(["wharf"]).chain(role.iter().copied());
-            node.service("wharf").run(words)?;
+            let role = if node.index() == 1 { "server run --with-agent" } else { "agent run" };
+            self.start_again(&node, "wharf", role, true)?;
         }
         self.wait_for_nodes().map(|()| true)
+    }
+
+    /// Starts agents again, and on node 1 the server, as the service `server`, in a process of its own; by clocks of their nodes' own if
+    /// wanted.
+    pub fn run_apart(&self, clocks: bool) -> Result<()> {
+        for node in self.cluster.nodes() {
+            self.start_again(&node, "wharf", "agent run", clocks)?;
+        }
+        self.start_again(&self.node(1), "server", "server run", clocks)?;
+        self.wait_for_nodes()
+    }
+
+    fn start_again(&self, node: &Node, service: &str, role: &str, clock: bool) -> Result<()> {
+        let clock = if clock { node.with_clock()?.to_vec() } else { Vec::new() };
+        let words = clock.iter().map(String::as_str).chain(["wharf"]).chain(role.split(' '));
+        node.service(service).run(words)
     }
 
     /// Waits until every machine is a ready node.

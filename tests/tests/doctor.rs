@@ -83,6 +83,7 @@ fn what_is_broken_is_named_with_its_remedy_and_mended_where_that_is_possible() {
     networks_are_listed_and_inspected(&fleet);
     traces_explain_and_measure(&fleet);
     a_blocked_port_is_told_from_a_dead_machine(&fleet);
+    what_is_blocked_that_is_needed_only_without_servers_is_told_as_well(&fleet);
     kernel_state_that_was_deleted_is_mended_and_told(&fleet);
     a_route_in_the_way_is_named(&fleet);
     a_smaller_interface_is_named(&fleet);
@@ -128,6 +129,20 @@ fn a_blocked_port_is_told_from_a_dead_machine(fleet: &Fleet) {
     assert!(trace.stdout.contains("UDP port 4790 from n1 to n2 is blocked"), "{trace:?}");
     fleet.node(2).sh(&format!("iptables -D {rule}")).unwrap();
     wait_until_well(fleet);
+}
+
+fn what_is_blocked_that_is_needed_only_without_servers_is_told_as_well(fleet: &Fleet) {
+    let rule = format!("INPUT -s {} -p udp --dport 7420 -j DROP", fleet.node(1).address());
+    fleet.node(2).sh(&format!("iptables -I {rule}")).unwrap();
+    let report = doctor(fleet, &[]).unwrap();
+    assert!(items(&report["todo"]).is_empty(), "nothing is broken: {report:#}");
+    let [note] = &items(&report["notes"])[..] else { panic!("the open direction is none: {report:#}") };
+    assert!(text(&note["problem"]).starts_with("UDP port 7420 from n1 to n2 is blocked"), "{note}");
+    assert!(text(&note["command"]).starts_with("iptables -I INPUT") && note["node"] == "n2", "{note}");
+    let said = fleet.ok(["doctor", "network"]);
+    assert!(said.contains("UDP port 7420 from n1 to n2 is blocked"), "{said}");
+    fleet.node(2).sh(&format!("iptables -D {rule}")).unwrap();
+    assert_eq!(wait_until_well(fleet)["notes"], Value::Array(Vec::new()));
 }
 
 fn kernel_state_that_was_deleted_is_mended_and_told(fleet: &Fleet) {

@@ -164,7 +164,7 @@ fn set(round: u32) -> AssignmentSet {
         let offset = 2 + endpoint + ENDPOINTS * u32::try_from(moves).unwrap_or_default();
         let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 50, 0, 0)) + offset);
         let at = Ipv4Addr::new(192, 0, 2, u8::try_from(2 + endpoint % 3).unwrap_or(2));
-        network.peers.push(Peer { address, node: at.into(), mac: None, address6: None });
+        network.peers.push(Peer::new(address, at.into()));
         names.entry(format!("service-{}", endpoint / TASKS)).or_default().push(address);
         names.insert(format!("app-service-{}-{}", endpoint / TASKS, endpoint % TASKS), vec![address]);
     }

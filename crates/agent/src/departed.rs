@@ -1,4 +1,4 @@
-//! Takes what has ended on this node out of the names and routes that a server sent before it knew.
+//! Takes what has ended out of the names and routes that a server sent before it knew: on this node, and on others as far as they said so.
 //!
 //! A task that has ended never comes back; its address may be another's later, which then is another task's. So what is taken out
 //! is said by task, and looked up in the set that is served.
@@ -11,7 +11,7 @@ use std::{
 
 use wharf_model::{AssignmentSet, DnsTable, NetworkId, RouteTable, TaskId};
 
-/// The tasks of a set that have ended on this node.
+/// The tasks of a set that have ended.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Departed {
     tasks: BTreeSet<TaskId>,
@@ -19,9 +19,14 @@ pub struct Departed {
 }
 
 impl Departed {
-    /// Those of `ended` that the set has.
-    pub fn of(set: &AssignmentSet, ended: &BTreeSet<TaskId>) -> Self {
-        let mut departed = Self::default();
+    /// Those of `ended` that the set has on its node, and those of `elsewhere` that it has on others.
+    pub fn of(set: &AssignmentSet, ended: &BTreeSet<TaskId>, elsewhere: &BTreeSet<TaskId>) -> Self {
+        let mut departed = Self { tasks: elsewhere.clone(), ..Self::default() };
+        for network in set.networks.values().filter(|_| !elsewhere.is_empty()) {
+            let peers = network.peers.iter();
+            let gone = peers.filter(|peer| peer.task.is_some_and(|task| elsewhere.contains(&task)));
+            departed.addresses.entry(network.id).or_default().extend(gone.map(|peer| peer.address));
+        }
         for (id, task) in set.tasks.iter().filter(|(id, _)| ended.contains(id)) {
             departed.tasks.insert(*id);
             for attachment in &task.attachments {
@@ -69,7 +74,7 @@ impl Departed {
 mod tests {
     use std::net::SocketAddrV4;
 
-    use wharf_model::{Attachment, Endpoint, NodeId, Revision, Route};
+    use wharf_model::{Attachment, Endpoint, NetworkAssignment, NodeId, Peer, Revision, Route};
 
     use super::*;
     use crate::runtime::contract::sample_task;
@@ -96,18 +101,10 @@ mod tests {
             endpoints: vec![endpoint(id, GONE), endpoint(other, THERE)],
         };
         let set = AssignmentSet {
-            epoch: 1,
-            revision: Revision(7),
-            node: NodeId::from_parts(1, [1; 10]),
             tasks: [(id, task)].into(),
-            networks: BTreeMap::new(),
-            volumes: BTreeMap::new(),
-            removed_volumes: Vec::new(),
             dns,
             routes: RouteTable::of_ports(Revision(7), vec![route]),
-            wireguard: None,
-            disk_marks: Default::default(),
-            watched: Vec::new(),
+            ..AssignmentSet::new(1, Revision(7), NodeId::from_parts(1, [1; 10]))
         };
         (set, id, network)
     }
@@ -115,7 +112,7 @@ mod tests {
     #[test]
     fn a_task_that_has_ended_here_is_neither_named_nor_routed_to() {
         let (set, id, network) = set();
-        let departed = Departed::of(&set, &[id].into());
+        let departed = Departed::of(&set, &[id].into(), &BTreeSet::new());
         let table = departed.without(&set.dns);
         assert_eq!(table.version, Revision(7));
         assert_eq!(table.networks[&network]["web"], [THERE]);
@@ -126,10 +123,31 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_has_ended_elsewhere_is_neither_named_nor_routed_to() {
+        let (mut set, id, network) = set();
+        let other = TaskId::from_parts(1, [9; 10]);
+        let mut assignment = NetworkAssignment::new(
+            network,
+            "shop_default",
+            1,
+            "10.0.0.0/24".parse().unwrap(),
+            Ipv4Addr::new(10, 0, 0, 1),
+        );
+        let node = [10, 77, 0, 2].into();
+        let gateway = Peer::new(Ipv4Addr::new(10, 0, 0, 4), node);
+        assignment.peers = vec![Peer { task: Some(other), ..Peer::new(THERE, node) }, gateway];
+        set.networks.insert(network, assignment);
+        let departed = Departed::of(&set, &BTreeSet::new(), &[other].into());
+        assert_eq!(departed.without(&set.dns).networks[&network]["web"], [GONE]);
+        let routes = departed.without_routes(&set.routes);
+        assert_eq!(routes.routes[0].endpoints.iter().map(|of| of.task).collect::<Vec<_>>(), [id]);
+    }
+
+    #[test]
     fn what_ended_and_is_in_no_set_any_more_takes_nothing_out() {
         let (mut set, id, _) = set();
         set.tasks.clear();
-        let departed = Departed::of(&set, &[id].into());
+        let departed = Departed::of(&set, &[id].into(), &BTreeSet::new());
         assert_eq!(departed, Departed::default());
         assert!(matches!(departed.without(&set.dns), Cow::Borrowed(_)));
     }

@@ -50,7 +50,9 @@ use crate::{
         KernelNetwork, Mend, host_subnets,
         sandbox::{Family, Sandbox, sandboxes},
     },
-    peers::{self, Echoes, Silence, Unheard, Watching},
+    peers::{
+        self, Doors, Echoes, Heard, Hearsay, Own, Silence, Telling, Unheard, Voice, Watching, neighbours,
+    },
     registry::RegistryLogins,
     reports::{Report, Reports},
     runtime::{
@@ -311,6 +313,16 @@ struct Inner {
     unkept: Mutex<Vec<String>>,
     /// How other nodes are listened for, until somebody does.
     echoes: Mutex<Option<Box<dyn Echoes>>>,
+    /// How other nodes are spoken with, until somebody does.
+    voice: Mutex<Option<Voice>>,
+    /// Where servers are.
+    servers: Mutex<BTreeSet<IpAddr>>,
+    /// Whether a server hears this node, as far as can be told.
+    heard: watch::Sender<bool>,
+    /// The tasks of the set that have not ended; none before a set is held.
+    alive: watch::Sender<Option<BTreeSet<TaskId>>>,
+    /// The tasks of other nodes that have ended, by what these say.
+    gone: Mutex<BTreeSet<TaskId>>,
     /// The nodes that do not answer this one.
     silence: Mutex<Silence>,
     /// What was last read of the machine.
@@ -412,6 +424,11 @@ impl NodeAgent {
             unkept: Mutex::default(),
             unserved: AtomicBool::new(false),
             echoes: Mutex::default(),
+            voice: Mutex::default(),
+            servers: Mutex::default(),
+            heard: watch::Sender::new(true),
+            alive: watch::Sender::new(None),
+            gone: Mutex::default(),
             silence: Mutex::default(),
             outside: Mutex::default(),
             looked_at: Mutex::default(),
@@ -422,6 +439,17 @@ impl NodeAgent {
     /// Listens for other nodes by these from now on. To be called before [`NodeAgent::run`]; without, nobody is listened for.
     pub fn listen_by(&self, echoes: Box<dyn Echoes>) {
         *self.inner.echoes.lock() = Some(echoes);
+    }
+
+    /// Speaks with other nodes by this from now on, while no server can. To be called before [`NodeAgent::run`]; without, it tells them nothing
+    /// and hears nothing.
+    pub fn speak_by(&self, voice: Voice) {
+        *self.inner.voice.lock() = Some(voice);
+    }
+
+    /// Takes note of where servers are.
+    pub fn know_servers(&self, addresses: BTreeSet<IpAddr>) {
+        *self.inner.servers.lock() = addresses;
     }
 
     /// The node's right to run tasks that must not run twice.
@@ -438,6 +466,7 @@ impl NodeAgent {
             inner.keep_house(&stop),
             inner.follow_entry(&stop),
             inner.listen_for_others(&stop),
+            inner.speak_with_others(&stop),
             inner.follow_lease(&stop),
             Arc::clone(inner).work(tasks.clone(), stop.clone()),
             Arc::clone(inner).tend(tasks.clone(), stop.clone())
@@ -725,14 +754,18 @@ impl Inner {
     /// Listens for the nodes that the set names, says what it hears, and leads nobody to those that it does not hear.
     async fn listen_for_others(&self, stop: &CancellationToken) {
         let Some(mut echoes) = self.echoes.lock().take() else { return };
-        let mut watching = Watching::default();
+        let (mut watching, mut doors) = (Watching::default(), Doors::default());
         loop {
+            doors.know(&self.servers.lock());
             if let Some(set) = self.held() {
                 watching.watch(&set.watched, &set.routes.gone.values().copied().collect());
             }
             let answered = echoes.answered();
             let before = watching.view();
-            let ask = watching.round(&answered);
+            let mut ask = watching.round(&answered);
+            ask.extend(doors.round(&answered));
+            let heard = self.reports.is_heard() && !doors.are_shut();
+            self.heard.send_if_modified(|was| std::mem::replace(was, heard) != heard);
             let view = watching.view();
             let silence = watching.silence();
             if view != before {
@@ -755,6 +788,76 @@ impl Inner {
                 () = self.clock.sleep(peers::INTERVAL) => {}
             }
         }
+    }
+
+    /// While no server hears this node or another one, tells others what is alive here, and listens to what they say.
+    async fn speak_with_others(&self, stop: &CancellationToken) {
+        let Some(mut voice) = self.voice.lock().take() else { return };
+        let mut telling = Telling::new(self.clock.now().0 << 16);
+        let mut hearsay = Hearsay::default();
+        let (mut alive, mut heard) = (self.alive.subscribe(), self.heard.subscribe());
+        let mut said = None;
+        loop {
+            let now = self.clock.monotonic();
+            let tasks = alive.borrow_and_update().clone();
+            let served = *heard.borrow_and_update();
+            if let (Some(set), Some(alive)) = (self.held(), &tasks) {
+                let own = Own { at: self.config.machine.address, alive, served };
+                if let Some(told) = telling.due(own, || neighbours(&set), now) {
+                    voice.say(&told, now).await;
+                }
+                if let Some((node, heard)) = self.believed(&mut voice, said.take(), &hearsay, &set, served) {
+                    if hearsay.take(&set, node, &heard.said, served, now) {
+                        self.believe(&hearsay);
+                    }
+                    if let Some(told) = telling.asked(heard.from, &heard.said, own, now) {
+                        voice.say(&told, now).await;
+                    }
+                }
+                if hearsay.expire(&set, now) {
+                    self.believe(&hearsay);
+                }
+            }
+            let next = telling.next().into_iter().chain(hearsay.next()).min();
+            let pause = next.map_or(FULL_PASS, |next| next.saturating_sub(self.clock.monotonic()));
+            said = tokio::select! {
+                // Cancel-safe: waits for a flag.
+                () = stop.cancelled() => return,
+                // Cancel-safe: what changed stays to be seen. The senders are our own.
+                _ = alive.changed() => None,
+                _ = heard.changed() => None,
+                () = self.clock.sleep(pause) => None,
+                // Dropped: a datagram that is not taken stays in the socket.
+                said = voice.hear() => Some(said),
+            };
+        }
+    }
+
+    /// What another node has really said, if that matters, and which it is.
+    fn believed(
+        &self,
+        voice: &mut Voice,
+        heard: Option<Heard>,
+        hearsay: &Hearsay,
+        set: &AssignmentSet,
+        served: bool,
+    ) -> Option<(NodeId, Heard)> {
+        let heard = heard.filter(|heard| hearsay.matters(set, &heard.said, served))?;
+        match voice.believe(&heard, Timestamp(self.clock.now().0)) {
+            Ok(node) => (node != self.config.node).then_some((node, heard)),
+            Err(error) => {
+                tracing::debug!(%error, from = %heard.from, "what another node says is not believed");
+                None
+            }
+        }
+    }
+
+    /// Leads nobody any more to what others say has ended.
+    fn believe(&self, hearsay: &Hearsay) {
+        let gone = hearsay.gone();
+        tracing::debug!(tasks = gone.len(), "tasks of other nodes have ended, as these say");
+        *self.gone.lock() = gone;
+        self.wake.notify_one();
     }
 
     /// Has tasks that must not run twice stop when the right to run them is about to end, and go on when there is one.
@@ -977,7 +1080,10 @@ impl Inner {
     fn departed(&self, set: &AssignmentSet) -> Departed {
         let mut ended = self.shared.ended.lock();
         ended.retain(|task| set.tasks.contains_key(task));
-        Departed::of(set, &ended)
+        let alive: BTreeSet<_> = set.tasks.keys().filter(|task| !ended.contains(task)).copied().collect();
+        self.alive
+            .send_if_modified(|was| was.as_ref() != Some(&alive) && was.replace(alive).is_none_or(|_| true));
+        Departed::of(set, &ended, &self.gone.lock())
     }
 
     /// Tends the engine by what is served, until `stop`.

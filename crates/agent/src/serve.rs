@@ -1,6 +1,6 @@
 //! The node as servers see it: what a session asks, answered by the node at work.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
@@ -50,6 +50,10 @@ impl From<RuntimeError> for Refusal {
 
 #[async_trait]
 impl Node for NodeAgent {
+    fn know_servers(&self, addresses: BTreeSet<IpAddr>) {
+        Self::know_servers(self, addresses);
+    }
+
     async fn assign(&self, set: Arc<AssignmentSet>) -> Result<Result<Have, Have>, Refusal> {
         let have = Have { epoch: set.epoch, revision: set.revision };
         match self.apply(set).await {

@@ -242,10 +242,7 @@ fn at(last: u8) -> Ipv4Addr {
 fn assignment(gateway: u8, peers: &[(u8, &Node)]) -> NetworkAssignment {
     let subnet = "10.192.0.0/20".parse().expect("a network");
     NetworkAssignment {
-        peers: peers
-            .iter()
-            .map(|(last, node)| Peer { address: at(*last), node: node.address, mac: None, address6: None })
-            .collect(),
+        peers: peers.iter().map(|(last, node)| Peer::new(at(*last), node.address)).collect(),
         ..NetworkAssignment::new(NetworkId::from_parts(1, [1; 10]), "shop_default", 0x64, subnet, at(gateway))
     }
 }
@@ -566,12 +563,7 @@ fn ten_thousand_peers_are_programmed_in_batches() {
     let (one, two) = (Node::new(&wire, 1), Node::new(&wire, 2));
     let mut network = assignment(1, &[]);
     network.subnet = "10.192.0.0/16".parse().expect("a network");
-    let peer = |number: u32| Peer {
-        address: Ipv4Addr::from(0x0ac0_0100 + number),
-        node: two.address,
-        mac: None,
-        address6: None,
-    };
+    let peer = |number: u32| Peer::new(Ipv4Addr::from(0x0ac0_0100 + number), two.address);
     network.peers = (0..10_000).map(peer).collect();
     let timed = |what: &str, network: &NetworkAssignment| {
         let start = Instant::now();

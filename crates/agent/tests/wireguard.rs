@@ -287,12 +287,7 @@ fn network(node: &Node, nodes: &[&Node], backend: Backend) -> NetworkAssignment 
             Backend::Wireguard => tunnel_address(other.id).into(),
             _ => other.address,
         };
-        [other.number, other.number * 10].map(|last| Peer {
-            address: at(last),
-            node: there,
-            mac: None,
-            address6: None,
-        })
+        [other.number, other.number * 10].map(|last| Peer::new(at(last), there))
     });
     NetworkAssignment {
         peers: peers.collect(),

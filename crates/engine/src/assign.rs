@@ -32,7 +32,7 @@ pub struct Assigner<'a> {
     /// Networks by the start of their subnet, so that an address leads to its network.
     by_subnet: BTreeMap<Ipv4Addr, NetworkId>,
     /// Of each network: the addresses of unfinished tasks, and on which node they live.
-    members: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, NodeId>>,
+    members: BTreeMap<NetworkId, BTreeMap<Ipv4Addr, (NodeId, TaskId)>>,
     /// Hardware addresses that services chose themselves.
     macs: BTreeMap<Ipv4Addr, Mac>,
     /// Who has which IPv6 address, of networks that have any.
@@ -214,7 +214,7 @@ impl<'a> Assigner<'a> {
                 {
                     ipv6.asked.insert(*address, own);
                 }
-                self.members.entry(id).or_default().insert(*address, node);
+                self.members.entry(id).or_default().insert(*address, (node, task.id));
             }
         }
     }
@@ -467,13 +467,13 @@ impl<'a> Assigner<'a> {
         let gateway = *record.gateways.get(&node)?;
         let none = BTreeMap::new();
         let members = self.members.get(&record.id).unwrap_or(&none);
-        let tasks = members.iter().map(|(address, node)| (*address, *node));
-        let gateways = record.gateways.iter().map(|(node, address)| (*address, *node));
-        let elsewhere = tasks.chain(gateways).filter(|(_, other)| *other != node);
-        let peers = elsewhere.filter_map(|(address, node)| {
+        let tasks = members.iter().map(|(address, (node, task))| (*address, *node, Some(*task)));
+        let gateways = record.gateways.iter().map(|(node, address)| (*address, *node, None));
+        let elsewhere = tasks.chain(gateways).filter(|(_, other, _)| *other != node);
+        let peers = elsewhere.filter_map(|(address, node, task)| {
             let mac = self.macs.get(&address).copied();
             let address6 = self.asked6(record.id, address);
-            Some(Peer { address, node: self.reachable(record.backend, node)?, mac, address6 })
+            Some(Peer { address, node: self.reachable(record.backend, node)?, mac, address6, task })
         });
         let mut peers: Vec<_> = peers.collect();
         peers.sort_unstable();
@@ -503,13 +503,13 @@ impl<'a> Assigner<'a> {
         &self,
         node: NodeId,
         record: &NetworkRecord,
-        members: &BTreeMap<Ipv4Addr, NodeId>,
+        members: &BTreeMap<Ipv4Addr, (NodeId, TaskId)>,
     ) -> (Vec<Ipv4Net>, Vec<RemoteBlock>) {
         if record.backend != Backend::Routed {
             return (Vec::new(), Vec::new());
         }
         let mut parts = record.blocks.clone();
-        parts.extend(routes::parts_in_use(record, members.iter().map(|(address, at)| (*address, *at))));
+        parts.extend(routes::parts_in_use(record, members.iter().map(|(address, (at, _))| (*address, *at))));
         let own = parts.iter().filter(|(_, at)| **at == node).map(|(block, _)| *block).collect();
         let others = parts.iter().filter(|(_, at)| **at != node);
         let remote = others.filter_map(|(block, at)| {

@@ -49,6 +49,25 @@ pub struct AssignmentSet {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub watched: Vec<WatchedNode>,
 }
+impl AssignmentSet {
+    /// A set of a node that is to do nothing.
+    pub fn new(epoch: u64, revision: Revision, node: NodeId) -> Self {
+        Self {
+            epoch,
+            revision,
+            node,
+            tasks: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            removed_volumes: Vec::new(),
+            dns: DnsTable::default(),
+            routes: RouteTable::default(),
+            wireguard: None,
+            disk_marks: DiskMarks::default(),
+            watched: Vec::new(),
+        }
+    }
+}
 
 /// One task for a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -249,6 +268,15 @@ pub struct Peer {
     /// Its IPv6 address, where that is not [`crate::ipv6_for`] of the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address6: Option<Ipv6Addr>,
+    /// Whose it is; none for a node's gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskId>,
+}
+impl Peer {
+    /// An address on a node, with everything else as it is by itself.
+    pub const fn new(address: Ipv4Addr, node: IpAddr) -> Self {
+        Self { address, node, mac: None, address6: None, task: None }
+    }
 }
 
 /// A volume that should exist on the node.

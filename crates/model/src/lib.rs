@@ -73,6 +73,6 @@ pub use task::{
 };
 pub use units::{Bytes, Cpus, Generation, Millis, Revision, Timestamp};
 pub use wireguard::{
-    InvalidKey, PublicKey, TUNNEL_PREFIX, WIREGUARD_KEEPALIVE, WIREGUARD_PORT, WireguardAssignment,
-    WireguardFacts, WireguardPeer, tunnel_address,
+    InvalidKey, PublicKey, TUNNEL_PREFIX, WIREGUARD_KEEPALIVE, WIREGUARD_PORT, WORD_PORT,
+    WireguardAssignment, WireguardFacts, WireguardPeer, is_tunnel, tunnel_address,
 };

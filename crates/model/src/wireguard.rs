@@ -18,6 +18,9 @@ use crate::{NodeId, NodeName};
 /// UDP port of the tunnels: beside the servers' TCP port, so that a firewall needs one range.
 pub const WIREGUARD_PORT: u16 = 7421;
 
+/// UDP port at which nodes tell each other what is alive while servers cannot. An empty datagram is answered with one of one byte.
+pub const WORD_PORT: u16 = 7420;
+
 /// Seconds between packets on a tunnel that has nothing to say. Routers that translate addresses forget a flow after 30 seconds or more; and
 /// a tunnel that is heard of is known to work.
 pub const WIREGUARD_KEEPALIVE: u16 = 25;
@@ -30,6 +33,12 @@ pub const TUNNEL_PREFIX: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd77, 0x6861, 0x7266,
 pub fn tunnel_address(node: NodeId) -> Ipv6Addr {
     let (prefix, _) = TUNNEL_PREFIX;
     Ipv6Addr::from(u128::from(prefix) | u128::from(node.uuid().as_u64_pair().1))
+}
+
+/// Whether an address is one of a node in the tunnels.
+pub fn is_tunnel(address: Ipv6Addr) -> bool {
+    let (prefix, length) = TUNNEL_PREFIX;
+    (u128::from(prefix) ^ u128::from(address)) >> (128 - length) == 0
 }
 
 /// A public key.

@@ -466,7 +466,10 @@ pub(crate) fn now(clock: &dyn Clock) -> Timestamp {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use wharf_api::transport::PeerKind;
+    use wharf_api::transport::{
+        PeerKind,
+        signed::{Disbelief, Signed, Signer, Verifier},
+    };
 
     use super::*;
 
@@ -518,6 +521,63 @@ mod tests {
         assert_eq!(first.expires, NOW + Lifetimes::default().authority);
         let second = authority.issue_here(&user, NOW, DAY).unwrap().peer().unwrap();
         assert_ne!(first.serial, second.serial);
+    }
+
+    /// What `identity` says about `context`.
+    fn signed(identity: &Identity, context: &str) -> Vec<u8> {
+        Signer::new(identity).unwrap().sign(context, b"it is so").unwrap()
+    }
+
+    #[test]
+    fn what_a_node_signs_is_believed_by_nodes_of_its_cluster_and_nothing_else_is() {
+        let (authority, id) = (authority(), NodeId::from_parts(7, [1; 10]));
+        let issue = |subject: &Subject| authority.issue_here(subject, NOW, DAY * 90).unwrap();
+        let node = issue(&Subject::Node(id));
+        let mut verifier = Verifier::new(authority.trust()).unwrap();
+        let mut verify = |context: &str, message: &[u8], now| {
+            let message = Signed::read(message)?;
+            assert_eq!(message.content.len(), 8);
+            verifier.verify(context, &message, now)
+        };
+        let message = signed(&node, "weather");
+        assert_eq!(verify("weather", &message, NOW), Ok(id));
+        assert_eq!(verify("news", &message, NOW), Err(Disbelief::Signature), "it is about something else");
+        for at in [message.len() - 1, message.len() - 9] {
+            let mut changed = message.clone();
+            changed[at] ^= 1;
+            assert_eq!(verify("weather", &changed, NOW), Err(Disbelief::Signature));
+        }
+        assert_eq!(verify("weather", &message[..9], NOW), Err(Disbelief::Malformed));
+        let late = NOW + DAY * 91;
+        assert!(
+            matches!(verify("weather", &message, late), Err(Disbelief::Certificate(_))),
+            "it has expired"
+        );
+
+        let user = signed(&issue(&Subject::User("ada".to_owned())), "weather");
+        assert_eq!(verify("weather", &user, NOW), Err(Disbelief::Sender));
+        let other = Authority::create("test", NOW, Lifetimes::default().authority).unwrap();
+        let foreign = signed(&other.issue_here(&Subject::Node(id), NOW, DAY).unwrap(), "weather");
+        assert!(matches!(verify("weather", &foreign, NOW), Err(Disbelief::Certificate(_))));
+        // Another node's certificate, which everybody can see, before what is signed with one's own key.
+        let another = signed(&issue(&Subject::Node(NodeId::from_parts(7, [2; 10]))), "weather");
+        let length = |message: &[u8]| 2 + usize::from(u16::from_be_bytes([message[0], message[1]]));
+        let forged = [&another[..length(&another)], &message[length(&message)..]].concat();
+        assert_eq!(verify("weather", &forged, NOW), Err(Disbelief::Signature));
+    }
+
+    #[test]
+    fn who_sends_rubbish_is_not_listened_to_for_the_rest_of_the_second() {
+        let (authority, id) = (authority(), NodeId::from_parts(7, [1; 10]));
+        let node = authority.issue_here(&Subject::Node(id), NOW, DAY).unwrap();
+        let message = signed(&node, "weather");
+        let message = Signed::read(&message).unwrap();
+        let mut verifier = Verifier::new(authority.trust()).unwrap();
+        for _ in 0..Verifier::MOST_FAILURES {
+            assert_eq!(verifier.verify("news", &message, NOW), Err(Disbelief::Signature));
+        }
+        assert_eq!(verifier.verify("weather", &message, NOW), Err(Disbelief::TooMany));
+        assert_eq!(verifier.verify("weather", &message, Timestamp(NOW.0 + 1000)), Ok(id));
     }
 
     #[test]

@@ -21,13 +21,13 @@ use wharf_agent::{
         wireguard::{TunnelOptions, Tunnels},
     },
     node::{Entry, NodeAgent, NodeConfig},
-    peers::IcmpEchoes,
+    peers::{IcmpEchoes, Voice},
     runtime::{DockerOptions, DockerRuntime},
     session::{self, Home},
 };
 use wharf_api::transport::{ServerAddress, Timing};
 use wharf_gateway::process::GatewayProcess;
-use wharf_model::{Bytes, GatewayStats, NodeDevices, RouteTable, TaskId};
+use wharf_model::{Bytes, GatewayStats, NodeDevices, RouteTable, TaskId, WORD_PORT};
 use wharf_process::{
     Clock, Shutdown, SystemClock, Tasks,
     logging::{self, Format},
@@ -185,6 +185,12 @@ pub(crate) async fn run_agent(
     match IcmpEchoes::open() {
         Ok(echoes) => node.listen_by(Box::new(echoes)),
         Err(error) => tracing::warn!(%error, "other nodes are not listened for"),
+    }
+    match Voice::open(home.clone(), &membership.trust, WORD_PORT) {
+        Ok(voice) => node.speak_by(voice),
+        Err(error) => {
+            tracing::warn!(%error, port = WORD_PORT, "other nodes are not spoken with while no server is there");
+        }
     }
 
     let stop = tasks.token();

@@ -138,13 +138,23 @@ pub struct Fault {
     pub on: Option<BTreeSet<u8>>,
     /// Of tasks on which nodes; of those on any other than its own if absent.
     pub of: Option<BTreeSet<u8>>,
+    /// They hear of ends: only what is new cannot be known.
+    pub ends_are_heard: bool,
 }
 
 impl Fault {
-    fn hides(&self, observer: u8, home: u8) -> bool {
+    fn hides(&self, observer: u8, home: u8, what: Happened) -> bool {
         let concerned = self.on.as_ref().is_none_or(|on| on.contains(&observer));
-        concerned && self.of.as_ref().map_or(home != observer, |of| of.contains(&home))
+        let hidden = what == Happened::Begun || !self.ends_are_heard;
+        concerned && hidden && self.of.as_ref().map_or(home != observer, |of| of.contains(&home))
     }
+}
+
+/// What became of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Happened {
+    Begun,
+    Ended,
 }
 
 /// A part of a run.
@@ -385,7 +395,7 @@ impl<'a> Judge<'a> {
         let ended = named().filter_map(|life| Some((life, life.end?))).max_by_key(|(_, end)| end.at);
         match ended {
             Some((life, end)) => {
-                let from = self.known_from(heard.node, life.node, end.at);
+                let from = self.known_from(heard.node, life.node, end.at, Happened::Ended);
                 let stale = at.saturating_sub(from);
                 self.figures(at).stale_names.push(stale);
             }
@@ -400,9 +410,9 @@ impl<'a> Judge<'a> {
     }
 
     /// From when on what happened at `at` on node `home` could be known on `observer`.
-    fn known_from(&self, observer: u8, home: u8, at: Moment) -> Moment {
+    fn known_from(&self, observer: u8, home: u8, at: Moment, what: Happened) -> Moment {
         let hides = |known: Moment| {
-            let faults = self.run.faults.iter().filter(|fault| fault.hides(observer, home));
+            let faults = self.run.faults.iter().filter(|fault| fault.hides(observer, home, what));
             let during =
                 |fault: &&Fault| (fault.from.saturating_sub(ON_ITS_WAY)..fault.until).contains(&known);
             faults.filter(during).map(|fault| fault.until).max()
@@ -435,7 +445,7 @@ impl<'a> Judge<'a> {
         if let Some(end) = life.end {
             self.staleness(observer, life, end, last);
         }
-        let known = self.known_from(observer, life.node, life.ready);
+        let known = self.known_from(observer, life.node, life.ready, Happened::Begun);
         let appeared = first.saturating_sub(known);
         if known > life.ready {
             self.figures(life.ready).appeared_in_fault.push(first.saturating_sub(life.ready));
@@ -481,7 +491,7 @@ impl<'a> Judge<'a> {
     }
 
     fn staleness(&mut self, observer: u8, life: &Life, end: End, last: Moment) {
-        let known = self.known_from(observer, life.node, end.at);
+        let known = self.known_from(observer, life.node, end.at, Happened::Ended);
         let stale = last.saturating_sub(known);
         if known > end.at {
             self.figures(end.at).stale_in_fault.push(last.min(known).saturating_sub(end.at));
@@ -637,12 +647,15 @@ mod tests {
             until: ms(10_000),
             on: Some(on.iter().copied().collect()),
             of: None,
+            ends_are_heard: false,
         };
         run.faults = vec![fault(&[3])];
         let there = figures(&run);
         assert_eq!((there.stale, there.stale_in_fault), (vec![ms(502)], vec![ms(5_000)]));
         run.faults = vec![fault(&[2])];
         assert_eq!(figures(&run).stale, [ms(5_502)], "others are not excused");
+        run.faults = vec![Fault { ends_are_heard: true, ..fault(&[3]) }];
+        assert_eq!(figures(&run).stale, [ms(5_502)], "what can be heard is no excuse");
         run.faults = vec![Fault { on: None, ..fault(&[]) }];
         run.heard.iter_mut().for_each(|heard| heard.node = 1);
         assert_eq!(figures(&run).stale, [ms(5_502)], "of its own tasks a node knows everything");
@@ -654,8 +667,14 @@ mod tests {
         let of = |end| {
             let mut run = run(vec![life("web", A, 1, 1_000, Some(end))], answers());
             let on = Some([3].into());
-            run.faults =
-                vec![Fault { what: String::new(), from: ms(5_000), until: ms(10_000), on, of: None }];
+            run.faults = vec![Fault {
+                what: String::new(),
+                from: ms(5_000),
+                until: ms(10_000),
+                on,
+                of: None,
+                ends_are_heard: false,
+            }];
             figures(&run).stale
         };
         assert_eq!(of(4_500), [ms(502)]);

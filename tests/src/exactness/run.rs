@@ -124,13 +124,14 @@ fn questions() -> Vec<Question> {
     all
 }
 
-/// Goes through `plan` on three nodes or more; node 1 has the server.
+/// Goes through `plan` on three nodes or more; node 1 has the server, which is a process of its own.
 ///
 /// # Errors
 /// If the cluster cannot be had, or does not come to rest.
 pub fn run(fleet: &Fleet, plan: &Plan) -> Result<Run> {
     let sets_clocks = plan.iter().any(|(what, _)| matches!(what, Break::Clock(..)));
-    ensure!(!sets_clocks || fleet.wind_clocks()?, "the program asks the kernel itself what time it is");
+    ensure!(!sets_clocks || fleet.has_clocks()?, "the program asks the kernel itself what time it is");
+    fleet.run_apart(sets_clocks)?;
     let truth = Truth::new(APP);
     let (heard, stop, changing) = (Mutex::new(Vec::new()), AtomicBool::new(false), AtomicBool::new(true));
     let nodes = fleet.cluster.nodes();
@@ -213,7 +214,7 @@ fn breaking(fleet: &Fleet, truth: &Truth, what: Break, faults: &mut Vec<Fault>) 
     let from = truth.now();
     let only = |node: u8| Some(BTreeSet::from([node]));
     let mut fault = |on: Option<BTreeSet<u8>>, of: Option<BTreeSet<u8>>, until: Moment| {
-        faults.push(Fault { what: what.name(), from, until, on, of });
+        faults.push(Fault { what: what.name(), from, until, on, of, ends_are_heard: false });
     };
     match what {
         Break::Nothing => {}
@@ -233,21 +234,28 @@ fn breaking(fleet: &Fleet, truth: &Truth, what: Break, faults: &mut Vec<Fault>) 
             fault(None, only(node), truth.now());
         }
         Break::Server(away) => {
-            let server = fleet.node(1).service("wharf");
+            let server = fleet.node(1).service("server");
             server.kill()?;
             thread::sleep(away);
             server.start()?;
-            let until = truth.now();
-            fault(None, None, until);
-            fault(None, only(1), until);
+            // Of what ends nodes tell each other. That a task is ready counts once a server says so, on its own node, too.
+            let (what, until) = (what.name(), truth.now());
+            let all = fleet.cluster.nodes().iter().map(Node::index).collect();
+            faults.push(Fault { what, from, until, on: None, of: Some(all), ends_are_heard: true });
         }
         Break::Partition(node, lasts) => {
             fleet.cluster.partition(1, node)?;
             thread::sleep(lasts);
             fleet.cluster.heal()?;
             let until = truth.now();
-            fault(only(node), None, until);
-            fault(others(fleet, node), only(node), until);
+            // The server's machine has tasks, too. What ends elsewhere nodes tell each other.
+            fault(only(node), only(1), until);
+            fault(only(1), only(node), until);
+            let mut new = |on, of| {
+                faults.push(Fault { what: what.name(), from, until, on, of, ends_are_heard: true });
+            };
+            new(only(node), None);
+            new(others(fleet, node), only(node));
         }
         Break::Isolation(node, lasts) => {
             fleet.node(node).isolate()?;

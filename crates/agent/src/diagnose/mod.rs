@@ -391,24 +391,31 @@ async fn ask_by_udp(
     let socket = socket_in(&place, Type::DGRAM, from, to).await?;
     let socket = UdpSocket::from_std(socket.into())?;
     socket.connect(to).await?;
-    let started = Instant::now();
-    socket.send(&[]).await?;
     let mut buffer = [0_u8; 64];
-    Ok(match timeout(patience, socket.recv(&mut buffer)).await {
-        Ok(Ok(_)) => Outcome::Answered(micros(started.elapsed())),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            Outcome::Refused(micros(started.elapsed()))
+    // One may be lost.
+    for _ in 0..DATAGRAMS {
+        let started = Instant::now();
+        socket.send(&[]).await?;
+        match timeout(patience / DATAGRAMS, socket.recv(&mut buffer)).await {
+            Ok(Ok(_)) => return Ok(Outcome::Answered(micros(started.elapsed()))),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return Ok(Outcome::Refused(micros(started.elapsed())));
+            }
+            Ok(Err(error)) => return Err(error),
+            Err(_late) => {}
         }
-        Ok(Err(error)) => return Err(error),
-        Err(_late) => Outcome::Silent,
-    })
+    }
+    Ok(Outcome::Silent)
 }
+
+/// So many are sent before nobody counts as there.
+const DATAGRAMS: u32 = 3;
 
 async fn send(place: Place, from: Option<IpAddr>, to: SocketAddr, text: String) -> io::Result<Outcome> {
     blocking(move || {
         let socket = place.run(|| socket(Type::DGRAM, from, to))?;
         // More than one: a first one may be lost to address resolution.
-        for _ in 0..3 {
+        for _ in 0..DATAGRAMS {
             socket.send_to(text.as_bytes(), &to.into())?;
         }
         Ok(Outcome::Sent)

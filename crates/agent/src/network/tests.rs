@@ -566,8 +566,7 @@ fn an_address_outside_of_its_nodes_parts_has_a_route_of_its_own() {
         address(1),
     );
     let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
-    let peer =
-        |last, on| wharf_model::Peer { address: address(last), node: node(on), mac: None, address6: None };
+    let peer = |last, on| wharf_model::Peer::new(address(last), node(on));
     assigned.peers = vec![peer(66, 2), peer(7, 2), peer(67, 3)];
     assigned.remote_blocks = vec![wharf_model::RemoteBlock { block: net("10.192.0.64/26"), node: node(2) }];
     assert_eq!(WantedNetwork::from(&assigned).parts, BTreeMap::new(), "it is no routed network");

@@ -5,9 +5,14 @@
 //!   is known of anybody. It is heard again after [`ANSWERS`] answers in a row.
 //! - Rounds are counted, not time: whoever cannot send, because the machine stood still, misses nobody for it. Answers wait in the socket.
 //! - What is heard is told to the servers, and taken out of what this node leads to by itself ([`Unheard`]).
+//! - The servers' machines are listened for as well ([`Doors`]): a node that hears none of them any more asks the others what has ended
+//!   (`hearsay`), long before a connection counts as broken.
 
+mod alive;
+mod hearsay;
 mod icmp;
 mod unheard;
+mod voice;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +22,11 @@ use std::{
 
 use wharf_model::{NodeId, PeerView, WatchedNode};
 
-pub use self::{icmp::IcmpEchoes, unheard::Unheard};
+pub(crate) use self::{
+    hearsay::{Hearsay, Own, Telling, neighbours},
+    voice::Heard,
+};
+pub use self::{icmp::IcmpEchoes, unheard::Unheard, voice::Voice};
 
 /// Between rounds.
 pub const INTERVAL: Duration = Duration::from_millis(150);
@@ -122,9 +131,74 @@ impl Watching {
     }
 }
 
+/// Rounds in a row without an answer of a server's machine. Whoever asks others for nothing has lost a datagram.
+const DOORS_MISSED: u32 = 2;
+
+/// The machines of the servers.
+#[derive(Debug, Default)]
+pub struct Doors(BTreeMap<IpAddr, Door>);
+
+#[derive(Debug, Default)]
+struct Door {
+    has_answered: bool,
+    asked: bool,
+    missed: u32,
+}
+
+impl Doors {
+    /// Listens for these from now on.
+    pub fn know(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.0.retain(|address, _| addresses.contains(address));
+        for address in addresses {
+            self.0.entry(*address).or_default();
+        }
+    }
+
+    /// Ends a round, in which these have answered, and begins the next: answers who is to be asked.
+    pub fn round(&mut self, answered: &BTreeSet<IpAddr>) -> impl Iterator<Item = IpAddr> {
+        for (address, door) in &mut self.0 {
+            if answered.contains(address) {
+                (door.has_answered, door.missed) = (true, 0);
+            } else if door.asked {
+                door.missed = door.missed.saturating_add(1);
+            }
+            door.asked = true;
+        }
+        self.0.keys().copied()
+    }
+
+    /// Whether all have answered before, and none does now.
+    pub fn are_shut(&self) -> bool {
+        let is_shut = |door: &Door| door.has_answered && door.missed >= DOORS_MISSED;
+        !self.0.is_empty() && self.0.values().all(is_shut)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_are_out_of_reach_once_none_answers_that_did() {
+        let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let mut doors = Doors::default();
+        assert!(!doors.are_shut(), "nothing is known of any");
+        doors.know(&[address(1), address(2)].into());
+        for _ in 0..5 {
+            assert_eq!(doors.round(&BTreeSet::new()).count(), 2);
+        }
+        assert!(!doors.are_shut(), "their machines may not answer at all");
+        let _ = doors.round(&[address(1), address(2)].into()).count();
+        let _ = doors.round(&[address(2)].into()).count();
+        let _ = doors.round(&[address(2)].into()).count();
+        assert!(!doors.are_shut(), "one answers");
+        let _ = doors.round(&BTreeSet::new()).count();
+        assert!(!doors.are_shut(), "one answer may be lost");
+        let _ = doors.round(&BTreeSet::new()).count();
+        assert!(doors.are_shut());
+        let _ = doors.round(&[address(1)].into()).count();
+        assert!(!doors.are_shut());
+    }
 
     fn node(number: u8) -> WatchedNode {
         WatchedNode { node: NodeId::from_parts(1, [number; 10]), address: [10, 0, 0, number].into() }

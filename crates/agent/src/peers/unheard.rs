@@ -130,7 +130,7 @@ mod tests {
         let (subnet, gateway) = ("10.0.0.0/24".parse().unwrap(), [10, 0, 0, 1].into());
         let mut network = NetworkAssignment::new(id, "shop_default", 1, subnet, gateway);
         let address = [192, 0, 2, 2].into();
-        network.peers = vec![Peer { address: FAR, node: address, mac: None, address6: None }];
+        network.peers = vec![Peer::new(FAR, address)];
         let mut dns = DnsTable { version: Revision(7), ..DnsTable::default() };
         let names = [("web", vec![NEAR, FAR]), ("web.2", vec![FAR])];
         dns.networks.insert(id, names.map(|(name, to)| (name.to_owned(), to)).into());
@@ -148,18 +148,11 @@ mod tests {
         let both = route(vec![endpoint(1, NEAR), endpoint(2, FAR)]);
         let far = route(vec![endpoint(2, FAR)]);
         let set = AssignmentSet {
-            epoch: 1,
-            revision: Revision(7),
-            node: node(1),
-            tasks: BTreeMap::new(),
             networks: [(id, network)].into(),
-            volumes: BTreeMap::new(),
-            removed_volumes: Vec::new(),
             dns,
             routes: RouteTable::of_ports(Revision(7), vec![both, far]),
-            wireguard: None,
-            disk_marks: Default::default(),
             watched: vec![WatchedNode { node: node(2), address }],
+            ..AssignmentSet::new(1, Revision(7), node(1))
         };
         (set, id)
     }

@@ -16,6 +16,7 @@ pub mod router;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -30,7 +31,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use wharf_api::transport::{
-    Timing, reverse,
+    ServerAddress, Timing, reverse,
     wire::{ServerEntry, Servers},
 };
 use wharf_model::ServerId;
@@ -136,6 +137,7 @@ async fn keep_links(shared: Arc<Shared>, node: Arc<dyn Node>, tasks: Tasks, stop
     stop.run_until_cancelled(async {
         loop {
             let wanted: BTreeSet<ServerEntry> = servers.borrow_and_update().servers.iter().cloned().collect();
+            node.know_servers(wanted.iter().flat_map(addresses).collect());
             links.retain(|server, end| {
                 let keep = wanted.contains(server);
                 if !keep {
@@ -163,6 +165,12 @@ async fn keep_links(shared: Arc<Shared>, node: Arc<dyn Node>, tasks: Tasks, stop
         }
     })
     .await;
+}
+
+/// Those of a server that need no name to be found.
+fn addresses(server: &ServerEntry) -> impl Iterator<Item = IpAddr> {
+    let parsed = server.addresses.iter().filter_map(|text| text.parse::<ServerAddress>().ok());
+    parsed.filter_map(|address| address.host().parse().ok())
 }
 
 fn link_name(server: ServerId) -> String {

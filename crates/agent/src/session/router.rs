@@ -1,6 +1,6 @@
 //! What servers may ask of this node: requests in, calls of [`Node`] out. It holds no logic of its own.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
@@ -76,6 +76,10 @@ pub trait Node: Send + Sync + 'static {
     async fn lease(&self, grant: LeaseGrant) -> Result<LeaseAnswer, Refusal> {
         let term = grant.term;
         Err(Refusal::new(Code::Unavailable, format!("this node takes no leases (term {term})")))
+    }
+    /// Takes note of where servers are.
+    fn know_servers(&self, addresses: BTreeSet<IpAddr>) {
+        drop(addresses);
     }
     /// What it has to report: the node and every task, [`Report::Synced`], then what changes. Heartbeats are added by the session.
     fn reports(&self) -> BoxStream<'static, Report>;

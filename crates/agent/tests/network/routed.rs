@@ -95,15 +95,7 @@ fn routed(vni: u8, node: u8, others: &[(u8, &Node)]) -> NetworkAssignment {
             .iter()
             .map(|(number, other)| RemoteBlock { block: block(vni, *number), node: other.address })
             .collect(),
-        peers: others
-            .iter()
-            .map(|(number, other)| Peer {
-                address: gateway(*number),
-                node: other.address,
-                mac: None,
-                address6: None,
-            })
-            .collect(),
+        peers: others.iter().map(|(number, other)| Peer::new(gateway(*number), other.address)).collect(),
         ..NetworkAssignment::new(id, name, u32::from(vni), subnet, gateway(node))
     }
 }
@@ -453,7 +445,7 @@ fn with_backend(backend: Backend, one: &Node, two: &Node) -> [NetworkAssignment;
             _ => node.address,
         };
         network.peers[0].node = node;
-        network.peers.push(Peer { address: on(100, container), node, mac: None, address6: None });
+        network.peers.push(Peer::new(on(100, container), node));
         network
     };
     [of(1, 2, two, 74), of(2, 1, one, 10)]

@@ -122,7 +122,7 @@ pub enum ProbeKind {
     },
     /// A connection by TCP; one that is refused shows that somebody is there.
     Tcp(SocketAddr),
-    /// An empty datagram; whether anybody answers or refuses.
+    /// An empty datagram; whether anybody answers or refuses. Nobody has if three are lost.
     Udp(SocketAddr),
     /// A datagram with this text; nobody answers.
     Datagram {

@@ -22,6 +22,7 @@ pub mod lines;
 pub mod node;
 pub mod prompt;
 pub mod reverse;
+pub mod signed;
 pub mod tls;
 pub mod token;
 pub mod wire;

@@ -129,7 +129,7 @@ pub fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Result<Peer, Inva
     certificates.and_then(|chain| chain.first()).map_or_else(|| Ok(Peer::anonymous()), Peer::from_certificate)
 }
 
-fn roots(authority: CertificateDer<'_>) -> Result<RootCertStore, InvalidIdentity> {
+pub(super) fn roots(authority: CertificateDer<'_>) -> Result<RootCertStore, InvalidIdentity> {
     let mut roots = RootCertStore::empty();
     roots.add(authority.into_owned()).map_err(|error| InvalidIdentity::Certificate(error.into()))?;
     Ok(roots)

@@ -59,6 +59,7 @@ impl Dice<'_> {
             node: dice.address().into(),
             mac: (dice.throw(5) == 1).then_some(Mac([2; 6])),
             address6: None,
+            task: (dice.throw(4) == 1).then(|| dice.id()),
         });
         if self.throw(2) == 0 {
             network.peers.sort_unstable();
@@ -279,7 +280,7 @@ fn a_small_change_of_much_is_small() {
     let mut endpoints = Vec::new();
     for number in 0..10_000_u32 {
         let address = Ipv4Addr::from(0x0a00_0000 + number);
-        network.peers.push(Peer { address, node: Ipv4Addr::LOCALHOST.into(), mac: None, address6: None });
+        network.peers.push(Peer::new(address, Ipv4Addr::LOCALHOST.into()));
         old.dns.networks.entry(id).or_default().insert(format!("service{number}"), vec![address]);
         endpoints
             .push(Endpoint::new(TaskId::from_parts(number.into(), [0; 10]), SocketAddrV4::new(address, 1)));

@@ -15,7 +15,7 @@ use wharf_api::{
     transport::diagnose::{Look, NameAnswer, Outcome, Probe, ProbeKind},
     v1::{NetworkHealth, NetworkMend, NetworkReport, NetworkTodo},
 };
-use wharf_model::{Backend, NetworkId, NodeId, NodeState, Phase, Protocol, TaskId};
+use wharf_model::{Backend, NetworkId, NodeId, NodeState, Phase, Protocol, TaskId, WORD_PORT};
 
 use super::{
     Depth,
@@ -39,6 +39,8 @@ pub(crate) enum Purpose {
     UnderlayTcp { to: NodeId },
     /// The largest packet between nodes.
     UnderlaySize { to: NodeId },
+    /// Whether nodes can tell each other what is alive.
+    Word { to: NodeId },
     /// Whether another node's bridge answers through the tunnel.
     Gateway { network: NetworkId, to: NodeId },
     /// The largest packet through the tunnel.
@@ -121,6 +123,10 @@ fn plan_underlay(tables: &Tables, from: NodeId, to: NodeId, depth: Depth, out: &
     if let (Depth::Whole, IpAddr::V4(address)) = (depth, address) {
         let what = ProbeKind::LargestPacket { to: address, up_to: 0 };
         out.push((Purpose::UnderlaySize { to }, probe(own, what)));
+    }
+    if depth == Depth::Whole {
+        let what = ProbeKind::Udp(SocketAddr::new(address, WORD_PORT));
+        out.push((Purpose::Word { to }, probe(own, what)));
     }
 }
 
@@ -769,6 +775,9 @@ fn judge_link(
     }
     for (from, to) in [(a, b), (b, a)] {
         judge_size(findings, (from, to), shared);
+        if underlay {
+            judge_word(findings, (from, to), shared);
+        }
     }
 }
 
@@ -880,6 +889,31 @@ fn judge_one_tunnel(
         let todo = NetworkTodo { problem, remedy: remedy.into(), node: None, command: Some(command) };
         findings.sick.insert(*id);
         findings.todo.insert((Gravity::Tunnel, todo));
+    }
+}
+
+/// Nodes that reach each other and cannot tell each other what is alive, while servers are away.
+fn judge_word(findings: &mut Findings<'_>, (from, to): (NodeId, NodeId), shared: &[NetworkId]) {
+    let (tables, evidence) = (findings.tables, findings.evidence);
+    let (names, address) = ((findings.name(from), findings.name(to)), tables.address(from));
+    let effect =
+        "while no server reaches one of them, names go on leading to tasks that have ended on the other";
+    match evidence.came(from, &Purpose::Word { to }) {
+        Some(Outcome::Silent) => {
+            let problem =
+                format!("UDP port {WORD_PORT} from {} to {} is blocked: {effect}", names.0, names.1);
+            let remedy = format!("open it in {}'s firewall, and in the cloud's security group", names.1);
+            let source = address.map(|address| format!("-s {address} ")).unwrap_or_default();
+            let command = format!("iptables -I INPUT {source}-p udp --dport {WORD_PORT} -j ACCEPT");
+            findings.add(Gravity::Note, shared.iter().copied(), problem, remedy, Some((to, command)));
+        }
+        Some(Outcome::Refused(_)) => {
+            let problem = format!("nobody listens at UDP port {WORD_PORT} of {}: {effect}", names.1);
+            let remedy = "another program has the port, or the agent is an older one: its log says which; upgrade it, or free the port and start it again";
+            let command = "journalctl -u wharf-agent".to_owned();
+            findings.add(Gravity::Note, shared.iter().copied(), problem, remedy, Some((to, command)));
+        }
+        _ => {}
     }
 }
 
@@ -1430,6 +1464,27 @@ mod tests {
             todo[0].command.as_deref(),
             Some("iptables -I INPUT -s 10.0.0.1 -p udp --dport 4790 -j ACCEPT")
         );
+    }
+
+    #[test]
+    fn nodes_that_cannot_tell_each_other_what_is_alive_are_named_and_nothing_is_broken_by_it_now() {
+        let tables = tables();
+        let found = |outcome: Outcome| {
+            let evidence = examined(&tables, |from, purpose| match purpose {
+                Purpose::Word { to } if (from, *to) == (node(1), node(2)) => Some(outcome.clone()),
+                _ => None,
+            });
+            let report = report(&tables, &evidence, Depth::Whole);
+            assert!(report.networks[0].healthy && report.todo.is_empty(), "{report:#?}");
+            let [todo] = &report.notes[..] else { panic!("{report:#?}") };
+            (todo.problem.clone(), todo.node.clone(), todo.command.clone())
+        };
+        let (problem, at, command) = found(Outcome::Silent);
+        assert!(problem.starts_with("UDP port 7420 from n1 to n2 is blocked: while no server"), "{problem}");
+        let open = "iptables -I INPUT -s 10.0.0.1 -p udp --dport 7420 -j ACCEPT";
+        assert_eq!((at.as_deref(), command.as_deref()), (Some("n2"), Some(open)));
+        let (problem, ..) = found(Outcome::Refused(10));
+        assert!(problem.starts_with("nobody listens at UDP port 7420 of n2"), "{problem}");
     }
 
     #[test]

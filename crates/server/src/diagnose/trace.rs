@@ -469,7 +469,7 @@ mod tests {
         let id = wharf_model::NetworkId::from_parts(1, [1; 10]);
         let subnet = "10.192.0.0/20".parse().unwrap();
         let mut network = NetworkAssignment::new(id, "shop_default", 31, subnet, [10, 192, 0, 1].into());
-        network.peers = vec![Peer { address: peer, node, mac: None, address6: None }];
+        network.peers = vec![Peer::new(peer, node)];
         network
     }
 
