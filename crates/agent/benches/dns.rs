@@ -171,7 +171,7 @@ fn serve(at: SocketAddr) -> Result<(), Error> {
     });
     let networks = BTreeMap::from([(id, names.collect())]);
     let table = DnsTable { version: Revision(1), networks, ..DnsTable::default() };
-    // One thread, as the process has it.
+    // One thread for tasks, as the process has it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = Tasks::new(&Shutdown::new());
     let responder = Responder::new(Upstreams::Fixed(Vec::new()), &tasks);

@@ -129,8 +129,8 @@ impl Cli {
 }
 
 impl Command {
-    /// Whether this is a process that runs beside an agent all the time: one thread is enough for it, and all threads have the privileges
-    /// that it keeps.
+    /// Whether this is a process that runs beside an agent all the time: one thread is enough for its tasks, and what it starts others for has
+    /// the privileges that it keeps.
     pub(crate) fn is_companion(&self) -> bool {
         matches!(self, Self::Dns(_) | Self::Fence(_) | Self::Gateway(_) | Self::WireguardDevice(_))
     }

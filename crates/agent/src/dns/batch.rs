@@ -1,9 +1,6 @@
 //! Receives many datagrams and sends many answers with one system call each.
-//!
-//! The buffers belong to the thread, not to a network: a node may have many networks and answers few questions at once.
 
 use std::{
-    cell::RefCell,
     io,
     io::IoSlice,
     io::IoSliceMut,
@@ -45,18 +42,10 @@ fn send_cut(socket: RawFd, answer: &mut [u8], to: &SockaddrIn) -> nix::Result<()
     sendto(socket, wire::cut(answer), to, MsgFlags::MSG_DONTWAIT).map(drop)
 }
 
-thread_local! {
-    static BATCH: RefCell<Batch> = RefCell::new(Batch::new());
-}
-
-/// Runs `work` with the thread's buffers.
-pub(super) fn with<T>(work: impl FnOnce(&mut Batch) -> T) -> T {
-    BATCH.with_borrow_mut(work)
-}
-
 /// Questions, and the answers to them.
 pub(super) struct Batch {
-    buffers: Box<[[u8; LARGEST]; MANY]>,
+    /// Of [`LARGEST`] each, one behind the other.
+    buffers: Box<[u8]>,
     incoming: MultiHeaders<SockaddrIn>,
     /// Length and sender of each message; none if it is not from an IPv4 address.
     received: Vec<Option<(usize, SockaddrIn)>>,
@@ -66,9 +55,10 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            buffers: Box::new([[0; LARGEST]; MANY]),
+            // Zeros from the allocator are real memory only once many come together, which most networks never see.
+            buffers: vec![0; MANY * LARGEST].into(),
             incoming: MultiHeaders::preallocate(MANY, None),
             received: Vec::with_capacity(MANY),
             answers: Vec::with_capacity(MANY * USUAL),
@@ -80,7 +70,9 @@ impl Batch {
     /// Receives what is there; how many datagrams that were.
     pub(super) fn receive(&mut self, socket: RawFd) -> io::Result<usize> {
         let Self { buffers, incoming, received, .. } = self;
-        let mut slices = buffers.each_mut().map(|buffer| [IoSliceMut::new(buffer)]);
+        let mut buffers = buffers.chunks_exact_mut(LARGEST);
+        let mut slices: [_; MANY] =
+            std::array::from_fn(|_| [IoSliceMut::new(buffers.next().unwrap_or_default())]);
         let messages = recvmmsg(socket, incoming, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
         received.clear();
         received.extend(messages.map(|message| Some((message.bytes, message.address?))));
@@ -91,7 +83,7 @@ impl Batch {
     pub(super) fn answer(&mut self, mut answer: impl FnMut(&[u8], SocketAddrV4, &mut Vec<u8>)) {
         self.answers.clear();
         self.to_send.clear();
-        for (received, buffer) in self.received.iter().zip(self.buffers.iter()) {
+        for (received, buffer) in self.received.iter().zip(self.buffers.chunks_exact(LARGEST)) {
             let Some((length, sender)) = received else { continue };
             let start = self.answers.len();
             answer(&buffer[..*length], (*sender).into(), &mut self.answers);

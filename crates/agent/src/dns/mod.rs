@@ -14,12 +14,13 @@
 //! - Before the first table nothing is denied: every question is answered with a failure, after which clients ask again.
 //!
 //! What is answered is decided in `answer`, without input or output; `wire` reads and writes messages, `batch` receives and sends many
-//! at once, `connection` serves TCP, `forward` asks others.
+//! at once, `datagrams` serves UDP, each address on a thread of its own, `connection` serves TCP, `forward` asks others.
 
 mod answer;
 mod batch;
 mod cache;
 mod connection;
+mod datagrams;
 mod forward;
 mod held;
 mod process;
@@ -35,8 +36,8 @@ mod tests;
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -48,12 +49,7 @@ use arc_swap::ArcSwap;
 use ipnet::Ipv4Net;
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::unix::AsyncFd,
-    net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wharf_model::{DnsTable, NetworkId, Revision};
 use wharf_process::Tasks;
@@ -73,7 +69,6 @@ pub use self::{
     remote::{DnsProcess, program},
     zone::{Source, Sources},
 };
-use crate::readable::readable;
 
 /// The port of DNS.
 pub const PORT: u16 = 53;
@@ -86,8 +81,6 @@ const WAITING: usize = 2048;
 const ATTEMPTS: usize = 3;
 /// After an error of a socket that may be lasting.
 const PAUSE: Duration = Duration::from_millis(50);
-/// So many batches are received before others have a turn.
-const BATCHES: usize = 16;
 
 /// A network to answer on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,15 +152,14 @@ struct Listening {
 /// Where questions to one address come in.
 #[derive(Debug, Clone)]
 struct Sockets {
-    /// Waited on for questions only: the kernel would tell with every answer that goes out that more may go, too.
-    udp: Arc<AsyncFd<OwnedFd>>,
+    udp: Arc<OwnedFd>,
     tcp: Arc<TcpListener>,
 }
 
 impl Sockets {
     fn new(udp: OwnedFd, tcp: TcpListener) -> io::Result<Self> {
         batch::never_in_parts(&udp)?;
-        Ok(Self { udp: Arc::new(readable(udp)?), tcp: Arc::new(tcp) })
+        Ok(Self { udp: Arc::new(udp), tcp: Arc::new(tcp) })
     }
 }
 
@@ -228,14 +220,15 @@ impl Responder {
             tasks: self.tasks.clone(),
             stop: stop.clone(),
         });
+        // Also of what is begun before a thread does not start.
+        let stop = stop.drop_guard();
         for (address, Sockets { udp, tcp }) in at.clone() {
-            let udp_served = Arc::clone(&server).serve_udp(udp);
+            datagrams::serve(Arc::clone(&server), udp, address, receive.clone())?;
+            let until = receive.clone();
             let tcp_served = Arc::clone(&server).serve_tcp(tcp);
-            let (until, or_until) = (receive.clone(), receive.clone());
-            self.tasks.spawn(format!("dns udp {address}"), until.run_until_cancelled_owned(udp_served));
-            self.tasks.spawn(format!("dns tcp {address}"), or_until.run_until_cancelled_owned(tcp_served));
+            self.tasks.spawn(format!("dns tcp {address}"), until.run_until_cancelled_owned(tcp_served));
         }
-        Ok(Listening { listen, at, receive, _stop: stop.drop_guard() })
+        Ok(Listening { listen, at, receive, _stop: stop })
     }
 
     async fn sockets_at(&self, address: SocketAddr) -> io::Result<Sockets> {
@@ -357,103 +350,7 @@ struct Server {
     stop: CancellationToken,
 }
 
-/// A question that waits for an upstream resolver.
-struct Waiting {
-    message: Box<[u8]>,
-    client: SocketAddrV4,
-    forward: Forward,
-    _permit: OwnedSemaphorePermit,
-}
-
 impl Server {
-    async fn serve_udp(self: Arc<Self>, socket: Arc<AsyncFd<OwnedFd>>) {
-        let mut waiting = Vec::new();
-        loop {
-            let served = match socket.readable().await {
-                Ok(mut ready) => ready.try_io(|socket| self.serve_batch(socket.as_raw_fd(), &mut waiting)),
-                Err(error) => Ok(Err(error)),
-            };
-            match served {
-                // The latter also after a datagram that came alone: the next one wakes us.
-                Ok(Ok(())) | Err(_) => {}
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "datagrams not received");
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-            for waiting in waiting.drain(..) {
-                let (server, socket) = (Arc::clone(&self), Arc::clone(&socket));
-                let task = async move { server.answer_later(socket.as_raw_fd(), waiting).await };
-                self.tasks.spawn("dns question", self.stop.child_token().run_until_cancelled_owned(task));
-            }
-            // A socket that never runs dry does not keep others from their turn.
-            tokio::task::coop::consume_budget().await;
-        }
-    }
-
-    /// Receives what is there, and sends what can be answered at once. Where several came together more have come meanwhile, most likely: these
-    /// are looked for at once, which costs less than to be woken for them.
-    fn serve_batch(&self, socket: RawFd, waiting: &mut Vec<Waiting>) -> io::Result<()> {
-        batch::with(|batch| {
-            for _ in 0..BATCHES {
-                let count = batch.receive(socket)?;
-                self.shared.questions.fetch_add(count as u64, Ordering::Relaxed);
-                let known = self.shared.known.read();
-                batch.answer(|message, client, out| self.answer(&known, message, client, waiting, out));
-                let unsent = batch.send(socket);
-                drop(known);
-                if unsent > 0 {
-                    self.shared.unsent.fetch_add(unsent as u64, Ordering::Relaxed);
-                }
-                if count == 1 {
-                    return Err(io::ErrorKind::WouldBlock.into());
-                }
-            }
-            Ok(())
-        })
-    }
-
-    fn answer(
-        &self,
-        known: &Known,
-        message: &[u8],
-        client: SocketAddrV4,
-        waiting: &mut Vec<Waiting>,
-        out: &mut Vec<u8>,
-    ) {
-        let Some(asker) = self.asker(client.ip()) else { return };
-        let Answer::Forward(forward) = answer(message, asker, Transport::Udp, known, out) else { return };
-        self.shared.forwarded.fetch_add(1, Ordering::Relaxed);
-        if let Some(outcome) = self.shared.forwarder.cached(&forward.ask) {
-            return write(&outcome, message, &forward, Transport::Udp, out);
-        }
-        match Arc::clone(&self.shared.waiting).try_acquire_owned() {
-            Ok(permit) => waiting.push(Waiting { message: message.into(), client, forward, _permit: permit }),
-            Err(_) => fail(message, Transport::Udp, code::SERVER_FAILURE, out),
-        }
-    }
-
-    async fn answer_later(&self, socket: RawFd, waiting: Waiting) {
-        let Waiting { message, client, mut forward, _permit } = waiting;
-        let Some(asker) = self.asker(client.ip()) else { return };
-        let mut out = Vec::new();
-        for attempt in 1..=ATTEMPTS {
-            let outcome = self.resolve(&forward).await;
-            let known = self.shared.known.read();
-            let asked = (attempt < ATTEMPTS).then_some((&forward, &outcome));
-            match settle(&known, &message, asker, Transport::Udp, asked, &mut out) {
-                Some(changed) => forward = changed,
-                None => {
-                    // Still behind the lock: nothing newer can have been published.
-                    if batch::send(socket, &mut out, &client.into()).is_err() {
-                        self.shared.unsent.fetch_add(1, Ordering::Relaxed);
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
     async fn resolve(&self, forward: &Forward) -> Outcome {
         self.shared.forwarder.resolve(&forward.ask, self.shared.own.load_full()).await
     }

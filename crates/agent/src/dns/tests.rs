@@ -19,12 +19,11 @@ use hickory_proto::{
         rdata::{A, CNAME, SOA},
     },
 };
-use ipnet::Ipv4Net;
 use proptest::{prelude::*, test_runner::RngSeed};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::Notify,
+    sync::{Notify, oneshot},
     time::timeout,
 };
 use wharf_model::{DnsTable, ExternalHost, Ipv6Addresses, NamedPort, NetworkId, Protocol, Revision};
@@ -609,7 +608,7 @@ proptest! {
 struct Fixture {
     responder: Responder,
     at: SocketAddr,
-    _tasks: Tasks,
+    tasks: Tasks,
 }
 
 /// A responder with a table without names.
@@ -624,10 +623,14 @@ async fn new_responder(upstreams: Vec<SocketAddr>) -> Fixture {
     let tasks = Tasks::new(&Shutdown::new());
     let responder = Responder::new(Upstreams::Fixed(upstreams), &tasks);
     let at = free_address().await;
-    let subnet: Ipv4Net = "127.0.0.0/8".parse().unwrap();
-    responder.listen(&BTreeMap::from([(network(1), Listen { address: at, subnet })])).await;
+    responder.listen(&BTreeMap::from([(network(1), loopback(at))])).await;
     assert_eq!(responder.problems(), [""; 0]);
-    Fixture { responder, at, _tasks: tasks }
+    Fixture { responder, at, tasks }
+}
+
+/// A network of this machine's own addresses.
+fn loopback(address: SocketAddr) -> Listen {
+    Listen { address, subnet: "127.0.0.0/8".parse().unwrap() }
 }
 
 /// Waits for something that comes soon.
@@ -1122,9 +1125,8 @@ async fn networks_that_stay_keep_their_sockets_and_others_are_closed() {
     let fixture = responder(Vec::new()).await;
     fixture.responder.publish(&table(&[(1, "db", &[address(5)])]), &Sources::new());
     let mut stream = TcpStream::connect(fixture.at).await.unwrap();
-    let subnet: Ipv4Net = "127.0.0.0/8".parse().unwrap();
-    let other = Listen { address: free_address().await, subnet };
-    let both = BTreeMap::from([(network(1), Listen { address: fixture.at, subnet }), (network(2), other)]);
+    let other = loopback(free_address().await);
+    let both = BTreeMap::from([(network(1), loopback(fixture.at)), (network(2), other)]);
     fixture.responder.listen(&both).await;
     let bytes = query("db.", RecordType::A).to_vec().unwrap();
     stream.write_u16(bytes.len().try_into().unwrap()).await.unwrap();
@@ -1141,4 +1143,84 @@ async fn networks_that_stay_keep_their_sockets_and_others_are_closed() {
         }
     };
     timeout(SOON, rebound).await.expect("the address is free again");
+}
+
+/// Whether a task of this responder serves `what`.
+fn is_served(tasks: &Tasks, what: &str, at: SocketAddr) -> bool {
+    tasks.running().contains(&format!("dns {what} {at}"))
+}
+
+#[tokio::test]
+async fn what_was_received_is_answered_and_the_rest_left_to_the_process_after() {
+    let before = responder(Vec::new()).await;
+    before.responder.publish(&table(&[(1, "db", &[address(5)])]), &Sources::new());
+    let asking = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let question = query("db.", RecordType::A).to_vec().unwrap();
+    let answer = async || {
+        let mut buffer = [0; 512];
+        let length = timeout(SOON, asking.recv(&mut buffer)).await.unwrap().unwrap();
+        addresses(&Message::from_vec(&buffer[..length]).unwrap())
+    };
+
+    // Nothing can be decided while somebody holds what is known.
+    let (holds, held) = oneshot::channel();
+    let (releases, released) = oneshot::channel::<()>();
+    let shared = Arc::clone(&before.responder.shared);
+    let holder = std::thread::spawn(move || {
+        let _known = shared.known.write();
+        holds.send(()).unwrap();
+        released.blocking_recv()
+    });
+    held.await.unwrap();
+    asking.send_to(&question, before.at).await.unwrap();
+    until(|| before.responder.counters().questions == 1).await;
+    before.responder.retire();
+    // Both tasks have heard of it once one of them has ended and others had their turn.
+    until(|| !is_served(&before.tasks, "tcp", before.at)).await;
+    tokio::task::yield_now().await;
+    assert!(is_served(&before.tasks, "udp", before.at), "there is something to be answered");
+    asking.send_to(&question, before.at).await.unwrap();
+    releases.send(()).unwrap();
+    holder.join().unwrap().unwrap();
+    assert_eq!(answer().await, [address(5)]);
+    until(|| !is_served(&before.tasks, "udp", before.at)).await;
+    assert_eq!(before.responder.counters().questions, 1);
+
+    let tasks = Tasks::new(&Shutdown::new());
+    let after = Responder::new(Upstreams::Fixed(Vec::new()), &tasks);
+    after.publish(&table(&[(1, "db", &[address(6)])]), &Sources::new());
+    let (at, files) = before.responder.sockets().unwrap();
+    after.adopt(at, files);
+    after.listen(&BTreeMap::from([(network(1), loopback(before.at))])).await;
+    assert_eq!(after.problems(), [""; 0]);
+    assert_eq!(answer().await, [address(6)]);
+}
+
+/// Whether this process has a thread for this address.
+fn has_thread(at: SocketAddr) -> bool {
+    let name = format!("dns {}", at.ip());
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let is_named = |thread: std::fs::DirEntry| {
+        std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|found| found.trim_end() == name)
+    };
+    threads.flatten().any(is_named)
+}
+
+#[tokio::test]
+async fn a_thread_ends_with_the_wish_for_it_and_with_its_task() {
+    // Addresses that no other test has: threads are called by them.
+    for (last, is_wanted) in [(1, false), (2, true)] {
+        let at = SocketAddr::from(([127, 77, 0, last], free_address().await.port()));
+        let tasks = Tasks::new(&Shutdown::new());
+        let responder = Responder::new(Upstreams::Fixed(Vec::new()), &tasks);
+        responder.listen(&BTreeMap::from([(network(1), loopback(at))])).await;
+        assert_eq!(responder.problems(), [""; 0]);
+        until(|| has_thread(at)).await;
+        if is_wanted {
+            tasks.abort();
+        } else {
+            responder.listen(&BTreeMap::new()).await;
+        }
+        until(|| !is_served(&tasks, "udp", at) && !has_thread(at)).await;
+    }
 }
