@@ -8,7 +8,7 @@
 //! - A node goes by the tables of a server, and leaves out what others say has ended. It believes the node whose task it is, about what it
 //!   had in its own table then, for as long as that is good for and said again. Nothing is learned from others but ends: what is new has to come
 //!   from a server.
-//! - Between two nodes that servers hear, nothing is said.
+//! - Between two nodes that servers hear, nothing is said. What was said before holds for as long as a server's tables may take to come.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +28,8 @@ const FOR_EACH: Duration = Duration::from_millis(10);
 const ONCE_MORE: Duration = Duration::from_millis(200);
 /// Statements that may be lost in a row before what was said is not good any more.
 const LOST: u32 = 4;
+/// A server that hears a node again has its word, and has told everybody, after so long.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
 /// Nothing that is said is good for longer.
 const LONGEST: Duration = Duration::from_mins(2);
 
@@ -152,12 +154,15 @@ impl Hearsay {
             return false;
         }
         *latest = said.number;
-        // A server that hears both knows better: of what has begun since, too.
+        // A server that hears both knows better, of what has begun since, too: once its tables are there.
         let is_known = served && said.served;
         let mut changed = false;
         for task in tasks_at(set, said, Some(from)) {
-            changed |= if is_known || said.tasks.contains(&task) {
+            changed |= if said.tasks.contains(&task) {
                 self.gone.remove(&task).is_some()
+            } else if is_known {
+                self.gone.entry(task).and_modify(|until| *until = (now + ON_ITS_WAY).min(*until));
+                false
             } else {
                 self.gone.insert(task, now + said.holds.min(LONGEST)).is_none()
             };
@@ -280,8 +285,12 @@ mod tests {
         let set = set(&[(1, OTHER), (2, OTHER)]);
         let mut hearsay = Hearsay::default();
         hearsay.take(&set, node(2), &says(5, false, &[1]), true, SECOND);
-        assert!(hearsay.take(&set, node(2), &says(6, true, &[1]), true, SECOND));
-        assert_eq!(hearsay.gone(), tasks(&[]), "what is in the table may have begun since");
+        assert!(!hearsay.take(&set, node(2), &says(6, true, &[1]), true, SECOND));
+        assert_eq!(hearsay.gone(), tasks(&[2]), "they are on their way");
+        assert_eq!(hearsay.next(), Some(3 * SECOND));
+        assert!(hearsay.expire(&set, 3 * SECOND), "what is in the table may have begun since");
+        assert!(!hearsay.take(&set, node(2), &says(6, true, &[1]), true, 3 * SECOND));
+        assert_eq!(hearsay.gone(), tasks(&[]));
         assert!(
             hearsay.take(&set, node(2), &says(7, true, &[1]), false, SECOND),
             "this node has an old table"
