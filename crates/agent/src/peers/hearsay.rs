@@ -339,10 +339,9 @@ mod tests {
             let told = self.0.due(own, || [OTHER, THIRD].into(), Duration::from_secs_f64(seconds))?;
             Some((told.parts[0].number, told.parts[0].served, told.to.len()))
         }
-        fn asked(&mut self, served: bool, seconds: f64) -> Option<BTreeSet<IpAddr>> {
+        fn asked(&mut self, said: &Alive, served: bool, seconds: f64) -> Option<BTreeSet<IpAddr>> {
             let own = Own { at: THIRD, alive: &self.1, served };
-            let told = self.0.asked(OTHER, &says(1, false, &[]), own, Duration::from_secs_f64(seconds))?;
-            Some(told.to)
+            Some(self.0.asked(OTHER, said, own, Duration::from_secs_f64(seconds))?.to)
         }
     }
 
@@ -375,12 +374,13 @@ mod tests {
     fn who_asks_is_told_and_hears_of_changes_until_it_asks_no_more() {
         let mut speaker = Speaker(Telling::new(7), tasks(&[1]));
         assert_eq!(speaker.due(true, 0.0), None);
-        assert_eq!(speaker.asked(true, 1.0), Some([OTHER].into()));
+        assert_eq!(speaker.asked(&says(1, true, &[]), true, 0.5), None, "a server hears it");
+        assert_eq!(speaker.asked(&says(2, false, &[]), true, 1.0), Some([OTHER].into()));
         speaker.1.clear();
         assert_eq!(speaker.due(true, 2.0), Some((9, true, 1)));
         speaker.1 = tasks(&[1]);
         assert_eq!(speaker.due(true, 5.1), None, "four seconds after it has asked");
-        assert_eq!(speaker.asked(false, 6.0), None, "it is told like everybody");
+        assert_eq!(speaker.asked(&says(3, false, &[]), false, 6.0), None, "it is told like everybody");
         assert_eq!(speaker.due(false, 6.0), Some((10, false, 2)));
     }
 }
