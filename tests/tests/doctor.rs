@@ -136,7 +136,7 @@ fn what_is_blocked_that_is_needed_only_without_servers_is_told_as_well(fleet: &F
     fleet.node(2).sh(&format!("iptables -I {rule}")).unwrap();
     let report = doctor(fleet, &[]).unwrap();
     assert!(items(&report["todo"]).is_empty(), "nothing is broken: {report:#}");
-    let [note] = &items(&report["notes"])[..] else { panic!("the open direction is none: {report:#}") };
+    let [note] = items(&report["notes"]) else { panic!("the open direction is none: {report:#}") };
     assert!(text(&note["problem"]).starts_with("UDP port 7420 from n1 to n2 is blocked"), "{note}");
     assert!(text(&note["command"]).starts_with("iptables -I INPUT") && note["node"] == "n2", "{note}");
     let said = fleet.ok(["doctor", "network"]);
