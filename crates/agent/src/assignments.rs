@@ -305,8 +305,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use wharf_model::{
-        AcmeChallenge, AppKey, DnsTable, FileAssignment, FileMount, RouteId, RouteTable, ServiceKey,
-        ServiceRoute, ShownCertificate, TicketKey, Users,
+        AcmeChallenge, AppKey, FileAssignment, FileMount, RouteId, RouteTable, ServiceKey, ServiceRoute,
+        ShownCertificate, TicketKey, Users,
     };
 
     use super::*;
@@ -317,20 +317,7 @@ mod tests {
     }
 
     fn set(epoch: u64, revision: u64) -> AssignmentSet {
-        AssignmentSet {
-            epoch,
-            revision: Revision(revision),
-            node: node(1),
-            tasks: BTreeMap::new(),
-            networks: BTreeMap::new(),
-            volumes: BTreeMap::new(),
-            removed_volumes: Vec::new(),
-            dns: DnsTable::default(),
-            routes: RouteTable::default(),
-            wireguard: None,
-            disk_marks: Default::default(),
-            watched: Vec::new(),
-        }
+        AssignmentSet::new(epoch, Revision(revision), node(1))
     }
 
     #[test]

@@ -17,7 +17,6 @@ pub mod network;
 pub mod node;
 pub mod peers;
 pub mod probe;
-mod readable;
 pub mod registry;
 pub mod reports;
 pub mod runtime;

@@ -495,7 +495,7 @@ impl NodeAgent {
             let others = inner.held().is_none_or(|held| held.disk_marks != marks);
             inner.assignments.lock().accept(set)?;
             if others {
-                inner.shared.house.look_soon();
+                inner.shared.house.wake();
             }
             inner.from_disk.store(false, Ordering::Release);
             inner.wake.notify_one();
@@ -1076,13 +1076,17 @@ impl Inner {
         routes
     }
 
-    /// The set's tasks that have ended here. What ended and is in no set any more is forgotten.
+    /// The tasks of the set that have ended; those that have not are said to whom it concerns. What ended here and is in no set any more is
+    /// forgotten.
     fn departed(&self, set: &AssignmentSet) -> Departed {
         let mut ended = self.shared.ended.lock();
         ended.retain(|task| set.tasks.contains_key(task));
-        let alive: BTreeSet<_> = set.tasks.keys().filter(|task| !ended.contains(task)).copied().collect();
-        self.alive
-            .send_if_modified(|was| was.as_ref() != Some(&alive) && was.replace(alive).is_none_or(|_| true));
+        let alive = Some(set.tasks.keys().filter(|task| !ended.contains(task)).copied().collect());
+        self.alive.send_if_modified(|was| {
+            let changes = *was != alive;
+            *was = alive;
+            changes
+        });
         Departed::of(set, &ended, &self.gone.lock())
     }
 

@@ -15,7 +15,7 @@ use wharf_testkit::cluster::{Node, clock::Step, try_wait_until};
 
 use super::{
     ask::Observer,
-    check::{Fault, Heard, Moment, Question, Run, Said, Scenario},
+    check::{Fault, Heard, Question, Run, Said, Scenario},
     truth::Truth,
 };
 use crate::Fleet;
@@ -213,8 +213,8 @@ fn changes(fleet: &Fleet, truth: &Truth, changing: &AtomicBool, stop: &AtomicBoo
 fn breaking(fleet: &Fleet, truth: &Truth, what: Break, faults: &mut Vec<Fault>) -> Result<()> {
     let from = truth.now();
     let only = |node: u8| Some(BTreeSet::from([node]));
-    let mut fault = |on: Option<BTreeSet<u8>>, of: Option<BTreeSet<u8>>, until: Moment| {
-        faults.push(Fault { what: what.name(), from, until, on, of, ends_are_heard: false });
+    let mut add = |on, of, until, ends_are_heard| {
+        faults.push(Fault { what: what.name(), from, until, on, of, ends_are_heard });
     };
     match what {
         Break::Nothing => {}
@@ -223,15 +223,15 @@ fn breaking(fleet: &Fleet, truth: &Truth, what: Break, faults: &mut Vec<Fault>) 
             agent.kill()?;
             agent.start()?;
             let until = truth.now();
-            fault(None, only(node), until);
-            fault(only(node), None, until);
+            add(None, only(node), until, false);
+            add(only(node), None, until, false);
         }
         Break::Engine(node, away) => {
             let machine = fleet.node(node);
             machine.engine_kill()?;
             thread::sleep(away);
             machine.engine_start()?;
-            fault(None, only(node), truth.now());
+            add(None, only(node), truth.now(), false);
         }
         Break::Server(away) => {
             let server = fleet.node(1).service("server");
@@ -239,9 +239,8 @@ fn breaking(fleet: &Fleet, truth: &Truth, what: Break, faults: &mut Vec<Fault>) 
             thread::sleep(away);
             server.start()?;
             // Of what ends nodes tell each other. That a task is ready counts once a server says so, on its own node, too.
-            let (what, until) = (what.name(), truth.now());
             let all = fleet.cluster.nodes().iter().map(Node::index).collect();
-            faults.push(Fault { what, from, until, on: None, of: Some(all), ends_are_heard: true });
+            add(None, Some(all), truth.now(), true);
         }
         Break::Partition(node, lasts) => {
             fleet.cluster.partition(1, node)?;
@@ -249,21 +248,18 @@ fn breaking(fleet: &Fleet, truth: &Truth, what: Break, faults: &mut Vec<Fault>) 
             fleet.cluster.heal()?;
             let until = truth.now();
             // The server's machine has tasks, too. What ends elsewhere nodes tell each other.
-            fault(only(node), only(1), until);
-            fault(only(1), only(node), until);
-            let mut new = |on, of| {
-                faults.push(Fault { what: what.name(), from, until, on, of, ends_are_heard: true });
-            };
-            new(only(node), None);
-            new(others(fleet, node), only(node));
+            add(only(node), only(1), until, false);
+            add(only(1), only(node), until, false);
+            add(only(node), None, until, true);
+            add(others(fleet, node), only(node), until, true);
         }
         Break::Isolation(node, lasts) => {
             fleet.node(node).isolate()?;
             thread::sleep(lasts);
             fleet.cluster.heal()?;
             let until = truth.now();
-            fault(only(node), None, until);
-            fault(others(fleet, node), only(node), until);
+            add(only(node), None, until, false);
+            add(others(fleet, node), only(node), until, false);
         }
         Break::Power(node, lasts) => {
             truth.power_off(node);

@@ -160,11 +160,6 @@ impl Housekeeper {
         self.changed.notify_one();
     }
 
-    /// Has the next look come now.
-    pub(crate) fn look_soon(&self) {
-        self.changed.notify_one();
-    }
-
     /// What the node says of it.
     pub(crate) fn told(&self) -> Told {
         let state = self.state.lock();

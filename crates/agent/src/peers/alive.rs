@@ -1,10 +1,6 @@
 //! What a node says of its tasks to other nodes while servers cannot: which of them are alive.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use uuid::Uuid;
 use wharf_model::TaskId;
@@ -94,13 +90,11 @@ impl Alive {
         if form != FORM || served > 1 {
             return None;
         }
-        let at = Ipv6Addr::from(*at);
-        let v4 = |at: Ipv4Addr| IpAddr::V4(at);
         Some(Self {
             number: u64::from_be_bytes(*number),
             served: served == 1,
             holds: Duration::from_millis(u32::from_be_bytes(*holds).into()),
-            at: at.to_ipv4_mapped().map_or(IpAddr::V6(at), v4),
+            at: IpAddr::V6((*at).into()).to_canonical(),
             range,
             tasks: ids.collect(),
         })
@@ -109,6 +103,8 @@ impl Alive {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     const AT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 12));

@@ -177,8 +177,7 @@ impl Hearsay {
         }
         let before = self.gone.len();
         self.gone.retain(|_, until| *until > now);
-        let peers = set.networks.values().flat_map(|network| &network.peers);
-        let there: BTreeSet<_> = peers.filter_map(|peer| peer.task).collect();
+        let there: BTreeSet<_> = peers(set).filter_map(|peer| peer.task).collect();
         self.gone.retain(|task, _| there.contains(task));
         self.gone.len() != before
     }
@@ -207,13 +206,16 @@ fn tasks_at<'s>(
         IpAddr::V6(node) => tunnel.map_or_else(|| is_tunnel(node), |tunnel| node == tunnel),
         IpAddr::V4(_) => false,
     };
-    let peers = set.networks.values().flat_map(|network| &network.peers);
-    peers.filter(is_there).filter_map(|peer| peer.task).filter(|task| said.is_about(*task))
+    peers(set).filter(is_there).filter_map(|peer| peer.task).filter(|task| said.is_about(*task))
 }
 
 /// The nodes that have tasks of this one in their tables: those that share a network with it.
 pub(crate) fn neighbours(set: &AssignmentSet) -> BTreeSet<IpAddr> {
-    set.networks.values().flat_map(|network| &network.peers).map(|peer| peer.node).collect()
+    peers(set).map(|peer| peer.node).collect()
+}
+
+fn peers(set: &AssignmentSet) -> impl Iterator<Item = &Peer> {
+    set.networks.values().flat_map(|network| &network.peers)
 }
 
 #[cfg(test)]

@@ -9,11 +9,10 @@ use std::{
 };
 
 use nix::libc;
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 use wharf_process::blocking;
 
 use super::Container;
-use crate::readable::readable;
 
 /// A process that is held: its number may become another's, this stays the same process.
 #[derive(Debug)]
@@ -37,7 +36,7 @@ impl FirstProcess {
             };
             Ok((names(&groups, &id) && number_of(&process)? == Some(number)).then_some(process))
         });
-        found.await?.map(readable).transpose().map(|found| found.map(Self))
+        found.await?.map(Self::new).transpose()
     }
 
     /// The process of that number, whoever's it is. Nothing if there is none.
@@ -45,7 +44,15 @@ impl FirstProcess {
     /// # Errors
     /// Like [`FirstProcess::of`].
     pub fn numbered(number: i64) -> io::Result<Option<Self>> {
-        hold(number)?.map(readable).transpose().map(|found| found.map(Self))
+        hold(number)?.map(Self::new).transpose()
+    }
+
+    #[expect(unsafe_code, reason = "the safe call is deprecated, for what others may hand to it")]
+    fn new(process: OwnedFd) -> io::Result<Self> {
+        // SAFETY: an `OwnedFd` answers the same open descriptor as long as it lives, and nobody takes it out again.
+        unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }
+            .map(Self)
+            .map_err(io::Error::from)
     }
 
     /// Returns when it has ended. May be dropped.

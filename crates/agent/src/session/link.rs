@@ -23,7 +23,7 @@ use wharf_api::transport::{
 use wharf_model::Timestamp;
 use wharf_process::{Backoff, Task, Tasks, errors::chain};
 
-use super::{Membership, Node, Shared, router, tls_time};
+use super::{Membership, Node, Shared, addresses, router, tls_time};
 use crate::network::Seeker;
 
 const FIRST_DELAY: Duration = Duration::from_millis(200);
@@ -191,7 +191,7 @@ impl Link {
         let dialer = dialer.insisting(again);
         let expires = membership.identity.peer()?.expires;
         let mut first = None;
-        for address in self.server.addresses.iter().filter_map(|text| text.parse::<ServerAddress>().ok()) {
+        for address in addresses(&self.server) {
             // Dropped: what seeks waits for nothing but its turns.
             let connected = tokio::select! {
                 connected = dialer.connect(&address) => connected,

@@ -16,7 +16,6 @@ pub mod router;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -137,7 +136,8 @@ async fn keep_links(shared: Arc<Shared>, node: Arc<dyn Node>, tasks: Tasks, stop
     stop.run_until_cancelled(async {
         loop {
             let wanted: BTreeSet<ServerEntry> = servers.borrow_and_update().servers.iter().cloned().collect();
-            node.know_servers(wanted.iter().flat_map(addresses).collect());
+            let known = wanted.iter().flat_map(addresses).filter_map(|address| address.host().parse().ok());
+            node.know_servers(known.collect());
             links.retain(|server, end| {
                 let keep = wanted.contains(server);
                 if !keep {
@@ -167,10 +167,9 @@ async fn keep_links(shared: Arc<Shared>, node: Arc<dyn Node>, tasks: Tasks, stop
     .await;
 }
 
-/// Those of a server that need no name to be found.
-fn addresses(server: &ServerEntry) -> impl Iterator<Item = IpAddr> {
-    let parsed = server.addresses.iter().filter_map(|text| text.parse::<ServerAddress>().ok());
-    parsed.filter_map(|address| address.host().parse().ok())
+/// Where a server is.
+fn addresses(server: &ServerEntry) -> impl Iterator<Item = ServerAddress> {
+    server.addresses.iter().filter_map(|text| text.parse().ok())
 }
 
 fn link_name(server: ServerId) -> String {
